@@ -1,0 +1,75 @@
+"""Checkpoints for people and programs: rows of a list, and everything about one of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from indextts_job.checkpoint import retention
+from indextts_job.checkpoint.manifest import CheckpointManifest, file_name
+from indextts_job.checkpoint.store import CheckpointStore, DamagedCheckpointError
+from indextts_job.errors import DataError
+
+
+def rows(store: CheckpointStore, *, verify: bool) -> list[dict[str, Any]]:
+    """One row per checkpoint, newest first.
+
+    Args:
+        store: The run.
+        verify: Read every object and compare hashes; else `verified` is null.
+    """
+    current = set(retention.current(store.names()))
+    result = []
+    for name in reversed(store.names()):
+        row: dict[str, Any] = {"step": name.step, "attempt": name.attempt, "tags": list(name.tags)}
+        row |= {"name": file_name(name), "superseded": name not in current}
+        try:
+            manifest = store.manifest(name)
+            row |= _summary(manifest)
+            row["verified"] = verified(store, manifest) if verify else None
+        except DataError as error:
+            row |= {"verified": False, "problem": str(error)}
+        result.append(row)
+    return result
+
+
+def verified(store: CheckpointStore, manifest: CheckpointManifest) -> bool:
+    """Whether every byte of a checkpoint is there and unchanged."""
+    try:
+        store.verify(manifest)
+    except DamagedCheckpointError:
+        return False
+    return True
+
+
+def _summary(manifest: CheckpointManifest) -> dict[str, Any]:
+    values = manifest.values
+    validations = values["history"]["validations"]
+    here = validations[-1] if validations and validations[-1]["step"] == manifest.name.step else None
+    return {
+        "epoch": epoch(manifest),
+        "validation": here["losses"] if here else None,
+        "bytes": manifest.size_bytes,
+        "created": manifest.created,
+    }
+
+
+def epoch(manifest: CheckpointManifest) -> float:
+    """Epochs done, from samples: 1.5 is the middle of the second."""
+    return float(manifest.values["history"]["samples"] / manifest.values["order"]["num_samples"])
+
+
+def details(manifest: CheckpointManifest) -> Mapping[str, Any]:
+    """Everything that a checkpoint records, with what follows from it."""
+    total = manifest.values["total_steps"]
+    return {
+        "name": file_name(manifest.name),
+        "step": manifest.name.step,
+        "total_steps": total,
+        "epoch": epoch(manifest),
+        "attempt": manifest.name.attempt,
+        "tags": list(manifest.name.tags),
+        "created": manifest.created,
+        "bytes": manifest.size_bytes,
+        "tensors": len(manifest.tensors),
+        "objects": len(manifest.objects),
+        **manifest.values,
+    }

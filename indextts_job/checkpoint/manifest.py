@@ -1,0 +1,134 @@
+"""What a checkpoint is: one small JSON document that names every byte of it. It exists exactly when this does (I4).
+
+Names say step, attempt, the step at which the attempt resumed, and tags, so a listing alone tells which checkpoint
+is newest and what retention may remove.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from indextts_job.checkpoint.retention import CheckpointName
+from indextts_job.errors import DataError
+
+FORMAT = "indextts-job checkpoint"
+FORMAT_VERSION = 1
+
+_NAME = re.compile(r"step-(\d{8,})-attempt-(\d{4,})-from-(\d{8,})((?:-[a-z]+)*)\.json")
+
+
+def file_name(name: CheckpointName) -> str:
+    """File name of a manifest; names sort by step, then attempt."""
+    tags = "".join(f"-{tag}" for tag in sorted(name.tags))
+    return f"step-{name.step:08d}-attempt-{name.attempt:04d}-from-{name.attempt_start:08d}{tags}.json"
+
+
+def parse_file_name(file: str) -> CheckpointName | None:
+    """The inverse of `file_name`; None for other files."""
+    match = _NAME.fullmatch(file)
+    if match is None:
+        return None
+    step, attempt, start, tags = match.groups()
+    return CheckpointName(int(step), int(attempt), int(start), tuple(tags.split("-")[1:]))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """A file below `objects/`, named by the hash of its bytes."""
+
+    key: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies."""
+
+    dtype: str
+    """As safetensors spells it: F32, F16, BF16."""
+    shape: tuple[int, ...]
+    object: str
+    """Key of the object."""
+    start: int
+    """First byte within the object."""
+    stop: int
+    """Byte behind the last one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointManifest:
+    """A checkpoint: where its tensors lie, and everything else that it stores, as plain values."""
+
+    name: CheckpointName
+    created: str
+    """UTC, ISO 8601."""
+    objects: Mapping[str, StoredObject]
+    tensors: Mapping[str, StoredTensor]
+    """By name: `model/…`, `exp_avg/…`, `exp_avg_sq/…`, and `base/…` for what never changes."""
+    files: Mapping[str, str]
+    """Other files, by name: key of their object."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Configuration, history, fingerprints, environment: see `training/state.py`."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all objects it names."""
+        return sum(stored.size_bytes for stored in self.objects.values())
+
+    def to_json(self) -> bytes:
+        """The document as it is stored."""
+        document = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "step": self.name.step,
+            "attempt": self.name.attempt,
+            "attempt_start": self.name.attempt_start,
+            "tags": list(self.name.tags),
+            "created": self.created,
+            "objects": {key: {"sha256": o.sha256, "bytes": o.size_bytes} for key, o in self.objects.items()},
+            "tensors": {key: asdict(tensor) for key, tensor in self.tensors.items()},
+            "files": dict(self.files),
+            "values": dict(self.values),
+        }
+        return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode()
+
+
+def parse_manifest(content: bytes, source: str) -> CheckpointManifest:
+    """A manifest from its bytes.
+
+    Raises:
+        DataError: Not a manifest, or of a newer format.
+    """
+    try:
+        document = json.loads(content)
+    except ValueError as error:
+        raise DataError(f"{source}: not a checkpoint manifest ({error}); it is damaged or not ours.") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise DataError(f"{source}: not a checkpoint manifest of indextts-job.")
+    if document.get("format_version") != FORMAT_VERSION:
+        raise DataError(
+            f"{source}: checkpoint format {document.get('format_version')!r}, this version reads {FORMAT_VERSION}. "
+            "Install the indextts-job release that wrote it, or a newer one."
+        )
+    try:
+        return CheckpointManifest(
+            name=CheckpointName(
+                document["step"], document["attempt"], document["attempt_start"], tuple(document["tags"])
+            ),
+            created=document["created"],
+            objects={
+                key: StoredObject(key, entry["sha256"], entry["bytes"])
+                for key, entry in document["objects"].items()
+            },
+            tensors={
+                key: StoredTensor(**{**entry, "shape": tuple(entry["shape"])})
+                for key, entry in document["tensors"].items()
+            },
+            files=document["files"],
+            values=document["values"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{source}: the manifest lacks or garbles {error}; it is damaged.") from error

@@ -1,0 +1,62 @@
+"""Which checkpoints are current and which may go. Pure: names in, names out."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+FINAL, BEST, PREEMPTED = "final", "best", "preempted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointConfig:
+    """When to save and what to keep."""
+
+    interval_steps: int = 1000
+    """Steps between saves; 0 = only at the end and on preemption."""
+    keep: int = 3
+    """Newest checkpoints kept, besides the best and the final one."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class CheckpointName:
+    """What a checkpoint's name says. Names order by step, then by attempt."""
+
+    step: int
+    attempt: int
+    attempt_start: int
+    """Step at which its attempt resumed."""
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """One order of tags, so that equal names are equal."""
+        object.__setattr__(self, "tags", tuple(sorted(self.tags)))
+
+
+def current(names: Iterable[CheckpointName]) -> list[CheckpointName]:
+    """The checkpoints that belong to the newest line of attempts, newest first.
+
+    A checkpoint is superseded when a later attempt that resumed before it has committed: somebody went back to an
+    older step on purpose, or the checkpoint could not be read, or a zombie wrote it.
+    """
+    every = sorted(names, reverse=True)
+    return [
+        name
+        for name in every
+        if not any(other.attempt > name.attempt and other.attempt_start < name.step for other in every)
+    ]
+
+
+def to_delete(names: Sequence[CheckpointName], keep: int) -> list[CheckpointName]:
+    """Checkpoints that retention removes now.
+
+    Kept are the `keep` newest, the newest one tagged `best`, and every one tagged `final`. Superseded ones are kept
+    until the new line of attempts has committed at or beyond their step.
+
+    Args:
+        names: All checkpoints of the run, the one just committed included.
+        keep: At least 1.
+    """
+    alive = current(names)
+    best = next((name for name in alive if BEST in name.tags), None)
+    kept = {*alive[: max(1, keep)], best, *(name for name in alive if FINAL in name.tags)}
+    reached = alive[0].step if alive else 0
+    return sorted(name for name in names if name not in kept and (name in alive or name.step <= reached))

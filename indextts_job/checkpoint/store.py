@@ -1,0 +1,281 @@
+"""Checkpoints of one run: commit, list, load verified, remove.
+
+Objects first, then one manifest: a checkpoint is visible exactly when all of it is there. Objects are named by the
+hash of their bytes, so what did not change is not written again and an interrupted save costs nothing but space.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from indextts_job.checkpoint import retention
+from indextts_job.checkpoint.manifest import (
+    CheckpointManifest,
+    StoredObject,
+    StoredTensor,
+    file_name,
+    parse_file_name,
+    parse_manifest,
+)
+from indextts_job.checkpoint.retention import CheckpointName
+from indextts_job.checkpoint.storage import RunStorage
+from indextts_job.errors import DataError
+
+MANIFESTS = "checkpoints"
+OBJECTS = "objects"
+OBJECT_BYTES = 256 * 2**20
+"""Upper bound of one object (a larger tensor is an object of its own): memory of a save, unit of parallel reads."""
+READERS = 4
+SAFE_AGE_S = 3600.0
+"""Objects that no manifest names are removed only when older: they may belong to a save in progress."""
+
+
+class DamagedCheckpointError(DataError):
+    """A checkpoint is not whole; the message says which file and what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What goes into a checkpoint."""
+
+    groups: Sequence[Mapping[str, Tensor]]
+    """Tensors by full name, on any device; tensors of different groups never share an object."""
+    carried: Mapping[str, StoredTensor]
+    """Tensors that lie in the run already."""
+    carried_objects: Mapping[str, StoredObject]
+    """The objects of `carried`."""
+    files: Mapping[str, bytes]
+    """Other files, by name with suffix."""
+    values: Mapping[str, Any]
+    """Plain values."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitResult:
+    """What a commit did."""
+
+    manifest: CheckpointManifest
+    bytes_written: int
+
+
+class CheckpointStore:
+    """Checkpoints in one run's storage."""
+
+    def __init__(self, storage: RunStorage) -> None:
+        self.storage = storage
+        self._known: set[str] | None = None
+
+    def names(self) -> list[CheckpointName]:
+        """All checkpoints, superseded ones included, oldest first."""
+        parsed = (parse_file_name(file) for file in self.storage.list(MANIFESTS))
+        return sorted(name for name in parsed if name is not None)
+
+    def commit(self, name: CheckpointName, content: Content, fence: Callable[[], None]) -> CommitResult:
+        """Write a checkpoint.
+
+        Args:
+            name: Its step, attempt and tags.
+            content: Everything in it.
+            fence: Raises when this attempt may not write any more; asked right before the manifest appears.
+
+        Returns:
+            The manifest, and how many bytes were new.
+        """
+        before = self._known_objects().copy()
+        objects = dict(content.carried_objects)
+        tensors = dict(content.carried)
+        for group in content.groups:
+            for part in _parts(group):
+                stored, entries = self._put_tensors(part)
+                objects[stored.key] = stored
+                tensors |= entries
+        named_files = {}
+        for file, data in content.files.items():
+            stored = self._put(data, "." + file.rpartition(".")[2])
+            objects[stored.key] = stored
+            named_files[file] = stored.key
+        manifest = CheckpointManifest(
+            name=name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            objects=objects,
+            tensors=tensors,
+            files=named_files,
+            values=content.values,
+        )
+        document = manifest.to_json()
+        fence()
+        self.storage.write(f"{MANIFESTS}/{file_name(name)}", document)
+        written = sum(stored.size_bytes for key, stored in objects.items() if key not in before)
+        return CommitResult(manifest, written + len(document))
+
+    def manifest(self, name: CheckpointName) -> CheckpointManifest:
+        """The manifest of one checkpoint.
+
+        Raises:
+            DataError: It is gone, damaged or of a newer format.
+        """
+        file = file_name(name)
+        where = f"{self.storage.url}/{MANIFESTS}/{file}"
+        try:
+            content = self.storage.read(f"{MANIFESTS}/{file}")
+        except FileNotFoundError as error:
+            raise DamagedCheckpointError(f"{where}: no such checkpoint.") from error
+        manifest = parse_manifest(content, where)
+        if manifest.name != name:
+            raise DamagedCheckpointError(f"{where}: its content says {file_name(manifest.name)}.")
+        return manifest
+
+    def load(self, manifest: CheckpointManifest, prefixes: Sequence[str] = ("",)) -> dict[str, Tensor]:
+        """Tensors of a checkpoint, every byte verified.
+
+        Args:
+            manifest: The checkpoint.
+            prefixes: Of the names to load.
+
+        Returns:
+            Tensors on the CPU, by full name.
+
+        Raises:
+            DamagedCheckpointError: An object is missing, truncated or altered.
+        """
+        wanted = {key: entry for key, entry in manifest.tensors.items() if key.startswith(tuple(prefixes))}
+        keys = sorted({entry.object for entry in wanted.values()})
+        with ThreadPoolExecutor(max_workers=READERS) as pool:
+            loaded = dict(zip(keys, pool.map(lambda key: self._read_tensors(manifest, key), keys), strict=True))
+        missing = [key for key, entry in wanted.items() if key not in loaded[entry.object]]
+        if missing:
+            raise DamagedCheckpointError(f"{file_name(manifest.name)}: objects lack {', '.join(missing[:3])}.")
+        return {key: loaded[entry.object][key] for key, entry in wanted.items()}
+
+    def read_file(self, manifest: CheckpointManifest, file: str) -> bytes:
+        """A file stored with a checkpoint, verified."""
+        return self._read_object(manifest, manifest.files[file])
+
+    def verify(self, manifest: CheckpointManifest) -> None:
+        """Read every object of a checkpoint and compare its hash.
+
+        Raises:
+            DamagedCheckpointError: Naming the first object that is not whole.
+        """
+        with ThreadPoolExecutor(max_workers=READERS) as pool:
+            for _ in pool.map(lambda key: len(self._read_object(manifest, key)), manifest.objects):
+                pass
+
+    def retain(self, keep: int, untouchable: Iterable[CheckpointName] = ()) -> list[CheckpointName]:
+        """Remove checkpoints that need not be kept, and the objects that only they name.
+
+        Args:
+            keep: Newest checkpoints to keep.
+            untouchable: Checkpoints that could not be read: never deleted by who could not read them.
+
+        Returns:
+            The removed ones.
+        """
+        names = self.names()
+        spared = set(untouchable)
+        doomed = [name for name in retention.to_delete(names, keep) if name not in spared]
+        if not doomed:
+            return []
+        # Which objects go is settled before anything is deleted, so a manifest that cannot be read stops it all.
+        kept_objects = {key for name in names if name not in doomed for key in self._objects_of(name)}
+        doomed_objects = {key for name in doomed for key in self._objects_of(name)} - kept_objects
+        for name in doomed:
+            self.storage.delete(f"{MANIFESTS}/{file_name(name)}")
+        for key in doomed_objects:
+            self._forget(key)
+            self.storage.delete(key)
+        return doomed
+
+    def collect_orphans(self) -> int:
+        """Remove what interrupted saves left: old temporary files, and old objects that no manifest names.
+
+        Returns:
+            Number of objects removed.
+        """
+        for folder in (MANIFESTS, OBJECTS):
+            self.storage.remove_temporary(folder, SAFE_AGE_S)
+        stored = self.storage.list(OBJECTS)
+        named = {key for name in self.names() for key in self._objects_of(name)}
+        orphans = [
+            f"{OBJECTS}/{file}"
+            for file, info in stored.items()
+            if f"{OBJECTS}/{file}" not in named and info.age_s > SAFE_AGE_S
+        ]
+        for key in orphans:
+            self._forget(key)
+            self.storage.delete(key)
+        return len(orphans)
+
+    def _objects_of(self, name: CheckpointName) -> Iterable[str]:
+        return self.manifest(name).objects.keys()
+
+    def _known_objects(self) -> set[str]:
+        if self._known is None:
+            self._known = {f"{OBJECTS}/{file}" for file in self.storage.list(OBJECTS)}
+        return self._known
+
+    def _forget(self, key: str) -> None:
+        # An object that was removed or found damaged has to be written again if its content comes back.
+        self._known_objects().discard(key)
+
+    def _put(self, data: bytes, suffix: str) -> StoredObject:
+        digest = hashlib.sha256(data).hexdigest()
+        stored = StoredObject(f"{OBJECTS}/{digest}{suffix}", digest, len(data))
+        if stored.key not in self._known_objects():
+            self.storage.write(stored.key, data)
+            self._known_objects().add(stored.key)
+        return stored
+
+    def _put_tensors(self, tensors: Mapping[str, Tensor]) -> tuple[StoredObject, dict[str, StoredTensor]]:
+        data = safetensors.torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+        stored = self._put(data, ".safetensors")
+        # The container: 8 bytes of header length, a JSON header with offsets behind it, then the bytes.
+        header_size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + header_size])
+        entries = {}
+        for key in tensors:
+            start, stop = (8 + header_size + offset for offset in header[key]["data_offsets"])
+            entries[key] = StoredTensor(
+                header[key]["dtype"], tuple(header[key]["shape"]), stored.key, start, stop
+            )
+        return stored, entries
+
+    def _read_object(self, manifest: CheckpointManifest, key: str) -> bytes:
+        stored = manifest.objects[key]
+        where = f"{self.storage.url}/{key}"
+        try:
+            data = self.storage.read(key)
+        except FileNotFoundError as error:
+            raise DamagedCheckpointError(f"{where}: missing.") from error
+        if len(data) != stored.size_bytes:
+            self._forget(key)
+            raise DamagedCheckpointError(f"{where}: {len(data)} bytes, expected {stored.size_bytes}.")
+        if hashlib.sha256(data).hexdigest() != stored.sha256:
+            self._forget(key)
+            raise DamagedCheckpointError(f"{where}: its bytes do not have the hash {stored.sha256[:12]}….")
+        return data
+
+    def _read_tensors(self, manifest: CheckpointManifest, key: str) -> dict[str, Tensor]:
+        return safetensors.torch.load(self._read_object(manifest, key))
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> Iterable[dict[str, Tensor]]:
+    """Cut a group into objects of bounded size, by name, so that equal groups give equal objects."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for key in sorted(tensors):
+        tensor_bytes = tensors[key].numel() * tensors[key].element_size()
+        if part and size + tensor_bytes > OBJECT_BYTES:
+            yield part
+            part, size = {}, 0
+        part[key] = tensors[key]
+        size += tensor_bytes
+    if part:
+        yield part

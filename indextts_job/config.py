@@ -1,0 +1,257 @@
+"""The run's configuration: composed of the parts' own dataclasses, read from YAML, dotted overrides and old flags.
+
+Precedence, lowest first: defaults, the YAML file, old flags, dotted overrides. Unknown keys and wrong types are
+errors before anything slow starts. Nothing below this file imports it.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Self
+
+import yaml
+
+from indextts_job.checkpoint.retention import CheckpointConfig
+from indextts_job.data.manifest import DataConfig
+from indextts_job.errors import ConfigError
+from indextts_job.hardware.plan import HardwareConfig
+from indextts_job.preemption.deadline import PreemptionConfig
+from indextts_job.report.events import ReportConfig
+from indextts_job.training.history import ValidationConfig
+from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
+from indextts_job.training.schedule import ScheduleConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputsConfig:
+    """Files that a run starts from; paths or fsspec URLs."""
+
+    model_config: str = "checkpoints/config.yaml"
+    """The config.yaml published with the base checkpoint."""
+    base_checkpoint: str = "checkpoints/gpt.pth"
+    """IndexTTS2's gpt.pth, or an export of this trainer."""
+    tokenizer: str = ""
+    """SentencePiece model: the base's own, or an extension of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeConfig:
+    """Where to go on from."""
+
+    source: str = "auto"
+    """auto = newest checkpoint of the run, else a fresh start; none = fresh start; or a run, or one checkpoint."""
+    weights_only: bool = False
+    """Take weights, but fresh moments, schedule and position (they belong together). Needs a new run folder."""
+    accept: tuple[str, ...] = ()
+    """Keys whose change since the checkpoint is intended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Everything a run is made of."""
+
+    run: str = "trained_ckpts"
+    """Folder or URL of the run: checkpoints, events, curves."""
+    inputs: InputsConfig = field(default_factory=InputsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+    preemption: PreemptionConfig = field(default_factory=PreemptionConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as stored in every checkpoint."""
+        plain: dict[str, Any] = asdict(self)
+        return _lists(plain)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], where: str) -> Self:
+        """A configuration from plain values.
+
+        Raises:
+            ConfigError: Naming the key, with the nearest known one.
+        """
+        return _section(cls, document, where, "")
+
+
+def _lists(value: Any) -> Any:  # noqa: ANN401  # plain JSON values
+    if isinstance(value, dict):
+        return {key: _lists(entry) for key, entry in value.items()}
+    return [_lists(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+Overrides = Mapping[str, object]
+"""Dotted keys and their values."""
+
+
+def build_config(document: object, where: str, overrides: Iterable[tuple[str, Overrides]]) -> RunConfig:
+    """Defaults, file and overrides as one checked configuration.
+
+    Args:
+        document: The parsed YAML file; None for an empty one.
+        where: Its name, for messages.
+        overrides: Layers of (origin for messages, dotted keys), later ones win.
+
+    Raises:
+        ConfigError: An unknown key, a wrong type, an impossible value or combination.
+    """
+    if document is not None and not isinstance(document, Mapping):
+        raise ConfigError(f"{where}: holds a {type(document).__name__}, expected keys and values.")
+    config = RunConfig.from_json(document or {}, where)
+    for origin, layer in overrides:
+        for key, value in layer.items():
+            config = _with(config, key.split("."), value, origin, key)
+    _check_values(config)
+    return config
+
+
+def parse_override(argument: str) -> tuple[str, object]:
+    """`schedule.max_steps=200` as key and value; values are YAML, so `a=[x, y]` is a list.
+
+    Raises:
+        ConfigError: No `=`, or a value that is not YAML.
+    """
+    key, found, value = argument.partition("=")
+    if not found or not key:
+        raise ConfigError(f"{argument!r}: expected key=value, for example schedule.max_steps=200.")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{argument!r}: the value is not YAML ({error}).") from error
+
+
+def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain values as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def all_keys(cls: type = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of the configuration."""
+    keys: list[str] = []
+    for entry in fields(cls):
+        nested = typing.get_type_hints(cls)[entry.name]
+        keys += all_keys(nested, f"{prefix}{entry.name}.") if is_dataclass(nested) else [prefix + entry.name]
+    return keys
+
+
+def _with(section: Any, path: list[str], value: object, origin: str, key: str) -> Any:  # noqa: ANN401
+    hints = typing.get_type_hints(type(section))
+    name = path[0]
+    if name not in hints:
+        raise _unknown_key(origin, key)
+    if len(path) == 1:
+        if is_dataclass(hints[name]):
+            raise ConfigError(f"{origin}: {key} is a section. Give one of its keys, for example "
+                              f"{key}.{fields(hints[name])[0].name}=….")  # fmt: skip
+        return replace(section, **{name: _value(hints[name], value, f"{origin}: {key}")})
+    nested = getattr(section, name)
+    if not is_dataclass(nested):
+        raise _unknown_key(origin, key)
+    return replace(section, **{name: _with(nested, path[1:], value, origin, key)})
+
+
+def _section(cls: Any, document: Mapping[str, Any], where: str, prefix: str) -> Any:  # noqa: ANN401
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in document.items():
+        dotted = f"{prefix}{key}"
+        if key not in hints:
+            raise _unknown_key(where, dotted)
+        if is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}: {dotted} is {value!r}, expected a section of keys.")
+            values[key] = _section(hints[key], value, where, f"{dotted}.")
+        else:
+            values[key] = _value(hints[key], value, f"{where}: {dotted}")
+    return cls(**values)
+
+
+def _unknown_key(where: str, key: str) -> ConfigError:
+    known = all_keys()
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    last = key.rpartition(".")[2]
+    near = near or [name for name in known if name.rpartition(".")[2] == last]
+    hint = f" Did you mean {near[0]}?" if near else " `indextts-job train --help-config` lists all keys."
+    return ConfigError(f"{where}: unknown key {key}.{hint}")
+
+
+def _value(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401, PLR0911
+    """`value` as the type that a field declares, or an error that says what was expected."""
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        if value in typing.get_args(hint):
+            return value
+        raise ConfigError(f"{where} is {value!r}, expected one of {', '.join(map(str, typing.get_args(hint)))}.")
+    if origin is tuple:
+        entries = [value] if isinstance(value, str) else value
+        if isinstance(entries, (list, tuple)) and all(isinstance(entry, str) for entry in entries):
+            return tuple(entries)
+        raise ConfigError(f"{where} is {value!r}, expected a list of strings.")
+    if isinstance(hint, types.UnionType):
+        raise TypeError(f"{where}: unions are not supported in the configuration")
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is str and isinstance(value, str):
+        return value
+    if hint is int and not isinstance(value, bool) and (isinstance(value, int) or _is_whole(value)):
+        return int(value)  # type: ignore[call-overload]  # a number
+    if hint is float and not isinstance(value, bool):
+        try:
+            # YAML reads 2e-5 as text: its floats want a dot.
+            return float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            pass
+    raise ConfigError(f"{where} is {value!r}, expected {_WORDS[hint]}.")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
+
+_WORDS = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}
+
+
+def _check_values(config: RunConfig) -> None:
+    at_least: dict[str, tuple[float, float]] = {
+        "recipe.global_batch_samples": (config.recipe.global_batch_samples, 1),
+        "recipe.seed": (config.recipe.seed, 0),
+        "recipe.text_loss_weight": (config.recipe.text_loss_weight, 0),
+        "recipe.mel_loss_weight": (config.recipe.mel_loss_weight, 0),
+        "optimizer.weight_decay": (config.optimizer.weight_decay, 0),
+        "optimizer.grad_clip": (config.optimizer.grad_clip, 0),
+        "schedule.learning_rate": (config.schedule.learning_rate, 0),
+        "schedule.warmup_steps": (config.schedule.warmup_steps, 0),
+        "schedule.epochs": (config.schedule.epochs, 1),
+        "schedule.max_steps": (config.schedule.max_steps, 0),
+        "validation.interval_steps": (config.validation.interval_steps, 0),
+        "validation.max_samples": (config.validation.max_samples, 0),
+        "validation.early_stopping_patience": (config.validation.early_stopping_patience, 0),
+        "checkpoint.interval_steps": (config.checkpoint.interval_steps, 0),
+        "checkpoint.keep": (config.checkpoint.keep, 1),
+        "preemption.grace_seconds": (config.preemption.grace_seconds, 0),
+        "hardware.capacity_tokens": (config.hardware.capacity_tokens, 0),
+        "hardware.threads": (config.hardware.threads, 0),
+        "report.log_interval_steps": (config.report.log_interval_steps, 1),
+    }
+    for key, (value, smallest) in at_least.items():
+        if not value >= smallest:
+            raise ConfigError(f"{key} is {value:g}, expected at least {smallest:g}.")
+    if not 0 <= config.recipe.dropout < 1:
+        raise ConfigError(f"recipe.dropout is {config.recipe.dropout:g}, expected 0 or more and less than 1.")
+    for key, beta in (("beta1", config.optimizer.beta1), ("beta2", config.optimizer.beta2)):
+        if not 0 <= beta < 1:
+            raise ConfigError(f"optimizer.{key} is {beta:g}, expected 0 or more and less than 1.")
+    if not config.data.train_manifests:
+        raise ConfigError("data.train_manifests is empty. Give at least one paired manifest (--train-manifest).")
+    if not config.inputs.tokenizer:
+        raise ConfigError("inputs.tokenizer is not set. Give the SentencePiece model (--tokenizer).")

@@ -1,0 +1,1 @@
+"""Dataset manifests, the order of samples, packing, and prefetching."""

@@ -1,0 +1,256 @@
+"""A small dataset, base checkpoint and tokenizers in the real formats, made on the spot.
+
+Codes really depend on the text: each token sounds as its own run of codes, so a falling loss means that the model
+learns to read. The language is Amharic script, unknown to the base tokenizer, as in the use this project is for.
+"""
+
+import io
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+import torch
+import yaml
+from sentencepiece import sentencepiece_model_pb2
+
+from indextts_job.model.config import CONDITION_LATENTS, carried_shapes, gpt_config, trained_shapes
+
+CODES = 128
+CODES_PER_TOKEN = 4
+SPEAKERS = 6
+_BASE_TEXT = (
+    "THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG . PACK MY BOX WITH FIVE DOZEN LIQUOR JUGS ! HOW VEXINGLY QUICK DAFT "
+    "ZEBRAS JUMP ? SPHINX OF BLACK QUARTZ , JUDGE MY VOW - EVERY GOOD RUN ENDS WELL"
+)
+_WORDS = (
+    "ሰላም ዓለም ቤት ውሃ እሳት መጽሐፍ ልጅ እናት አባት ወንድም እህት ፀሐይ ጨረቃ ኮከብ ተራራ ወንዝ ባህር ዛፍ አበባ ወፍ ውሻ ድመት ፈረስ ላም "
+    "ዳቦ ቡና ሻይ ጨው መንገድ ከተማ"
+).split()
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Paths of what was made."""
+
+    folder: Path
+
+    @property
+    def model_config(self) -> Path:
+        """`config.yaml`."""
+        return self.folder / "checkpoints/config.yaml"
+
+    @property
+    def base_checkpoint(self) -> Path:
+        """`gpt.pth`."""
+        return self.folder / "checkpoints/gpt.pth"
+
+    @property
+    def base_tokenizer(self) -> Path:
+        """The tokenizer that the base checkpoint knows."""
+        return self.folder / "checkpoints/bpe.model"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The extended tokenizer that the dataset was made with."""
+        return self.folder / "tokenizers/extended_bpe.model"
+
+    @property
+    def train_manifest(self) -> Path:
+        """Paired records to train on."""
+        return self.folder / "processed/gpt_pairs_train.jsonl"
+
+    @property
+    def validation_manifest(self) -> Path:
+        """Paired records to validate on."""
+        return self.folder / "processed/gpt_pairs_val.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorldSize:
+    """How small the world is."""
+
+    samples: int = 240
+    validation_samples: int = 24
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    words: tuple[int, int] = (2, 6)
+    """Words of a sentence, from and to."""
+    extended: bool = True
+    """Whether the dataset uses the extended tokenizer; else base text with the base tokenizer."""
+
+
+def make_world(folder: Path, size: WorldSize, seed: int = 7) -> World:
+    """Write a world into a folder.
+
+    Args:
+        folder: Made if missing; files in it are written over.
+        size: How small.
+        seed: Of everything random in it.
+    """
+    world = World(folder)
+    for path in (world.base_checkpoint, world.tokenizer, world.train_manifest):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    base = _base_tokenizer()
+    extended = _extended_tokenizer(base)
+    world.base_tokenizer.write_bytes(base)
+    world.tokenizer.write_bytes(extended)
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(base)
+    document = _model_document(size, processor.GetPieceSize())
+    world.model_config.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    _write_base_checkpoint(world.base_checkpoint, document, seed)
+    processor.LoadFromSerializedProto(extended if size.extended else base)
+    _write_dataset(world, size, processor, seed)
+    return world
+
+
+def _base_tokenizer() -> bytes:
+    return _trained_model([*_BASE_TEXT.split(), _BASE_TEXT], 100)
+
+
+def _trained_model(sentences: list[str], pieces: int) -> bytes:
+    stream = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=stream,
+        vocab_size=pieces,
+        model_type="bpe",
+        character_coverage=1.0,
+        bos_id=0,
+        eos_id=1,
+        unk_id=2,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return stream.getvalue()
+
+
+def _extended_tokenizer(base: bytes) -> bytes:
+    """The base with Ethiopic pieces appended: characters first, then merges, scored below every base piece."""
+    model = sentencepiece_model_pb2.ModelProto.FromString(base)
+    candidate = sentencepiece_model_pb2.ModelProto.FromString(_trained_model(_WORDS, 220))
+    known = {piece.piece for piece in model.pieces}
+    new = [piece.piece for piece in candidate.pieces if any("\u1200" <= letter < "\u1380" for letter in piece.piece)]
+    lowest = min(piece.score for piece in model.pieces)
+    for rank, text in enumerate(sorted(new, key=lambda text: len(text) > 1)):
+        if text not in known:
+            model.pieces.add(piece=text, score=lowest - 1 - rank)
+    model.trainer_spec.vocab_size = len(model.pieces)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _model_document(size: WorldSize, base_pieces: int) -> dict[str, Any]:
+    def conformer(blocks: int) -> dict[str, Any]:
+        return {
+            "output_size": 16,
+            "linear_units": 32,
+            "attention_heads": 2,
+            "num_blocks": blocks,
+            "input_layer": "conv2d2",
+            "perceiver_mult": 2,
+        }
+
+    return {
+        "dataset": {"bpe_model": "bpe.model", "sample_rate": 24000},
+        "gpt": {
+            "model_dim": size.width,
+            "max_mel_tokens": 400,
+            "max_text_tokens": 120,
+            "heads": size.heads,
+            "use_mel_codes_as_input": True,
+            "mel_length_compression": 1024,
+            "layers": size.layers,
+            "number_text_tokens": base_pieces,
+            "number_mel_codes": CODES + 2,
+            "start_mel_token": CODES,
+            "stop_mel_token": CODES + 1,
+            "start_text_token": 0,
+            "stop_text_token": 1,
+            "train_solo_embeddings": False,
+            "condition_type": "conformer_perceiver",
+            "condition_module": conformer(2),
+            "emo_condition_module": conformer(1),
+        },
+        "gpt_checkpoint": "gpt.pth",
+        "version": 2.0,
+    }
+
+
+def _write_base_checkpoint(path: Path, document: dict[str, Any], seed: int) -> None:
+    """A freshly initialised model, spread as the published one is at birth."""
+    config = gpt_config(document, str(path))
+    generator = torch.Generator().manual_seed(seed)
+    shapes = trained_shapes(config, config.number_text_tokens + 1) | carried_shapes(config)
+    state = {}
+    for key, shape in shapes.items():
+        module = key.split(".")[-2]
+        if module.startswith(("ln_", "norm", "final_norm", "after_norm")) or key.endswith("gamma"):
+            state[key] = torch.ones(shape) if key.endswith(("weight", "gamma")) else torch.zeros(shape)
+        elif key.endswith("bias"):
+            state[key] = torch.zeros(shape)
+        else:
+            std = 0.02 / math.sqrt(2 * config.layers) if module == "c_proj" else 0.02
+            state[key] = torch.randn(shape, generator=generator) * std
+    torch.save(state, path)
+
+
+def codes_of(text_ids: list[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """What a text sounds like: every token is a run of codes that starts at its own place."""
+    return np.array(
+        [(17 * token + 5 * j) % CODES for token in text_ids for j in range(CODES_PER_TOKEN)], dtype=np.int32
+    )
+
+
+def _write_dataset(
+    world: World, size: WorldSize, processor: sentencepiece.SentencePieceProcessor, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    folder = world.train_manifest.parent
+    for name in ("text_ids", "codes", "condition", "emo_vec"):
+        (folder / name).mkdir(exist_ok=True)
+    voices = random.normal(0, 0.5, (SPEAKERS, CONDITION_LATENTS, size.width))
+    words = _WORDS if size.extended else _BASE_TEXT.split()
+    for manifest, count, prefix in (
+        (world.train_manifest, size.samples, "utt"),
+        (world.validation_manifest, size.validation_samples, "val"),
+    ):
+        records = []
+        for number in range(count):
+            name = f"{prefix}_{number:05d}"
+            text = " ".join(random.choice(words, random.integers(*size.words, endpoint=True)))
+            ids = processor.EncodeAsIds(text)
+            codes = codes_of(ids)
+            speaker = number % SPEAKERS
+            condition = voices[speaker] + random.normal(0, 0.05, voices[speaker].shape)
+            emotion = random.normal(0, 0.1, size.width)
+            np.save(folder / "text_ids" / name, np.array(ids, dtype=np.int32))
+            np.save(folder / "codes" / name, codes)
+            np.save(folder / "condition" / name, condition.astype(np.float32))
+            np.save(folder / "emo_vec" / name, emotion.astype(np.float32))
+            records.append(_pair(name, f"{prefix}_{(number + SPEAKERS) % count:05d}", text, len(ids), len(codes)))
+        manifest.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+
+
+def _pair(target: str, prompt: str, text: str, text_len: int, code_len: int) -> dict[str, Any]:
+    return {
+        "id": f"{target}__{prompt}",
+        "speaker": "",
+        "prompt_id": prompt,
+        "target_id": target,
+        "target_text": text,
+        "prompt_condition_path": f"condition/{prompt}.npy",
+        "prompt_condition_len": CONDITION_LATENTS,
+        "prompt_emo_vec_path": f"emo_vec/{prompt}.npy",
+        "target_emo_vec_path": f"emo_vec/{target}.npy",
+        "target_text_ids_path": f"text_ids/{target}.npy",
+        "target_codes_path": f"codes/{target}.npy",
+        "target_text_len": text_len,
+        "target_code_len": code_len,
+        "target_language": "am",
+    }

@@ -1,0 +1,62 @@
+"""What this machine has, read anew on every start."""
+
+import math
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from indextts_job.hardware.plan import HardwareFacts
+
+BFLOAT16_CAPABILITY = (8, 0)
+"""Ampere: the first compute capability with native bfloat16. `is_bf16_supported` counts emulation on older ones."""
+
+
+def read_facts(device: str) -> HardwareFacts:
+    """Facts about the device that will compute.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+    """
+    if device != "cpu" and torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return HardwareFacts(
+            device="cuda",
+            name=properties.name,
+            memory_bytes=properties.total_memory,
+            bfloat16=(properties.major, properties.minor) >= BFLOAT16_CAPABILITY,
+            cpus=usable_cpus(),
+            driver=_driver_version(),
+        )
+    return HardwareFacts(
+        device="cpu",
+        name=platform.processor() or platform.machine(),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        bfloat16=False,
+        cpus=usable_cpus(),
+    )
+
+
+def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs that this process may use: its affinity, bounded by the quota of its cgroup (v2, then v1)."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return cpus
+    if quota in ("max", "-1"):
+        return cpus
+    return max(1, min(cpus, math.ceil(int(quota) / int(period))))
+
+
+def _driver_version() -> str:
+    try:
+        line = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0]
+    except (OSError, IndexError):
+        return ""
+    return next((word for word in line.split() if word[:1].isdigit() and "." in word), "")

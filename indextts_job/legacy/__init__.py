@@ -1,0 +1,1 @@
+"""The old trainer's command line."""

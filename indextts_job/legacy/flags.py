@@ -1,0 +1,147 @@
+"""The old trainer's command line as a configuration: the closed list of its flags.
+
+An old command line works with only the program's name changed. A flag that has become meaningless is honoured in its
+intent and explained in one line. New settings are configuration keys, never new flags.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+MICRO_BATCH_OF_OLD_TRAINER = 8
+"""What it chose on a 24 GB card; its validation batches were twice that."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flag:
+    name: str
+    key: str
+    kind: type
+    help: str
+
+
+_FLAGS = (
+    _Flag("--tokenizer", "inputs.tokenizer", str, "SentencePiece model"),
+    _Flag("--config", "inputs.model_config", str, "config.yaml published with the base checkpoint"),
+    _Flag("--base-checkpoint", "inputs.base_checkpoint", str, "IndexTTS2's gpt.pth"),
+    _Flag("--output-dir", "run", str, "folder or URL of the run"),
+    _Flag("--resume", "resume.source", str, "auto, none, a run, or one checkpoint"),
+    _Flag("--epochs", "schedule.epochs", int, "passes over the training set"),
+    _Flag("--max-steps", "schedule.max_steps", int, "limit of optimizer steps, 0 = none"),
+    _Flag("--learning-rate", "schedule.learning_rate", float, "peak learning rate"),
+    _Flag("--warmup-steps", "schedule.warmup_steps", int, "steps of linear warmup"),
+    _Flag("--weight-decay", "optimizer.weight_decay", float, "decay of the transformer's matrices"),
+    _Flag("--grad-clip", "optimizer.grad_clip", float, "bound of the gradient norm, 0 = none"),
+    _Flag("--text-loss-weight", "recipe.text_loss_weight", float, "weight of the text loss"),
+    _Flag("--mel-loss-weight", "recipe.mel_loss_weight", float, "weight of the code loss"),
+    _Flag("--seed", "recipe.seed", int, "keys order, dropout and new rows"),
+    _Flag("--log-interval", "report.log_interval_steps", int, "steps per train line"),
+    _Flag("--val-interval", "validation.interval_steps", int, "steps between validations, 0 = per epoch"),
+    _Flag("--save-interval", "checkpoint.interval_steps", int, "steps between checkpoints"),
+    _Flag("--keep-checkpoints", "checkpoint.keep", int, "newest checkpoints kept"),
+)
+_ALIASES = {
+    "--resume-from": "--resume",
+    "--model-path": "--base-checkpoint",
+    "--amharic-vocab": "--tokenizer",
+    "--num-epochs": "--epochs",
+    "--mixed-precision": "--amp",
+}
+
+
+def normalise(arguments: Sequence[str]) -> list[str]:
+    """Old spellings as today's: underscores in flags become hyphens, renamed flags their new name."""
+    result = []
+    for argument in arguments:
+        name, found, value = argument.partition("=")
+        if name.startswith("--"):
+            name = name.replace("_", "-")
+            name = _ALIASES.get(name, name)
+        result.append(name + found + value)
+    return result
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare every flag of the old trainer; none has a default, so only given ones override the file."""
+    group = parser.add_argument_group("flags of the old trainer", "each sets the configuration key it names")
+    for flag in _FLAGS:
+        metavar = flag.name.removeprefix("--").rpartition("-")[2].upper()
+        group.add_argument(
+            flag.name, type=flag.kind, default=None, metavar=metavar, help=f"{flag.help} ({flag.key})"
+        )
+    for name, key in (("--train-manifest", "data.train_manifests"), ("--val-manifest", "data.validation_manifests")):
+        group.add_argument(
+            name, action="append", default=None, metavar="PATH[::LANG]", help=f"paired manifest, repeatable ({key})"
+        )
+    for name in ("--batch-size", "--grad-accumulation", "--val-batch-size", "--max-val-batches", "--num-workers"):
+        group.add_argument(name, type=int, default=None, metavar="N", help="honoured in its intent, and explained")
+    for name in ("--amp", "--grad-checkpointing"):
+        group.add_argument(name, action="store_true", help="accepted and explained")
+    for name in ("optimizer", "scheduler"):
+        group.add_argument(
+            f"--load-{name}",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help="off: fresh moments, schedule and position together (resume.weights_only)",
+        )
+
+
+def overrides(given: argparse.Namespace, environment: Mapping[str, str]) -> tuple[dict[str, object], list[str]]:
+    """Given flags as dotted keys.
+
+    Args:
+        given: Parsed by a parser with `add_flags`.
+        environment: `INDEXTTS_RUN_NAME` names the TensorBoard curve.
+
+    Returns:
+        The keys, and one line for every flag whose meaning changed.
+    """
+    keys: dict[str, object] = {}
+    for flag in _FLAGS:
+        value = getattr(given, flag.name.removeprefix("--").replace("-", "_"))
+        if value is not None:
+            keys[flag.key] = value
+    if given.train_manifest:
+        keys["data.train_manifests"] = given.train_manifest
+    if given.val_manifest:
+        keys["data.validation_manifests"] = given.val_manifest
+    if given.load_optimizer is False or given.load_scheduler is False:
+        keys["resume.weights_only"] = True
+    if environment.get("INDEXTTS_RUN_NAME"):
+        keys["report.run_name"] = environment["INDEXTTS_RUN_NAME"]
+    notes = [*_global_batch(given, keys), *_validation(given, keys)]
+    if given.num_workers is not None:
+        notes.append("--num-workers: one prefetch thread feeds the step; batches are assembled without workers")
+    if given.amp:
+        notes.append("--amp: precision follows the hardware (hardware.precision: auto)")
+    if given.grad_checkpointing:
+        notes.append("--grad-checkpointing: not needed, micro-batches are cut to fit the memory")
+    return keys, notes
+
+
+def _global_batch(given: argparse.Namespace, keys: dict[str, object]) -> list[str]:
+    batch, cycles = given.batch_size or 0, given.grad_accumulation or 0
+    if batch and cycles:
+        keys["recipe.global_batch_samples"] = batch * cycles
+        return [
+            f"--batch-size {batch} x --grad-accumulation {cycles}: the global batch is {batch * cycles} samples; how "
+            "it is cut into micro-batches follows the memory"
+        ]
+    if batch or cycles:
+        flag = f"--batch-size {batch}" if batch else f"--grad-accumulation {cycles}"
+        return [
+            f"{flag} alone: micro-batches follow the memory, the global batch is recipe.global_batch_samples; give "
+            "both flags to set it to their product"
+        ]
+    return []
+
+
+def _validation(given: argparse.Namespace, keys: dict[str, object]) -> list[str]:
+    if given.max_val_batches is None and given.val_batch_size is None:
+        return []
+    batches = 200 if given.max_val_batches is None else given.max_val_batches
+    size = given.val_batch_size or 2 * (given.batch_size or MICRO_BATCH_OF_OLD_TRAINER)
+    keys["validation.max_samples"] = batches * size
+    if not batches:
+        return ["--max-val-batches 0: the whole validation set is used"]
+    return [f"--max-val-batches {batches} x {size}: {batches * size} validation samples, whatever the hardware"]

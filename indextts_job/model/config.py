@@ -1,0 +1,228 @@
+"""Shapes of UnifiedVoice v2, read from the released `config.yaml` (its `gpt` section).
+
+Knows every key of a base checkpoint and its shape. Reads no file and needs no torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from indextts_job.errors import ConfigError
+
+CONDITION_LATENTS = 32
+"""Rows of one conditioning array (UnifiedVoice's `condition_num_latent`, never named in the file)."""
+CONDITIONING_TOKENS = CONDITION_LATENTS + 2
+"""Conditioning rows of a packed sample: the latents and the two speed rows."""
+EMOTION_WIDTH = 1024
+"""Width of the emotion resampler, a constant of the published constructor."""
+RELATIVE_POSITIONS = 5000
+"""Length of the conformers' position buffer `pe`."""
+CONFORMER_INPUT_WIDTH = 1024
+"""Width of the w2v-BERT features that the conformers read."""
+RESAMPLER_HEAD_WIDTH = 64
+RESAMPLER_LAYERS = 2
+DEPTHWISE_KERNEL = 15
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConformerConfig:
+    """One conditioning encoder: `condition_module` or `emo_condition_module`."""
+
+    output_size: int
+    linear_units: int
+    attention_heads: int
+    num_blocks: int
+    perceiver_mult: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GPTConfig:
+    """The `gpt` section of `config.yaml` as far as shapes and token ids depend on it."""
+
+    model_dim: int
+    layers: int
+    heads: int
+    max_text_tokens: int
+    max_mel_tokens: int
+    number_text_tokens: int
+    number_mel_codes: int
+    start_mel_token: int
+    stop_mel_token: int
+    start_text_token: int
+    stop_text_token: int
+    condition_module: ConformerConfig
+    emo_condition_module: ConformerConfig
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.model_dim // self.heads
+
+    @property
+    def number_codes(self) -> int:
+        """Codes that a sample may hold: 0 .. start_mel_token - 1."""
+        return self.start_mel_token
+
+    def sample_tokens(self, text_tokens: int, code_tokens: int) -> int:
+        """Rows one sample takes in a packed sequence.
+
+        34 conditioning rows, the text between start and stop, and the codes behind their start. The last code
+        input (stop) has no counted target and nothing attends to it, so it is not computed.
+        """
+        return CONDITIONING_TOKENS + text_tokens + 2 + code_tokens + 1
+
+
+def gpt_config(document: object, source: str) -> GPTConfig:
+    """Read the model's shapes from a parsed `config.yaml`.
+
+    Args:
+        document: What the YAML file holds.
+        source: Path or URL of the file, for messages.
+
+    Raises:
+        ConfigError: A key is missing or of the wrong type, or the file describes another model.
+    """
+    if not isinstance(document, Mapping) or not isinstance(document.get("gpt"), Mapping):
+        raise ConfigError(
+            f"{source}: no `gpt` section. Expected the config.yaml that is published with IndexTTS2's gpt.pth; "
+            "give its path as `inputs.model_config` (or --config)."
+        )
+    section: Mapping[str, object] = document["gpt"]
+    _refuse_other_models(section, source)
+    numbers = {
+        field.name: _integer(section, field.name, f"{source}: gpt")
+        for field in fields(GPTConfig)
+        if not field.name.endswith("condition_module")
+    }
+    modules = {
+        name: _conformer(section, name, source) for name in ("condition_module", "emo_condition_module")
+    }
+    config = GPTConfig(**numbers, **modules)  # type: ignore[arg-type]  # both dicts cover disjoint field types
+    if config.model_dim % config.heads:
+        raise ConfigError(
+            f"{source}: gpt.model_dim {config.model_dim} is not divisible by gpt.heads {config.heads}."
+        )
+    return config
+
+
+def _refuse_other_models(section: Mapping[str, object], source: str) -> None:
+    if section.get("use_mel_codes_as_input", True) is not True:
+        raise ConfigError(f"{source}: gpt.use_mel_codes_as_input is false; IndexTTS2 ships true only.")
+    kind = section.get("condition_type", "conformer_perceiver")
+    if kind != "conformer_perceiver":
+        raise ConfigError(f"{source}: gpt.condition_type is {kind!r}; IndexTTS2 has 'conformer_perceiver'.")
+
+
+def _integer(section: Mapping[str, object], key: str, where: str) -> int:
+    value = section.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"{where}.{key}: found {value!r}, expected a whole number of at least 0.")
+    return value
+
+
+def _conformer(section: Mapping[str, object], name: str, source: str) -> ConformerConfig:
+    module = section.get(name)
+    if not isinstance(module, Mapping):
+        raise ConfigError(f"{source}: gpt.{name} is missing; it describes a conditioning encoder.")
+    known = {field.name for field in fields(ConformerConfig)}
+    return ConformerConfig(
+        **{key: _integer(module, key, f"{source}: gpt.{name}") for key in module if key in known}
+    )
+
+
+def trained_shapes(config: GPTConfig, text_rows: int) -> dict[str, Shape]:
+    """Keys and shapes of the tensors that get a gradient in this training.
+
+    Args:
+        config: The model.
+        text_rows: Rows of the text tables: tokenizer pieces + 1 (the last row is never used as an input).
+    """
+    width = config.model_dim
+    shapes: dict[str, Shape] = {}
+    for i in range(config.layers):
+        block = f"gpt.h.{i}"
+        for norm in ("ln_1", "ln_2"):
+            shapes |= _affine(f"{block}.{norm}", (width,), width)
+        # Stored [in, out] as the published transformer block does: y = x W + b.
+        shapes |= _affine(f"{block}.attn.c_attn", (width, 3 * width), 3 * width)
+        shapes |= _affine(f"{block}.attn.c_proj", (width, width), width)
+        shapes |= _affine(f"{block}.mlp.c_fc", (width, 4 * width), 4 * width)
+        shapes |= _affine(f"{block}.mlp.c_proj", (4 * width, width), width)
+    shapes |= _affine("gpt.ln_f", (width,), width)
+    shapes |= _affine("final_norm", (width,), width)
+    shapes["text_embedding.weight"] = (text_rows, width)
+    shapes |= _affine("text_head", (text_rows, width), text_rows)
+    shapes["mel_embedding.weight"] = (config.number_mel_codes, width)
+    shapes |= _affine("mel_head", (config.number_mel_codes, width), config.number_mel_codes)
+    shapes["text_pos_embedding.emb.weight"] = (config.max_text_tokens + 2, width)
+    # max_mel_tokens + start + stop + one conditioning input, as the published constructor counts.
+    shapes["mel_pos_embedding.emb.weight"] = (config.max_mel_tokens + 3, width)
+    shapes["speed_emb.weight"] = (2, width)
+    return shapes
+
+
+def carried_shapes(config: GPTConfig) -> dict[str, Shape]:
+    """Keys and shapes of the tensors that never train: they feed only the stored conditioning vectors.
+
+    They are carried byte for byte from the base checkpoint to the export.
+    """
+    width = config.model_dim
+    speaker, emotion = config.condition_module, config.emo_condition_module
+    return (
+        _affine("emovec_layer", (width, EMOTION_WIDTH), width)
+        | _affine("emo_layer", (width, width), width)
+        | _conformer_shapes("conditioning_encoder", speaker)
+        | _conformer_shapes("emo_conditioning_encoder", emotion)
+        | _resampler_shapes("perceiver_encoder", speaker, CONDITION_LATENTS, width)
+        | _resampler_shapes("emo_perceiver_encoder", emotion, 1, EMOTION_WIDTH)
+    )
+
+
+def _affine(name: str, weight: Shape, bias: int) -> dict[str, Shape]:
+    return {f"{name}.weight": weight, f"{name}.bias": (bias,)}
+
+
+def _conformer_shapes(name: str, module: ConformerConfig) -> dict[str, Shape]:
+    size, heads, hidden = module.output_size, module.attention_heads, module.linear_units
+    shapes: dict[str, Shape] = {}
+    shapes |= _affine(f"{name}.embed.conv.0", (size, 1, 3, 3), size)
+    # A 3x3 convolution of stride 2 leaves (width - 1) // 2 columns (the published `conv2d2` input layer).
+    shapes |= _affine(f"{name}.embed.out.0", (size, size * ((CONFORMER_INPUT_WIDTH - 1) // 2)), size)
+    shapes[f"{name}.embed.pos_enc.pe"] = (1, RELATIVE_POSITIONS, size)
+    shapes |= _affine(f"{name}.after_norm", (size,), size)
+    for i in range(module.num_blocks):
+        block = f"{name}.encoders.{i}"
+        for bias in ("pos_bias_u", "pos_bias_v"):
+            shapes[f"{block}.self_attn.{bias}"] = (heads, size // heads)
+        for part in ("q", "k", "v", "out"):
+            shapes |= _affine(f"{block}.self_attn.linear_{part}", (size, size), size)
+        shapes[f"{block}.self_attn.linear_pos.weight"] = (size, size)
+        shapes |= _affine(f"{block}.feed_forward.w_1", (hidden, size), hidden)
+        shapes |= _affine(f"{block}.feed_forward.w_2", (size, hidden), size)
+        shapes |= _affine(f"{block}.conv_module.pointwise_conv1", (2 * size, size, 1), 2 * size)
+        shapes |= _affine(f"{block}.conv_module.depthwise_conv", (size, 1, DEPTHWISE_KERNEL), size)
+        shapes |= _affine(f"{block}.conv_module.norm", (size,), size)
+        shapes |= _affine(f"{block}.conv_module.pointwise_conv2", (size, size, 1), size)
+        for norm in ("ff", "mha", "conv", "final"):
+            shapes |= _affine(f"{block}.norm_{norm}", (size,), size)
+    return shapes
+
+
+def _resampler_shapes(name: str, module: ConformerConfig, latents: int, width: int) -> dict[str, Shape]:
+    attention = module.attention_heads * RESAMPLER_HEAD_WIDTH
+    # Gated feed-forward: two thirds of width x mult, as the published perceiver resampler computes it.
+    gated = int(width * module.perceiver_mult * 2 / 3)
+    shapes: dict[str, Shape] = {
+        f"{name}.latents": (latents, width),
+        f"{name}.norm.gamma": (width,),
+    }
+    shapes |= _affine(f"{name}.proj_context", (width, module.output_size), width)
+    for i in range(RESAMPLER_LAYERS):
+        layer = f"{name}.layers.{i}"
+        shapes[f"{layer}.0.to_q.weight"] = (attention, width)
+        shapes[f"{layer}.0.to_kv.weight"] = (2 * attention, width)
+        shapes[f"{layer}.0.to_out.weight"] = (width, attention)
+        shapes |= _affine(f"{layer}.1.0", (2 * gated, width), 2 * gated)
+        shapes |= _affine(f"{layer}.1.2", (width, gated), width)
+    return shapes

@@ -1,0 +1,65 @@
+"""The SentencePiece model as far as training depends on it: how many pieces, and which."""
+
+import hashlib
+from dataclasses import dataclass
+
+import sentencepiece
+
+from indextts_job import files
+from indextts_job.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """A tokenizer's identity."""
+
+    content: bytes
+    """The model file."""
+    piece_names: tuple[str, ...]
+
+    @property
+    def pieces(self) -> int:
+        """Number of pieces."""
+        return len(self.piece_names)
+
+    def fingerprint(self, pieces: int | None = None) -> str:
+        """Hash of the first `pieces` pieces in order (all by default).
+
+        An extension keeps the fingerprint of its first pieces, whatever else the file says.
+        """
+        names = self.piece_names[:pieces]
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def load_tokenizer(url: str) -> Tokenizer:
+    """Read a SentencePiece model.
+
+    Raises:
+        ConfigError: It is not there.
+        DataError: It is not a SentencePiece model.
+    """
+    content = files.read_input(url, "tokenizer", "inputs.tokenizer")
+    return parse_tokenizer(content, url)
+
+
+def parse_tokenizer(content: bytes, source: str) -> Tokenizer:
+    """A tokenizer from the bytes of its model file."""
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(content)
+    except RuntimeError as error:
+        raise DataError(f"{source}: not a SentencePiece model ({len(content)} bytes). Expected a .model file.") from error
+    return Tokenizer(content, tuple(processor.IdToPiece(i) for i in range(processor.GetPieceSize())))
+
+
+def demand_base_pieces(tokenizer: Tokenizer, base_pieces: int, source: str) -> None:
+    """Refuse a tokenizer smaller than the base checkpoint's.
+
+    Raises:
+        ConfigError: Naming both sizes.
+    """
+    if tokenizer.pieces < base_pieces:
+        raise ConfigError(
+            f"{source}: the tokenizer has {tokenizer.pieces} pieces, the base checkpoint knows {base_pieces}. "
+            "Use the base tokenizer or an extension of it; an extension only appends pieces."
+        )

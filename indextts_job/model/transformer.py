@@ -1,0 +1,154 @@
+"""GPT-2 blocks over a packed sequence: causal attention inside each sample, nothing across samples.
+
+Module and parameter names are those of the published checkpoint, so a state dict needs no renaming.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # the field's name for it
+from torch import Tensor, nn
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch before 2.10
+    varlen_attn = None  # type: ignore[assignment]
+
+LAYER_NORM_EPSILON = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class SampleEdges:
+    """Where the samples of a packed sequence begin and end."""
+
+    cu_seqlens: Tensor
+    """[samples + 1] int32 on the model's device."""
+    lengths: Sequence[int]
+    """Tokens of each sample, on the host: the loop over samples needs no device synchronisation."""
+
+
+def packed_causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, dropout: float
+) -> Tensor:
+    """Causal attention within each sample, scaled by 1 / sqrt(head_dim).
+
+    On CUDA in half precision without attention dropout this is one fused kernel over the whole sequence; torch's
+    variable-length kernel has no dropout and no float32, and no CPU form. Elsewhere it is a loop over samples: on a
+    CPU it beat padding and a dense block mask (`bench/packing.py`).
+
+    Args:
+        query: [tokens, heads, head_dim]; `key` and `value` likewise.
+        key: See `query`.
+        value: See `query`.
+        edges: The samples' edges.
+        dropout: Probability of dropping an attention weight.
+
+    Returns:
+        [tokens, heads, head_dim].
+    """
+    fused = varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    if fused and not dropout:
+        longest = max(edges.lengths)
+        # A window of (-1, 0) lets a row see itself and everything before it in its own sample.
+        output = varlen_attn(
+            query, key, value, edges.cu_seqlens, edges.cu_seqlens, longest, longest, window_size=(-1, 0)
+        )
+        assert isinstance(output, Tensor)  # noqa: S101  # no auxiliary output was asked for
+        return output
+    lengths = list(edges.lengths)
+    parts = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
+    return torch.cat(
+        [
+            # [length, heads, head_dim] -> [1, heads, length, head_dim] and back
+            F.scaled_dot_product_attention(
+                q.transpose(0, 1)[None],
+                k.transpose(0, 1)[None],
+                v.transpose(0, 1)[None],
+                dropout_p=dropout,
+                is_causal=True,
+            )[0].transpose(0, 1)
+            for q, k, v in parts
+        ]
+    )
+
+
+class InOutLinear(nn.Module):
+    """A linear layer whose weight is stored [in, out], as in the published blocks: y = x W + b."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width_in, width_out))
+        self.bias = nn.Parameter(torch.zeros(width_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[tokens, in] -> [tokens, out]."""
+        return torch.addmm(self.bias, x, self.weight)
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.c_attn = InOutLinear(width, 3 * width)
+        self.c_proj = InOutLinear(width, width)
+
+    def forward(self, x: Tensor, edges: SampleEdges) -> Tensor:
+        """[tokens, dim] -> [tokens, dim]."""
+        tokens, width = x.shape
+        query, key, value = self.c_attn(x).view(tokens, 3, self.heads, width // self.heads).unbind(1)
+        dropout = self.dropout if self.training else 0.0
+        mixed = packed_causal_attention(query, key, value, edges, dropout)
+        return F.dropout(self.c_proj(mixed.reshape(tokens, width)), self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """Two layers with the tanh approximation of GELU (`gelu_new`)."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.c_fc = InOutLinear(width, 4 * width)
+        self.c_proj = InOutLinear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[tokens, dim] -> [tokens, dim]."""
+        hidden = F.gelu(self.c_fc(x), approximate="tanh")
+        return F.dropout(self.c_proj(hidden), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Pre-norm residual block."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.attn = Attention(width, heads, dropout)
+        self.ln_2 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.mlp = MLP(width, dropout)
+
+    def forward(self, x: Tensor, edges: SampleEdges) -> Tensor:
+        """[tokens, dim] -> [tokens, dim]."""
+        x = x + self.attn(self.ln_1(x), edges)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """The blocks and their last norm. Inputs are embeddings: it has no token and no position table."""
+
+    def __init__(self, width: int, layers: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.h = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+        self.ln_f = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+
+    def forward(self, x: Tensor, edges: SampleEdges) -> Tensor:
+        """[tokens, dim] -> [tokens, dim]."""
+        x = F.dropout(x, self.dropout, self.training)
+        for block in self.h:
+            x = block(x, edges)
+        output: Tensor = self.ln_f(x)
+        return output

@@ -1,0 +1,130 @@
+"""Text tables of an extended vocabulary: frozen base rows, trained new rows (I7).
+
+A text table has one row per tokenizer piece and one spare row at the end that no id ever reaches. When a tokenizer
+has more pieces than the base checkpoint knows, the base rows are buffers, not parameters: no gradient, no decay and
+no moment can move them. Only the rows between them and the spare row are parameters. When the tokenizer is the
+base's own, every row trains, as in the base model's recipe.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+NEW_ROW_STD = 0.02
+"""Standard deviation of fresh embeddings in the published model, used by `new_rows: normal`."""
+MEAN_NOISE_RATIO = 0.1
+"""Noise of `new_rows: mean`, as a share of the base rows' own spread: rows differ, logits stay bounded."""
+
+NewRows = Literal["mean", "normal"]
+
+TEXT_TABLES = ("text_embedding.weight", "text_head.weight", "text_head.bias")
+NEW_ROWS_SUFFIX = "_new"
+"""`text_head.weight_new` holds the trained rows of an extended `text_head.weight`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Sizes of the text tables."""
+
+    pieces: int
+    """Pieces of the tokenizer in use."""
+    base_pieces: int
+    """Pieces of the tokenizer that the base checkpoint was trained with."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of a text table, the spare one included."""
+        return self.pieces + 1
+
+    @property
+    def extended(self) -> bool:
+        """Whether base rows are frozen and only new rows train."""
+        return self.pieces > self.base_pieces
+
+    @property
+    def new_rows(self) -> int:
+        """Trained rows of an extended table."""
+        return self.pieces - self.base_pieces
+
+
+def join_rows(base: Tensor, new: Tensor) -> Tensor:
+    """The full table: base rows, new rows, spare row.
+
+    Args:
+        base: [base_pieces + 1, ...], the spare row last.
+        new: [new_rows, ...].
+
+    Returns:
+        [base_pieces + new_rows + 1, ...].
+    """
+    return torch.cat([base[:-1], new, base[-1:]])
+
+
+def initial_rows(
+    base: Tensor, count: int, how: NewRows, generator: torch.Generator
+) -> Tensor:
+    """Start values of new rows.
+
+    Args:
+        base: [base_pieces + 1, ...]; the spare row is not looked at, it was never trained.
+        count: New rows.
+        how: `mean`: the mean base row plus small noise; `normal`: N(0, 0.02), biases 0.
+        generator: Source of the noise, on the CPU.
+
+    Returns:
+        [count, ...] float32.
+    """
+    used = base[:-1].float()
+    noise = torch.randn((count, *base.shape[1:]), generator=generator)
+    if how == "normal":
+        return noise * NEW_ROW_STD if base.dim() > 1 else torch.zeros(count)
+    return used.mean(dim=0) + MEAN_NOISE_RATIO * used.std(dim=0) * noise
+
+
+class TextEmbedding(nn.Module):
+    """Lookup over all rows of the text table."""
+
+    def __init__(self, vocabulary: Vocabulary, width: int) -> None:
+        super().__init__()
+        self.base_pieces = vocabulary.base_pieces
+        self.extended = vocabulary.extended
+        if self.extended:
+            self.register_buffer("weight", torch.zeros(vocabulary.base_pieces + 1, width))
+            self.weight_new = nn.Parameter(torch.empty(vocabulary.new_rows, width))
+        else:
+            self.weight = nn.Parameter(torch.empty(vocabulary.rows, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[text tokens] ids -> [text tokens, dim]."""
+        if not self.extended:
+            return F.embedding(ids, self.weight)
+        # Two lookups instead of joining the tables: a micro-batch has few text tokens, the table many rows.
+        is_new = ids >= self.base_pieces
+        base = F.embedding(ids.clamp(max=self.base_pieces), self.weight)
+        new = F.embedding((ids - self.base_pieces).clamp(min=0), self.weight_new)
+        return torch.where(is_new[:, None], new, base)
+
+
+class TextHead(nn.Module):
+    """Weight and bias of the text logits, as one table over all rows."""
+
+    def __init__(self, vocabulary: Vocabulary, width: int) -> None:
+        super().__init__()
+        self.extended = vocabulary.extended
+        if self.extended:
+            self.register_buffer("weight", torch.zeros(vocabulary.base_pieces + 1, width))
+            self.register_buffer("bias", torch.zeros(vocabulary.base_pieces + 1))
+            self.weight_new = nn.Parameter(torch.empty(vocabulary.new_rows, width))
+            self.bias_new = nn.Parameter(torch.zeros(vocabulary.new_rows))
+        else:
+            self.weight = nn.Parameter(torch.empty(vocabulary.rows, width))
+            self.bias = nn.Parameter(torch.zeros(vocabulary.rows))
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Weight [rows, dim] and bias [rows]; gradients reach the trained rows only."""
+        if not self.extended:
+            return self.weight, self.bias
+        return join_rows(self.weight, self.weight_new), join_rows(self.bias, self.bias_new)

@@ -1,0 +1,49 @@
+"""Signals that ask for a stop. A handler stores reason and instant, and nothing else.
+
+Imports nothing but the standard library, so that handlers can be installed before torch is imported: a SIGTERM that
+arrives without a handler ends the process with nothing committed.
+"""
+
+import math
+import signal
+import threading
+import time
+from types import FrameType
+
+from indextts_job.preemption.deadline import StopRequest
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""SIGUSR2 is the notice before a time limit; SIGUSR1 is left to NCCL."""
+
+
+class StopSignals:
+    """Holds the first stop request of the process.
+
+    After a first SIGINT a second one ends the process at once: its default action is put back, so nothing has to run
+    for it. Checkpoints become visible in one operation, so the last one stays intact.
+    """
+
+    def __init__(self) -> None:
+        self.grace_s = 30.0
+        self._received: tuple[signal.Signals, float] | None = None
+
+    def install(self) -> None:
+        """Start to listen. Only the main thread may; elsewhere nothing happens."""
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                signal.signal(number, self._store)
+
+    def _store(self, number: int, _frame: FrameType | None) -> None:
+        if self._received is None:
+            self._received = (signal.Signals(number), time.monotonic())
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def __call__(self) -> StopRequest | None:
+        """The stop request, if there is one; its deadline counts from the signal, not from now."""
+        if self._received is None:
+            return None
+        number, instant = self._received
+        # Nobody kills after Ctrl+C but the person who pressed it.
+        grace_s = math.inf if number == signal.SIGINT else self.grace_s
+        return StopRequest(number.name, instant, instant + grace_s)

@@ -1,0 +1,1 @@
+"""One stream of events and its readers: console, TensorBoard, JSON lines."""

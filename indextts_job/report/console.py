@@ -1,0 +1,144 @@
+"""The run on a screen: one readable line per thing, and on a terminal a progress bar below them."""
+
+import math
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from indextts_job.report.events import (
+    AttemptEnded,
+    AttemptStarted,
+    Committed,
+    Event,
+    Notice,
+    StepDone,
+    StopNoticed,
+    TrainLine,
+    Validated,
+    ValidationProgress,
+)
+from indextts_job.training.history import Losses
+
+TOPIC_WIDTH = 11
+
+
+class ConsoleReport:
+    """Prints events; a context manager, so that the bar never outlives the run."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._losses = ""
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[losses]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Show how far a preparation is; nothing where no terminal is."""
+        if self._bar:
+            self._show(what, done, total)
+
+    def __call__(self, event: Event) -> None:
+        """Print one event."""
+        match event:
+            case Notice():
+                self._line(event.topic, event.message, warning=event.warning)
+            case AttemptStarted():
+                self._show("step", event.step, event.total_steps)
+            case StepDone():
+                if self._bar and self._task is not None:
+                    self._bar.update(self._task, description="step", completed=event.step)
+            case TrainLine():
+                self._losses = _losses(event.losses)
+                if self._bar and self._task is not None:
+                    self._bar.update(self._task, losses=self._losses)
+                self._line("train", _train_line(event))
+            case ValidationProgress():
+                if self._bar and self._task is not None:
+                    self._bar.update(self._task, description=f"validation {event.done}/{event.total}, step")
+            case Validated():
+                best = ", best so far" if event.best else ""
+                seconds = f"{event.samples} samples in {event.seconds:.1f} s"
+                self._line("validation", f"step {event.step} | {_losses(event.losses)} | {seconds}{best}")
+            case Committed():
+                tags = f" [{', '.join(event.tags)}]" if event.tags else ""
+                self._line(
+                    "checkpoint",
+                    f"step {event.step} committed{tags}: {event.name}, {human_bytes(event.bytes_written)} written of "
+                    f"{human_bytes(event.bytes_total)} in {event.seconds:.1f} s",
+                )
+            case StopNoticed():
+                self._line("stop", _stop_line(event), warning=True)
+            case AttemptEnded():
+                self._line("end", f"{event.outcome} at step {event.step}, exit code {event.exit_code}. {event.message}")
+
+    def _show(self, what: str, done: int, total: int) -> None:
+        if self._bar is None:
+            return
+        if self._task is None:
+            self._task = self._bar.add_task(what, losses="", total=total)
+        self._bar.update(self._task, description=what, completed=done, total=total, losses=self._losses)
+
+    def _line(self, topic: str, message: str, *, warning: bool = False) -> None:
+        style = "yellow" if warning else "cyan"
+        self._console.print(f"[{style}]{topic:<{TOPIC_WIDTH}}[/] {escape(message.rstrip())}")
+
+
+def human_bytes(count: float) -> str:
+    """Bytes for people: 1.5 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def human_seconds(seconds: float) -> str:
+    """A duration for people: 1:02:03."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def _losses(losses: Losses) -> str:
+    return (
+        f"text_loss {losses.text_loss:.4f} | mel_loss {losses.mel_loss:.4f} | mel_top1 {100 * losses.mel_top1:.1f} %"
+    )
+
+
+def _train_line(event: TrainLine) -> str:
+    return (
+        f"epoch {event.epoch:.2f} | step {event.step} | {_losses(event.losses)} | lr {event.learning_rate:.3g} | "
+        f"{event.samples_per_s:.1f} samples/s | {event.tokens_per_s:.0f} tokens/s | left {human_seconds(event.eta_s)}"
+    )
+
+
+def _stop_line(event: StopNoticed) -> str:
+    left = "no deadline" if math.isinf(event.seconds_left) else f"{event.seconds_left:.1f} s left"
+    where = {
+        "finish": f"after micro-batch {event.micro_batches_done} of {event.micro_batches} of step {event.step + 1}: "
+        "there is time, the cycle was finished",
+        "discard": f"after micro-batch {event.micro_batches_done} of {event.micro_batches} of step {event.step + 1}: "
+        "too little time, the cycle was discarded and will be done again from its first sample",
+    }.get(event.decision, event.decision)
+    return f"{event.reason} ({left}) {where}"

@@ -1,0 +1,123 @@
+"""What can happen during an attempt, as values. Readers turn them into lines, curves and files."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from indextts_job.training.history import Losses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig:
+    """What is written down, and how often."""
+
+    log_interval_steps: int = 100
+    """Steps per train line and TensorBoard point; values are means over them."""
+    run_name: str = "train"
+    """Folder of the TensorBoard curve below RUN/logs."""
+    sample_log: bool = False
+    """Also write the sample ids of every step to RUN/samples, one line per step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened; `step` is the position at that moment."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptStarted(Event):
+    """Training is about to begin or to go on."""
+
+    attempt: int
+    total_steps: int
+    resumed_from: str | None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice(Event):
+    """One thing that the user should know, under the heading of its line."""
+
+    topic: str
+    message: str
+    warning: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDone(Event):
+    """An update was applied; `step` counts it."""
+
+    samples: tuple[int, ...]
+    """Dataset indices, in the order in which they were computed."""
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainLine(Event):
+    """Means over the steps since the last line."""
+
+    epoch: float
+    losses: Losses
+    learning_rate: float
+    """Of the last update, the one that was used."""
+    grad_norm: float
+    samples_per_s: float
+    tokens_per_s: float
+    eta_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationProgress(Event):
+    """A validation is under way."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validated(Event):
+    """A validation is done."""
+
+    losses: Losses
+    best: bool
+    samples: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed(Event):
+    """A checkpoint is visible and complete."""
+
+    name: str
+    tags: tuple[str, ...]
+    bytes_written: int
+    bytes_total: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopNoticed(Event):
+    """A stop request was seen, and what became of the cycle in flight."""
+
+    reason: str
+    seconds_left: float
+    micro_batches_done: int
+    micro_batches: int
+    decision: str
+    """`finish`, `discard`, or `between cycles`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEnded(Event):
+    """The attempt is over."""
+
+    outcome: str
+    """`complete`, `stopped` or `failed`."""
+    exit_code: int
+    message: str = ""
+
+
+Emit = Callable[[Event], None]

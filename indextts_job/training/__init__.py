@@ -1,0 +1,1 @@
+"""Schedule, step, validation, loop, resume, and how an attempt is put together."""

@@ -1,0 +1,60 @@
+"""Validation over a fixed list of samples in a fixed order; leaves the model in training mode whatever happens."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+
+from indextts_job.data.batch import PackedBatch
+from indextts_job.model.unified_voice import LossSums, to_device
+from indextts_job.training.history import Losses
+from indextts_job.training.step import Machinery, autocast, mean_losses
+
+
+def evaluate(
+    machinery: Machinery, batches: Iterable[PackedBatch], interrupted: Callable[[int], bool]
+) -> Losses | None:
+    """Losses over all samples of `batches`, as the mean over targets with the training weights.
+
+    Args:
+        machinery: The model and how to compute; the optimizer is not touched.
+        batches: The validation set, packed.
+        interrupted: Asked before every micro-batch with the number of samples done; True gives up.
+
+    Returns:
+        The losses, or None when interrupted.
+    """
+    sums: list[LossSums] = []
+    done = text_targets = mel_targets = 0
+    machinery.model.eval()
+    dtype = next(machinery.model.parameters()).dtype
+    try:
+        with torch.no_grad(), autocast(machinery.device, machinery.precision):
+            for batch in batches:
+                if interrupted(done):
+                    return None
+                sums.append(machinery.model(to_device(batch, machinery.device, dtype)))
+                done += batch.num_samples
+                text_targets += len(batch.text_targets)
+                mel_targets += len(batch.code_targets)
+    finally:
+        machinery.model.train()
+    return mean_losses(sums, text_targets, mel_targets, machinery.recipe)
+
+
+def in_order(lengths: Sequence[int], capacity_tokens: int) -> Iterator[list[int]]:
+    """Cut samples into micro-batches without changing their order.
+
+    Args:
+        lengths: Tokens of each sample; none longer than the capacity.
+        capacity_tokens: Tokens of one micro-batch.
+    """
+    taken: list[int] = []
+    tokens = 0
+    for index, length in enumerate(lengths):
+        if taken and tokens + length > capacity_tokens:
+            yield taken
+            taken, tokens = [], 0
+        taken.append(index)
+        tokens += length
+    if taken:
+        yield taken

@@ -1,0 +1,128 @@
+"""What a run remembers besides its tensors and its step: small, deterministic, part of every checkpoint (I2).
+
+Holds no instant and no duration, so an interrupted and an undisturbed run have equal histories.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationConfig:
+    """When and on how much to validate, and when to give up."""
+
+    interval_steps: int = 1000
+    """Steps between validations; 0 = once per epoch."""
+    max_samples: int = 3200
+    """Validation samples used, the first ones of the manifests; 0 = all."""
+    early_stopping_patience: int = 0
+    """Validations in a row without improvement after which the run is complete; 0 = never."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """Losses over a set of samples: sums of cross entropy divided by the counted targets of the whole set."""
+
+    text_loss: float
+    mel_loss: float
+    mel_top1: float
+    """Share of counted code targets whose arg-max is right."""
+    total: float
+    """Weighted sum with the training weights: what training minimises and what `best` compares."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """Result of one validation."""
+
+    step: int
+    losses: Losses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntervalSums:
+    """Sums since the last train line. Saved, so that the line after a resume is the one it would have been."""
+
+    steps: int = 0
+    text_loss: float = 0.0
+    mel_loss: float = 0.0
+    mel_top1: float = 0.0
+    total: float = 0.0
+    grad_norm: float = 0.0
+
+    def plus(self, losses: Losses, grad_norm: float) -> Self:
+        """The sums with one more step."""
+        return replace(
+            self,
+            steps=self.steps + 1,
+            text_loss=self.text_loss + losses.text_loss,
+            mel_loss=self.mel_loss + losses.mel_loss,
+            mel_top1=self.mel_top1 + losses.mel_top1,
+            total=self.total + losses.total,
+            grad_norm=self.grad_norm + grad_norm,
+        )
+
+    def mean(self) -> Losses:
+        """Mean over the steps of the interval."""
+        return Losses(
+            text_loss=self.text_loss / self.steps,
+            mel_loss=self.mel_loss / self.steps,
+            mel_top1=self.mel_top1 / self.steps,
+            total=self.total / self.steps,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """Counters and validation results up to a step."""
+
+    samples: int = 0
+    """Samples of all updates so far."""
+    tokens: int = 0
+    """Packed rows of all updates so far."""
+    scaler_skips: int = 0
+    """Tries of a step that float16 overflowed and that were repeated with a smaller scale."""
+    interval: IntervalSums = field(default_factory=IntervalSums)
+    validations: tuple[Validation, ...] = ()
+    best: Validation | None = None
+    validations_without_improvement: int = 0
+
+    def after_validation(self, validation: Validation) -> Self:
+        """The history with one more validation; a lower weighted total is an improvement."""
+        improved = self.best is None or validation.losses.total < self.best.losses.total
+        return replace(
+            self,
+            validations=(*self.validations, validation),
+            best=validation if improved else self.best,
+            validations_without_improvement=0 if improved else self.validations_without_improvement + 1,
+        )
+
+    def validated_at(self, step: int) -> bool:
+        """Whether the validation due at a step is done."""
+        return bool(self.validations) and self.validations[-1].step == step
+
+    def improved_at(self, step: int) -> bool:
+        """Whether the validation at a step was the best one so far."""
+        return self.best is not None and self.best.step == step
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; floats survive JSON bit for bit."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        plain = dict(document)
+        validations = tuple(_validation(entry) for entry in plain.pop("validations"))
+        best = plain.pop("best")
+        return cls(
+            interval=IntervalSums(**plain.pop("interval")),
+            validations=validations,
+            best=None if best is None else _validation(best),
+            **plain,
+        )
+
+
+def _validation(document: Mapping[str, Any]) -> Validation:
+    return Validation(step=document["step"], losses=Losses(**document["losses"]))

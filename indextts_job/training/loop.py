@@ -1,0 +1,270 @@
+"""The training loop, on objects that it is given.
+
+What is due at a step is decided by the step and the saved history, never by what happened before in this process: a
+validation that a kill interrupted is made up for, one that is recorded is not repeated.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from indextts_job.checkpoint.retention import BEST, FINAL, PREEMPTED, CheckpointConfig
+from indextts_job.data.batch import PackedBatch
+from indextts_job.data.order import Order
+from indextts_job.errors import UnavailableError
+from indextts_job.preemption.deadline import Pace, Stop, finishes_in_time
+from indextts_job.report.events import Emit, Notice, StepDone, StopNoticed, TrainLine, Validated, ValidationProgress
+from indextts_job.training.history import IntervalSums, Losses, Validation, ValidationConfig
+from indextts_job.training.schedule import ScheduleConfig, learning_rate
+from indextts_job.training.state import TrainState
+from indextts_job.training.step import Discarded, Updated
+
+
+class Work(Protocol):
+    """The heavy parts of a loop."""
+
+    def batches(self, step: int) -> Sequence[PackedBatch]:
+        """Micro-batches of a step; steps are asked for in order."""
+
+    def train(
+        self, batches: Sequence[PackedBatch], step: int, rate: float, discard: Callable[[int], bool]
+    ) -> Updated | Discarded:
+        """Apply one step, or give it up when `discard(micro_batches_left)` says so."""
+
+    def validate(self, interrupted: Callable[[int], bool]) -> Losses | None:
+        """Validate; None when interrupted."""
+
+    def save(self, state: TrainState, tags: tuple[str, ...]) -> float:
+        """Commit a checkpoint; returns the seconds it took."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopSettings:
+    """Numbers that steer a loop."""
+
+    total_steps: int
+    order: Order
+    schedule: ScheduleConfig
+    validation: ValidationConfig
+    validation_samples: int
+    checkpoint: CheckpointConfig
+    log_interval_steps: int
+    save_estimate_s: float
+    """How long a save may take, as long as none was measured."""
+
+
+@dataclass(slots=True)
+class _Saved:
+    """The newest checkpoint that this loop knows of."""
+
+    step: int
+    validations: int
+    tags: tuple[str, ...]
+
+
+class TrainingLoop:
+    """Trains from a state until the run is complete or a stop is requested."""
+
+    def __init__(
+        self, settings: LoopSettings, work: Work, *, stop: Stop, emit: Emit, clock: Callable[[], float]
+    ) -> None:
+        self._settings = settings
+        self._work = work
+        self._stop = stop
+        self._emit = emit
+        self._clock = clock
+        self._pace = Pace(save_s=settings.save_estimate_s)
+        self._line_seconds = 0.0
+        self._line_samples = self._line_tokens = self._line_steps = 0
+        self._failed_saves = 0
+        self._stop_announced = False
+
+    def run(self, state: TrainState, saved_tags: tuple[str, ...] = ()) -> Literal["complete", "stopped"]:
+        """Train.
+
+        Args:
+            state: Where to start; changed in place.
+            saved_tags: Tags of the checkpoint that `state` was loaded from.
+        """
+        self._saved = _Saved(state.step, len(state.history.validations), saved_tags)
+        while True:
+            if self._validation_due(state) and not self._validate(state):
+                break
+            if self._complete(state):
+                if FINAL not in self._saved.tags or self._saved.step != state.step:
+                    self._save(state, FINAL)
+                return "complete"
+            if self._save_due(state):
+                self._save_if_possible(state)
+            if self._stop():
+                self._announce_stop(state, 0, 0, "between cycles")
+                break
+            if not self._train(state):
+                break
+        if state.step > 0 and not self._is_saved(state):
+            self._save(state, PREEMPTED)
+        return "stopped"
+
+    def _train(self, state: TrainState) -> bool:
+        """One step; False when a stop request discarded it or came while it was finished."""
+        step = state.step
+        batches = self._work.batches(step)
+        asked = _StopDuringStep(self._stop, self._clock, self._pace, len(batches))
+        rate = learning_rate(step, self._settings.total_steps, self._settings.schedule)
+        started_s = self._clock()
+        outcome = self._work.train(batches, step, rate, asked)
+        if asked.decision:
+            self._announce_stop(state, asked.micro_batches_done, len(batches), asked.decision)
+        if isinstance(outcome, Discarded):
+            return False
+        seconds = self._clock() - started_s
+        self._pace = replace(self._pace, micro_batch_s=outcome.micro_batch_s, update_s=outcome.update_s)
+        state.step = step + 1
+        state.history = replace(
+            state.history,
+            samples=state.history.samples + len(outcome.samples),
+            tokens=state.history.tokens + outcome.tokens,
+            scaler_skips=state.history.scaler_skips + outcome.scaler_skips,
+            interval=state.history.interval.plus(outcome.losses, outcome.grad_norm),
+        )
+        self._emit(StepDone(step=state.step, samples=outcome.samples, tokens=outcome.tokens, seconds=seconds))
+        self._count(outcome, seconds)
+        if state.step % self._settings.log_interval_steps == 0 or state.step == self._settings.total_steps:
+            self._emit_line(state, rate)
+        return True
+
+    def _validate(self, state: TrainState) -> bool:
+        """Validate and record the result; False when a stop request interrupted it."""
+        total = self._settings.validation_samples
+        started_s = self._clock()
+
+        def interrupted(done: int) -> bool:
+            self._emit(ValidationProgress(step=state.step, done=done, total=total))
+            return self._stop() is not None
+
+        losses = self._work.validate(interrupted)
+        if losses is None:
+            self._announce_stop(state, 0, 0, "validation postponed")
+            return False
+        state.history = state.history.after_validation(Validation(step=state.step, losses=losses))
+        self._emit(
+            Validated(
+                step=state.step,
+                losses=losses,
+                best=state.history.improved_at(state.step),
+                samples=total,
+                seconds=self._clock() - started_s,
+            )
+        )
+        return True
+
+    def _validation_due(self, state: TrainState) -> bool:
+        if not self._settings.validation_samples or state.step == 0 or state.history.validated_at(state.step):
+            return False
+        interval = self._settings.validation.interval_steps
+        if interval:
+            return state.step % interval == 0
+        order = self._settings.order
+        return order.epoch_of(state.step)[0] > order.epoch_of(state.step - 1)[0]
+
+    def _complete(self, state: TrainState) -> bool:
+        patience = self._settings.validation.early_stopping_patience
+        if patience and state.history.validations_without_improvement >= patience:
+            self._emit(
+                Notice(
+                    step=state.step,
+                    topic="early stop",
+                    message=f"{patience} validations in a row without improvement",
+                )
+            )
+            return True
+        return state.step >= self._settings.total_steps
+
+    def _save_due(self, state: TrainState) -> bool:
+        if state.step == 0 or self._is_saved(state):
+            return False
+        interval = self._settings.checkpoint.interval_steps
+        return state.history.improved_at(state.step) or (interval > 0 and state.step % interval == 0)
+
+    def _is_saved(self, state: TrainState) -> bool:
+        return (self._saved.step, self._saved.validations) == (state.step, len(state.history.validations))
+
+    def _save(self, state: TrainState, *tags: str) -> None:
+        every = (*tags, BEST) if state.history.improved_at(state.step) else tags
+        seconds = self._work.save(state, every)
+        self._pace = replace(self._pace, save_s=seconds)
+        self._saved = _Saved(state.step, len(state.history.validations), every)
+        self._failed_saves = 0
+
+    def _save_if_possible(self, state: TrainState) -> None:
+        """A periodic save that fails once is retried at the next interval; failing twice ends the attempt."""
+        try:
+            self._save(state)
+        except UnavailableError as error:
+            self._failed_saves += 1
+            if self._failed_saves > 1:
+                raise
+            message = f"{error} Training goes on; if the next save fails too, the attempt ends."
+            self._emit(Notice(step=state.step, topic="checkpoint", message=message, warning=True))
+
+    def _announce_stop(self, state: TrainState, done: int, of: int, decision: str) -> None:
+        request = self._stop()
+        if request is not None and not self._stop_announced:
+            self._stop_announced = True
+            self._emit(
+                StopNoticed(
+                    step=state.step,
+                    reason=request.reason,
+                    seconds_left=request.deadline_at_s - self._clock(),
+                    micro_batches_done=done,
+                    micro_batches=of,
+                    decision=decision,
+                )
+            )
+
+    def _count(self, outcome: Updated, seconds: float) -> None:
+        self._line_seconds += seconds
+        self._line_samples += len(outcome.samples)
+        self._line_tokens += outcome.tokens
+        self._line_steps += 1
+
+    def _emit_line(self, state: TrainState, rate: float) -> None:
+        seconds = max(self._line_seconds, 1e-9)
+        left = self._settings.total_steps - state.step
+        self._emit(
+            TrainLine(
+                step=state.step,
+                epoch=state.history.samples / self._settings.order.num_samples,
+                losses=state.history.interval.mean(),
+                learning_rate=rate,
+                grad_norm=state.history.interval.grad_norm / state.history.interval.steps,
+                samples_per_s=self._line_samples / seconds,
+                tokens_per_s=self._line_tokens / seconds,
+                eta_s=left * seconds / self._line_steps,
+            )
+        )
+        state.history = replace(state.history, interval=IntervalSums())
+        self._line_seconds = 0.0
+        self._line_samples = self._line_tokens = self._line_steps = 0
+
+
+class _StopDuringStep:
+    """Answers the step between micro-batches; decides once, when the stop request is first seen."""
+
+    def __init__(self, stop: Stop, clock: Callable[[], float], pace: Pace, micro_batches: int) -> None:
+        self._stop = stop
+        self._clock = clock
+        self._pace = pace
+        self._micro_batches = micro_batches
+        self.decision = ""
+        self.micro_batches_done = 0
+
+    def __call__(self, micro_batches_left: int) -> bool:
+        request = self._stop()
+        if request is None:
+            return False
+        finish = finishes_in_time(request, self._clock(), micro_batches_left, self._pace)
+        if not self.decision:
+            self.micro_batches_done = self._micro_batches - micro_batches_left
+        self.decision = "finish" if finish else "discard"
+        return not finish

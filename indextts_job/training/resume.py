@@ -1,0 +1,312 @@
+"""Where to go on from: pick the checkpoint, verify it, compare it with this run, say what changed.
+
+Three ways to start: from the base checkpoint; at the exact place of a checkpoint; or with a checkpoint's weights but
+fresh moments, schedule and position, which belong together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from indextts_job import files
+from indextts_job.checkpoint import retention
+from indextts_job.checkpoint.manifest import CheckpointManifest, file_name, parse_file_name
+from indextts_job.checkpoint.retention import CheckpointName
+from indextts_job.checkpoint.storage import open_storage
+from indextts_job.checkpoint.store import MANIFESTS, CheckpointStore
+from indextts_job.config import ResumeConfig, RunConfig, flatten
+from indextts_job.data.order import ORDER_VERSION
+from indextts_job.errors import ConfigError, DataError, IndexTTSJobError, findings_message
+from indextts_job.model.tokenizer import Tokenizer
+from indextts_job.model.vocabulary import TEXT_TABLES
+from indextts_job.training.state import BASE, FIRST_MOMENT, SECOND_MOMENT, WEIGHTS
+
+POSITION_KEYS = ("recipe.global_batch_samples", "recipe.seed")
+"""They decide which samples a step holds; a run keeps them for life."""
+MATHEMATICS = ("recipe.", "optimizer.", "schedule.")
+"""Sections whose change alters the update of a step."""
+WITHOUT_EFFECT = ("recipe.new_rows",)
+"""Looked at once, when rows are made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumePoint:
+    """A verified checkpoint."""
+
+    store: CheckpointStore
+    manifest: CheckpointManifest
+    tensors: Mapping[str, Tensor]
+    passed_over: tuple[str, ...] = ()
+    """Newer checkpoints that could not be read, and why."""
+    unreadable: tuple[CheckpointName, ...] = ()
+
+    @property
+    def name(self) -> CheckpointName:
+        """Its name."""
+        return self.manifest.name
+
+    @property
+    def url(self) -> str:
+        """Path or URL of its manifest."""
+        return f"{self.store.storage.url}/{MANIFESTS}/{file_name(self.name)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The checkpoint to start from, if any, and how."""
+
+    point: ResumePoint | None
+    weights_only: bool = False
+    notes: tuple[str, ...] = ()
+    """What the user should know about the choice."""
+
+
+def select(config: ResumeConfig, own: CheckpointStore) -> Selection:
+    """Pick and verify the checkpoint that a configuration asks for.
+
+    A requeued job repeats its command line. So `resume` naming another run counts only while this run has no
+    checkpoint, and naming an older one of this run counts only until the run has committed behind it.
+
+    Raises:
+        ConfigError: The request cannot be fulfilled, or would overwrite something.
+        DataError: There are checkpoints, but none can be read.
+    """
+    names = retention.current(own.names())
+    if config.source == "none":
+        if names:
+            raise ConfigError(
+                f"{own.storage.url} already holds {len(names)} checkpoints (newest: step {names[0].step}). Use "
+                "--resume auto to go on, or another run folder (--output-dir) for a new run; nothing is overwritten."
+            )
+        return Selection(point=None)
+    if config.source == "auto":
+        if config.weights_only and names:
+            raise ConfigError(
+                f"{own.storage.url} already holds checkpoints. Weights with fresh moments need a new run folder: "
+                f"--resume {own.storage.url} --output-dir NEW."
+            )
+        return Selection(point=newest(own, names) if names else None)
+    source, name = locate(config.source)
+    if _same_place(source, own):
+        return _within_own_run(config, own, names, name)
+    if names:
+        point = newest(own, names)
+        came_from = point.manifest.values.get("lineage", {}).get("run", "")
+        if came_from != source.storage.url:
+            raise ConfigError(
+                f"{own.storage.url} already holds checkpoints of a run that did not start from {source.storage.url}. "
+                "Use another run folder (--output-dir)."
+            )
+        return Selection(point=point, notes=(f"this run has its own checkpoints; {config.source} is not needed",))
+    point = read(source, name) if name else newest(source, retention.current(source.names()))
+    return Selection(point=point, weights_only=config.weights_only)
+
+
+def _within_own_run(
+    config: ResumeConfig, own: CheckpointStore, names: list[CheckpointName], name: CheckpointName | None
+) -> Selection:
+    if config.weights_only:
+        raise ConfigError(
+            f"{own.storage.url} already holds checkpoints. Weights with fresh moments need a new run folder "
+            "(--output-dir)."
+        )
+    if name is None:
+        return Selection(point=newest(own, names))
+    went_back = [n for n in names if n.attempt > name.attempt and n.attempt_start == name.step < n.step]
+    if went_back:
+        note = (
+            f"attempt {went_back[0].attempt} went back to step {name.step} already; going on from the newest. To go "
+            "back again, fork: give another --output-dir"
+        )
+        return Selection(point=newest(own, names), notes=(note,))
+    later = [n for n in names if n.step > name.step]
+    note = f"going back to step {name.step}; {len(later)} later checkpoints stay until this line has passed them"
+    return Selection(point=read(own, name), notes=(note,) if later else ())
+
+
+def newest(store: CheckpointStore, names: list[CheckpointName]) -> ResumePoint:
+    """The newest checkpoint that verifies; those passed over are named and left alone.
+
+    Raises:
+        ConfigError: There is none.
+        DataError: None of them can be read.
+    """
+    if not names:
+        raise ConfigError(f"{store.storage.url} holds no checkpoints. Give a run folder or one of its manifests.")
+    passed_over: list[str] = []
+    for index, name in enumerate(names):
+        try:
+            point = read(store, name)
+        except DataError as error:
+            passed_over.append(str(error))
+            continue
+        return ResumePoint(
+            store=store,
+            manifest=point.manifest,
+            tensors=point.tensors,
+            passed_over=tuple(passed_over),
+            unreadable=tuple(names[:index]),
+        )
+    raise DataError(
+        findings_message(
+            f"{store.storage.url}: none of its {len(names)} checkpoints can be read",
+            passed_over,
+            "Nothing was deleted. Restore the files, or start a new run in another folder.",
+        )
+    )
+
+
+def read(store: CheckpointStore, name: CheckpointName) -> ResumePoint:
+    """One checkpoint, verified, with the tensors that training needs.
+
+    Raises:
+        DataError: It is not whole.
+    """
+    manifest = store.manifest(name)
+    frozen = tuple(BASE + key for key in TEXT_TABLES)
+    tensors = store.load(manifest, (WEIGHTS, FIRST_MOMENT, SECOND_MOMENT, *frozen))
+    return ResumePoint(store=store, manifest=manifest, tensors=tensors)
+
+
+def locate(source: str) -> tuple[CheckpointStore, CheckpointName | None]:
+    """A run folder, or the manifest of one checkpoint, as the user names it.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if source.endswith((".pth", ".pt")):
+        raise ConfigError(
+            f"{source} is a checkpoint of another trainer. Its weights can start a new run: give it as the base "
+            "checkpoint (--base-checkpoint) and leave --resume out."
+        )
+    if source.endswith(".json"):
+        folder, _, file = source.rpartition("/")
+        name = parse_file_name(file)
+        run = folder.rpartition("/")[0] or "."
+        if name is None or not files.exists(source):
+            raise ConfigError(
+                f"{source}: no such checkpoint. `indextts-job checkpoints list {run}` shows what there is."
+            )
+        return CheckpointStore(open_storage(run)), name
+    if not files.exists(source):
+        raise ConfigError(f"{source}: no such run. Give auto, none, a run folder or URL, or one of its manifests.")
+    return CheckpointStore(open_storage(source.rstrip("/"))), None
+
+
+def _same_place(store: CheckpointStore, own: CheckpointStore) -> bool:
+    one, other = store.storage.url.rstrip("/"), own.storage.url.rstrip("/")
+    if files.is_local(one) and files.is_local(other):
+        return files.local_path(one).resolve() == files.local_path(other).resolve()
+    return one == other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Present:
+    """What this attempt brings, to be compared with a checkpoint."""
+
+    config: RunConfig
+    model_section: Mapping[str, Any]
+    """`gpt` of the model's config.yaml."""
+    tokenizer: Tokenizer
+    num_samples: int
+    dataset_fingerprint: str
+
+
+def extends_vocabulary(values: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer is an extension of the one that a checkpoint was trained with.
+
+    Raises:
+        ConfigError: It is neither the same nor an extension.
+    """
+    recorded = values["tokenizer"]
+    if tokenizer.pieces >= recorded["pieces"] and tokenizer.fingerprint(recorded["pieces"]) == recorded["fingerprint"]:
+        return tokenizer.pieces > int(recorded["pieces"])
+    raise ConfigError(
+        f"inputs.tokenizer: {tokenizer.pieces} pieces that do not begin with the {recorded['pieces']} pieces the "
+        "checkpoint was trained with. Use that tokenizer or an extension of it; or another run folder (--output-dir) "
+        "for a new run."
+    )
+
+
+def demand_same_run(values: Mapping[str, Any], present: Present, where: str) -> list[str]:
+    """Check that going on at a checkpoint's exact place means what it meant.
+
+    Args:
+        values: Of the checkpoint.
+        present: What this attempt brings.
+        where: The checkpoint, for messages.
+
+    Returns:
+        Differences without effect on the update, as `key: old -> new`.
+
+    Raises:
+        ConfigError: A setting changed that decides the samples or the update of a step.
+        DataError: The dataset changed.
+    """
+    order = values["order"]
+    new_run = f"To train on from its weights in a new run: --resume {where} --no-load-optimizer --output-dir NEW."
+    if order["version"] != ORDER_VERSION:
+        raise ConfigError(
+            f"{where}: sample order version {order['version']}, this release has {ORDER_VERSION}. Use the release "
+            f"that wrote it. {new_run}"
+        )
+    if values["model_config"]["gpt"] != present.model_section:
+        changed = ", ".join(_differences(values["model_config"]["gpt"], present.model_section))
+        raise ConfigError(f"inputs.model_config does not describe the model of {where}: {changed}.")
+    old, new = flatten(values["config"]), flatten(present.config.to_json())
+    changes = [key for key in new if old.get(key) != new[key]]
+    fixed = [key for key in changes if key in POSITION_KEYS]
+    if fixed:
+        listed = [f"{key}: {old.get(key)} in the checkpoint, {new[key]} now" for key in fixed]
+        advice = f"They decide which samples a step holds, so a run keeps them. {new_run}"
+        raise ConfigError(findings_message(f"settings that belong to the run {present.config.run}", listed, advice))
+    if order["dataset_fingerprint"] != present.dataset_fingerprint:
+        raise DataError(
+            f"the dataset is not the one of {where}: {order['num_samples']} samples then, {present.num_samples} now"
+            + (", with other content" if order["num_samples"] == present.num_samples else "")
+            + f". Restore it and start again. {new_run}"
+        )
+    mathematics = [key for key in changes if key.startswith(MATHEMATICS) and key not in WITHOUT_EFFECT]
+    refused = [key for key in mathematics if key not in present.config.resume.accept]
+    if refused:
+        listed = [f"{key}: {old.get(key)} in the checkpoint, {new[key]} now" for key in refused]
+        advice = (
+            "They change the update of every step. If that is intended, say so: "
+            f"resume.accept=[{','.join(mathematics)}]"
+        )
+        raise ConfigError(findings_message(f"settings differ from those of {where}", listed, advice))
+    return [f"{key}: {old.get(key)} -> {new[key]}" for key in changes if not key.startswith("resume.")]
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    before, after = flatten(old), flatten(new)
+    return [
+        f"gpt.{key} {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def recorded_config(run: str) -> dict[str, Any] | None:
+    """The configuration in a run's newest readable manifest; None when the run has no checkpoint.
+
+    Raises:
+        DataError: There are checkpoints, but no manifest can be read.
+    """
+    store, name = locate(run) if files.exists(run) else (None, None)
+    if store is None:
+        return None
+    names = [name] if name else retention.current(store.names())
+    error: IndexTTSJobError | None = None
+    for candidate in names:
+        try:
+            recorded: dict[str, Any] = store.manifest(candidate).values["config"]
+        except DataError as failure:
+            error = failure
+            continue
+        return recorded
+    if error:
+        raise error
+    return None

@@ -1,0 +1,41 @@
+"""Learning rate of step k: linear warmup, then cosine decay to zero. A function of the step, so nothing is stored."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleConfig:
+    """How long the run is and how its learning rate moves."""
+
+    learning_rate: float = 2e-5
+    """Peak learning rate. 2e-5 is the published recipe; 5e-6 is the one for a new language."""
+    warmup_steps: int = 1000
+    """Steps of linear warmup from 0."""
+    epochs: int = 10
+    """Passes over the training set."""
+    max_steps: int = 0
+    """Limit of optimizer steps; 0 = only the epochs limit the run."""
+
+
+def learning_rate(step: int, total_steps: int, config: ScheduleConfig) -> float:
+    """Learning rate of one update.
+
+    The factor is k / warmup below warmup, then (1 + cos(pi (k - warmup) / (total - warmup))) / 2, as the public
+    IndexTTS2 trainer computes it, except that it stays at 0 past the end instead of rising again.
+
+    Args:
+        step: The update, counted from 0.
+        total_steps: Updates of the whole run.
+        config: Peak and warmup.
+    """
+    warmup = config.warmup_steps
+    if step < warmup:
+        return config.learning_rate * step / warmup
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def total_steps(stream_steps: int, config: ScheduleConfig) -> int:
+    """Updates of the whole run: those of the epochs, or `max_steps` where that is fewer."""
+    return min(stream_steps, config.max_steps) if config.max_steps else stream_steps

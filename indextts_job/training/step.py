@@ -1,0 +1,198 @@
+"""One optimizer step: accumulate, normalise by the counts of the whole global batch, clip, update; or discard.
+
+The update does not depend on how the samples are cut (I3): micro-batches contribute sums, and the divisors are the
+numbers of text and code targets of all of them. Either the whole step is applied or nothing of it (I1).
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from indextts_job.data.batch import PackedBatch
+from indextts_job.data.order import derive_seed
+from indextts_job.errors import MAX_FINDINGS_SHOWN, NonFiniteError
+from indextts_job.hardware.plan import Precision
+from indextts_job.model.unified_voice import LossSums, UnifiedVoice, to_device
+from indextts_job.training.history import Losses
+from indextts_job.training.recipe import RecipeConfig
+
+AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+SMALLEST_SCALE = 1.0
+"""Below it float16 gradients overflow without any scaling: the step itself is not finite."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machinery:
+    """What a step works on."""
+
+    model: UnifiedVoice
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    """Disabled unless the precision is float16."""
+    device: torch.device
+    precision: Precision
+    recipe: RecipeConfig
+    grad_clip: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Updated:
+    """The step was applied."""
+
+    losses: Losses
+    grad_norm: float
+    """Before clipping."""
+    samples: tuple[int, ...]
+    """Dataset indices, in the order in which they were computed."""
+    tokens: int
+    scaler_skips: int
+    """Tries that float16 overflowed before this one."""
+    micro_batch_s: float
+    """Mean duration of a micro-batch."""
+    update_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """The cycle was given up between micro-batches; weights and moments are those from before it."""
+
+    micro_batches_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    text: int
+    mel: int
+
+
+def train_step(
+    machinery: Machinery,
+    batches: Sequence[PackedBatch],
+    step: int,
+    learning_rate: float,
+    discard: Callable[[int], bool] = lambda _micro_batches_left: False,
+) -> Updated | Discarded:
+    """Apply one optimizer step.
+
+    Args:
+        machinery: Model, optimizer and how to compute.
+        batches: All micro-batches of the step.
+        step: The position; keys dropout.
+        learning_rate: Of this update.
+        discard: Asked before every micro-batch with the number still to do; True gives the cycle up.
+
+    Raises:
+        NonFiniteError: A loss or gradient is not finite. Nothing was applied.
+    """
+    counts = _Counts(
+        text=sum(len(batch.text_targets) for batch in batches),
+        mel=sum(len(batch.code_targets) for batch in batches),
+    )
+    skips = 0
+    while True:
+        started_s = time.monotonic()
+        machinery.optimizer.zero_grad(set_to_none=True)
+        sums: list[LossSums] = []
+        for index, batch in enumerate(batches):
+            if discard(len(batches) - index):
+                machinery.optimizer.zero_grad(set_to_none=True)
+                return Discarded(index)
+            # Dropout is a function of (seed, step, micro-batch): a repeated step draws the same masks (I2).
+            torch.manual_seed(derive_seed(machinery.recipe.seed, step, index))
+            sums.append(_accumulate(machinery, batch, counts))
+        losses = mean_losses(sums, counts.text, counts.mel, machinery.recipe)
+        computed_s = time.monotonic()
+        grad_norm = _unscaled_norm(machinery)
+        if math.isfinite(grad_norm) and math.isfinite(losses.total):
+            _apply(machinery, learning_rate)
+            return Updated(
+                losses=losses,
+                grad_norm=grad_norm,
+                samples=tuple(int(i) for batch in batches for i in batch.sample_indices),
+                tokens=sum(batch.num_tokens for batch in batches),
+                scaler_skips=skips,
+                micro_batch_s=(computed_s - started_s) / len(batches),
+                update_s=time.monotonic() - computed_s,
+            )
+        # float16 overflowed: the same step again with a smaller scale, so that its samples are not lost.
+        if not _scale_lowered(machinery.scaler):
+            machinery.optimizer.zero_grad(set_to_none=True)
+            raise _non_finite(step, batches, sums, grad_norm)
+        skips += 1
+
+
+def mean_losses(sums: Sequence[LossSums], text_targets: int, mel_targets: int, recipe: RecipeConfig) -> Losses:
+    """Losses over the samples of several micro-batches, from their sums and the counts of all targets."""
+    text = _host_sum([part.text for part in sums]) / text_targets
+    mel = _host_sum([part.mel for part in sums]) / mel_targets
+    return Losses(
+        text_loss=text,
+        mel_loss=mel,
+        mel_top1=_host_sum([part.mel_correct for part in sums]) / mel_targets,
+        total=recipe.text_loss_weight * text + recipe.mel_loss_weight * mel,
+    )
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Mixed precision for the forward pass; off for float32."""
+    dtype = AUTOCAST_DTYPES.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _accumulate(machinery: Machinery, batch: PackedBatch, counts: _Counts) -> LossSums:
+    dtype = next(machinery.model.parameters()).dtype
+    with autocast(machinery.device, machinery.precision):
+        sums: LossSums = machinery.model(to_device(batch, machinery.device, dtype))
+    recipe = machinery.recipe
+    loss = recipe.text_loss_weight * sums.text / counts.text + recipe.mel_loss_weight * sums.mel / counts.mel
+    machinery.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    return LossSums(sums.text.detach(), sums.mel.detach(), sums.mel_correct)
+
+
+def _host_sum(values: Sequence[Tensor]) -> float:
+    return float(torch.stack(list(values)).double().sum())
+
+
+def _unscaled_norm(machinery: Machinery) -> float:
+    """Norm of the true gradient; gradients are clipped to it in place."""
+    machinery.scaler.unscale_(machinery.optimizer)
+    limit = machinery.grad_clip or math.inf
+    return float(torch.nn.utils.clip_grad_norm_(machinery.model.parameters(), limit))
+
+
+def _apply(machinery: Machinery, learning_rate: float) -> None:
+    for group in machinery.optimizer.param_groups:
+        group["lr"] = learning_rate
+    machinery.scaler.step(machinery.optimizer)
+    machinery.scaler.update()
+
+
+def _scale_lowered(scaler: torch.amp.GradScaler) -> bool:
+    """Lower the scale after an overflow; False when scaling is not the cause."""
+    scale = scaler.get_scale()
+    if not scaler.is_enabled() or scale <= SMALLEST_SCALE:
+        return False
+    scaler.update()  # unscale_ has recorded the overflow, so this backs off
+    return scaler.get_scale() < scale
+
+
+def _non_finite(
+    step: int, batches: Sequence[PackedBatch], sums: Sequence[LossSums], grad_norm: float
+) -> NonFiniteError:
+    bad = [
+        batch
+        for batch, part in zip(batches, sums, strict=True)
+        if not bool(torch.isfinite(part.text) & torch.isfinite(part.mel))
+    ]
+    names = [name for batch in bad or batches for name in batch.sample_ids]
+    shown = ", ".join(names[:MAX_FINDINGS_SHOWN]) + (" …" if len(names) > MAX_FINDINGS_SHOWN else "")
+    what = f"the loss of {len(bad)} of {len(batches)} micro-batches is" if bad else f"the gradient norm is {grad_norm},"
+    return NonFiniteError(
+        f"step {step}: {what} not finite. The weights were not touched. Samples: {shown}. Look at these samples "
+        "(codes that do not belong to the text, say), lower schedule.learning_rate, or use bfloat16 or float32 "
+        "(hardware.precision). The last checkpoint is intact."
+    )

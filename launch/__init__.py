@@ -1,0 +1,1 @@
+"""Launchers: start a training job and act on its exit code."""

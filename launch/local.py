@@ -1,0 +1,62 @@
+"""Run a job on this machine and restart it as a scheduler would: at once on 75, with limits on failures."""
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+from launch.job import Job, decide, describe, shell_code
+
+RETRY_BASE_S = 2.0
+RETRY_LIMIT_S = 60.0
+
+
+class LocalLauncher:
+    """One job on this machine. A stop request to the launcher goes to the trainer, and ends the job."""
+
+    def __init__(self, job: Job, say: Callable[[str], None]) -> None:
+        self._job = job
+        self._say = say
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopped = threading.Event()
+
+    def run(self) -> int:
+        """Run until the job is complete, wrong, stopped, or has failed too often.
+
+        Returns:
+            The last exit code of the trainer.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._forward)
+        failures = 0
+        while True:
+            code = self._attempt()
+            failures = 0 if code == 75 else failures + 1
+            next_move = decide(code, failures, self._job.max_failures)
+            if next_move == "end" or self._stopped.is_set():
+                self._say(f"trainer ended with {code} ({describe(code)})")
+                return code
+            wait_s = 0.0
+            if next_move == "retry":
+                # Jittered exponential backoff, so that many jobs do not hit a sick store together.
+                wait_s = min(RETRY_LIMIT_S, RETRY_BASE_S * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)  # noqa: S311
+            self._say(
+                f"trainer ended with {code} ({describe(code)}); starting it again"
+                + (f" in {wait_s:.0f} s, failure {failures} of {self._job.max_failures}" if wait_s else "")
+            )
+            if self._stopped.wait(wait_s):
+                return code
+
+    def _attempt(self) -> int:
+        command = [sys.executable, "-m", "indextts_job", "train", *self._job.arguments]
+        # A session of its own: Ctrl+C reaches the trainer once, through this process, not twice.
+        self._child = subprocess.Popen(command, start_new_session=True)
+        return shell_code(self._child.wait())
+
+    def _forward(self, number: int, _frame: FrameType | None) -> None:
+        self._stopped.set()
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(number)
