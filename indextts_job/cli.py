@@ -74,7 +74,7 @@ def _dispatch(arguments: Sequence[str], stop: StopSignals) -> int:
         return _inspect(given) if given.action == "inspect" else _list(given.run, given.json, given.verify)
     if given.command == "export":
         return _export(given)
-    from indextts_job.demo import run_demo
+    from indextts_job.demo.show import run_demo
 
     return run_demo(Path(given.folder))
 

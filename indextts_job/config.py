@@ -68,8 +68,8 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as stored in every checkpoint."""
-        plain: dict[str, Any] = asdict(self)
-        return _lists(plain)
+        plain: dict[str, Any] = _lists(asdict(self))
+        return plain
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], where: str) -> Self:
@@ -78,7 +78,8 @@ class RunConfig:
         Raises:
             ConfigError: Naming the key, with the nearest known one.
         """
-        return _section(cls, document, where, "")
+        config: Self = _section(cls, document, where, "")
+        return config
 
 
 def _lists(value: Any) -> Any:  # noqa: ANN401  # plain JSON values
@@ -135,7 +136,7 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def all_keys(cls: type = RunConfig, prefix: str = "") -> list[str]:
+def all_keys(cls: Any = RunConfig, prefix: str = "") -> list[str]:  # noqa: ANN401  # a dataclass
     """Every dotted key of the configuration."""
     keys: list[str] = []
     for entry in fields(cls):
@@ -185,7 +186,7 @@ def _unknown_key(where: str, key: str) -> ConfigError:
     return ConfigError(f"{where}: unknown key {key}.{hint}")
 
 
-def _value(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401, PLR0911
+def _value(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
     """`value` as the type that a field declares, or an error that says what was expected."""
     origin = typing.get_origin(hint)
     if origin is typing.Literal:

@@ -1,6 +1,5 @@
 """Whole files by local path or fsspec URL, with errors that say what to do."""
 
-import os
 from pathlib import Path
 
 import fsspec
@@ -72,7 +71,7 @@ def read_input(url: str, what: str, key: str) -> bytes:
         return read_bytes(url)
     except FileNotFoundError:
         raise ConfigError(
-            f"{what} not found: {url} (from {key}, seen from {os.getcwd()}). Give an existing path or URL."  # noqa: PTH109
+            f"{what} not found: {url} (from {key}, seen from {Path.cwd()}). Give an existing path or URL."
         ) from None
 
 
@@ -98,6 +97,6 @@ def read_manifest_text(url: str) -> str:
     try:
         return read_bytes(url).decode("utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"manifest not found: {url} (seen from {os.getcwd()}). Give an existing path or URL.") from None  # noqa: PTH109
+        raise DataError(f"manifest not found: {url} (seen from {Path.cwd()}). Give an existing path or URL.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{url}: not UTF-8 text ({error}). A manifest is JSON lines in UTF-8.") from error

@@ -120,8 +120,7 @@ def parse_manifest(content: bytes, source: str) -> CheckpointManifest:
             ),
             created=document["created"],
             objects={
-                key: StoredObject(key, entry["sha256"], entry["bytes"])
-                for key, entry in document["objects"].items()
+                key: StoredObject(key, entry["sha256"], entry["bytes"]) for key, entry in document["objects"].items()
             },
             tensors={
                 key: StoredTensor(**{**entry, "shape": tuple(entry["shape"])})

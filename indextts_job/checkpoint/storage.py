@@ -79,13 +79,17 @@ def _translated(what: str) -> Iterator[None]:
     except PermissionError as error:
         raise AccessRefusedError(f"{what} was refused ({error}). Check credentials and permissions.") from error
     except NotADirectoryError as error:
-        raise ConfigError(f"{what} failed ({error}). The path runs through a file; choose another run folder.") from error
+        raise ConfigError(
+            f"{what} failed ({error}). The path runs through a file; choose another run folder."
+        ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UnavailableError(
                 f"{what} failed: no space is left ({error}). Free some; committed checkpoints are intact."
             ) from error
-        raise UnavailableError(f"{what} failed ({error}). Check the storage; committed checkpoints are intact.") from error
+        raise UnavailableError(
+            f"{what} failed ({error}). Check the storage; committed checkpoints are intact."
+        ) from error
 
 
 class LocalStorage:

@@ -242,9 +242,7 @@ class CheckpointStore:
         entries = {}
         for key in tensors:
             start, stop = (8 + header_size + offset for offset in header[key]["data_offsets"])
-            entries[key] = StoredTensor(
-                header[key]["dtype"], tuple(header[key]["shape"]), stored.key, start, stop
-            )
+            entries[key] = StoredTensor(header[key]["dtype"], tuple(header[key]["shape"]), stored.key, start, stop)
         return stored, entries
 
     def _read_object(self, manifest: CheckpointManifest, key: str) -> bytes:

@@ -59,7 +59,10 @@ class Dataset:
     """The samples of one or more manifests, in their order."""
 
     def __init__(
-        self, records: Sequence[PairRecord], arrays: dict[str, _CheckedArray], skipped: Sequence[SkippedSample]
+        self,
+        records: Sequence[PairRecord],
+        arrays: dict[str, _CheckedArray],
+        skipped: Sequence[SkippedSample],
     ) -> None:
         self.records = records
         self.skipped = skipped
@@ -152,9 +155,7 @@ def load_dataset(
         jobs[record.codes_path] = lambda path: _check_ids(
             path, limits.model.number_codes, limits.model.max_mel_tokens, "code"
         )
-        jobs[record.condition_path] = lambda path: _check_vector(
-            path, (CONDITION_LATENTS, limits.model.model_dim)
-        )
+        jobs[record.condition_path] = lambda path: _check_vector(path, (CONDITION_LATENTS, limits.model.model_dim))
         jobs[record.emotion_path] = lambda path: _check_vector(path, (limits.model.model_dim,))
     arrays, faults = _check_all(jobs, progress)
     good: list[PairRecord] = []
@@ -255,7 +256,7 @@ def _check_ids(path: str, count: int, longest: int, what: str) -> _CheckedArray:
         raise _BadSampleError(f"{path}: shape {list(array.shape)}, expected [n] with n of at least 1")
     if array.size > longest:
         raise _BadSampleError(f"{path}: {array.size} values, the model's limit is {longest}")
-    low, high = int(array.min()), int(array.max())  # type: ignore[arg-type]  # integers
+    low, high = int(array.min()), int(array.max())
     if low < 0 or high >= count:
         wrong = low if low < 0 else high
         raise _BadSampleError(f"{path}: {what} {wrong} out of range, expected 0 … {count - 1}")
@@ -276,4 +277,4 @@ def _check_vector(path: str, shape: tuple[int, ...]) -> _CheckedArray:
 
 
 def _digest(array: npt.NDArray[np.generic]) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(array), digest_size=DIGEST_BYTES).digest()
+    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=DIGEST_BYTES).digest()

@@ -1,5 +1,4 @@
-"""Micro-batches of a step, and prefetching: those of the next steps are built while the current
-one is computed.
+"""Micro-batches of a step, and prefetching: the next steps are built while the current one is computed.
 
 What a step holds is decided by `build(step)` alone. The thread runs ahead by a bounded number of steps and hands
 them over in order, so it can be late but never wrong.

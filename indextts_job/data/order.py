@@ -87,9 +87,7 @@ class Order:
         while first < stop:
             epoch, slot = divmod(first, self.num_samples)
             taken = min(stop - first, self.num_samples - slot)
-            pieces.append(
-                _cached_permutation(self.seed, epoch, self.num_samples)[slot : slot + taken]
-            )
+            pieces.append(_cached_permutation(self.seed, epoch, self.num_samples)[slot : slot + taken])
             first += taken
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 

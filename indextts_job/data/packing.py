@@ -30,9 +30,7 @@ def pack(lengths: Sequence[int], capacity_tokens: int, world_size: int = 1) -> l
         ValueError: A sample is longer than the capacity.
     """
     if lengths and max(lengths) > capacity_tokens:
-        raise ValueError(
-            f"a sample of {max(lengths)} tokens does not fit a micro-batch of {capacity_tokens} tokens"
-        )
+        raise ValueError(f"a sample of {max(lengths)} tokens does not fit a micro-batch of {capacity_tokens} tokens")
     by_length = sorted(range(len(lengths)), key=lambda slot: (-lengths[slot], slot))
     smallest = max(1, -(-sum(lengths) // capacity_tokens))
     num_bins = -(-smallest // world_size) * world_size
@@ -49,9 +47,7 @@ def bins_of_rank(bins: Sequence[Bin], rank: int, world_size: int) -> list[Bin]:
     return list(bins[rank::world_size])
 
 
-def _lightest_bin(
-    slots: Sequence[int], lengths: Sequence[int], capacity: int, num_bins: int
-) -> list[list[int]] | None:
+def _lightest_bin(slots: Sequence[int], lengths: Sequence[int], capacity: int, num_bins: int) -> list[list[int]] | None:
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     loads = [(0, index) for index in range(num_bins)]
     for slot in slots:
@@ -63,9 +59,7 @@ def _lightest_bin(
     return bins
 
 
-def _first_fit(
-    slots: Sequence[int], lengths: Sequence[int], capacity: int, num_bins: int
-) -> list[list[int]] | None:
+def _first_fit(slots: Sequence[int], lengths: Sequence[int], capacity: int, num_bins: int) -> list[list[int]] | None:
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     loads = [0] * num_bins
     for slot in slots:

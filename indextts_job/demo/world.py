@@ -7,6 +7,7 @@ learns to read. The language is Amharic script, unknown to the base tokenizer, a
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ _BASE_TEXT = (
     "ZEBRAS JUMP ? SPHINX OF BLACK QUARTZ , JUDGE MY VOW - EVERY GOOD RUN ENDS WELL"
 )
 _WORDS = (
-    "ሰላም ዓለም ቤት ውሃ እሳት መጽሐፍ ልጅ እናት አባት ወንድም እህት ፀሐይ ጨረቃ ኮከብ ተራራ ወንዝ ባህር ዛፍ አበባ ወፍ ውሻ ድመት ፈረስ ላም "
-    "ዳቦ ቡና ሻይ ጨው መንገድ ከተማ"
-).split()
+    *("ሰላም", "ዓለም", "ቤት", "ውሃ", "እሳት", "መጽሐፍ", "ልጅ", "እናት", "አባት", "ወንድም", "እህት", "ፀሐይ", "ጨረቃ", "ኮከብ"),
+    *("ተራራ", "ወንዝ", "ባህር", "ዛፍ", "አበባ", "ወፍ", "ውሻ", "ድመት", "ፈረስ", "ላም", "ዳቦ", "ቡና", "ሻይ", "መንገድ", "ከተማ"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ def _base_tokenizer() -> bytes:
     return _trained_model([*_BASE_TEXT.split(), _BASE_TEXT], 100)
 
 
-def _trained_model(sentences: list[str], pieces: int) -> bytes:
+def _trained_model(sentences: Sequence[str], pieces: int) -> bytes:
     stream = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
@@ -132,8 +133,8 @@ def _trained_model(sentences: list[str], pieces: int) -> bytes:
 
 def _extended_tokenizer(base: bytes) -> bytes:
     """The base with Ethiopic pieces appended: characters first, then merges, scored below every base piece."""
-    model = sentencepiece_model_pb2.ModelProto.FromString(base)
-    candidate = sentencepiece_model_pb2.ModelProto.FromString(_trained_model(_WORDS, 220))
+    read = sentencepiece_model_pb2.ModelProto.FromString  # type: ignore[attr-defined]  # made at import
+    model, candidate = read(base), read(_trained_model(_WORDS, 220))
     known = {piece.piece for piece in model.pieces}
     new = [piece.piece for piece in candidate.pieces if any("\u1200" <= letter < "\u1380" for letter in piece.piece)]
     lowest = min(piece.score for piece in model.pieces)
@@ -207,9 +208,7 @@ def codes_of(text_ids: list[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
     )
 
 
-def _write_dataset(
-    world: World, size: WorldSize, processor: sentencepiece.SentencePieceProcessor, seed: int
-) -> None:
+def _write_dataset(world: World, size: WorldSize, processor: sentencepiece.SentencePieceProcessor, seed: int) -> None:
     random = np.random.default_rng(seed)
     folder = world.train_manifest.parent
     for name in ("text_ids", "codes", "condition", "emo_vec"):

@@ -62,7 +62,11 @@ class Plan:
 
 
 def make_plan(
-    facts: HardwareFacts, config: HardwareConfig, model: GPTConfig, trained_parameters: int, longest_tokens: int
+    facts: HardwareFacts,
+    config: HardwareConfig,
+    model: GPTConfig,
+    trained_parameters: int,
+    longest_tokens: int,
 ) -> Plan:
     """The plan for one attempt.
 
@@ -92,13 +96,14 @@ def make_plan(
         longest_tokens, _automatic_capacity(facts, model, trained_parameters, precision)
     )
     return Plan(
-        device=facts.device, precision=precision, capacity_tokens=capacity, threads=config.threads or facts.cpus
+        device=facts.device,
+        precision=precision,
+        capacity_tokens=capacity,
+        threads=config.threads or facts.cpus,
     )
 
 
-def _automatic_capacity(
-    facts: HardwareFacts, model: GPTConfig, trained_parameters: int, precision: Precision
-) -> int:
+def _automatic_capacity(facts: HardwareFacts, model: GPTConfig, trained_parameters: int, precision: Precision) -> int:
     if facts.device == "cpu":
         return CPU_CAPACITY_TOKENS
     per_token = ACTIVATION_BYTES_PER_WIDTH * model.model_dim * model.layers * (2 if precision == "float32" else 1)

@@ -66,14 +66,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("flags of the old trainer", "each sets the configuration key it names")
     for flag in _FLAGS:
         metavar = flag.name.removeprefix("--").rpartition("-")[2].upper()
+        group.add_argument(flag.name, type=flag.kind, default=None, metavar=metavar, help=f"{flag.help} ({flag.key})")
+    for name, key in (
+        ("--train-manifest", "data.train_manifests"),
+        ("--val-manifest", "data.validation_manifests"),
+    ):
         group.add_argument(
-            flag.name, type=flag.kind, default=None, metavar=metavar, help=f"{flag.help} ({flag.key})"
+            name,
+            action="append",
+            default=None,
+            metavar="PATH[::LANG]",
+            help=f"paired manifest, repeatable ({key})",
         )
-    for name, key in (("--train-manifest", "data.train_manifests"), ("--val-manifest", "data.validation_manifests")):
-        group.add_argument(
-            name, action="append", default=None, metavar="PATH[::LANG]", help=f"paired manifest, repeatable ({key})"
-        )
-    for name in ("--batch-size", "--grad-accumulation", "--val-batch-size", "--max-val-batches", "--num-workers"):
+    for name in (
+        "--batch-size",
+        "--grad-accumulation",
+        "--val-batch-size",
+        "--max-val-batches",
+        "--num-workers",
+    ):
         group.add_argument(name, type=int, default=None, metavar="N", help="honoured in its intent, and explained")
     for name in ("--amp", "--grad-checkpointing"):
         group.add_argument(name, action="store_true", help="accepted and explained")

@@ -19,7 +19,14 @@ from indextts_job import files
 from indextts_job.errors import DataError, findings_message
 from indextts_job.model.config import GPTConfig, Shape, carried_shapes, trained_shapes
 from indextts_job.model.unified_voice import UnifiedVoice
-from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, NewRows, Vocabulary, initial_rows, join_rows
+from indextts_job.model.vocabulary import (
+    NEW_ROWS_SUFFIX,
+    TEXT_TABLES,
+    NewRows,
+    Vocabulary,
+    initial_rows,
+    join_rows,
+)
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _DROPPED = re.compile(
@@ -161,9 +168,7 @@ def export_state_dict(
             full[key] = join_rows(carried[key], trained[key + NEW_ROWS_SUFFIX].to(carried[key].dtype))
     expected = trained_shapes(config, vocabulary.rows) | carried_shapes(config)
     _demand(full, expected, "export")
-    return {
-        key: (full[key] if key in carried else full[key].to(dtype)).contiguous().clone() for key in expected
-    }
+    return {key: (full[key] if key in carried else full[key].to(dtype)).contiguous().clone() for key in expected}
 
 
 def export_config(document: Mapping[str, Any], vocabulary: Vocabulary, tokenizer_name: str, weights_name: str) -> str:

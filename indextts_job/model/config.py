@@ -95,14 +95,10 @@ def gpt_config(document: object, source: str) -> GPTConfig:
         for field in fields(GPTConfig)
         if not field.name.endswith("condition_module")
     }
-    modules = {
-        name: _conformer(section, name, source) for name in ("condition_module", "emo_condition_module")
-    }
+    modules = {name: _conformer(section, name, source) for name in ("condition_module", "emo_condition_module")}
     config = GPTConfig(**numbers, **modules)  # type: ignore[arg-type]  # both dicts cover disjoint field types
     if config.model_dim % config.heads:
-        raise ConfigError(
-            f"{source}: gpt.model_dim {config.model_dim} is not divisible by gpt.heads {config.heads}."
-        )
+        raise ConfigError(f"{source}: gpt.model_dim {config.model_dim} is not divisible by gpt.heads {config.heads}.")
     return config
 
 
@@ -126,9 +122,7 @@ def _conformer(section: Mapping[str, object], name: str, source: str) -> Conform
     if not isinstance(module, Mapping):
         raise ConfigError(f"{source}: gpt.{name} is missing; it describes a conditioning encoder.")
     known = {field.name for field in fields(ConformerConfig)}
-    return ConformerConfig(
-        **{key: _integer(module, key, f"{source}: gpt.{name}") for key in module if key in known}
-    )
+    return ConformerConfig(**{key: _integer(module, key, f"{source}: gpt.{name}") for key in module if key in known})
 
 
 def trained_shapes(config: GPTConfig, text_rows: int) -> dict[str, Shape]:

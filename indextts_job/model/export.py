@@ -57,5 +57,7 @@ def write_export(
         tokenizer_path.write_bytes(tokenizer)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         partial.unlink(missing_ok=True)
-        raise UnavailableError(f"{folder}: the export failed ({error}). Free space or choose another folder.") from error
+        raise UnavailableError(
+            f"{folder}: the export failed ({error}). Free space or choose another folder."
+        ) from error
     return paths

@@ -48,7 +48,9 @@ def parse_tokenizer(content: bytes, source: str) -> Tokenizer:
     try:
         processor.LoadFromSerializedProto(content)
     except RuntimeError as error:
-        raise DataError(f"{source}: not a SentencePiece model ({len(content)} bytes). Expected a .model file.") from error
+        raise DataError(
+            f"{source}: not a SentencePiece model ({len(content)} bytes). Expected a .model file."
+        ) from error
     return Tokenizer(content, tuple(processor.IdToPiece(i) for i in range(processor.GetPieceSize())))
 
 

@@ -28,9 +28,7 @@ class SampleEdges:
     """Tokens of each sample, on the host: the loop over samples needs no device synchronisation."""
 
 
-def packed_causal_attention(
-    query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, dropout: float
-) -> Tensor:
+def packed_causal_attention(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
     """Causal attention within each sample, scaled by 1 / sqrt(head_dim).
 
     On CUDA in half precision without attention dropout this is one fused kernel over the whole sequence; torch's
@@ -57,7 +55,7 @@ def packed_causal_attention(
         assert isinstance(output, Tensor)  # noqa: S101  # no auxiliary output was asked for
         return output
     lengths = list(edges.lengths)
-    parts = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
+    parts = zip(*(torch.split(rows, lengths) for rows in (query, key, value)), strict=True)
     return torch.cat(
         [
             # [length, heads, head_dim] -> [1, heads, length, head_dim] and back
@@ -133,7 +131,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, edges: SampleEdges) -> Tensor:
         """[tokens, dim] -> [tokens, dim]."""
         x = x + self.attn(self.ln_1(x), edges)
-        return x + self.mlp(self.ln_2(x))
+        output: Tensor = x + self.mlp(self.ln_2(x))
+        return output
 
 
 class Transformer(nn.Module):

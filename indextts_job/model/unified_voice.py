@@ -63,9 +63,7 @@ def to_device(batch: PackedBatch, device: torch.device, dtype: torch.dtype = tor
 
     names = (name for name in DeviceBatch.__dataclass_fields__ if name != "edges")
     lengths = [int(n) for n in batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]]
-    return DeviceBatch(
-        **{name: copied(name) for name in names}, edges=SampleEdges(copied("cu_seqlens"), lengths)
-    )
+    return DeviceBatch(**{name: copied(name) for name in names}, edges=SampleEdges(copied("cu_seqlens"), lengths))
 
 
 class PositionTable(nn.Module):
@@ -169,7 +167,7 @@ def head_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> 
 
 
 def _chunks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(hidden.split(HEAD_CHUNK_ROWS), targets.split(HEAD_CHUNK_ROWS), strict=True)
+    return zip(torch.split(hidden, HEAD_CHUNK_ROWS), torch.split(targets, HEAD_CHUNK_ROWS), strict=True)
 
 
 def _chunk_loss(hidden: Tensor, targets: Tensor, *, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

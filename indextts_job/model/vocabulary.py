@@ -63,9 +63,7 @@ def join_rows(base: Tensor, new: Tensor) -> Tensor:
     return torch.cat([base[:-1], new, base[-1:]])
 
 
-def initial_rows(
-    base: Tensor, count: int, how: NewRows, generator: torch.Generator
-) -> Tensor:
+def initial_rows(base: Tensor, count: int, how: NewRows, generator: torch.Generator) -> Tensor:
     """Start values of new rows.
 
     Args:

@@ -1,8 +1,9 @@
 """The run on a screen: one readable line per thing, and on a terminal a progress bar below them."""
 
 import math
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -61,37 +62,25 @@ class ConsoleReport:
 
     def __call__(self, event: Event) -> None:
         """Print one event."""
-        match event:
-            case Notice():
-                self._line(event.topic, event.message, warning=event.warning)
-            case AttemptStarted():
-                self._show("step", event.step, event.total_steps)
-            case StepDone():
-                if self._bar and self._task is not None:
-                    self._bar.update(self._task, description="step", completed=event.step)
-            case TrainLine():
-                self._losses = _losses(event.losses)
-                if self._bar and self._task is not None:
-                    self._bar.update(self._task, losses=self._losses)
-                self._line("train", _train_line(event))
-            case ValidationProgress():
-                if self._bar and self._task is not None:
-                    self._bar.update(self._task, description=f"validation {event.done}/{event.total}, step")
-            case Validated():
-                best = ", best so far" if event.best else ""
-                seconds = f"{event.samples} samples in {event.seconds:.1f} s"
-                self._line("validation", f"step {event.step} | {_losses(event.losses)} | {seconds}{best}")
-            case Committed():
-                tags = f" [{', '.join(event.tags)}]" if event.tags else ""
-                self._line(
-                    "checkpoint",
-                    f"step {event.step} committed{tags}: {event.name}, {human_bytes(event.bytes_written)} written of "
-                    f"{human_bytes(event.bytes_total)} in {event.seconds:.1f} s",
-                )
-            case StopNoticed():
-                self._line("stop", _stop_line(event), warning=True)
-            case AttemptEnded():
-                self._line("end", f"{event.outcome} at step {event.step}, exit code {event.exit_code}. {event.message}")
+        self._update_bar(event)
+        describe = _LINES.get(type(event))
+        if describe:
+            topic, message = describe(event)
+            warning = isinstance(event, StopNoticed) or (isinstance(event, Notice) and event.warning)
+            self._line(topic, message, warning=warning)
+
+    def _update_bar(self, event: Event) -> None:
+        if isinstance(event, AttemptStarted):
+            self._show("step", event.step, event.total_steps)
+        if self._bar is None or self._task is None:
+            return
+        if isinstance(event, StepDone):
+            self._bar.update(self._task, description="step", completed=event.step)
+        elif isinstance(event, TrainLine):
+            self._losses = _losses(event.losses)
+            self._bar.update(self._task, losses=self._losses)
+        elif isinstance(event, ValidationProgress):
+            self._bar.update(self._task, description=f"validation {event.done}/{event.total}, step")
 
     def _show(self, what: str, done: int, total: int) -> None:
         if self._bar is None:
@@ -121,9 +110,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def _losses(losses: Losses) -> str:
-    return (
-        f"text_loss {losses.text_loss:.4f} | mel_loss {losses.mel_loss:.4f} | mel_top1 {100 * losses.mel_top1:.1f} %"
-    )
+    return f"text_loss {losses.text_loss:.4f} | mel_loss {losses.mel_loss:.4f} | mel_top1 {100 * losses.mel_top1:.1f} %"
 
 
 def _train_line(event: TrainLine) -> str:
@@ -133,12 +120,37 @@ def _train_line(event: TrainLine) -> str:
     )
 
 
+def _validation_line(event: Validated) -> str:
+    best = ", best so far" if event.best else ""
+    return f"step {event.step} | {_losses(event.losses)} | {event.samples} samples in {event.seconds:.1f} s{best}"
+
+
+def _checkpoint_line(event: Committed) -> str:
+    tags = f" [{', '.join(event.tags)}]" if event.tags else ""
+    size = f"{human_bytes(event.bytes_written)} written of {human_bytes(event.bytes_total)}"
+    return f"step {event.step} committed{tags}: {event.name}, {size} in {event.seconds:.1f} s"
+
+
 def _stop_line(event: StopNoticed) -> str:
     left = "no deadline" if math.isinf(event.seconds_left) else f"{event.seconds_left:.1f} s left"
+    place = f"after micro-batch {event.micro_batches_done} of {event.micro_batches} of step {event.step + 1}"
     where = {
-        "finish": f"after micro-batch {event.micro_batches_done} of {event.micro_batches} of step {event.step + 1}: "
-        "there is time, the cycle was finished",
-        "discard": f"after micro-batch {event.micro_batches_done} of {event.micro_batches} of step {event.step + 1}: "
-        "too little time, the cycle was discarded and will be done again from its first sample",
+        "finish": f"{place}: there is time, the cycle was finished",
+        "discard": f"{place}: too little time, the cycle was discarded and will be done again from its first sample",
     }.get(event.decision, event.decision)
     return f"{event.reason} ({left}) {where}"
+
+
+def _end_line(event: AttemptEnded) -> str:
+    return f"{event.outcome} at step {event.step}, exit code {event.exit_code}. {event.message}"
+
+
+_LINES: dict[type[Event], Callable[[Any], tuple[str, str]]] = {
+    Notice: lambda event: (event.topic, event.message),
+    TrainLine: lambda event: ("train", _train_line(event)),
+    Validated: lambda event: ("validation", _validation_line(event)),
+    Committed: lambda event: ("checkpoint", _checkpoint_line(event)),
+    StopNoticed: lambda event: ("stop", _stop_line(event)),
+    AttemptEnded: lambda event: ("end", _end_line(event)),
+}
+"""Topic and text of each kind of event that gets a line."""

@@ -74,5 +74,3 @@ def committed_samples(logs: Sequence[bytes]) -> dict[int, list[str]]:
             else:
                 steps[entry["step"]] = entry["samples"]
     return steps
-
-

@@ -36,7 +36,7 @@ class TensorBoardCurves:
         # Points at the resumed step were written before its checkpoint: everything after it is written anew.
         purge = resumed_at + 1 if resumed_at else None
         logging.getLogger("tensorboard").setLevel(logging.ERROR)
-        self._writer = SummaryWriter(str(folder), purge_step=purge)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=purge)
 
     def __call__(self, event: Event) -> None:
         """Write the points of one event."""
@@ -51,7 +51,7 @@ class TensorBoardCurves:
             self._flush()
         elif isinstance(event, AttemptEnded):
             self._flush()
-            self._writer.close()  # type: ignore[no-untyped-call]
+            self._writer.close()
             if self._temporary:
                 self._temporary.cleanup()
 
@@ -60,10 +60,10 @@ class TensorBoardCurves:
             self._scalar(f"{kind}/{name}", getattr(losses, name), step)
 
     def _scalar(self, tag: str, value: float, step: int) -> None:
-        self._writer.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+        self._writer.add_scalar(tag, value, step)
 
     def _flush(self) -> None:
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        self._writer.flush()
         if self._temporary:
             for path in Path(self._temporary.name).iterdir():
                 self._storage.write(f"{self._folder}/{path.name}", path.read_bytes())

@@ -10,9 +10,7 @@ from indextts_job.training.history import Losses
 from indextts_job.training.step import Machinery, autocast, mean_losses
 
 
-def evaluate(
-    machinery: Machinery, batches: Iterable[PackedBatch], interrupted: Callable[[int], bool]
-) -> Losses | None:
+def evaluate(machinery: Machinery, batches: Iterable[PackedBatch], interrupted: Callable[[int], bool]) -> Losses | None:
     """Losses over all samples of `batches`, as the mean over targets with the training weights.
 
     Args:

@@ -13,7 +13,15 @@ from indextts_job.data.batch import PackedBatch
 from indextts_job.data.order import Order
 from indextts_job.errors import UnavailableError
 from indextts_job.preemption.deadline import Pace, Stop, finishes_in_time
-from indextts_job.report.events import Emit, Notice, StepDone, StopNoticed, TrainLine, Validated, ValidationProgress
+from indextts_job.report.events import (
+    Emit,
+    Notice,
+    StepDone,
+    StopNoticed,
+    TrainLine,
+    Validated,
+    ValidationProgress,
+)
 from indextts_job.training.history import IntervalSums, Losses, Validation, ValidationConfig
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import TrainState

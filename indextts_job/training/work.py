@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.manifest import file_name
 from indextts_job.checkpoint.retention import CheckpointName
-from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.store import CheckpointStore, Content
 from indextts_job.data.batch import PackedBatch, collate
 from indextts_job.data.dataset import Dataset
@@ -112,8 +112,7 @@ class AttemptWork:
             for i in range(self.validation_samples)
         ]
         batches = (
-            collate([dataset.sample(i) for i in indices], config)
-            for indices in in_order(lengths, self.capacity_tokens)
+            collate([dataset.sample(i) for i in indices], config) for indices in in_order(lengths, self.capacity_tokens)
         )
         return evaluate(self.machinery, batches, interrupted)
 

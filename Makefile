@@ -1,0 +1,55 @@
+# make demo    everything set up, then: train, get preempted, resume, compare bit for bit
+# make test    everything set up, then: all checks and tests
+# make check   format, lint, types, import layers, spelling
+# make bench   the measurements behind the README's figures
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PYTHONUTF8 := 1
+
+.PHONY: demo test check lint format bench chaos goldens constraints clean
+
+demo: $(VENV)/ready-run
+	$(BIN)/indextts-job demo
+
+test: check
+	$(BIN)/pytest
+
+check: $(VENV)/ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
+
+lint: check
+
+format: $(VENV)/ready-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/ready-dev
+	$(BIN)/python -m bench.packing
+	$(BIN)/python -m bench.heads
+	$(BIN)/python -m bench.freezing
+	$(BIN)/python -m bench.chaos
+
+goldens: $(VENV)/ready-dev
+	$(BIN)/python -m tests.support.goldens
+
+constraints: $(VENV)/ready-dev
+	@$(BIN)/pip freeze --exclude-editable
+
+# The versions are pinned, so a plain CPU machine and a GPU machine run the same torch release.
+$(VENV)/ready-run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready-run
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info demo_run

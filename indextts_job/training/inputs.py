@@ -1,0 +1,104 @@
+"""What the configuration names: read, checked, and described in a line."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from indextts_job import files
+from indextts_job.config import RunConfig
+from indextts_job.data.dataset import Dataset, Limits, load_dataset
+from indextts_job.data.order import Order
+from indextts_job.errors import StoppedError
+from indextts_job.model.config import GPTConfig, gpt_config
+from indextts_job.model.tokenizer import Tokenizer, load_tokenizer
+from indextts_job.preemption.deadline import Stop
+from indextts_job.report.console import ConsoleReport
+from indextts_job.report.events import Emit, Notice
+from indextts_job.training.schedule import total_steps
+
+CODES_PER_HOUR = 50 * 3600
+"""The semantic codec gives 50 codes per second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What the configuration names, read and checked."""
+
+    model_document: Mapping[str, Any]
+    model: GPTConfig
+    tokenizer: Tokenizer
+    train_set: Dataset
+    validation_set: Dataset | None
+    order: Order
+    total_steps: int
+
+    @property
+    def longest_tokens(self) -> int:
+        """Rows of the longest sample."""
+        sets = (self.train_set, self.validation_set) if self.validation_set else (self.train_set,)
+        return max(
+            self.model.sample_tokens(text, codes)
+            for dataset in sets
+            for text, codes in zip(dataset.text_lengths, dataset.code_lengths, strict=True)
+        )
+
+
+def check_stop(stop: Stop) -> None:
+    """Leave a preparation early when a stop is requested.
+
+    Raises:
+        StoppedError: It is.
+    """
+    request = stop()
+    if request:
+        raise StoppedError(f"{request.reason} before training began: nothing to save, the last checkpoint stands.")
+
+
+def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleReport) -> Inputs:
+    """Read and check everything that a run starts from, except weights.
+
+    Raises:
+        ConfigError: A file is missing or does not fit.
+        DataError: The dataset is bad.
+        StoppedError: A stop was requested meanwhile.
+    """
+    document = files.read_yaml(config.inputs.model_config, "model configuration", "inputs.model_config")
+    model = gpt_config(document, config.inputs.model_config)
+    tokenizer = load_tokenizer(config.inputs.tokenizer)
+    limits = Limits(model, tokenizer.pieces)
+
+    def progress(done: int, total: int) -> None:
+        check_stop(stop)
+        console.progress("checking data", done, total)
+
+    def loaded(manifests: tuple[str, ...]) -> Dataset:
+        skip = config.data.skip_bad_samples
+        dataset = load_dataset(manifests, limits, skip_bad_samples=skip, progress=progress)
+        for sample in dataset.skipped:
+            message = f"skipped bad sample {sample.id}: {sample.reason}"
+            emit(Notice(step=0, topic="data", message=message, warning=True))
+        return dataset
+
+    train_set = loaded(config.data.train_manifests)
+    validation_set = loaded(config.data.validation_manifests) if config.data.validation_manifests else None
+    order = Order(
+        num_samples=len(train_set),
+        seed=config.recipe.seed,
+        global_batch_samples=config.recipe.global_batch_samples,
+        total_samples=len(train_set) * config.schedule.epochs,
+    )
+    languages = ", ".join(f"{name or 'no language'} {count}" for name, count in train_set.languages.items())
+    validation = f"{len(validation_set)} to validate" if validation_set else "no validation"
+    codes = sum(train_set.code_lengths)
+    message = f"{len(train_set)} samples to train ({languages}; {codes / CODES_PER_HOUR:.1f} h of codes), {validation}"
+    emit(Notice(step=0, topic="data", message=message))
+    assert isinstance(document, Mapping)  # noqa: S101  # gpt_config has looked
+    return Inputs(
+        model_document=document,
+        model=model,
+        tokenizer=tokenizer,
+        train_set=train_set,
+        validation_set=validation_set,
+        order=order,
+        total_steps=total_steps(order.total_steps, config.schedule),
+    )

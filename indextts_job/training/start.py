@@ -1,0 +1,201 @@
+"""The state to begin with: from the base checkpoint, or from a checkpoint of this or another run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.config import RunConfig
+from indextts_job.data.order import ORDER_VERSION, derive_seed
+from indextts_job.hardware.plan import HardwareFacts, Plan, make_plan
+from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors, initialise, load_base_checkpoint
+from indextts_job.model.tokenizer import Tokenizer, demand_base_pieces
+from indextts_job.model.unified_voice import UnifiedVoice
+from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
+from indextts_job.report.console import human_bytes
+from indextts_job.report.events import Emit, Notice
+from indextts_job.training import resume
+from indextts_job.training.history import History
+from indextts_job.training.inputs import Inputs
+from indextts_job.training.resume import Present, ResumePoint, Selection
+from indextts_job.training.state import (
+    BASE,
+    FIRST_MOMENT,
+    WEIGHTS,
+    Carried,
+    TrainState,
+    build_optimizer,
+    count_parameters,
+)
+from indextts_job.training.work import carried_by
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """The state to begin with."""
+
+    state: TrainState
+    plan: Plan
+    tags: tuple[str, ...]
+    lineage: Mapping[str, Any]
+
+
+def compare(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emit) -> Selection:
+    """Decide between the exact place and weights only; say what was chosen and what changed."""
+    point = selection.point
+    if point is None:
+        emit(Notice(step=0, topic="resume", message="no checkpoint: fresh start from the base checkpoint"))
+        return selection
+    for reason in point.passed_over:
+        emit(Notice(step=0, topic="resume", message=f"passed over a checkpoint: {reason}", warning=True))
+    for note in selection.notes:
+        emit(Notice(step=point.name.step, topic="resume", message=note, warning=True))
+    emit(Notice(step=point.name.step, topic="resume", message=f"checkpoint found at {point.url}"))
+    values = point.manifest.values
+    if extends_message := _extension(values, inputs.tokenizer):
+        emit(Notice(step=0, topic="resume", message=extends_message, warning=True))
+        return replace(selection, weights_only=True)
+    if selection.weights_only:
+        message = "weights only: moments, schedule and position start afresh"
+        emit(Notice(step=0, topic="resume", message=message, warning=True))
+        return selection
+    present = Present(
+        config=config,
+        model_section=inputs.model_document["gpt"],
+        tokenizer=inputs.tokenizer,
+        num_samples=len(inputs.train_set),
+        dataset_fingerprint=inputs.train_set.fingerprint,
+    )
+    for change in resume.demand_same_run(values, present, point.url):
+        emit(Notice(step=point.name.step, topic="resume", message=f"changed: {change}"))
+    epoch, used = inputs.order.epoch_of(point.name.step)
+    message = (
+        f"step {point.name.step} of {inputs.total_steps}, epoch {epoch}, {used} of {len(inputs.train_set)} samples of "
+        f"it used; restored: weights, moments, history; seed {config.recipe.seed}, order {ORDER_VERSION}"
+    )
+    emit(Notice(step=point.name.step, topic="resume", message=message))
+    return selection
+
+
+def _extension(values: Mapping[str, Any], tokenizer: Tokenizer) -> str:
+    if not resume.extends_vocabulary(values, tokenizer):
+        return ""
+    return (
+        f"the tokenizer grew from {values['tokenizer']['pieces']} to {tokenizer.pieces} pieces: the checkpoint's "
+        "weights are used, new rows are initialised; moments, schedule, scaler and position start afresh together"
+    )
+
+
+def build(
+    config: RunConfig,
+    inputs: Inputs,
+    facts: HardwareFacts,
+    selection: Selection,
+    own: CheckpointStore,
+    emit: Emit,
+) -> Start:
+    """Model, optimizer and scaler on the device, with the values of the base or of a checkpoint."""
+    point = selection.point
+    exact = point is not None and not selection.weights_only
+    base: BaseCheckpoint | None = None
+    if exact and point is not None:
+        vocabulary = Vocabulary(**point.manifest.values["vocabulary"])
+    else:
+        base = _weights_as_base(point) if point else _base(config, inputs)
+        vocabulary = Vocabulary(pieces=inputs.tokenizer.pieces, base_pieces=base.text_pieces)
+    model = UnifiedVoice(inputs.model, vocabulary, config.recipe.dropout)
+    trained = count_parameters(model)
+    plan = make_plan(facts, config.hardware, inputs.model, trained, inputs.longest_tokens)
+    if plan.device == "cpu":
+        torch.set_num_threads(plan.threads)
+    model.to(plan.device)
+    state = TrainState(
+        model=model,
+        optimizer=build_optimizer(model, config.optimizer),
+        scaler=torch.amp.GradScaler(plan.device, enabled=plan.precision == "float16"),
+    )
+    lineage: Mapping[str, Any] = {}
+    if point is not None:
+        lineage = {"run": point.store.storage.url, "checkpoint": point.url, "step": point.name.step}
+        if point.store is own or point.store.storage.url == own.storage.url:
+            lineage = {**point.manifest.values.get("lineage", {}), "checkpoint": point.url}
+    if exact and point is not None:
+        _restore(state, point, own)
+    elif base is not None:
+        rows = _trained_rows(point) if point else None
+        initialise(model, base, config.recipe.new_rows, derive_seed(config.recipe.seed), rows)
+        state.carried = Carried(tensors=carried_tensors(model, base))
+    _describe(config, facts, plan, state, emit)
+    tags = point.name.tags if exact and point is not None and point.store is own else ()
+    return Start(state=state, plan=plan, tags=tags, lineage=lineage)
+
+
+def _base(config: RunConfig, inputs: Inputs) -> BaseCheckpoint:
+    base = load_base_checkpoint(config.inputs.base_checkpoint, inputs.model)
+    demand_base_pieces(inputs.tokenizer, base.text_pieces, config.inputs.tokenizer)
+    return base
+
+
+def _weights_as_base(point: ResumePoint) -> BaseCheckpoint:
+    """A checkpoint's weights in the role of a base: frozen rows stay those of its own base."""
+    tensors = point.store.load(point.manifest, (BASE,))
+    full = {key.removeprefix(BASE): value for key, value in tensors.items()}
+    full |= {
+        key.removeprefix(WEIGHTS): value
+        for key, value in point.tensors.items()
+        if key.startswith(WEIGHTS) and not key.endswith(NEW_ROWS_SUFFIX)
+    }
+    return BaseCheckpoint(full, full["text_embedding.weight"].shape[0] - 1)
+
+
+def _trained_rows(point: ResumePoint) -> dict[str, torch.Tensor]:
+    return {
+        key: point.tensors[WEIGHTS + key + NEW_ROWS_SUFFIX]
+        for key in TEXT_TABLES
+        if WEIGHTS + key + NEW_ROWS_SUFFIX in point.tensors
+    }
+
+
+def _restore(state: TrainState, point: ResumePoint, own: CheckpointStore) -> None:
+    values = point.manifest.values
+    state.load_weights(point.tensors)
+    if any(key.startswith(FIRST_MOMENT) for key in point.tensors):
+        state.load_moments(point.tensors, point.name.step)
+    if values["scaler"] and state.scaler.is_enabled():
+        state.scaler.load_state_dict(values["scaler"])
+    state.step = point.name.step
+    state.history = History.from_json(values["history"])
+    if point.store is own:
+        state.carried = carried_by(point.manifest.tensors, point.manifest.objects)
+    else:
+        tensors = point.store.load(point.manifest, (BASE,))
+        state.carried = Carried(tensors={key.removeprefix(BASE): value for key, value in tensors.items()})
+
+
+def _describe(config: RunConfig, facts: HardwareFacts, plan: Plan, state: TrainState, emit: Emit) -> None:
+    def say(topic: str, message: str) -> None:
+        emit(Notice(step=state.step, topic=topic, message=message))
+
+    driver = f", driver {facts.driver}" if facts.driver else ""
+    say(
+        "hardware",
+        f"{facts.name} ({facts.device}), {human_bytes(facts.memory_bytes)}, {facts.cpus} CPUs{driver}",
+    )
+    say(
+        "plan",
+        f"global batch {config.recipe.global_batch_samples} samples in micro-batches of up to {plan.capacity_tokens} "
+        f"tokens, {plan.precision}, {plan.threads} threads",
+    )
+    vocabulary = state.model.vocabulary
+    if vocabulary.extended:
+        share = 100 * vocabulary.base_pieces / vocabulary.pieces
+        say(
+            "vocabulary",
+            f"extended from {vocabulary.base_pieces} to {vocabulary.pieces} pieces: base rows are frozen "
+            f"({share:.0f} %), {vocabulary.new_rows} new rows train ({config.recipe.new_rows})",
+        )
+    else:
+        say("vocabulary", f"{vocabulary.pieces} pieces, the base checkpoint's own: all rows train")
+    say("model", f"{count_parameters(state.model) / 1e6:.1f} M trained parameters")
