@@ -154,7 +154,7 @@ def _model_document(size: WorldSize, base_pieces: int) -> dict[str, Any]:
             "attention_heads": 2,
             "num_blocks": blocks,
             "input_layer": "conv2d2",
-            "perceiver_mult": 2,
+            "perceiver_mult": 1,
         }
 
     return {

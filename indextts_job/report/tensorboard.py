@@ -1,69 +1,61 @@
 """The run as TensorBoard curves: one per tag over all restarts, under the tags of the old trainer.
 
 Every attempt writes a file of its own into the same folder and declares the step that it resumed at; TensorBoard
-drops what an earlier attempt wrote beyond it, so the curve never runs twice over the same steps.
+drops what an earlier attempt wrote beyond it, so the curve never runs twice over the same steps. Files are named by
+the attempt, not by the clock as TensorBoard's own writer does: the reader takes them in the order of their names, and
+the clocks of two nodes need not agree.
 """
 
-import logging
-import tempfile
-from pathlib import Path
+import io
+import time
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event as Record
+from tensorboard.compat.proto.event_pb2 import SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from indextts_job import files
 from indextts_job.checkpoint.storage import RunStorage
-from indextts_job.report.events import AttemptEnded, Event, TrainLine, Validated
+from indextts_job.report.events import Event, TrainLine, Validated
 from indextts_job.training.history import Losses
 
 FOLDER = "logs"
+FILE_VERSION = "brain.Event:2"
+"""First record of every event file; from version 2 on readers honour session starts."""
 
 
 class TensorBoardCurves:
-    """Writes train lines and validations as scalars.
+    """Writes train lines and validations as scalars, each point as soon as it is known."""
 
-    A run in an object store gets a copy of the attempt's file after every point: the writer needs a local file.
-    """
-
-    def __init__(self, storage: RunStorage, run_name: str, resumed_at: int) -> None:
+    def __init__(self, storage: RunStorage, run_name: str, attempt: int, resumed_at: int) -> None:
         self._storage = storage
-        self._folder = f"{FOLDER}/{run_name}"
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        if files.is_local(storage.url):
-            folder = files.local_path(storage.url) / self._folder
-        else:
-            self._temporary = tempfile.TemporaryDirectory(prefix="indextts-job-")
-            folder = Path(self._temporary.name)
+        self._key = f"{FOLDER}/{run_name}/events.out.tfevents.{attempt:010d}.attempt"
         # Points at the resumed step were written before its checkpoint: everything after it is written anew.
-        purge = resumed_at + 1 if resumed_at else None
-        logging.getLogger("tensorboard").setLevel(logging.ERROR)
-        self._writer = SummaryWriter(str(folder), purge_step=purge)
+        start = SessionLog(status=SessionLog.START)
+        self._append(
+            Record(file_version=FILE_VERSION, wall_time=time.time()),
+            Record(step=resumed_at + 1, session_log=start, wall_time=time.time()),
+        )
 
     def __call__(self, event: Event) -> None:
         """Write the points of one event."""
         if isinstance(event, TrainLine):
-            self._losses("train", event.losses, event.step)
-            self._scalar("train/lr", event.learning_rate, event.step)
-            self._scalar("train/grad_norm", event.grad_norm, event.step)
-            self._scalar("train/samples_per_s", event.samples_per_s, event.step)
-            self._flush()
+            points = _losses("train", event.losses)
+            points |= {"train/lr": event.learning_rate, "train/grad_norm": event.grad_norm}
+            self._points(event.step, points | {"train/samples_per_s": event.samples_per_s})
         elif isinstance(event, Validated):
-            self._losses("val", event.losses, event.step)
-            self._flush()
-        elif isinstance(event, AttemptEnded):
-            self._flush()
-            self._writer.close()
-            if self._temporary:
-                self._temporary.cleanup()
+            self._points(event.step, _losses("val", event.losses))
 
-    def _losses(self, kind: str, losses: Losses, step: int) -> None:
-        for name in ("text_loss", "mel_loss", "mel_top1", "total"):
-            self._scalar(f"{kind}/{name}", getattr(losses, name), step)
+    def _points(self, step: int, points: dict[str, float]) -> None:
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in points.items()])
+        self._append(Record(step=step, wall_time=time.time(), summary=summary))
 
-    def _scalar(self, tag: str, value: float, step: int) -> None:
-        self._writer.add_scalar(tag, value, step)
+    def _append(self, *records: Record) -> None:
+        framed = io.BytesIO()
+        writer = RecordWriter(framed)
+        for record in records:
+            writer.write(record.SerializeToString())
+        self._storage.append(self._key, framed.getvalue())
 
-    def _flush(self) -> None:
-        self._writer.flush()
-        if self._temporary:
-            for path in Path(self._temporary.name).iterdir():
-                self._storage.write(f"{self._folder}/{path.name}", path.read_bytes())
+
+def _losses(kind: str, losses: Losses) -> dict[str, float]:
+    return {f"{kind}/{name}": getattr(losses, name) for name in ("text_loss", "mel_loss", "mel_top1", "total")}

@@ -167,7 +167,7 @@ def _attempt_record(config: RunConfig, facts: HardwareFacts, step: int) -> dict[
 def _run_readers(config: RunConfig, storage: RunStorage, attempt: int, train_set: Dataset, step: int) -> list[Emit]:
     readers: list[Emit] = [
         Journal(storage, attempt),
-        TensorBoardCurves(storage, config.report.run_name, step),
+        TensorBoardCurves(storage, config.report.run_name, attempt, step),
     ]
     if config.report.sample_log:
         readers.append(SampleLog(storage, attempt, lambda index: train_set.records[index].id))

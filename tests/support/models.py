@@ -1,0 +1,107 @@
+"""Small models and batches without files."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from indextts_job.data.batch import PackedBatch, Sample, collate
+from indextts_job.data.packing import pack
+from indextts_job.model.config import ConformerConfig, GPTConfig
+from indextts_job.model.unified_voice import UnifiedVoice
+from indextts_job.model.vocabulary import Vocabulary
+from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
+from indextts_job.training.state import build_optimizer
+from indextts_job.training.step import Machinery
+
+_CONFORMER = ConformerConfig(output_size=8, linear_units=8, attention_heads=1, num_blocks=1)
+SMALL = GPTConfig(
+    model_dim=64,
+    layers=2,
+    heads=4,
+    max_text_tokens=20,
+    max_mel_tokens=40,
+    number_text_tokens=50,
+    number_mel_codes=34,
+    start_mel_token=32,
+    stop_mel_token=33,
+    start_text_token=0,
+    stop_text_token=1,
+    condition_module=_CONFORMER,
+    emo_condition_module=_CONFORMER,
+)
+"""The model of the golden values."""
+
+
+def golden_sample(text: int, codes: int, shift: int) -> Sample:
+    """The sample (T, M, s) that the golden values are defined on."""
+    width = SMALL.model_dim
+    return Sample(
+        index=shift,
+        id=f"sample-{shift}",
+        text_ids=np.array([3 + (7 * j + shift) % 47 for j in range(text)]),
+        codes=np.array([(5 * j + 2 + shift) % 32 for j in range(codes)]),
+        condition=(0.1 * np.cos(0.3 * np.arange(32 * width) + shift)).reshape(32, width),
+        emotion=0.1 * np.sin(0.2 * np.arange(width) + shift),
+    )
+
+
+def golden_model() -> UnifiedVoice:
+    """float64; the k-th tensor by name holds 0.05 sin(1.3 i + 0.7 k), plus 1 for weights of norms."""
+    model = UnifiedVoice(SMALL, Vocabulary(50, 50), 0.0).double()
+    state = model.state_dict()
+    for k, name in enumerate(sorted(state)):
+        index = torch.arange(state[name].numel(), dtype=torch.float64)
+        values = 0.05 * torch.sin(1.3 * index + 0.7 * k)
+        if name.endswith("weight") and name.split(".")[-2] in ("ln_1", "ln_2", "ln_f", "final_norm"):
+            values += 1
+        state[name].copy_(values.view(state[name].shape))
+    return model
+
+
+def random_samples(count: int, seed: int = 0) -> list[Sample]:
+    random = np.random.default_rng(seed)
+    return [
+        Sample(
+            index=i,
+            id=f"sample-{i}",
+            text_ids=random.integers(3, 50, random.integers(1, 20, endpoint=True)),
+            codes=random.integers(0, 32, random.integers(1, 40, endpoint=True)),
+            condition=random.normal(0, 0.5, (32, SMALL.model_dim)).astype(np.float32),
+            emotion=random.normal(0, 0.1, SMALL.model_dim).astype(np.float32),
+        )
+        for i in range(count)
+    ]
+
+
+def micro_batches(samples: Sequence[Sample], capacity: int) -> list[PackedBatch]:
+    lengths = [SMALL.sample_tokens(len(s.text_ids), len(s.codes)) for s in samples]
+    return [collate([samples[slot] for slot in slots], SMALL) for slots in pack(lengths, capacity)]
+
+
+def machinery(
+    model: UnifiedVoice, *, precision: str = "float32", dropout: float = 0.0, grad_clip: float = 1.0
+) -> Machinery:
+    scaler = torch.amp.GradScaler("cpu", enabled=precision == "float16")
+    return Machinery(
+        model=model.train(),
+        optimizer=build_optimizer(model, OptimizerConfig()),
+        scaler=scaler,
+        device=torch.device("cpu"),
+        precision=precision,  # type: ignore[arg-type]
+        recipe=RecipeConfig(dropout=dropout),
+        grad_clip=grad_clip,
+    )
+
+
+def small_model(seed: int = 0, pieces: int = 50, base_pieces: int = 50, dropout: float = 0.0) -> UnifiedVoice:
+    """float32, freshly initialised as the published model is."""
+    model = UnifiedVoice(SMALL, Vocabulary(pieces, base_pieces), dropout)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("weight") and name.split(".")[-2] in ("ln_1", "ln_2", "ln_f", "final_norm"):
+                tensor.fill_(1.0)
+            else:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.02)
+    return model

@@ -1,0 +1,92 @@
+"""The configuration: precedence, types, and errors that name the nearest key."""
+
+from typing import Any
+
+import pytest
+
+from indextts_job.config import RunConfig, all_keys, build_config, flatten, parse_override
+from indextts_job.errors import ConfigError
+
+MINIMAL: dict[str, Any] = {"data": {"train_manifests": ["a.jsonl"]}, "inputs": {"tokenizer": "t.model"}}
+
+
+def test_later_layers_win_over_the_file_and_the_file_over_defaults() -> None:
+    document = {**MINIMAL, "schedule": {"epochs": 3, "max_steps": 5}, "recipe": {"seed": 1}}
+    layers = [("flags", {"schedule.max_steps": 6, "recipe.seed": 2}), ("command line", {"recipe.seed": 3})]
+    config = build_config(document, "run.yaml", layers)
+    assert (config.schedule.epochs, config.schedule.max_steps, config.recipe.seed) == (3, 6, 3)
+    assert config.schedule.warmup_steps == 1000
+
+
+def test_the_defaults_are_the_published_recipe() -> None:
+    config = build_config(MINIMAL, "f", [])
+    assert (config.schedule.learning_rate, config.schedule.warmup_steps, config.schedule.epochs) == (2e-5, 1000, 10)
+    assert (config.optimizer.weight_decay, config.optimizer.grad_clip) == (0.01, 1.0)
+    assert (config.recipe.text_loss_weight, config.recipe.mel_loss_weight, config.recipe.dropout) == (0.2, 0.8, 0.1)
+    assert (config.recipe.global_batch_samples, config.recipe.seed) == (32, 1234)
+    assert (config.validation.interval_steps, config.checkpoint.interval_steps, config.checkpoint.keep) == (1000, 1000, 3)
+    assert (config.run, config.report.log_interval_steps) == ("trained_ckpts", 100)
+
+
+def test_a_configuration_survives_json() -> None:
+    config = build_config(MINIMAL, "f", [("cli", {"resume.accept": ["schedule.epochs"], "hardware.precision": "float16"})])
+    assert RunConfig.from_json(config.to_json(), "again") == config
+    assert set(flatten(config.to_json())) == set(all_keys())
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("schedule.max_steps=200", ("schedule.max_steps", 200)),
+        ("a=[x, y]", ("a", ["x", "y"])),
+        ("a=", ("a", None)),
+        ("run=s3://b/c=d", ("run", "s3://b/c=d")),
+    ],
+)
+def test_an_override_is_a_key_and_a_yaml_value(argument: str, expected: tuple[str, object]) -> None:
+    assert parse_override(argument) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("schedul.max_steps", 1, ["unknown key schedul.max_steps", "Did you mean schedule.max_steps?"]),
+        ("max_steps", 1, ["unknown key max_steps", "schedule.max_steps"]),
+        ("schedule.max_step", 1, ["Did you mean schedule.max_steps?"]),
+        ("schedule.max_steps.deep", 1, ["unknown key"]),
+        ("schedule", 1, ["is a section"]),
+        ("schedule.max_steps", "many", ["schedule.max_steps is 'many'", "a whole number"]),
+        ("schedule.max_steps", 1.5, ["a whole number"]),
+        ("schedule.max_steps", float("inf"), ["a whole number"]),
+        ("schedule.max_steps", True, ["a whole number"]),
+        ("schedule.max_steps", -1, ["at least 0"]),
+        ("schedule.learning_rate", "fast", ["a number"]),
+        ("schedule.learning_rate", float("nan"), ["expected at least 0"]),
+        ("recipe.dropout", 1.0, ["less than 1"]),
+        ("recipe.global_batch_samples", 0, ["at least 1"]),
+        ("recipe.new_rows", "zeros", ["one of mean, normal"]),
+        ("data.skip_bad_samples", "yes", ["true or false"]),
+        ("data.train_manifests", [1], ["a list of strings"]),
+        ("data.train_manifests", [], ["data.train_manifests is empty"]),
+        ("inputs.tokenizer", "", ["inputs.tokenizer is not set"]),
+        ("optimizer.beta2", 1, ["less than 1"]),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(key: str, value: object, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(MINIMAL, "run.yaml", [("command line", {key: value})])
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("document", [[1], "text", {"schedule": 3}, {"schedule": {"epochz": 3}}, {"shedule": {}}])
+def test_a_wrong_file_is_refused(document: object) -> None:
+    with pytest.raises(ConfigError, match=r"run\.yaml"):
+        build_config(document, "run.yaml", [])
+
+
+def test_yaml_floats_without_a_dot_are_numbers() -> None:
+    # YAML 1.1 reads 2e-5 as a text.
+    assert build_config(MINIMAL, "f", [("c", dict([parse_override("schedule.learning_rate=2e-5")]))]).schedule == (
+        build_config(MINIMAL, "f", []).schedule
+    )
