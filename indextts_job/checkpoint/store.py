@@ -70,7 +70,7 @@ class CheckpointStore:
 
     def __init__(self, storage: RunStorage) -> None:
         self.storage = storage
-        self._known: set[str] | None = None
+        self._known: dict[str, int] | None = None
 
     def names(self) -> list[CheckpointName]:
         """All checkpoints, superseded ones included, oldest first."""
@@ -216,21 +216,23 @@ class CheckpointStore:
     def _objects_of(self, name: CheckpointName) -> Iterable[str]:
         return self.manifest(name).objects.keys()
 
-    def _known_objects(self) -> set[str]:
+    def _known_objects(self) -> dict[str, int]:
+        """Sizes of the objects that are there; one of another size than its name promises is written again."""
         if self._known is None:
-            self._known = {f"{OBJECTS}/{file}" for file in self.storage.list(OBJECTS)}
+            stored = self.storage.list(OBJECTS)
+            self._known = {f"{OBJECTS}/{file}": info.size_bytes for file, info in stored.items()}
         return self._known
 
     def _forget(self, key: str) -> None:
         # An object that was removed or found damaged has to be written again if its content comes back.
-        self._known_objects().discard(key)
+        self._known_objects().pop(key, None)
 
     def _put(self, data: bytes, suffix: str) -> StoredObject:
         digest = hashlib.sha256(data).hexdigest()
         stored = StoredObject(f"{OBJECTS}/{digest}{suffix}", digest, len(data))
-        if stored.key not in self._known_objects():
+        if self._known_objects().get(stored.key) != stored.size_bytes:
             self.storage.write(stored.key, data)
-            self._known_objects().add(stored.key)
+            self._known_objects()[stored.key] = stored.size_bytes
         return stored
 
     def _put_tensors(self, tensors: Mapping[str, Tensor]) -> tuple[StoredObject, dict[str, StoredTensor]]:

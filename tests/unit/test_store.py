@@ -1,0 +1,201 @@
+"""The store: commit, verified reading, content addressing, retention; the same on files and in memory."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from indextts_job.checkpoint.manifest import FORMAT_VERSION, file_name, parse_file_name, parse_manifest
+from indextts_job.checkpoint.retention import CheckpointName, current, to_delete
+from indextts_job.checkpoint.storage import open_storage
+from indextts_job.checkpoint.store import SAFE_AGE_S, CheckpointStore, DamagedCheckpointError
+from indextts_job.errors import DataError, SupersededError
+from tests.support.stores import content, fresh_url, reopened, save
+
+
+@pytest.fixture(params=["file", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(open_storage(fresh_url(request.param, tmp_path)))
+
+
+def test_what_was_saved_is_loaded(store: CheckpointStore) -> None:
+    name = save(store, 5)
+    expected = {key: tensor for group in content(5).groups for key, tensor in group.items()}
+    other = reopened(store)
+    assert other.names() == [name]
+    loaded = other.load(other.manifest(name))
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[key], tensor) and loaded[key].dtype == tensor.dtype for key, tensor in expected.items())
+    assert other.read_file(other.manifest(name), "tokenizer.model") == b"pieces"
+    assert set(other.load(other.manifest(name), ("model/",))) == {"model/a", "model/b"}
+
+
+def test_saving_unchanged_state_writes_only_a_manifest(store: CheckpointStore) -> None:
+    save(store, 1, seed=9)
+    result = store.commit(CheckpointName(2, 1, 0), content(9), lambda: None)
+    manifest = f"checkpoints/{file_name(CheckpointName(2, 1, 0))}"
+    assert result.bytes_written == len(store.storage.read(manifest))
+    assert reopened(store).commit(CheckpointName(3, 1, 0), content(9), lambda: None).bytes_written < 4096
+
+
+def test_a_second_save_writes_what_changed(store: CheckpointStore) -> None:
+    first = store.commit(CheckpointName(1, 1, 0), content(1), lambda: None).manifest
+    second = store.commit(CheckpointName(2, 1, 0), content(2), lambda: None).manifest
+    shared = first.objects.keys() & second.objects.keys()
+    assert {second.tensors["base/frozen"].object, second.files["tokenizer.model"]} == shared
+
+
+def test_tensor_offsets_point_at_the_bytes(store: CheckpointStore) -> None:
+    manifest = store.commit(CheckpointName(1, 1, 0), content(1), lambda: None).manifest
+    expected = {key: tensor for group in content(1).groups for key, tensor in group.items()}
+    for key, entry in manifest.tensors.items():
+        raw = store.storage.read(entry.object)[entry.start : entry.stop]
+        assert raw == expected[key].numpy().tobytes()
+        assert entry.shape == tuple(expected[key].shape)
+
+
+def test_large_groups_are_cut_into_objects(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indextts_job.checkpoint.store.OBJECT_BYTES", 100)
+    name = save(store, 1)
+    manifest = store.manifest(name)
+    assert manifest.tensors["model/a"].object != manifest.tensors["model/b"].object
+    assert set(store.load(manifest)) == set(manifest.tensors)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "empty"])
+def test_damage_anywhere_is_noticed(store: CheckpointStore, damage: str) -> None:
+    manifest = store.manifest(save(store, 1))
+    for key in manifest.objects:
+        good = store.storage.read(key)
+        if damage == "remove":
+            store.storage.delete(key)
+        else:
+            middle = len(good) // 2
+            bad = {
+                "flip": good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :],
+                "truncate": good[:-1],
+                "empty": b"",
+            }[damage]
+            store.storage.write(key, bad)
+        with pytest.raises(DamagedCheckpointError, match=key.rpartition("/")[2][:12]):
+            reopened(store).verify(manifest)
+        store.storage.write(key, good)
+    reopened(store).verify(manifest)
+
+
+def test_a_damaged_object_is_written_again_by_the_next_save(store: CheckpointStore) -> None:
+    manifest = store.manifest(save(store, 1))
+    key = manifest.tensors["base/frozen"].object
+    store.storage.write(key, b"damaged")
+    fresh = reopened(store)
+    with pytest.raises(DamagedCheckpointError):
+        fresh.verify(manifest)
+    name = save(fresh, 2)
+    reopened(store).verify(fresh.manifest(name))
+
+
+def test_a_superseded_attempt_leaves_no_manifest(store: CheckpointStore) -> None:
+    def fence() -> None:
+        raise SupersededError("attempt 2 has started")
+
+    with pytest.raises(SupersededError):
+        store.commit(CheckpointName(1, 1, 0), content(1), fence)
+    assert store.names() == []
+
+
+def test_retention_keeps_newest_best_and_final(store: CheckpointStore) -> None:
+    for step in range(1, 8):
+        save(store, step, tags=("best",) if step in (1, 2) else ())
+        store.retain(3)
+    assert [name.step for name in store.names()] == [2, 5, 6, 7]
+    save(store, 8, tags=("final",))
+    save(store, 9)
+    save(store, 10)
+    save(store, 11)
+    store.retain(2)
+    assert [name.step for name in store.names()] == [2, 8, 10, 11]
+    for name in store.names():
+        reopened(store).verify(store.manifest(name))
+    named = {key for name in store.names() for key in store.manifest(name).objects}
+    assert {f"objects/{file}" for file in store.storage.list("objects")} == named
+
+
+def test_an_object_that_comes_back_after_its_removal_is_written_again(store: CheckpointStore) -> None:
+    save(store, 1, seed=1)
+    save(store, 2, seed=2)
+    store.retain(1)
+    name = save(store, 3, seed=1)
+    reopened(store).verify(store.manifest(name))
+
+
+def test_a_checkpoint_that_could_not_be_read_is_not_deleted(store: CheckpointStore) -> None:
+    damaged = save(store, 1)
+    for step in (2, 3, 4):
+        save(store, step)
+    assert store.retain(1, untouchable=[damaged]) == [CheckpointName(2, 1, 0), CheckpointName(3, 1, 0)]
+    assert damaged in store.names()
+
+
+def test_orphans_are_removed_only_when_old(tmp_path: Path) -> None:
+    store = CheckpointStore(open_storage(str(tmp_path / "run")))
+    name = save(store, 1)
+    folder = tmp_path / "run/objects"
+    for file in ("young.safetensors", "old.safetensors", ".tmp-1-young", ".tmp-1-old"):
+        (folder / file).write_bytes(b"left behind")
+    long_ago = time.time() - SAFE_AGE_S - 10
+    for file in ("old.safetensors", ".tmp-1-old", *(path.name for path in folder.iterdir() if len(path.name) > 60)):
+        os.utime(folder / file, (long_ago, long_ago))
+    assert store.collect_orphans() == 1
+    left = {path.name for path in folder.iterdir()}
+    assert {"young.safetensors", ".tmp-1-young"} <= left
+    assert not {"old.safetensors", ".tmp-1-old"} & left
+    reopened(store).verify(store.manifest(name))
+
+
+def test_names_round_trip_and_sort_by_step() -> None:
+    names = [CheckpointName(1000, 3, 7, ("final", "best")), CheckpointName(5, 12345, 0), CheckpointName(10**9, 1, 1)]
+    assert [parse_file_name(file_name(name)) for name in names] == names
+    files = sorted(file_name(CheckpointName(step, 1, 0)) for step in (5, 50, 500, 99_999_999))
+    assert [name.step for name in map(parse_file_name, files) if name] == [5, 50, 500, 99_999_999]
+    assert parse_file_name("latest.json") is None
+
+
+def test_going_back_supersedes_later_checkpoints_until_they_are_passed() -> None:
+    old = [CheckpointName(step, 1, 0) for step in (10, 20, 30)]
+    assert current(old) == old[::-1]
+    back = CheckpointName(15, 2, 10)
+    assert [name.step for name in current([*old, back])] == [15, 10]
+    assert to_delete([*old, back], keep=5) == []
+    passed = CheckpointName(25, 2, 10)
+    assert to_delete([*old, back, passed], keep=5) == [old[1]]
+    zombie = CheckpointName(28, 1, 0)
+    assert current([*old, back, zombie])[0] == back
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        (b"", "not a checkpoint manifest"),
+        (b'{"format": "indextts-job checkpoint", "form', "not a checkpoint manifest"),
+        (b"[]", "not a checkpoint manifest"),
+        (b'{"format": "other"}', "not a checkpoint manifest"),
+        (b'{"format": "indextts-job checkpoint", "format_version": 99}', "format 99, this version reads 1"),
+        (b'{"format": "indextts-job checkpoint", "format_version": 1}', "lacks or garbles 'step'"),
+    ],
+)
+def test_a_bad_manifest_is_explained(document: bytes, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        parse_manifest(document, "run/checkpoints/x.json")
+
+
+def test_a_manifest_is_documented_json(store: CheckpointStore) -> None:
+    name = save(store, 1)
+    document = json.loads(store.storage.read(f"checkpoints/{file_name(name)}"))
+    assert document["format_version"] == FORMAT_VERSION
+    assert list(document) == [
+        *("format", "format_version", "step", "attempt", "attempt_start", "tags", "created"),
+        *("objects", "tensors", "files", "values"),
+    ]
