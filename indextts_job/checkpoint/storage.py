@@ -70,11 +70,15 @@ def open_storage(url: str) -> RunStorage:
 
 
 @contextlib.contextmanager
-def _translated(what: str) -> Iterator[None]:
-    """Failures of a file system as errors a user can act on; "not found" and "exists" pass through."""
+def _translated(what: str, *, writing: bool = False) -> Iterator[None]:
+    """Failures of a file system as errors a user can act on; "exists", and "not found" of a read, pass through."""
     try:
         yield
-    except (FileNotFoundError, FileExistsError):
+    except FileNotFoundError as error:
+        if not writing:
+            raise
+        raise ConfigError(f"{what} failed ({error}). The folder cannot be made; choose another run folder.") from error
+    except FileExistsError:
         raise
     except PermissionError as error:
         raise AccessRefusedError(f"{what} was refused ({error}). Check credentials and permissions.") from error
@@ -106,14 +110,14 @@ class LocalStorage:
 
     def write(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""
-        with _translated(f"writing {self._root / key}"), self._temporary(key, content) as temporary:
+        with _translated(f"writing {self._root / key}", writing=True), self._temporary(key, content) as temporary:
             temporary.replace(self._root / key)
             _fsync_folder((self._root / key).parent)
 
     def create(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""
         path = self._root / key
-        with _translated(f"creating {path}"), self._temporary(key, content) as temporary:
+        with _translated(f"creating {path}", writing=True), self._temporary(key, content) as temporary:
             # A hard link appears with all its content and fails when the name is taken; a look first would race.
             os.link(temporary, path)
             _fsync_folder(path.parent)
@@ -121,7 +125,7 @@ class LocalStorage:
     def append(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""
         path = self._root / key
-        with _translated(f"appending to {path}"):
+        with _translated(f"appending to {path}", writing=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:
                 file.write(content)
@@ -201,19 +205,19 @@ class FsspecStorage:
 
     def write(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""
-        with _translated(f"writing {self.url}/{key}"):
+        with _translated(f"writing {self.url}/{key}", writing=True):
             self._make_folder(key)
             self._fs.pipe_file(self._path(key), content)
 
     def create(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""
-        with _translated(f"creating {self.url}/{key}"):
+        with _translated(f"creating {self.url}/{key}", writing=True):
             self._make_folder(key)
             self._fs.pipe_file(self._path(key), content, mode="create")
 
     def append(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""
-        with _translated(f"appending to {self.url}/{key}"):
+        with _translated(f"appending to {self.url}/{key}", writing=True):
             self._make_folder(key)
             with self._fs.open(self._path(key), "ab") as file:
                 file.write(content)

@@ -183,9 +183,9 @@ class CheckpointStore:
         doomed = [name for name in retention.to_delete(names, keep) if name not in spared]
         if not doomed:
             return []
-        # Which objects go is settled before anything is deleted, so a manifest that cannot be read stops it all.
-        kept_objects = {key for name in names if name not in doomed for key in self._objects_of(name)}
-        doomed_objects = {key for name in doomed for key in self._objects_of(name)} - kept_objects
+        # Only objects that a removed manifest names can go, so those of a manifest that is damaged itself stay.
+        kept_objects = {key for name in names if name not in doomed for key in self._objects_if_readable(name)}
+        doomed_objects = {key for name in doomed for key in self._objects_if_readable(name)} - kept_objects
         for name in doomed:
             self.storage.delete(f"{MANIFESTS}/{file_name(name)}")
         for key in doomed_objects:
@@ -198,11 +198,14 @@ class CheckpointStore:
 
         Returns:
             Number of objects removed.
+
+        Raises:
+            DataError: A manifest is damaged. Then nothing is removed: what looks like an orphan may be its object.
         """
         for folder in (MANIFESTS, OBJECTS):
             self.storage.remove_temporary(folder, SAFE_AGE_S)
         stored = self.storage.list(OBJECTS)
-        named = {key for name in self.names() for key in self._objects_of(name)}
+        named = {key for name in self.names() for key in self.manifest(name).objects}
         orphans = [
             f"{OBJECTS}/{file}"
             for file, info in stored.items()
@@ -213,8 +216,11 @@ class CheckpointStore:
             self.storage.delete(key)
         return len(orphans)
 
-    def _objects_of(self, name: CheckpointName) -> Iterable[str]:
-        return self.manifest(name).objects.keys()
+    def _objects_if_readable(self, name: CheckpointName) -> Iterable[str]:
+        try:
+            return self.manifest(name).objects.keys()
+        except DataError:
+            return ()
 
     def _known_objects(self) -> dict[str, int]:
         """Sizes of the objects that are there; one of another size than its name promises is written again."""

@@ -1,6 +1,5 @@
 """The run on a screen: one readable line per thing, and on a terminal a progress bar below them."""
 
-import math
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -132,7 +131,7 @@ def _checkpoint_line(event: Committed) -> str:
 
 
 def _stop_line(event: StopNoticed) -> str:
-    left = "no deadline" if math.isinf(event.seconds_left) else f"{event.seconds_left:.1f} s left"
+    left = "no deadline" if event.seconds_left is None else f"{event.seconds_left:.1f} s left"
     place = f"after micro-batch {event.micro_batches_done} of {event.micro_batches} of step {event.step + 1}"
     where = {
         "finish": f"{place}: there is time, the cycle was finished",

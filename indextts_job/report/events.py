@@ -103,7 +103,8 @@ class StopNoticed(Event):
     """A stop request was seen, and what became of the cycle in flight."""
 
     reason: str
-    seconds_left: float
+    seconds_left: float | None
+    """Until the kill is expected; None when nobody will."""
     micro_batches_done: int
     micro_batches: int
     decision: str

@@ -27,7 +27,8 @@ class Journal:
         if isinstance(event, (StepDone, ValidationProgress)):
             return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": type(event).__name__, **asdict(event)}, ensure_ascii=False)
+        document = {"time": now, "event": type(event).__name__, **asdict(event)}
+        line = json.dumps(document, ensure_ascii=False, allow_nan=False)
         self._storage.append(self._key, line.encode() + b"\n")
 
 

@@ -9,8 +9,9 @@ from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Dataset, Limits, load_dataset
 from indextts_job.data.order import Order
 from indextts_job.errors import StoppedError
+from indextts_job.model.base_checkpoint import BaseCheckpoint, load_base_checkpoint
 from indextts_job.model.config import GPTConfig, gpt_config
-from indextts_job.model.tokenizer import Tokenizer, load_tokenizer
+from indextts_job.model.tokenizer import Tokenizer, demand_base_pieces, load_tokenizer
 from indextts_job.preemption.deadline import Stop
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import Emit, Notice
@@ -27,6 +28,8 @@ class Inputs:
     model_document: Mapping[str, Any]
     model: GPTConfig
     tokenizer: Tokenizer
+    base: BaseCheckpoint | None
+    """None when a checkpoint takes its place."""
     train_set: Dataset
     validation_set: Dataset | None
     order: Order
@@ -54,8 +57,15 @@ def check_stop(stop: Stop) -> None:
         raise StoppedError(f"{request.reason} before training began: nothing to save, the last checkpoint stands.")
 
 
-def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleReport) -> Inputs:
-    """Read and check everything that a run starts from, except weights.
+def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleReport, *, needs_base: bool) -> Inputs:
+    """Read and check everything that a run starts from, small files first.
+
+    Args:
+        config: Names the files.
+        stop: Ends the reading early.
+        emit: Gets a line about the data.
+        console: Shows how far the check is.
+        needs_base: Whether the base checkpoint is read: not when the run goes on from a checkpoint of its own.
 
     Raises:
         ConfigError: A file is missing or does not fit.
@@ -65,6 +75,10 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
     document = files.read_yaml(config.inputs.model_config, "model configuration", "inputs.model_config")
     model = gpt_config(document, config.inputs.model_config)
     tokenizer = load_tokenizer(config.inputs.tokenizer)
+    base = None
+    if needs_base:
+        base = load_base_checkpoint(config.inputs.base_checkpoint, model)
+        demand_base_pieces(tokenizer, base.text_pieces, config.inputs.tokenizer)
     limits = Limits(model, tokenizer.pieces)
 
     def progress(done: int, total: int) -> None:
@@ -97,6 +111,7 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
         model_document=document,
         model=model,
         tokenizer=tokenizer,
+        base=base,
         train_set=train_set,
         validation_set=validation_set,
         order=order,

@@ -4,6 +4,7 @@ What is due at a step is decided by the step and the saved history, never by wha
 validation that a kill interrupted is made up for, one that is recorded is not repeated.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -219,11 +220,12 @@ class TrainingLoop:
         request = self._stop()
         if request is not None and not self._stop_announced:
             self._stop_announced = True
+            left_s = request.deadline_at_s - self._clock()
             self._emit(
                 StopNoticed(
                     step=state.step,
                     reason=request.reason,
-                    seconds_left=request.deadline_at_s - self._clock(),
+                    seconds_left=left_s if math.isfinite(left_s) else None,
                     micro_batches_done=done,
                     micro_batches=of,
                     decision=decision,

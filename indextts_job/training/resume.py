@@ -88,7 +88,7 @@ def select(config: ResumeConfig, own: CheckpointStore) -> Selection:
                 f"--resume {own.storage.url} --output-dir NEW."
             )
         return Selection(point=newest(own, names) if names else None)
-    source, name = locate(config.source)
+    source, name = locate(config.source, may_be_gone=True)
     if _same_place(source, own):
         return _within_own_run(config, own, names, name)
     if names:
@@ -100,6 +100,8 @@ def select(config: ResumeConfig, own: CheckpointStore) -> Selection:
                 "Use another run folder (--output-dir)."
             )
         return Selection(point=point, notes=(f"this run has its own checkpoints; {config.source} is not needed",))
+    if name and name not in source.names():
+        raise _no_such_checkpoint(config.source, source.storage.url)
     point = read(source, name) if name else newest(source, retention.current(source.names()))
     return Selection(point=point, weights_only=config.weights_only)
 
@@ -121,6 +123,8 @@ def _within_own_run(
             "back again, fork: give another --output-dir"
         )
         return Selection(point=newest(own, names), notes=(note,))
+    if name not in own.names():
+        raise _no_such_checkpoint(config.source, own.storage.url)
     later = [n for n in names if n.step > name.step]
     note = f"going back to step {name.step}; {len(later)} later checkpoints stay until this line has passed them"
     return Selection(point=read(own, name), notes=(note,) if later else ())
@@ -170,8 +174,12 @@ def read(store: CheckpointStore, name: CheckpointName) -> ResumePoint:
     return ResumePoint(store=store, manifest=manifest, tensors=tensors)
 
 
-def locate(source: str) -> tuple[CheckpointStore, CheckpointName | None]:
+def locate(source: str, *, may_be_gone: bool = False) -> tuple[CheckpointStore, CheckpointName | None]:
     """A run folder, or the manifest of one checkpoint, as the user names it.
+
+    Args:
+        source: Path or URL.
+        may_be_gone: Accept the name of a checkpoint that is not there (any more).
 
     Raises:
         ConfigError: It is neither.
@@ -185,14 +193,16 @@ def locate(source: str) -> tuple[CheckpointStore, CheckpointName | None]:
         folder, _, file = source.rpartition("/")
         name = parse_file_name(file)
         run = folder.rpartition("/")[0] or "."
-        if name is None or not files.exists(source):
-            raise ConfigError(
-                f"{source}: no such checkpoint. `indextts-job checkpoints list {run}` shows what there is."
-            )
+        if name is None or not (may_be_gone or files.exists(source)):
+            raise _no_such_checkpoint(source, run)
         return CheckpointStore(open_storage(run)), name
     if not files.exists(source):
         raise ConfigError(f"{source}: no such run. Give auto, none, a run folder or URL, or one of its manifests.")
     return CheckpointStore(open_storage(source.rstrip("/"))), None
+
+
+def _no_such_checkpoint(source: str, run: str) -> ConfigError:
+    return ConfigError(f"{source}: no such checkpoint. `indextts-job checkpoints list {run}` shows what there is.")
 
 
 def _same_place(store: CheckpointStore, own: CheckpointStore) -> bool:

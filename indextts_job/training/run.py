@@ -17,7 +17,7 @@ from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.loader import Prefetcher, step_batches
 from indextts_job.data.order import ORDER_VERSION
-from indextts_job.errors import EXIT_OK, EXIT_STOPPED, ConfigError
+from indextts_job.errors import EXIT_OK, EXIT_STOPPED, ConfigError, DataError
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.plan import HardwareFacts
 from indextts_job.preemption.signals import StopSignals
@@ -59,7 +59,8 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport) ->
     storage = open_storage(config.run)
     _demand_writable(config.run)
     store = CheckpointStore(storage)
-    inputs = read_inputs(config, stop, emit, console)
+    starts_from_base = config.resume.source in ("auto", "none") and not store.names()
+    inputs = read_inputs(config, stop, emit, console, needs_base=starts_from_base)
     facts = read_facts(config.hardware.device)
     selection = resume.select(config.resume, store)
     selection = compare(config, inputs, selection, emit)
@@ -67,7 +68,7 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport) ->
     start = build(config, inputs, facts, selection, store, emit)
     check_stop(stop)
     attempt = Fence(storage, _attempt_record(config, facts, start.state.step))
-    store.collect_orphans()
+    _tidy(store, emit)
     emit(Notice(step=start.state.step, topic="run", message=f"{config.run}, attempt {attempt.attempt}"))
     emit.start(_run_readers(config, storage, attempt.attempt, inputs.train_set, start.state.step))
     saver = Saver(
@@ -139,6 +140,14 @@ def _train(config: RunConfig, inputs: Inputs, start: Start, saver: Saver, stop: 
             )
         )
         return TrainingLoop(settings, work, stop=stop, emit=emit, clock=time.monotonic).run(state, start.tags)
+
+
+def _tidy(store: CheckpointStore, emit: Emit) -> None:
+    try:
+        store.collect_orphans()
+    except DataError as error:
+        message = f"left-over objects of interrupted saves were not removed: {error}"
+        emit(Notice(step=0, topic="checkpoint", message=message, warning=True))
 
 
 def _demand_writable(run: str) -> None:

@@ -9,9 +9,10 @@ import torch
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
 from indextts_job.data.order import ORDER_VERSION, derive_seed
+from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareFacts, Plan, make_plan
-from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors, initialise, load_base_checkpoint
-from indextts_job.model.tokenizer import Tokenizer, demand_base_pieces
+from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors, initialise
+from indextts_job.model.tokenizer import Tokenizer
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
 from indextts_job.report.console import human_bytes
@@ -103,7 +104,9 @@ def build(
     if exact and point is not None:
         vocabulary = Vocabulary(**point.manifest.values["vocabulary"])
     else:
-        base = _weights_as_base(point) if point else _base(config, inputs)
+        base = _weights_as_base(point) if point else inputs.base
+        if base is None:
+            raise ConfigError(f"{config.run}: its checkpoints vanished while it was being started. Start again.")
         vocabulary = Vocabulary(pieces=inputs.tokenizer.pieces, base_pieces=base.text_pieces)
     model = UnifiedVoice(inputs.model, vocabulary, config.recipe.dropout)
     trained = count_parameters(model)
@@ -130,12 +133,6 @@ def build(
     _describe(config, facts, plan, state, emit)
     tags = point.name.tags if exact and point is not None and point.store is own else ()
     return Start(state=state, plan=plan, tags=tags, lineage=lineage)
-
-
-def _base(config: RunConfig, inputs: Inputs) -> BaseCheckpoint:
-    base = load_base_checkpoint(config.inputs.base_checkpoint, inputs.model)
-    demand_base_pieces(inputs.tokenizer, base.text_pieces, config.inputs.tokenizer)
-    return base
 
 
 def _weights_as_base(point: ResumePoint) -> BaseCheckpoint:

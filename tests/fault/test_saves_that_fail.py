@@ -26,28 +26,38 @@ def operations_of_a_save(tmp_path: Path) -> int:
     return storage.operations - before
 
 
+class _FaultFrom:
+    """Fails the `at`-th operation after it was armed, and all later ones if `dead`."""
+
+    def __init__(self, at: int, *, dead: bool) -> None:
+        self.armed = False
+        self._left = at
+        self._dead = dead
+
+    def __call__(self, _number: int, _verb: str, _key: str) -> None:
+        if self.armed:
+            self._left -= 1
+            if self._left == -1 or (self._dead and self._left < 0):
+                raise disk_full()
+
+
+def _save_and_retain(store: CheckpointStore) -> None:
+    store.commit(CheckpointName(2, 1, 0), content(2), lambda: None)
+    store.retain(1)
+
+
 @pytest.mark.parametrize("dead", [False, True], ids=["one failure", "dead from there on"])
 def test_failing_at_every_operation_keeps_a_whole_newest_checkpoint(tmp_path: Path, *, dead: bool) -> None:
     operations = operations_of_a_save(tmp_path)
     assert operations > 8
     for at in range(operations):
         url = fresh_url("file", tmp_path)
-        armed = False
-        first = 0
-
-        def fault(number: int, _verb: str, _key: str) -> None:
-            nonlocal first
-            if not armed:
-                first = number + 1
-            elif number - first == at or (dead and number - first > at):  # noqa: B023  # used within this turn
-                raise disk_full()
-
+        fault = _FaultFrom(at, dead=dead)
         store = CheckpointStore(FaultyStorage(open_storage(url), fault))
         save(store, 1)
-        armed = True
+        fault.armed = True
         with pytest.raises(OSError, match="No space left"):
-            store.commit(CheckpointName(2, 1, 0), content(2), lambda: None)
-            store.retain(1)
+            _save_and_retain(store)
         after = CheckpointStore(open_storage(url))
         found = after.names()
         assert found

@@ -15,9 +15,7 @@ def test_an_epoch_holds_every_sample_once(seed: int, epoch: int, count: int) -> 
     assert sorted(permutation(seed, epoch, count)) == list(range(count))
 
 
-@given(
-    samples=st.integers(1, 50), batch=st.integers(1, 60), epochs=st.integers(1, 5), seed=st.integers(0, 100)
-)
+@given(samples=st.integers(1, 50), batch=st.integers(1, 60), epochs=st.integers(1, 5), seed=st.integers(0, 100))
 def test_steps_cover_the_stream_without_gap_or_repeat(samples: int, batch: int, epochs: int, seed: int) -> None:
     order = Order(num_samples=samples, seed=seed, global_batch_samples=batch, total_samples=samples * epochs)
     steps = [order.samples_of(step) for step in range(order.total_steps)]
@@ -54,9 +52,7 @@ def test_any_history_of_interruptions_commits_the_same_samples(
     assert committed == undisturbed
 
 
-@given(
-    lengths=st.lists(st.integers(1, 300), max_size=80), spare=st.integers(0, 2000), world_size=st.integers(1, 9)
-)
+@given(lengths=st.lists(st.integers(1, 300), max_size=80), spare=st.integers(0, 2000), world_size=st.integers(1, 9))
 def test_packing_loses_nothing_and_respects_the_capacity(lengths: list[int], spare: int, world_size: int) -> None:
     capacity = max(lengths, default=1) + spare
     bins = pack(lengths, capacity, world_size)

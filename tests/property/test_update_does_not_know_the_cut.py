@@ -27,7 +27,10 @@ def relative(one: Tensor, other: Tensor) -> float:
 
 @settings(max_examples=25)
 @given(
-    count=st.integers(1, 12), seed=st.integers(0, 1000), capacity=st.integers(LONGEST, 800), other=st.integers(LONGEST, 800)
+    count=st.integers(1, 12),
+    seed=st.integers(0, 1000),
+    capacity=st.integers(LONGEST, 800),
+    other=st.integers(LONGEST, 800),
 )
 def test_any_capacity_gives_the_same_update_in_double_precision(
     count: int, seed: int, capacity: int, other: int
@@ -42,7 +45,10 @@ def test_any_capacity_gives_the_same_update_in_double_precision(
 
 @settings(max_examples=25)
 @given(
-    count=st.integers(1, 12), seed=st.integers(0, 1000), capacity=st.integers(LONGEST, 800), other=st.integers(LONGEST, 800)
+    count=st.integers(1, 12),
+    seed=st.integers(0, 1000),
+    capacity=st.integers(LONGEST, 800),
+    other=st.integers(LONGEST, 800),
 )
 def test_any_capacity_gives_the_same_gradient_and_weights_in_single_precision(
     count: int, seed: int, capacity: int, other: int

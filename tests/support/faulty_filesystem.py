@@ -8,7 +8,7 @@ import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
 
-class FaultyFileSystem(MemoryFileSystem):
+class FaultyFileSystem(MemoryFileSystem):  # type: ignore[misc]  # fsspec ships no types
     """Asks `fault(verb, path)` before every operation; it may raise."""
 
     protocol = "faulty"
@@ -18,7 +18,7 @@ class FaultyFileSystem(MemoryFileSystem):
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
-        return super()._strip_protocol(path.removeprefix("faulty://"))
+        return str(super()._strip_protocol(path.removeprefix("faulty://")))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **named: Any) -> None:
         type(self).fault("write", path)
@@ -26,7 +26,7 @@ class FaultyFileSystem(MemoryFileSystem):
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **named: Any) -> bytes:
         type(self).fault("read", path)
-        return super().cat_file(path, start=start, end=end, **named)
+        return bytes(super().cat_file(path, start=start, end=end, **named))
 
     def rm_file(self, path: str) -> None:
         type(self).fault("delete", path)

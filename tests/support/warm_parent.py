@@ -105,7 +105,7 @@ def _serve() -> None:
         with os.fdopen(reading) as pipe:
             struck_at = pipe.read()
         code = shell_code(os.waitstatus_to_exitcode(status))
-        print(json.dumps({"code": code, "struck_at": struck_at}), flush=True)
+        print(json.dumps({"code": code, "struck_at": struck_at}), flush=True)  # noqa: T201  # the answer
 
 
 def _run_child(order: dict[str, Any], writing: int) -> None:
@@ -117,7 +117,7 @@ def _run_child(order: dict[str, Any], writing: int) -> None:
     code = errors.EXIT_SOFTWARE
     # A plain exit would run the parent's clean-up; every way out of the child is os._exit.
     try:
-        with open(order["log"], "a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
+        with Path(order["log"]).open("a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
             stop = StopSignals()
             stop.install()
             if order["at"]:

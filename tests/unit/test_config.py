@@ -24,12 +24,18 @@ def test_the_defaults_are_the_published_recipe() -> None:
     assert (config.optimizer.weight_decay, config.optimizer.grad_clip) == (0.01, 1.0)
     assert (config.recipe.text_loss_weight, config.recipe.mel_loss_weight, config.recipe.dropout) == (0.2, 0.8, 0.1)
     assert (config.recipe.global_batch_samples, config.recipe.seed) == (32, 1234)
-    assert (config.validation.interval_steps, config.checkpoint.interval_steps, config.checkpoint.keep) == (1000, 1000, 3)
+    assert (config.validation.interval_steps, config.checkpoint.interval_steps, config.checkpoint.keep) == (
+        1000,
+        1000,
+        3,
+    )
     assert (config.run, config.report.log_interval_steps) == ("trained_ckpts", 100)
 
 
 def test_a_configuration_survives_json() -> None:
-    config = build_config(MINIMAL, "f", [("cli", {"resume.accept": ["schedule.epochs"], "hardware.precision": "float16"})])
+    config = build_config(
+        MINIMAL, "f", [("cli", {"resume.accept": ["schedule.epochs"], "hardware.precision": "float16"})]
+    )
     assert RunConfig.from_json(config.to_json(), "again") == config
     assert set(flatten(config.to_json())) == set(all_keys())
 

@@ -8,7 +8,6 @@ from indextts_job.data.order import Order, derive_seed, mix64, permutation
 from indextts_job.data.packing import pack
 from tests.support.models import SMALL, random_samples
 
-
 GOLDEN_EPOCH_0 = [7, 8, 11, 10, 4, 1, 2, 5, 0, 3, 9, 6]
 GOLDEN_EPOCH_1 = [0, 5, 10, 7, 9, 11, 1, 4, 3, 2, 6, 8]
 GOLDEN_SEED = 2515214529111135941

@@ -55,7 +55,11 @@ def test_a_pair_is_read_and_unknown_fields_and_blank_lines_are_ignored() -> None
 
 @pytest.mark.parametrize(
     ("change", "language"),
-    [({"target_language": " ZH "}, "zh"), ({"language": "en"}, "en"), ({"target_language": "", "language": "en"}, "en")],
+    [
+        ({"target_language": " ZH "}, "zh"),
+        ({"language": "en"}, "en"),
+        ({"target_language": "", "language": "en"}, "en"),
+    ],
 )
 def test_a_record_knows_its_language_better_than_the_argument(change: dict[str, str], language: str) -> None:
     assert parse_records([json.dumps(PAIR | change)], SOURCE)[0].language == language
@@ -66,7 +70,13 @@ def test_an_empty_emotion_path_counts_as_absent() -> None:
     assert parse_records([json.dumps(PAIR | change)], SOURCE)[0].emotion_path == "data/emo_vec/b.npy"
 
 
-SINGLE = {"id": "a", "condition_path": "c.npy", "codes_path": "d.npy", "text_ids_path": "t.npy", "emo_vec_path": "e.npy"}
+SINGLE = {
+    "id": "a",
+    "condition_path": "c.npy",
+    "codes_path": "d.npy",
+    "text_ids_path": "t.npy",
+    "emo_vec_path": "e.npy",
+}
 
 
 @pytest.mark.parametrize(

@@ -32,12 +32,12 @@ def test_the_list_of_flags_is_closed() -> None:
 
 def test_every_flag_of_the_old_trainer_is_accepted_and_builds_a_configuration() -> None:
     line = (
-        "--train-manifest a.jsonl::am --train-manifest b.jsonl --val-manifest v.jsonl --tokenizer t.model --config c.yaml "
-        "--base-checkpoint g.pth --output-dir out --resume auto --batch-size 8 --grad-accumulation 4 --epochs 2 "
-        "--max-steps 100 --learning-rate 5e-6 --weight-decay 0.02 --warmup-steps 2000 --grad-clip 0.5 "
-        "--text-loss-weight 0.4 --mel-loss-weight 0.6 --log-interval 10 --val-interval 0 --val-batch-size 16 "
-        "--max-val-batches 50 --save-interval 250 --keep-checkpoints 5 --num-workers 8 --seed 7 --amp "
-        "--grad-checkpointing"
+        "--train-manifest a.jsonl::am --train-manifest b.jsonl --val-manifest v.jsonl --tokenizer t.model "
+        "--config c.yaml --base-checkpoint g.pth --output-dir out --resume auto --batch-size 8 "
+        "--grad-accumulation 4 --epochs 2 --max-steps 100 --learning-rate 5e-6 --weight-decay 0.02 "
+        "--warmup-steps 2000 --grad-clip 0.5 --text-loss-weight 0.4 --mel-loss-weight 0.6 --log-interval 10 "
+        "--val-interval 0 --val-batch-size 16 --max-val-batches 50 --save-interval 250 --keep-checkpoints 5 "
+        "--num-workers 8 --seed 7 --amp --grad-checkpointing"
     )
     keys, notes = parsed(line, {"INDEXTTS_RUN_NAME": "amharic"})
     config = build_config(None, "flags", [("flags", keys)])

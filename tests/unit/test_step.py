@@ -81,7 +81,7 @@ def test_a_non_finite_loss_names_the_samples_and_spares_the_weights(precision: s
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-def test_a_non_finite_gradient_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_non_finite_gradient_is_an_error_too() -> None:
     model = small_model()
     model.speed_emb.weight.register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(NonFiniteError, match="gradient norm"):
@@ -118,7 +118,9 @@ def test_only_matrices_of_the_transformer_decay() -> None:
     groups = {group["weight_decay"]: group["params"] for group in parts.optimizer.param_groups}
     decayed = {names[id(p)] for p in groups[0.01]}
     assert decayed == {
-        f"gpt.h.{i}.{part}.weight" for i in range(2) for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+        f"gpt.h.{i}.{part}.weight"
+        for i in range(2)
+        for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     }
 
 

@@ -28,7 +28,9 @@ def test_what_was_saved_is_loaded(store: CheckpointStore) -> None:
     assert other.names() == [name]
     loaded = other.load(other.manifest(name))
     assert loaded.keys() == expected.keys()
-    assert all(torch.equal(loaded[key], tensor) and loaded[key].dtype == tensor.dtype for key, tensor in expected.items())
+    assert all(
+        torch.equal(loaded[key], tensor) and loaded[key].dtype == tensor.dtype for key, tensor in expected.items()
+    )
     assert other.read_file(other.manifest(name), "tokenizer.model") == b"pieces"
     assert set(other.load(other.manifest(name), ("model/",))) == {"model/a", "model/b"}
 

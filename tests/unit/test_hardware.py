@@ -1,0 +1,82 @@
+"""The plan from facts, and facts from a container's files."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from indextts_job.errors import ConfigError
+from indextts_job.hardware.facts import read_facts, usable_cpus
+from indextts_job.hardware.plan import CPU_CAPACITY_TOKENS, HardwareConfig, HardwareFacts, make_plan
+from indextts_job.model.config import ConformerConfig, GPTConfig
+
+GIB = 2**30
+MODEL = GPTConfig(
+    **{"model_dim": 1280, "layers": 24, "heads": 20, "max_text_tokens": 600, "max_mel_tokens": 1815},
+    **{"number_text_tokens": 12000, "number_mel_codes": 8194, "start_mel_token": 8192, "stop_mel_token": 8193},
+    **{"start_text_token": 0, "stop_text_token": 1},
+    condition_module=ConformerConfig(output_size=512, linear_units=2048, attention_heads=8, num_blocks=6),
+    emo_condition_module=ConformerConfig(output_size=512, linear_units=1024, attention_heads=4, num_blocks=4),
+)
+TRAINED = 527_083_235
+MEAN_SAMPLE_TOKENS = 418
+CPU = HardwareFacts(device="cpu", name="x86_64", memory_bytes=16 * GIB, bfloat16=False, cpus=8)
+L4 = HardwareFacts(device="cuda", name="NVIDIA L4", memory_bytes=int(22.0 * GIB), bfloat16=True, cpus=8)
+A100 = replace(L4, name="NVIDIA A100 80GB", memory_bytes=int(79.2 * GIB), cpus=12)
+V100 = replace(L4, name="Tesla V100", memory_bytes=int(15.8 * GIB), bfloat16=False)
+AUTO = HardwareConfig()
+
+
+@pytest.mark.parametrize(
+    ("facts", "precision", "least_samples"),
+    [(L4, "bfloat16", 8), (A100, "bfloat16", 64), (V100, "float16", 6)],
+    ids=lambda value: value.name if isinstance(value, HardwareFacts) else str(value),
+)
+def test_a_gpu_gets_the_precision_and_capacity_it_can_bear(
+    facts: HardwareFacts, precision: str, least_samples: int
+) -> None:
+    plan = make_plan(facts, AUTO, MODEL, TRAINED, 700)
+    assert plan.precision == precision
+    assert plan.capacity_tokens >= least_samples * MEAN_SAMPLE_TOKENS
+
+
+def test_a_cpu_computes_in_float32() -> None:
+    plan = make_plan(CPU, AUTO, MODEL, TRAINED, 700)
+    assert (plan.device, plan.precision, plan.threads) == ("cpu", "float32", 8)
+    assert plan.capacity_tokens == CPU_CAPACITY_TOKENS
+
+
+def test_the_longest_sample_always_fits() -> None:
+    tiny = replace(L4, memory_bytes=1 * GIB)
+    assert make_plan(tiny, AUTO, MODEL, TRAINED, 2452).capacity_tokens == 2452
+
+
+def test_wishes_are_followed_or_refused() -> None:
+    wish = HardwareConfig(precision="float32", capacity_tokens=900, threads=3)
+    plan = make_plan(L4, wish, MODEL, TRAINED, 700)
+    assert (plan.precision, plan.capacity_tokens, plan.threads) == ("float32", 900, 3)
+    with pytest.raises(ConfigError, match="the longest sample has 901"):
+        make_plan(L4, wish, MODEL, TRAINED, 901)
+    with pytest.raises(ConfigError, match="no GPU here"):
+        make_plan(CPU, HardwareConfig(device="cuda"), MODEL, TRAINED, 700)
+
+
+@pytest.mark.parametrize(("content", "expected"), [("max 100000", None), ("50000 100000", 1), ("150000 100000", 2)])
+def test_cpus_are_those_of_the_container(tmp_path: Path, content: str, expected: int | None) -> None:
+    (tmp_path / "cpu.max").write_text(content + "\n")
+    everything = usable_cpus(tmp_path / "missing")
+    assert usable_cpus(tmp_path) == (everything if expected is None else min(expected, everything))
+
+
+def test_cpus_of_an_older_cgroup(tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("50000\n")
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    assert usable_cpus(tmp_path) == 1
+
+
+def test_facts_of_this_machine_are_plausible() -> None:
+    facts = read_facts("cpu")
+    assert facts.device == "cpu"
+    assert facts.memory_bytes > 2**29
+    assert facts.cpus >= 1

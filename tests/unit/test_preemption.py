@@ -1,0 +1,74 @@
+"""Stop requests: what a handler stores, how much time is left, and what is done with it."""
+
+import math
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from indextts_job.preemption.deadline import SAFETY_RATIO, Pace, StopRequest, finishes_in_time
+from indextts_job.preemption.signals import STOP_SIGNALS, StopSignals
+
+
+@pytest.fixture
+def stop() -> Iterator[StopSignals]:
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    signals = StopSignals()
+    signals.install()
+    yield signals
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_the_deadline_counts_from_the_first_signal(stop: StopSignals, number: signal.Signals) -> None:
+    assert stop() is None
+    stop.grace_s = 20.0
+    os.kill(os.getpid(), number)
+    request = stop()
+    assert request is not None
+    assert request.reason == number.name
+    assert request.deadline_at_s == request.requested_at_s + 20.0
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop() == request
+
+
+def test_ctrl_c_has_no_deadline_and_a_second_one_would_end_the_process(stop: StopSignals) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    request = stop()
+    assert request is not None
+    assert math.isinf(request.deadline_at_s)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+
+
+def test_a_signal_after_another_still_arms_the_second_ctrl_c(stop: StopSignals) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    request = stop()
+    assert request is not None
+    assert request.reason == "SIGTERM"
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+
+
+PACE = Pace(micro_batch_s=2.0, update_s=1.0, save_s=5.0)
+
+
+@pytest.mark.parametrize(
+    ("now", "left", "finish"),
+    [(0.0, 7, True), (0.0, 8, True), (0.0, 9, False), (22.0, 1, False), (18.0, 1, True), (31.0, 0, False)],
+)
+def test_a_cycle_is_finished_when_it_and_the_save_fit_with_a_margin(now: float, left: int, *, finish: bool) -> None:
+    request = StopRequest("SIGTERM", 0.0, 33.0)
+    assert finishes_in_time(request, now, left, PACE) == finish
+
+
+@given(now=st.floats(0, 100), left=st.integers(0, 50), save=st.floats(0, 100))
+def test_what_is_finished_would_have_been_finished_with_less_to_do(now: float, left: int, save: float) -> None:
+    request = StopRequest("SIGTERM", 0.0, 60.0)
+    pace = Pace(micro_batch_s=1.0, update_s=0.1, save_s=save)
+    if finishes_in_time(request, now, left + 1, pace):
+        assert finishes_in_time(request, now, left, pace)
+        assert now + SAFETY_RATIO * save <= 60.0
