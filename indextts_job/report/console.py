@@ -32,7 +32,7 @@ class ConsoleReport:
         self._console = Console(file=stream, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._losses = ""
+        self._recent = ""
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -40,7 +40,7 @@ class ConsoleReport:
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                TextColumn("{task.fields[losses]}"),
+                TextColumn("{task.fields[recent]}"),
                 TimeRemainingColumn(),
                 console=self._console,
                 transient=True,
@@ -76,17 +76,17 @@ class ConsoleReport:
         if isinstance(event, StepDone):
             self._bar.update(self._task, description="step", completed=event.step)
         elif isinstance(event, TrainLine):
-            self._losses = _losses(event.losses)
-            self._bar.update(self._task, losses=self._losses)
+            self._recent = _recent(event)
+            self._bar.update(self._task, recent=self._recent)
         elif isinstance(event, ValidationProgress):
-            self._bar.update(self._task, description=f"validation {event.done}/{event.total}, step")
+            self._bar.update(self._task, description=f"val {event.done}/{event.total}")
 
     def _show(self, what: str, done: int, total: int) -> None:
         if self._bar is None:
             return
         if self._task is None:
-            self._task = self._bar.add_task(what, losses="", total=total)
-        self._bar.update(self._task, description=what, completed=done, total=total, losses=self._losses)
+            self._task = self._bar.add_task(what, recent="", total=total)
+        self._bar.update(self._task, description=what, completed=done, total=total, recent=self._recent)
 
     def _line(self, topic: str, message: str, *, warning: bool = False) -> None:
         style = "yellow" if warning else "cyan"
@@ -110,6 +110,11 @@ def human_seconds(seconds: float) -> str:
 
 def _losses(losses: Losses) -> str:
     return f"text_loss {losses.text_loss:.4f} | mel_loss {losses.mel_loss:.4f} | mel_top1 {100 * losses.mel_top1:.1f} %"
+
+
+def _recent(event: TrainLine) -> str:
+    """Loss and rate beside the bar, short enough for 80 columns."""
+    return f"text {event.losses.text_loss:.2f} mel {event.losses.mel_loss:.2f} {event.samples_per_s:.0f}/s"
 
 
 def _train_line(event: TrainLine) -> str:

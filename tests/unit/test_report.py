@@ -95,7 +95,8 @@ def test_a_terminal_gets_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None
         console(TRAIN)
         console(ValidationProgress(step=100, done=3, total=64))
     assert "100/200" in stream.getvalue()
-    assert "validation 3/64" in stream.getvalue()
+    assert "val 3/64" in stream.getvalue()
+    assert "text 3.25 mel 4.50 12/s" in stream.getvalue()
 
 
 def test_units_are_readable() -> None:
