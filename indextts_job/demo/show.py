@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,13 +184,19 @@ def _verdict(console: Console, undisturbed: Path, preempted: Path, config: Path)
     for name, text in rows:
         console.print(f"  {name:<12} {text}")
     good = same_bits and same_history and positions[0] == positions[1] and not repeated and not missing
+    program, board = _command("indextts-job"), _command("tensorboard")
     console.print(
         f"\n  [bold]{'The interruptions left no trace.' if good else 'THE RUNS DIFFER: this is a defect.'}[/]\n"
-        f"  Look around:  indextts-job checkpoints list {preempted}\n"
-        f"                tensorboard --logdir {preempted}\n"
-        f"                indextts-job export {preempted} --output-dir {preempted.parent / 'export'}"
+        f"  Look around:  {program} checkpoints list {preempted}\n"
+        f"                {board} --logdir {preempted}\n"
+        f"                {program} export {preempted} --output-dir {preempted.parent / 'export'}"
     )
     return EXIT_OK if good else EXIT_SOFTWARE
+
+
+def _command(name: str) -> str:
+    """How to call an installed program from here, inside its virtual environment or not."""
+    return name if shutil.which(name) else os.path.relpath(Path(sys.executable).parent / name)
 
 
 def _events(run: Path, kind: str) -> list[dict[str, Any]]:

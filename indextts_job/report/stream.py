@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from indextts_job.report.events import Emit, Event
+from indextts_job.errors import UnavailableError
+from indextts_job.report.events import Emit, Event, Notice
 
 
 class EventStream:
@@ -14,18 +15,32 @@ class EventStream:
     def __init__(self, console: Emit) -> None:
         self._readers: list[Emit] = [console]
         self._before_start: list[Event] | None = []
+        self._failing: list[Emit] = []
 
     def __call__(self, event: Event) -> None:
         """Emit one event."""
         if self._before_start is not None:
             self._before_start.append(event)
         for reader in self._readers:
-            reader(event)
+            self._hand_over(reader, event)
 
     def start(self, readers: Sequence[Emit]) -> None:
         """Add the readers of the run and hand them the events so far."""
         for event in self._before_start or ():
             for reader in readers:
-                reader(event)
+                self._hand_over(reader, event)
         self._before_start = None
         self._readers += readers
+
+    def _hand_over(self, reader: Emit, event: Event) -> None:
+        """A record that cannot be written is a warning, said once, and no reason to stop training."""
+        try:
+            reader(event)
+        except UnavailableError as error:
+            if reader not in self._failing:
+                self._failing.append(reader)
+                message = f"a record was lost: {error} Training goes on."
+                self._readers[0](Notice(step=event.step, topic="report", message=message, warning=True))
+        else:
+            if reader in self._failing:
+                self._failing.remove(reader)

@@ -1,4 +1,4 @@
-"""Where to go on from: pick the checkpoint, verify it, compare it with this run, say what changed.
+"""Where to go on from: find the checkpoint that is asked for, and verify it.
 
 Three ways to start: from the base checkpoint; at the exact place of a checkpoint; or with a checkpoint's weights but
 fresh moments, schedule and position, which belong together.
@@ -16,19 +16,10 @@ from indextts_job.checkpoint.manifest import CheckpointManifest, file_name, pars
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.storage import open_storage
 from indextts_job.checkpoint.store import MANIFESTS, CheckpointStore
-from indextts_job.config import ResumeConfig, RunConfig, flatten
-from indextts_job.data.order import ORDER_VERSION
+from indextts_job.config import ResumeConfig
 from indextts_job.errors import ConfigError, DataError, IndexTTSJobError, findings_message
-from indextts_job.model.tokenizer import Tokenizer
 from indextts_job.model.vocabulary import TEXT_TABLES
 from indextts_job.training.state import BASE, FIRST_MOMENT, SECOND_MOMENT, WEIGHTS
-
-POSITION_KEYS = ("recipe.global_batch_samples", "recipe.seed")
-"""They decide which samples a step holds; a run keeps them for life."""
-MATHEMATICS = ("recipe.", "optimizer.", "schedule.")
-"""Sections whose change alters the update of a step."""
-WITHOUT_EFFECT = ("recipe.new_rows",)
-"""Looked at once, when rows are made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +78,7 @@ def select(config: ResumeConfig, own: CheckpointStore) -> Selection:
                 f"{own.storage.url} already holds checkpoints. Weights with fresh moments need a new run folder: "
                 f"--resume {own.storage.url} --output-dir NEW."
             )
-        return Selection(point=newest(own, names) if names else None)
+        return Selection(point=_newest_of_own(own) if names else None)
     source, name = locate(config.source, may_be_gone=True)
     if _same_place(source, own):
         return _within_own_run(config, own, names, name)
@@ -128,6 +119,17 @@ def _within_own_run(
     later = [n for n in names if n.step > name.step]
     note = f"going back to step {name.step}; {len(later)} later checkpoints stay until this line has passed them"
     return Selection(point=read(own, name), notes=(note,) if later else ())
+
+
+def _newest_of_own(own: CheckpointStore) -> ResumePoint:
+    """The newest checkpoint, also while an older attempt still commits and removes what this one has just listed."""
+    while True:
+        names = retention.current(own.names())
+        try:
+            return newest(own, names)
+        except DataError:
+            if retention.current(own.names()) == names:
+                raise
 
 
 def newest(store: CheckpointStore, names: list[CheckpointName]) -> ResumePoint:
@@ -210,93 +212,6 @@ def _same_place(store: CheckpointStore, own: CheckpointStore) -> bool:
     if files.is_local(one) and files.is_local(other):
         return files.local_path(one).resolve() == files.local_path(other).resolve()
     return one == other
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Present:
-    """What this attempt brings, to be compared with a checkpoint."""
-
-    config: RunConfig
-    model_section: Mapping[str, Any]
-    """`gpt` of the model's config.yaml."""
-    tokenizer: Tokenizer
-    num_samples: int
-    dataset_fingerprint: str
-
-
-def extends_vocabulary(values: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer is an extension of the one that a checkpoint was trained with.
-
-    Raises:
-        ConfigError: It is neither the same nor an extension.
-    """
-    recorded = values["tokenizer"]
-    if tokenizer.pieces >= recorded["pieces"] and tokenizer.fingerprint(recorded["pieces"]) == recorded["fingerprint"]:
-        return tokenizer.pieces > int(recorded["pieces"])
-    raise ConfigError(
-        f"inputs.tokenizer: {tokenizer.pieces} pieces that do not begin with the {recorded['pieces']} pieces the "
-        "checkpoint was trained with. Use that tokenizer or an extension of it; or another run folder (--output-dir) "
-        "for a new run."
-    )
-
-
-def demand_same_run(values: Mapping[str, Any], present: Present, where: str) -> list[str]:
-    """Check that going on at a checkpoint's exact place means what it meant.
-
-    Args:
-        values: Of the checkpoint.
-        present: What this attempt brings.
-        where: The checkpoint, for messages.
-
-    Returns:
-        Differences without effect on the update, as `key: old -> new`.
-
-    Raises:
-        ConfigError: A setting changed that decides the samples or the update of a step.
-        DataError: The dataset changed.
-    """
-    order = values["order"]
-    new_run = f"To train on from its weights in a new run: --resume {where} --no-load-optimizer --output-dir NEW."
-    if order["version"] != ORDER_VERSION:
-        raise ConfigError(
-            f"{where}: sample order version {order['version']}, this release has {ORDER_VERSION}. Use the release "
-            f"that wrote it. {new_run}"
-        )
-    if values["model_config"]["gpt"] != present.model_section:
-        changed = ", ".join(_differences(values["model_config"]["gpt"], present.model_section))
-        raise ConfigError(f"inputs.model_config does not describe the model of {where}: {changed}.")
-    old, new = flatten(values["config"]), flatten(present.config.to_json())
-    changes = [key for key in new if old.get(key) != new[key]]
-    fixed = [key for key in changes if key in POSITION_KEYS]
-    if fixed:
-        listed = [f"{key}: {old.get(key)} in the checkpoint, {new[key]} now" for key in fixed]
-        advice = f"They decide which samples a step holds, so a run keeps them. {new_run}"
-        raise ConfigError(findings_message(f"settings that belong to the run {present.config.run}", listed, advice))
-    if order["dataset_fingerprint"] != present.dataset_fingerprint:
-        raise DataError(
-            f"the dataset is not the one of {where}: {order['num_samples']} samples then, {present.num_samples} now"
-            + (", with other content" if order["num_samples"] == present.num_samples else "")
-            + f". Restore it and start again. {new_run}"
-        )
-    mathematics = [key for key in changes if key.startswith(MATHEMATICS) and key not in WITHOUT_EFFECT]
-    refused = [key for key in mathematics if key not in present.config.resume.accept]
-    if refused:
-        listed = [f"{key}: {old.get(key)} in the checkpoint, {new[key]} now" for key in refused]
-        advice = (
-            "They change the update of every step. If that is intended, say so: "
-            f"resume.accept=[{','.join(mathematics)}]"
-        )
-        raise ConfigError(findings_message(f"settings differ from those of {where}", listed, advice))
-    return [f"{key}: {old.get(key)} -> {new[key]}" for key in changes if not key.startswith("resume.")]
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    before, after = flatten(old), flatten(new)
-    return [
-        f"gpt.{key} {before.get(key)} -> {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
 
 
 def recorded_config(run: str) -> dict[str, Any] | None:

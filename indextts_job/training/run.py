@@ -30,9 +30,7 @@ from indextts_job.training import resume
 from indextts_job.training.inputs import Inputs, check_stop, read_inputs
 from indextts_job.training.loop import LoopSettings, TrainingLoop
 from indextts_job.training.start import Start, build, compare
-from indextts_job.training.state import (
-    count_parameters,
-)
+from indextts_job.training.state import count_parameters
 from indextts_job.training.step import Machinery
 from indextts_job.training.work import AttemptWork, Saver, environment
 

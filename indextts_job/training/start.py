@@ -9,7 +9,7 @@ import torch
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
 from indextts_job.data.order import ORDER_VERSION, derive_seed
-from indextts_job.errors import ConfigError
+from indextts_job.errors import UnavailableError
 from indextts_job.hardware.plan import HardwareFacts, Plan, make_plan
 from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors, initialise
 from indextts_job.model.tokenizer import Tokenizer
@@ -17,10 +17,10 @@ from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
 from indextts_job.report.console import human_bytes
 from indextts_job.report.events import Emit, Notice
-from indextts_job.training import resume
+from indextts_job.training.compatibility import Present, demand_same_run, extends_vocabulary
 from indextts_job.training.history import History
 from indextts_job.training.inputs import Inputs
-from indextts_job.training.resume import Present, ResumePoint, Selection
+from indextts_job.training.resume import ResumePoint, Selection
 from indextts_job.training.state import (
     BASE,
     FIRST_MOMENT,
@@ -55,8 +55,8 @@ def compare(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emit)
         emit(Notice(step=point.name.step, topic="resume", message=note, warning=True))
     emit(Notice(step=point.name.step, topic="resume", message=f"checkpoint found at {point.url}"))
     values = point.manifest.values
-    if extends_message := _extension(values, inputs.tokenizer):
-        emit(Notice(step=0, topic="resume", message=extends_message, warning=True))
+    if growth := _extension(values, inputs.tokenizer):
+        emit(Notice(step=0, topic="resume", message=growth, warning=True))
         return replace(selection, weights_only=True)
     if selection.weights_only:
         message = "weights only: moments, schedule and position start afresh"
@@ -69,7 +69,7 @@ def compare(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emit)
         num_samples=len(inputs.train_set),
         dataset_fingerprint=inputs.train_set.fingerprint,
     )
-    for change in resume.demand_same_run(values, present, point.url):
+    for change in demand_same_run(values, present, point.url):
         emit(Notice(step=point.name.step, topic="resume", message=f"changed: {change}"))
     epoch, used = inputs.order.epoch_of(point.name.step)
     message = (
@@ -81,7 +81,7 @@ def compare(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emit)
 
 
 def _extension(values: Mapping[str, Any], tokenizer: Tokenizer) -> str:
-    if not resume.extends_vocabulary(values, tokenizer):
+    if not extends_vocabulary(values, tokenizer):
         return ""
     return (
         f"the tokenizer grew from {values['tokenizer']['pieces']} to {tokenizer.pieces} pieces: the checkpoint's "
@@ -98,19 +98,17 @@ def build(
     emit: Emit,
 ) -> Start:
     """Model, optimizer and scaler on the device, with the values of the base or of a checkpoint."""
-    point = selection.point
-    exact = point is not None and not selection.weights_only
-    base: BaseCheckpoint | None = None
-    if exact and point is not None:
+    point = None if selection.weights_only else selection.point
+    donor = selection.point if selection.weights_only else None
+    base = _weights_as_base(donor) if donor else inputs.base
+    if point:
         vocabulary = Vocabulary(**point.manifest.values["vocabulary"])
-    else:
-        base = _weights_as_base(point) if point else inputs.base
-        if base is None:
-            raise ConfigError(f"{config.run}: its checkpoints vanished while it was being started. Start again.")
+    elif base:
         vocabulary = Vocabulary(pieces=inputs.tokenizer.pieces, base_pieces=base.text_pieces)
+    else:
+        raise UnavailableError(f"{config.run}: its checkpoints vanished while it was being started. Start again.")
     model = UnifiedVoice(inputs.model, vocabulary, config.recipe.dropout)
-    trained = count_parameters(model)
-    plan = make_plan(facts, config.hardware, inputs.model, trained, inputs.longest_tokens)
+    plan = make_plan(facts, config.hardware, inputs.model, count_parameters(model), inputs.longest_tokens)
     if plan.device == "cpu":
         torch.set_num_threads(plan.threads)
     model.to(plan.device)
@@ -119,20 +117,24 @@ def build(
         optimizer=build_optimizer(model, config.optimizer),
         scaler=torch.amp.GradScaler(plan.device, enabled=plan.precision == "float16"),
     )
-    lineage: Mapping[str, Any] = {}
-    if point is not None:
-        lineage = {"run": point.store.storage.url, "checkpoint": point.url, "step": point.name.step}
-        if point.store is own or point.store.storage.url == own.storage.url:
-            lineage = {**point.manifest.values.get("lineage", {}), "checkpoint": point.url}
-    if exact and point is not None:
+    if point:
         _restore(state, point, own)
-    elif base is not None:
-        rows = _trained_rows(point) if point else None
+    elif base:
+        rows = _trained_rows(donor) if donor else None
         initialise(model, base, config.recipe.new_rows, derive_seed(config.recipe.seed), rows)
         state.carried = Carried(tensors=carried_tensors(model, base))
     _describe(config, facts, plan, state, emit)
-    tags = point.name.tags if exact and point is not None and point.store is own else ()
-    return Start(state=state, plan=plan, tags=tags, lineage=lineage)
+    tags = point.name.tags if point and point.store is own else ()
+    return Start(state=state, plan=plan, tags=tags, lineage=_lineage(selection.point, own))
+
+
+def _lineage(point: ResumePoint | None, own: CheckpointStore) -> dict[str, Any]:
+    """Which checkpoint the attempt goes on from, and which other run this one came from."""
+    if point is None:
+        return {}
+    if point.store.storage.url == own.storage.url:
+        return {**point.manifest.values["lineage"], "checkpoint": point.url}
+    return {"run": point.store.storage.url, "checkpoint": point.url, "step": point.name.step}
 
 
 def _weights_as_base(point: ResumePoint) -> BaseCheckpoint:

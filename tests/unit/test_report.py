@@ -6,6 +6,7 @@ import json
 import pytest
 
 from indextts_job.checkpoint.storage import open_storage
+from indextts_job.errors import UnavailableError
 from indextts_job.report.console import ConsoleReport, human_bytes, human_seconds
 from indextts_job.report.events import (
     AttemptEnded,
@@ -120,6 +121,22 @@ def test_late_readers_get_what_they_missed_once() -> None:
     stream.start([late.append])
     stream(notices[2])
     assert console == late == notices
+
+
+def test_a_reader_that_cannot_write_is_a_warning_said_once() -> None:
+    console: list[Event] = []
+    stream = EventStream(console.append)
+    fails = [True, True, False, True]
+
+    def reader(_event: Event) -> None:
+        if fails.pop(0):
+            raise UnavailableError("no space is left.")
+
+    stream.start([reader])
+    for number in range(4):
+        stream(Notice(step=number, topic="t", message="x"))
+    warnings = [event.step for event in console if isinstance(event, Notice) and event.warning]
+    assert warnings == [0, 3]
 
 
 def test_the_journal_is_json_lines_without_single_steps() -> None:
