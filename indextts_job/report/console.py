@@ -146,7 +146,8 @@ def _stop_line(event: StopNoticed) -> str:
 
 
 def _end_line(event: AttemptEnded) -> str:
-    return f"{event.outcome} at step {event.step}, exit code {event.exit_code}. {event.message}"
+    # The reason of a failure is the command's last word on stderr; here it would stand twice.
+    return f"{event.outcome} at step {event.step}, exit code {event.exit_code}"
 
 
 _LINES: dict[type[Event], Callable[[Any], tuple[str, str]]] = {

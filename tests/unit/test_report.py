@@ -66,7 +66,7 @@ EVENTS: list[tuple[Event, str]] = [
         "stop        SIGINT (no deadline) after micro-batch 2 of 4 of step 100: there is time, the cycle was finished",
     ),
     (Notice(step=0, topic="plan", message="[bold]not markup[/]"), "plan        [bold]not markup[/]"),
-    (AttemptEnded(step=5, outcome="stopped", exit_code=75), "end         stopped at step 5, exit code 75."),
+    (AttemptEnded(step=5, outcome="stopped", exit_code=75), "end         stopped at step 5, exit code 75"),
 ]
 
 
