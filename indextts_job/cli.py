@@ -110,7 +110,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--grace-seconds", type=float, help="seconds from signal to kill (preemption.grace_seconds)")
     train.add_argument("--skip-bad-samples", action="store_true", help="leave bad samples out (data.skip_bad_samples)")
     train.add_argument("--list-checkpoints", action="store_true", help="list the run's checkpoints and exit")
-    train.add_argument("--help-config", action="store_true", help="print every key with its default and exit")
+    train.add_argument(
+        "--help-config", action="store_true", help="print every key, explained, with its default, and exit"
+    )
     flags.add_flags(train)
     checkpoints = commands.add_parser("checkpoints", help="look at a run's checkpoints")
     actions = checkpoints.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser)
@@ -180,11 +182,9 @@ def _configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> 
 
 
 def _print_config_help() -> int:
-    import yaml
+    from indextts_job.config_help import documented_defaults
 
-    from indextts_job.config import RunConfig
-
-    print(yaml.safe_dump(RunConfig().to_json(), sort_keys=False), end="")  # noqa: T201
+    print(documented_defaults(), end="")  # noqa: T201
     return errors.EXIT_OK
 
 

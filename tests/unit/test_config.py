@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+import yaml
 
 from indextts_job.config import RunConfig, all_keys, build_config, flatten, parse_override
+from indextts_job.config_help import documented_defaults
 from indextts_job.errors import ConfigError
 
 MINIMAL: dict[str, Any] = {"data": {"train_manifests": ["a.jsonl"]}, "inputs": {"tokenizer": "t.model"}}
@@ -89,6 +91,15 @@ def test_a_wrong_value_is_refused_by_name(key: str, value: object, words: list[s
 def test_a_wrong_file_is_refused(document: object) -> None:
     with pytest.raises(ConfigError, match=r"run\.yaml"):
         build_config(document, "run.yaml", [])
+
+
+def test_the_help_explains_every_key_and_is_the_default_configuration() -> None:
+    text = documented_defaults()
+    assert RunConfig.from_json(yaml.safe_load(text), "help") == RunConfig()
+    for key in all_keys():
+        line = next(line for line in text.splitlines() if line.strip().startswith(f"{key.rpartition('.')[2]}:"))
+        before = text[: text.index(line)].rstrip("\n").splitlines()[-1]
+        assert before.strip().startswith("# "), key
 
 
 def test_yaml_floats_without_a_dot_are_numbers() -> None:

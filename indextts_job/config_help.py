@@ -1,0 +1,53 @@
+"""The configuration explained: every key with its default and the docstring beside its field, as YAML."""
+
+import ast
+import inspect
+import itertools
+import textwrap
+import typing
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import yaml
+
+from indextts_job.config import RunConfig
+
+WIDTH = 110
+
+
+def documented_defaults(instance: object | None = None, indent: str = "") -> str:
+    """A YAML document that says everything it changes nothing of.
+
+    Args:
+        instance: The (section of the) configuration; the defaults if not given.
+        indent: Before every line.
+    """
+    section: Any = RunConfig() if instance is None else instance
+    docs = _field_docs(type(section))
+    hints = typing.get_type_hints(type(section))
+    lines = []
+    for entry in fields(section):
+        value = getattr(section, entry.name)
+        if is_dataclass(hints[entry.name]):
+            lines.append(f"\n{indent}{entry.name}:  # {inspect.getdoc(type(value))}\n")
+            lines.append(documented_defaults(value, indent + "  "))
+            continue
+        wrapped = textwrap.wrap(docs.get(entry.name, ""), WIDTH - len(indent))
+        lines += [f"{indent}# {line}\n" for line in wrapped]
+        plain = list(value) if isinstance(value, tuple) else value
+        text = yaml.safe_dump({entry.name: plain}, default_flow_style=False)
+        lines.append(f"{indent}{text}")
+    return "".join(lines)
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """Docstrings that stand below the fields of a dataclass."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    body = typing.cast("ast.ClassDef", tree).body
+    docs = {}
+    for statement, following in itertools.pairwise(body):
+        if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
+            continue
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            docs[statement.target.id] = " ".join(str(following.value.value).split())
+    return docs
