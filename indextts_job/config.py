@@ -5,9 +5,8 @@ errors before anything slow starts. Nothing below this file imports it.
 """
 
 import difflib
-import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Self
 
@@ -188,38 +187,52 @@ def _unknown_key(where: str, key: str) -> ConfigError:
 
 def _value(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
     """`value` as the type that a field declares, or an error that says what was expected."""
-    origin = typing.get_origin(hint)
-    if origin is typing.Literal:
-        if value in typing.get_args(hint):
+    if typing.get_origin(hint) is typing.Literal:
+        choices = typing.get_args(hint)
+        if value in choices:
             return value
-        raise ConfigError(f"{where} is {value!r}, expected one of {', '.join(map(str, typing.get_args(hint)))}.")
-    if origin is tuple:
-        entries = [value] if isinstance(value, str) else value
-        if isinstance(entries, (list, tuple)) and all(isinstance(entry, str) for entry in entries):
-            return tuple(entries)
-        raise ConfigError(f"{where} is {value!r}, expected a list of strings.")
-    if isinstance(hint, types.UnionType):
-        raise TypeError(f"{where}: unions are not supported in the configuration")
-    if hint is bool and isinstance(value, bool):
+        raise ConfigError(f"{where} is {value!r}, expected one of {', '.join(map(str, choices))}.")
+    convert, expected = _SCALARS.get(hint, (_texts, "a list of strings"))
+    try:
+        return convert(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{where} is {value!r}, expected {expected}.") from None
+
+
+def _whole(value: Any) -> int:  # noqa: ANN401
+    if isinstance(value, (bool, str)) or int(value) != value:
+        raise ValueError
+    return int(value)
+
+
+def _number(value: Any) -> float:  # noqa: ANN401
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)  # also from a text: YAML reads 2e-5 as one, its floats want a dot
+
+
+def _exactly(kind: type) -> Callable[[object], object]:
+    def convert(value: object) -> object:
+        if not isinstance(value, kind):
+            raise TypeError
         return value
-    if hint is str and isinstance(value, str):
-        return value
-    if hint is int and not isinstance(value, bool) and (isinstance(value, int) or _is_whole(value)):
-        return int(value)  # type: ignore[call-overload]  # a number
-    if hint is float and not isinstance(value, bool):
-        try:
-            # YAML reads 2e-5 as text: its floats want a dot.
-            return float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            pass
-    raise ConfigError(f"{where} is {value!r}, expected {_WORDS[hint]}.")
+
+    return convert
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, float) and value.is_integer()
+def _texts(value: object) -> tuple[str, ...]:
+    entries = [value] if isinstance(value, str) else value
+    if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, str) for entry in entries):
+        raise TypeError
+    return tuple(entries)
 
 
-_WORDS = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}
+_SCALARS: dict[type, tuple[Callable[[Any], object], str]] = {
+    bool: (_exactly(bool), "true or false"),
+    str: (_exactly(str), "a text"),
+    int: (_whole, "a whole number"),
+    float: (_number, "a number"),
+}
 
 
 def _check_values(config: RunConfig) -> None:

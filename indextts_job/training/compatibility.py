@@ -60,45 +60,50 @@ def demand_same_run(values: Mapping[str, Any], present: Present, where: str) -> 
         ConfigError: A setting changed that decides the samples or the update of a step.
         DataError: The dataset changed.
     """
-    order = values["order"]
     new_run = f"To train on from its weights in a new run: --resume {where} --no-load-optimizer --output-dir NEW."
+    _demand_same_model(values, present, where)
+    old, new = flatten(values["config"]), flatten(present.config.to_json())
+    changes = {
+        key: f"{key}: {old.get(key)} in the checkpoint, {new[key]} now" for key in new if old.get(key) != new[key]
+    }
+    _demand_same_position(changes, present, new_run)
+    _demand_same_dataset(values["order"], present, where, new_run)
+    mathematics = [key for key in changes if key.startswith(MATHEMATICS) and key not in WITHOUT_EFFECT]
+    refused = [changes[key] for key in mathematics if key not in present.config.resume.accept]
+    if refused:
+        accept = f"resume.accept=[{','.join(mathematics)}]"
+        advice = f"They change the update of every step. If that is intended, say so: {accept}"
+        raise ConfigError(findings_message(f"settings differ from those of {where}", refused, advice))
+    return [f"{key}: {old.get(key)} -> {new[key]}" for key in changes if not key.startswith("resume.")]
+
+
+def _demand_same_model(values: Mapping[str, Any], present: Present, where: str) -> None:
+    before, after = flatten(values["model_config"]["gpt"]), flatten(present.model_section)
+    changed = [
+        f"gpt.{key} {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    if changed:
+        raise ConfigError(f"inputs.model_config does not describe the model of {where}: {', '.join(changed)}.")
+
+
+def _demand_same_position(changes: Mapping[str, str], present: Present, new_run: str) -> None:
+    fixed = [text for key, text in changes.items() if key in POSITION_KEYS]
+    if fixed:
+        advice = f"They decide which samples a step holds, so a run keeps them. {new_run}"
+        raise ConfigError(findings_message(f"settings that belong to the run {present.config.run}", fixed, advice))
+
+
+def _demand_same_dataset(order: Mapping[str, Any], present: Present, where: str, new_run: str) -> None:
     if order["version"] != ORDER_VERSION:
         raise ConfigError(
             f"{where}: sample order version {order['version']}, this release has {ORDER_VERSION}. Use the release "
             f"that wrote it. {new_run}"
         )
-    if values["model_config"]["gpt"] != present.model_section:
-        changed = ", ".join(_differences(values["model_config"]["gpt"], present.model_section))
-        raise ConfigError(f"inputs.model_config does not describe the model of {where}: {changed}.")
-    old, new = flatten(values["config"]), flatten(present.config.to_json())
-    changes = [key for key in new if old.get(key) != new[key]]
-    fixed = [key for key in changes if key in POSITION_KEYS]
-    if fixed:
-        listed = [f"{key}: {old.get(key)} in the checkpoint, {new[key]} now" for key in fixed]
-        advice = f"They decide which samples a step holds, so a run keeps them. {new_run}"
-        raise ConfigError(findings_message(f"settings that belong to the run {present.config.run}", listed, advice))
     if order["dataset_fingerprint"] != present.dataset_fingerprint:
+        content = ", with other content" if order["num_samples"] == present.num_samples else ""
         raise DataError(
             f"the dataset is not the one of {where}: {order['num_samples']} samples then, {present.num_samples} now"
-            + (", with other content" if order["num_samples"] == present.num_samples else "")
-            + f". Restore it and start again. {new_run}"
+            f"{content}. Restore it and start again. {new_run}"
         )
-    mathematics = [key for key in changes if key.startswith(MATHEMATICS) and key not in WITHOUT_EFFECT]
-    refused = [key for key in mathematics if key not in present.config.resume.accept]
-    if refused:
-        listed = [f"{key}: {old.get(key)} in the checkpoint, {new[key]} now" for key in refused]
-        advice = (
-            "They change the update of every step. If that is intended, say so: "
-            f"resume.accept=[{','.join(mathematics)}]"
-        )
-        raise ConfigError(findings_message(f"settings differ from those of {where}", listed, advice))
-    return [f"{key}: {old.get(key)} -> {new[key]}" for key in changes if not key.startswith("resume.")]
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    before, after = flatten(old), flatten(new)
-    return [
-        f"gpt.{key} {before.get(key)} -> {after.get(key)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
