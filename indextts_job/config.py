@@ -18,6 +18,7 @@ from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareConfig
 from indextts_job.preemption.deadline import PreemptionConfig
 from indextts_job.report.events import ReportConfig
+from indextts_job.retry import StorageConfig
 from indextts_job.training.history import ValidationConfig
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.schedule import ScheduleConfig
@@ -64,6 +65,7 @@ class RunConfig:
     preemption: PreemptionConfig = field(default_factory=PreemptionConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as stored in every checkpoint."""
@@ -256,6 +258,8 @@ def _check_values(config: RunConfig) -> None:
         "hardware.capacity_tokens": (config.hardware.capacity_tokens, 0),
         "hardware.threads": (config.hardware.threads, 0),
         "report.log_interval_steps": (config.report.log_interval_steps, 1),
+        "storage.retry_seconds": (config.storage.retry_seconds, 0),
+        "storage.log_interval_seconds": (config.storage.log_interval_seconds, 0),
     }
     for key, (value, smallest) in at_least.items():
         if not value >= smallest:

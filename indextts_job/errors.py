@@ -4,6 +4,7 @@
     ├── NonFiniteError      70  a loss or gradient is not finite; the weights were not touched
     ├── DataError           65  the data or a checkpoint is wrong; never retried
     ├── UnavailableError    69  storage is unreachable or full; retried, counts against a limit
+    │   └── StorageFullError 69  no space is left
     ├── StoppedError        75  stopped on request, state is committed; requeued, counts as nothing
     │   └── SupersededError 75  a newer attempt of the same run exists; this one must not write
     ├── AccessRefusedError  77  credentials refused; never retried
@@ -43,6 +44,10 @@ class UnavailableError(IndexTTSJobError):
     """Storage could not be reached or could not take what was written."""
 
     exit_code = EXIT_UNAVAILABLE
+
+
+class StorageFullError(UnavailableError):
+    """No space is left; waiting does not help, freeing space does."""
 
 
 class StoppedError(IndexTTSJobError):

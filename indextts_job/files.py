@@ -5,7 +5,34 @@ from pathlib import Path
 import fsspec
 import yaml
 
-from indextts_job.errors import AccessRefusedError, ConfigError, DataError, UnavailableError
+from indextts_job.errors import ConfigError, DataError
+from indextts_job.retry import StorageConfig
+from indextts_job.storage_errors import patiently, translated
+
+READ_PATIENCE_S = 60.0
+"""How long a remote input is tried again."""
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
+"""A request without an answer is a failure after this."""
+CONNECTIONS = 64
+"""Of the S3 client's pool; its default of 10 starves parallel reads."""
+
+
+def configure_object_stores(config: StorageConfig) -> None:
+    """Set how fsspec reaches S3 in this process, before the first URL is opened.
+
+    Listings are never cached: another process writes into the same run.
+    """
+    options: dict[str, object] = {
+        "use_listings_cache": False,
+        "config_kwargs": {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "max_pool_connections": CONNECTIONS,
+        },
+    }
+    if config.endpoint_url:
+        options["endpoint_url"] = config.endpoint_url
+    fsspec.config.conf["s3"] = options
 
 
 def is_local(url: str) -> bool:
@@ -22,8 +49,11 @@ def exists(url: str) -> bool:
     """Whether a file or folder is there."""
     if is_local(url):
         return local_path(url).exists()
-    filesystem, path = fsspec.core.url_to_fs(url)
-    return bool(filesystem.exists(path))
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{url}: {error}. Install the fsspec package of this kind of storage.") from error
+    return patiently(f"looking at {url}", lambda: bool(filesystem.exists(path)), READ_PATIENCE_S)
 
 
 def read_bytes(url: str) -> bytes:
@@ -31,27 +61,17 @@ def read_bytes(url: str) -> bytes:
 
     Raises:
         FileNotFoundError: It is not there.
-        AccessRefusedError: It may not be read.
-        UnavailableError: The storage failed.
+        IndexTTSJobError: It cannot be read; see `storage_errors.translated`.
     """
+    what = f"reading {url}"
     try:
         if is_local(url):
-            return local_path(url).read_bytes()
+            with translated(what):
+                return local_path(url).read_bytes()
         filesystem, path = fsspec.core.url_to_fs(url)
-        content: bytes = filesystem.cat_file(path)
-    except FileNotFoundError:
-        raise
-    except IsADirectoryError as error:
-        raise FileNotFoundError(f"{url} is a folder, expected a file") from error
-    except PermissionError as error:
-        raise AccessRefusedError(f"{url}: reading was refused ({error}). Check credentials and permissions.") from error
-    except ImportError as error:
+        return patiently(what, lambda: bytes(filesystem.cat_file(path)), READ_PATIENCE_S)
+    except (ImportError, ValueError) as error:
         raise ConfigError(f"{url}: {error}. Install the fsspec package of this kind of storage.") from error
-    except ValueError as error:
-        raise ConfigError(f"{url}: {error}.") from error
-    except OSError as error:
-        raise UnavailableError(f"{url}: reading failed ({error}). Check the storage and start again.") from error
-    return content
 
 
 def read_input(url: str, what: str, key: str) -> bytes:

@@ -1,23 +1,19 @@
-"""Files of a run, on any fsspec file system: written whole or not at all, durable before visible (I4).
+"""The verbs that a run needs of its storage, and how local disks give them (I4).
 
-On local disks a file is written under a temporary name, fsynced, renamed, and its folder fsynced. Elsewhere one
-`pipe_file` call is one atomic put; files opened for writing are not, a failing `with` block would leave a truncated
-object visible.
+A file is written whole or not at all, and durable before visible: under a temporary name, fsynced, renamed, and its
+folder fsynced.
 """
 
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import fsspec
+from typing import Protocol
 
 from indextts_job import files
-from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError
+from indextts_job.storage_errors import translated
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -54,46 +50,11 @@ class RunStorage(Protocol):
     def delete(self, key: str) -> None:
         """Remove a file; no error when it is gone."""
 
+    def flush(self) -> None:
+        """Make what was appended visible."""
+
     def remove_temporary(self, folder: str, older_than_s: float) -> None:
         """Remove what killed writers left behind."""
-
-
-def open_storage(url: str) -> RunStorage:
-    """The storage of a run.
-
-    Raises:
-        ConfigError: No file system of this kind is installed.
-    """
-    if files.is_local(url):
-        return LocalStorage(url)
-    return FsspecStorage(url)
-
-
-@contextlib.contextmanager
-def _translated(what: str, *, writing: bool = False) -> Iterator[None]:
-    """Failures of a file system as errors a user can act on; "exists", and "not found" of a read, pass through."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        if not writing:
-            raise
-        raise ConfigError(f"{what} failed ({error}). The folder cannot be made; choose another run folder.") from error
-    except FileExistsError:
-        raise
-    except PermissionError as error:
-        raise AccessRefusedError(f"{what} was refused ({error}). Check credentials and permissions.") from error
-    except NotADirectoryError as error:
-        raise ConfigError(
-            f"{what} failed ({error}). The path runs through a file; choose another run folder."
-        ) from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UnavailableError(
-                f"{what} failed: no space is left ({error}). Free some; committed checkpoints are intact."
-            ) from error
-        raise UnavailableError(
-            f"{what} failed ({error}). Check the storage; committed checkpoints are intact."
-        ) from error
 
 
 class LocalStorage:
@@ -105,19 +66,19 @@ class LocalStorage:
 
     def read(self, key: str) -> bytes:
         """See `RunStorage`."""
-        with _translated(f"reading {self._root / key}"):
+        with translated(f"reading {self._root / key}"):
             return (self._root / key).read_bytes()
 
     def write(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""
-        with _translated(f"writing {self._root / key}", writing=True), self._temporary(key, content) as temporary:
+        with translated(f"writing {self._root / key}", writing=True), self._temporary(key, content) as temporary:
             temporary.replace(self._root / key)
             _fsync_folder((self._root / key).parent)
 
     def create(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""
         path = self._root / key
-        with _translated(f"creating {path}", writing=True), self._temporary(key, content) as temporary:
+        with translated(f"creating {path}", writing=True), self._temporary(key, content) as temporary:
             # A hard link appears with all its content and fails when the name is taken; a look first would race.
             os.link(temporary, path)
             _fsync_folder(path.parent)
@@ -125,7 +86,7 @@ class LocalStorage:
     def append(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""
         path = self._root / key
-        with _translated(f"appending to {path}", writing=True):
+        with translated(f"appending to {path}", writing=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:
                 file.write(content)
@@ -134,7 +95,7 @@ class LocalStorage:
         """See `RunStorage`."""
         now = time.time()
         found = {}
-        with _translated(f"listing {self._root / folder}"), contextlib.suppress(FileNotFoundError):
+        with translated(f"listing {self._root / folder}"), contextlib.suppress(FileNotFoundError):
             for entry in os.scandir(self._root / folder):
                 if entry.is_file() and not entry.name.startswith(TEMPORARY_PREFIX):
                     status = entry.stat()
@@ -143,13 +104,16 @@ class LocalStorage:
 
     def delete(self, key: str) -> None:
         """See `RunStorage`."""
-        with _translated(f"deleting {self._root / key}"):
+        with translated(f"deleting {self._root / key}"):
             (self._root / key).unlink(missing_ok=True)
+
+    def flush(self) -> None:
+        """See `RunStorage`: what is appended is visible at once."""
 
     def remove_temporary(self, folder: str, older_than_s: float) -> None:
         """See `RunStorage`."""
         oldest = time.time() - older_than_s
-        with _translated(f"cleaning {self._root / folder}"):
+        with translated(f"cleaning {self._root / folder}"):
             for path in (self._root / folder).glob(f"{TEMPORARY_PREFIX}*"):
                 with contextlib.suppress(FileNotFoundError):
                     if path.stat().st_mtime < oldest:
@@ -185,73 +149,3 @@ def _fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class FsspecStorage:
-    """A run in an object store or another remote file system."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"{url}: {error}. Install the fsspec package of this kind of storage.") from error
-
-    def read(self, key: str) -> bytes:
-        """See `RunStorage`."""
-        with _translated(f"reading {self.url}/{key}"):
-            content: bytes = self._fs.cat_file(self._path(key))
-        return content
-
-    def write(self, key: str, content: bytes) -> None:
-        """See `RunStorage`."""
-        with _translated(f"writing {self.url}/{key}", writing=True):
-            self._make_folder(key)
-            self._fs.pipe_file(self._path(key), content)
-
-    def create(self, key: str, content: bytes) -> None:
-        """See `RunStorage`."""
-        with _translated(f"creating {self.url}/{key}", writing=True):
-            self._make_folder(key)
-            self._fs.pipe_file(self._path(key), content, mode="create")
-
-    def append(self, key: str, content: bytes) -> None:
-        """See `RunStorage`."""
-        with _translated(f"appending to {self.url}/{key}", writing=True):
-            self._make_folder(key)
-            with self._fs.open(self._path(key), "ab") as file:
-                file.write(content)
-
-    def list(self, folder: str) -> dict[str, StoredFile]:
-        """See `RunStorage`."""
-        found: dict[str, StoredFile] = {}
-        with _translated(f"listing {self.url}/{folder}"), contextlib.suppress(FileNotFoundError):
-            self._fs.invalidate_cache()
-            for entry in self._fs.ls(self._path(folder), detail=True):
-                if entry["type"] == "file":
-                    name = entry["name"].rpartition("/")[2]
-                    found[name] = StoredFile(int(entry["size"]), _age_s(entry))
-        return found
-
-    def delete(self, key: str) -> None:
-        """See `RunStorage`."""
-        with _translated(f"deleting {self.url}/{key}"), contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(key))
-
-    def remove_temporary(self, folder: str, older_than_s: float) -> None:
-        """See `RunStorage`: a put leaves nothing behind."""
-
-    def _path(self, key: str) -> str:
-        return f"{self._root}/{key}"
-
-    def _make_folder(self, key: str) -> None:
-        # Some file systems have real folders (memory, ssh); on object stores this is a no-op.
-        self._fs.makedirs(self._path(key).rpartition("/")[0], exist_ok=True)
-
-
-def _age_s(entry: dict[str, Any]) -> float:
-    written = entry.get("LastModified") or entry.get("created") or entry.get("mtime")
-    if written is None:
-        return 0.0
-    instant = written if isinstance(written, (int, float)) else written.timestamp()
-    return max(0.0, time.time() - float(instant))

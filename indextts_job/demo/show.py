@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import CheckpointManifest
-from indextts_job.checkpoint.storage import open_storage
+from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.demo.world import World, WorldSize, make_world
 from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, ConfigError, IndexTTSJobError

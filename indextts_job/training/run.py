@@ -11,7 +11,8 @@ import torch
 
 from indextts_job import files
 from indextts_job.checkpoint.fence import Fence
-from indextts_job.checkpoint.storage import RunStorage, open_storage
+from indextts_job.checkpoint.remote import open_storage
+from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Dataset
@@ -54,7 +55,8 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport) ->
     """
     stop.grace_s = config.preemption.grace_seconds
     emit = EventStream(console)
-    storage = open_storage(config.run)
+    files.configure_object_stores(config.storage)
+    storage = open_storage(config.run, config.storage)
     _demand_writable(config.run)
     store = CheckpointStore(storage)
     starts_from_base = config.resume.source in ("auto", "none") and not store.names()
@@ -88,6 +90,7 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport) ->
         raise
     finally:
         emit(AttemptEnded(step=start.state.step, outcome=outcome, exit_code=code, message=message))
+        storage.flush()
     return code
 
 

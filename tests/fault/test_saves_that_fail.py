@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.retention import CheckpointName
-from indextts_job.checkpoint.storage import open_storage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.demo.world import World
 from tests.support.attempts import attempt

@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from indextts_job.checkpoint.manifest import FORMAT_VERSION, file_name
-from indextts_job.checkpoint.storage import open_storage
+from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.cli import main
 from tests.support.stores import save

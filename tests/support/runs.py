@@ -6,7 +6,7 @@ from typing import Any
 
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import CheckpointManifest
-from indextts_job.checkpoint.storage import open_storage
+from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig, build_config
 from indextts_job.demo.world import World, WorldSize
@@ -40,6 +40,7 @@ def config_for(world: World, run: str | Path, **keys: object) -> RunConfig:
         "hardware.threads": 1,
         "report.log_interval_steps": 3,
         "report.sample_log": True,
+        "storage.retry_seconds": 0,
     }
     given = {key.replace("__", "."): value for key, value in keys.items()}
     return build_config(None, "test", [("test", base), ("test", given)])

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.retention import CheckpointName
-from indextts_job.checkpoint.storage import RunStorage, StoredFile, open_storage
+from indextts_job.checkpoint.storage import RunStorage, StoredFile
 from indextts_job.checkpoint.store import CheckpointStore, Content
 
 _numbers = itertools.count()
@@ -85,6 +86,9 @@ class FaultyStorage:
     def delete(self, key: str) -> None:
         self._count("delete", key)
         self._inner.delete(key)
+
+    def flush(self) -> None:
+        self._inner.flush()
 
     def remove_temporary(self, folder: str, older_than_s: float) -> None:
         self._count("remove_temporary", folder)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from indextts_job.checkpoint.storage import open_storage
+from indextts_job.checkpoint.remote import open_storage
 from indextts_job.errors import UnavailableError
 from indextts_job.report.console import ConsoleReport, human_bytes, human_seconds
 from indextts_job.report.events import (
@@ -147,6 +147,7 @@ def test_the_journal_is_json_lines_without_single_steps() -> None:
     journal(
         StopNoticed(step=1, reason="SIGINT", seconds_left=None, micro_batches_done=0, micro_batches=1, decision="x")
     )
+    storage.flush()
     lines = [json.loads(line) for line in storage.read("events/attempt-0003.jsonl").decode().splitlines()]
     assert [line["event"] for line in lines] == ["TrainLine", "StopNoticed"]
     assert lines[0]["losses"]["mel_loss"] == 4.5
@@ -161,6 +162,7 @@ def test_redone_steps_count_once() -> None:
         log(AttemptStarted(step=start, attempt=attempt, total_steps=9, resumed_from=None))
         for step in steps:
             log(StepDone(step=step, samples=(step, step + 10), tokens=1, seconds=0.1))
+    storage.flush()
     logs = [storage.read(f"samples/attempt-{attempt:04d}.jsonl") for attempt in (1, 2, 3)]
     assert committed_samples(logs) == {step: [f"s{step}", f"s{step + 10}"] for step in range(1, 6)}
     assert committed_samples([logs[0] + b'{"step": 9, "sam']) == {s: [f"s{s}", f"s{s + 10}"] for s in (1, 2, 3)}

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from indextts_job.checkpoint.fence import Fence
-from indextts_job.checkpoint.storage import RunStorage, open_storage
+from indextts_job.checkpoint.remote import open_storage
+from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.errors import AccessRefusedError, ConfigError, SupersededError, UnavailableError
 from tests.support.stores import disk_full, fresh_url
 
@@ -40,6 +41,7 @@ def test_only_one_creator_succeeds(storage: RunStorage) -> None:
 def test_logs_grow(storage: RunStorage) -> None:
     storage.append("events/a.jsonl", b"1\n")
     storage.append("events/a.jsonl", b"2\n")
+    storage.flush()
     assert storage.read("events/a.jsonl") == b"1\n2\n"
 
 

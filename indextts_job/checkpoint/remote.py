@@ -1,0 +1,196 @@
+"""A run in an object store or another remote file system, through fsspec.
+
+One `pipe_file` call is one atomic put; files opened for writing are not used, because a failing `with` block would
+leave a truncated object visible. Every operation is tried again for a while before it counts as failed. Object stores
+cannot append: logs are kept here and written whole, behind the training, every few seconds.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import fsspec
+
+from indextts_job import files
+from indextts_job.checkpoint.storage import LocalStorage, RunStorage, StoredFile
+from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError
+from indextts_job.retry import StorageConfig
+from indextts_job.storage_errors import patiently
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def open_storage(url: str, config: StorageConfig | None = None) -> RunStorage:
+    """The storage of a run.
+
+    Args:
+        url: Path or URL.
+        config: How patient to be with remote storage.
+
+    Raises:
+        ConfigError: No file system of this kind is installed.
+    """
+    return LocalStorage(url) if files.is_local(url) else RemoteStorage(url, config or StorageConfig())
+
+
+class RemoteStorage:
+    """See `RunStorage`."""
+
+    def __init__(self, url: str, config: StorageConfig, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.url = url.rstrip("/")
+        self._config = config
+        self._sleep = sleep
+        self._logs = _BufferedLogs(self._put_log, config.log_interval_seconds)
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"{url}: {error}. Install the fsspec package of this kind of storage.") from error
+
+    def read(self, key: str) -> bytes:
+        """See `RunStorage`."""
+        return self._tried("reading", key, lambda path: bytes(self._fs.cat_file(path)))
+
+    def write(self, key: str, content: bytes) -> None:
+        """See `RunStorage`."""
+        self._tried("writing", key, lambda path: self._put(path, content))
+
+    def create(self, key: str, content: bytes) -> None:
+        """See `RunStorage`.
+
+        A small file, so that it is one conditional put: stores let several conditional multipart uploads win.
+        """
+
+        def put(path: str) -> None:
+            try:
+                self._put(path, content, mode="create")
+            except OSError:
+                # Taken by somebody else, or by an earlier try of this call whose answer was lost.
+                taken = self._content(path)
+                if taken is not None and taken != content:
+                    raise FileExistsError(path) from None
+                if taken is None:
+                    raise
+
+        self._tried("creating", key, put)
+
+    def append(self, key: str, content: bytes) -> None:
+        """See `RunStorage`: visible after a few seconds, or after `flush`."""
+        self._logs.append(key, content)
+
+    def flush(self) -> None:
+        """See `RunStorage`."""
+        self._logs.flush()
+
+    def list(self, folder: str) -> dict[str, StoredFile]:
+        """See `RunStorage`."""
+        return self._tried("listing", folder, self._listed)
+
+    def delete(self, key: str) -> None:
+        """See `RunStorage`."""
+
+        def remove(path: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(path)
+
+        self._tried("deleting", key, remove)
+
+    def remove_temporary(self, folder: str, older_than_s: float) -> None:
+        """See `RunStorage`: a put leaves nothing behind but unfinished multipart uploads, which are aborted."""
+        if hasattr(self._fs, "list_multipart_uploads"):
+            self._tried("aborting unfinished uploads below", folder, lambda path: self._abort_old(path, older_than_s))
+
+    def _abort_old(self, path: str, older_than_s: float) -> None:
+        bucket, _, prefix = path.partition("/")
+        for upload in self._fs.list_multipart_uploads(bucket):
+            old = time.time() - upload["Initiated"].timestamp() > older_than_s
+            if old and upload["Key"].startswith(f"{prefix}/"):
+                self._fs.call_s3(
+                    "abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                )
+
+    def _put(self, path: str, content: bytes, mode: str = "overwrite") -> None:
+        # Some file systems have real folders (memory, ssh); on object stores this asks nothing.
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        self._fs.pipe_file(path, content, mode=mode)
+
+    def _put_log(self, key: str, content: bytes) -> None:
+        # No patience: the next interval comes anyway.
+        path = f"{self._root}/{key}"
+        patiently(f"writing {self.url}/{key}", lambda: self._put(path, content), 0.0, writing=True)
+
+    def _content(self, path: str) -> bytes | None:
+        try:
+            return bytes(self._fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+
+    def _listed(self, path: str) -> dict[str, StoredFile]:
+        found: dict[str, StoredFile] = {}
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.invalidate_cache(path)
+            for entry in self._fs.ls(path, detail=True):
+                if entry["type"] == "file":
+                    found[entry["name"].rpartition("/")[2]] = StoredFile(int(entry["size"]), _age_s(entry))
+        return found
+
+    def _tried(self, verb: str, key: str, operation: Callable[[str], T]) -> T:
+        return patiently(
+            f"{verb} {self.url}/{key}",
+            lambda: operation(f"{self._root}/{key}"),
+            self._config.retry_seconds,
+            writing=verb in ("writing", "creating"),
+            sleep=self._sleep,
+        )
+
+
+def _age_s(entry: dict[str, Any]) -> float:
+    written = entry.get("LastModified") or entry.get("created") or entry.get("mtime")
+    if written is None:
+        return 0.0
+    instant = written if isinstance(written, (int, float)) else written.timestamp()
+    return max(0.0, time.time() - float(instant))
+
+
+class _BufferedLogs:
+    """Logs of one process, written whole by a thread of their own while they grow."""
+
+    def __init__(self, put: Callable[[str, bytes], None], interval_s: float) -> None:
+        self._put = put
+        self._interval_s = interval_s
+        self._contents: dict[str, bytearray] = {}
+        self._changed: set[str] = set()
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def append(self, key: str, content: bytes) -> None:
+        """Add to a log; starts the thread when there is something to write."""
+        with self._lock:
+            self._contents.setdefault(key, bytearray()).extend(content)
+            self._changed.add(key)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
+                self._thread.start()
+
+    def flush(self) -> None:
+        """Write what changed; a log that cannot be written stays changed and is tried again."""
+        with self._writing:
+            with self._lock:
+                due = {key: bytes(self._contents[key]) for key in self._changed}
+                self._changed.clear()
+            for key, content in due.items():
+                try:
+                    self._put(key, content)
+                except (UnavailableError, AccessRefusedError, ConfigError) as error:
+                    logger.warning("%s The log is kept and written later.", error)
+                    with self._lock:
+                        self._changed.add(key)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(self._interval_s)
+            self.flush()
