@@ -77,13 +77,20 @@ class CheckpointStore:
         parsed = (parse_file_name(file) for file in self.storage.list(MANIFESTS))
         return sorted(name for name in parsed if name is not None)
 
-    def commit(self, name: CheckpointName, content: Content, fence: Callable[[], None]) -> CommitResult:
+    def commit(
+        self,
+        name: CheckpointName,
+        content: Content,
+        fence: Callable[[], None],
+        go_on: Callable[[], None] = lambda: None,
+    ) -> CommitResult:
         """Write a checkpoint.
 
         Args:
             name: Its step, attempt and tags.
             content: Everything in it.
             fence: Raises when this attempt may not write any more; asked right before the manifest appears.
+            go_on: Raises when the save is to be given up; asked before every object.
 
         Returns:
             The manifest, and how many bytes were new.
@@ -93,6 +100,7 @@ class CheckpointStore:
         tensors = dict(content.carried)
         for group in content.groups:
             for part in _parts(group):
+                go_on()
                 stored, entries = self._put_tensors(part)
                 objects[stored.key] = stored
                 tensors |= entries

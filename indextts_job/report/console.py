@@ -132,7 +132,8 @@ def _validation_line(event: Validated) -> str:
 def _checkpoint_line(event: Committed) -> str:
     tags = f" [{', '.join(event.tags)}]" if event.tags else ""
     size = f"{human_bytes(event.bytes_written)} written of {human_bytes(event.bytes_total)}"
-    return f"step {event.step} committed{tags}: {event.name}, {size} in {event.seconds:.1f} s"
+    duration = f"{event.seconds:.1f} s, training waited {event.stall_seconds:.2f} s"
+    return f"step {event.step} committed{tags}: {event.name}, {size} in {duration}"
 
 
 def _stop_line(event: StopNoticed) -> str:

@@ -96,6 +96,9 @@ class Committed(Event):
     bytes_written: int
     bytes_total: int
     seconds: float
+    """From the beginning of the save until the checkpoint was visible."""
+    stall_seconds: float
+    """How long training waited for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

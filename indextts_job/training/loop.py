@@ -24,6 +24,7 @@ from indextts_job.report.events import (
     ValidationProgress,
 )
 from indextts_job.training.history import IntervalSums, Losses, Validation, ValidationConfig
+from indextts_job.training.saver import FinishedSave, SaveCancelledError
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import TrainState
 from indextts_job.training.step import Discarded, Updated
@@ -43,8 +44,14 @@ class Work(Protocol):
     def validate(self, interrupted: Callable[[int], bool]) -> Losses | None:
         """Validate; None when interrupted."""
 
-    def save(self, state: TrainState, tags: tuple[str, ...]) -> float:
-        """Commit a checkpoint; returns the seconds it took."""
+    def save(self, state: TrainState, tags: tuple[str, ...]) -> None:
+        """Begin to commit a checkpoint; returns as soon as the state may change again."""
+
+    def finished_save(self, *, wait: bool) -> FinishedSave | None:
+        """What became of the save in flight; None if there is none, or it is not done and `wait` is off."""
+
+    def cancel_save(self) -> None:
+        """Give up the save in flight as soon as possible."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +69,17 @@ class LoopSettings:
     """How long a save may take, as long as none was measured."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Saved:
-    """The newest checkpoint that this loop knows of."""
+    """What a checkpoint holds, as far as the loop has to know."""
 
     step: int
     validations: int
     tags: tuple[str, ...]
+
+
+def _describes(saved: _Saved, state: TrainState) -> bool:
+    return (saved.step, saved.validations) == (state.step, len(state.history.validations))
 
 
 class TrainingLoop:
@@ -86,6 +97,7 @@ class TrainingLoop:
         self._line_seconds = 0.0
         self._line_samples = self._line_tokens = self._line_steps = 0
         self._failed_saves = 0
+        self._in_flight: _Saved | None = None
         self._stop_announced = False
 
     def run(self, state: TrainState, saved_tags: tuple[str, ...] = ()) -> Literal["complete", "stopped"]:
@@ -97,21 +109,21 @@ class TrainingLoop:
         """
         self._saved = _Saved(state.step, len(state.history.validations), saved_tags)
         while True:
+            self._collect_save(wait=False)
             if self._validation_due(state) and not self._validate(state):
                 break
             if self._complete(state):
-                if FINAL not in self._saved.tags or self._saved.step != state.step:
-                    self._save(state, FINAL)
+                self._commit_now(state, FINAL)
                 return "complete"
             if self._save_due(state):
-                self._save_if_possible(state)
+                self._begin_save(state)
             if self._stop():
                 self._announce_stop(state, 0, 0, "between cycles")
                 break
             if not self._train(state):
                 break
-        if state.step > 0 and not self._is_saved(state):
-            self._save(state, PREEMPTED)
+        if state.step > 0:
+            self._commit_now(state, PREEMPTED)
         return "stopped"
 
     def _train(self, state: TrainState) -> bool:
@@ -190,31 +202,55 @@ class TrainingLoop:
         return state.step >= self._settings.total_steps
 
     def _save_due(self, state: TrainState) -> bool:
-        if state.step == 0 or self._is_saved(state):
+        if state.step == 0 or _describes(self._in_flight or self._saved, state):
             return False
         interval = self._settings.checkpoint.interval_steps
         return state.history.improved_at(state.step) or (interval > 0 and state.step % interval == 0)
 
-    def _is_saved(self, state: TrainState) -> bool:
-        return (self._saved.step, self._saved.validations) == (state.step, len(state.history.validations))
-
-    def _save(self, state: TrainState, *tags: str) -> None:
+    def _begin_save(self, state: TrainState, *tags: str) -> None:
+        """Save behind the training; waits for the save before it, if that is not done."""
+        self._collect_save(wait=True)
         every = (*tags, BEST) if state.history.improved_at(state.step) else tags
-        seconds = self._work.save(state, every)
-        self._pace = replace(self._pace, save_s=seconds)
-        self._saved = _Saved(state.step, len(state.history.validations), every)
-        self._failed_saves = 0
+        self._work.save(state, every)
+        self._in_flight = _Saved(state.step, len(state.history.validations), every)
 
-    def _save_if_possible(self, state: TrainState) -> None:
-        """A periodic save that fails once is retried at the next interval; failing twice ends the attempt."""
-        try:
-            self._save(state)
-        except UnavailableError as error:
-            self._failed_saves += 1
-            if self._failed_saves > 1:
-                raise
-            message = f"{error} Training goes on; if the next save fails too, the attempt ends."
-            self._emit(Notice(step=state.step, topic="checkpoint", message=message, warning=True))
+    def _collect_save(self, *, wait: bool, tolerant: bool = True) -> None:
+        """Take note of a save that has ended.
+
+        One that failed for want of storage is made up for at the next interval; failing twice in a row ends the
+        attempt, and so does the first failure when `tolerant` is off.
+        """
+        finished = self._work.finished_save(wait=wait)
+        if finished is None or self._in_flight is None:
+            return
+        in_flight, self._in_flight = self._in_flight, None
+        if finished.error is None:
+            self._saved = in_flight
+            self._pace = replace(self._pace, save_s=finished.seconds)
+            self._failed_saves = 0
+            return
+        if isinstance(finished.error, SaveCancelledError):
+            return
+        self._failed_saves += 1
+        if not isinstance(finished.error, UnavailableError) or not tolerant or self._failed_saves > 1:
+            raise finished.error
+        message = f"{finished.error} Training goes on; if the next save fails too, the attempt ends."
+        self._emit(Notice(step=in_flight.step, topic="checkpoint", message=message, warning=True))
+
+    def _commit_now(self, state: TrainState, tag: str) -> None:
+        """The last save of an attempt: waited for, and left out when the state is committed already."""
+        if self._in_flight and not _describes(self._in_flight, state) and self._time_for_another_save():
+            self._work.cancel_save()
+        self._collect_save(wait=True)
+        if _describes(self._saved, state) and (tag == PREEMPTED or tag in self._saved.tags):
+            return
+        self._begin_save(state, tag)
+        self._collect_save(wait=True, tolerant=False)
+
+    def _time_for_another_save(self) -> bool:
+        """Whether a save that begins now would be done before the deadline, if there is one."""
+        request = self._stop()
+        return request is not None and finishes_in_time(request, self._clock(), 0, self._pace)
 
     def _announce_stop(self, state: TrainState, done: int, of: int, decision: str) -> None:
         request = self._stop()

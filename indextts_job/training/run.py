@@ -18,7 +18,7 @@ from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.loader import Prefetcher, step_batches
 from indextts_job.data.order import ORDER_VERSION
-from indextts_job.errors import EXIT_OK, EXIT_STOPPED, ConfigError, DataError
+from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, EXIT_STOPPED, ConfigError, DataError
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.plan import HardwareFacts
 from indextts_job.preemption.signals import StopSignals
@@ -30,10 +30,11 @@ from indextts_job.report.tensorboard import TensorBoardCurves
 from indextts_job.training import resume
 from indextts_job.training.inputs import Inputs, check_stop, read_inputs
 from indextts_job.training.loop import LoopSettings, TrainingLoop
+from indextts_job.training.saver import BackgroundSaver, SaverSettings
 from indextts_job.training.start import Start, build, compare
 from indextts_job.training.state import count_parameters
 from indextts_job.training.step import Machinery
-from indextts_job.training.work import AttemptWork, Saver, environment
+from indextts_job.training.work import AttemptWork, environment
 
 ASSUMED_SAVE_BYTES_PER_S = 200e6
 """Save rate until one is measured: a slow network disk. Too low only means that a cycle is discarded too early."""
@@ -71,7 +72,7 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport) ->
     _tidy(store, emit)
     emit(Notice(step=start.state.step, topic="run", message=f"{config.run}, attempt {attempt.attempt}"))
     emit.start(_run_readers(config, storage, attempt.attempt, inputs.train_set, start.state.step))
-    saver = Saver(
+    settings = SaverSettings(
         store=store,
         fence=attempt,
         attempt_start=start.state.step,
@@ -81,12 +82,15 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport) ->
         files={"tokenizer.model": inputs.tokenizer.content},
         emit=emit,
     )
-    outcome, code, message = "failed", 70, ""
+    saver = BackgroundSaver(settings)
+    outcome, code, message = "failed", EXIT_SOFTWARE, ""
     try:
         outcome = _train(config, inputs, start, saver, stop, emit)
         code = EXIT_OK if outcome == "complete" else EXIT_STOPPED
     except BaseException as error:
-        code, message = getattr(error, "exit_code", 70), f"{type(error).__name__}: {error}"
+        code, message = getattr(error, "exit_code", EXIT_SOFTWARE), f"{type(error).__name__}: {error}"
+        # What was saved behind the training is worth finishing, whatever went wrong in front of it.
+        saver.finished(wait=True)
         raise
     finally:
         emit(AttemptEnded(step=start.state.step, outcome=outcome, exit_code=code, message=message))
@@ -94,7 +98,9 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport) ->
     return code
 
 
-def _train(config: RunConfig, inputs: Inputs, start: Start, saver: Saver, stop: StopSignals, emit: Emit) -> str:
+def _train(
+    config: RunConfig, inputs: Inputs, start: Start, saver: BackgroundSaver, stop: StopSignals, emit: Emit
+) -> str:
     state, plan, order = start.state, start.plan, inputs.order
     validation_samples = 0
     if inputs.validation_set:
@@ -134,10 +140,10 @@ def _train(config: RunConfig, inputs: Inputs, start: Start, saver: Saver, stop: 
         emit(
             AttemptStarted(
                 step=state.step,
-                attempt=saver.fence.attempt,
+                attempt=saver.settings.fence.attempt,
                 total_steps=inputs.total_steps,
                 resumed_from=start.lineage.get("checkpoint"),
-                details=saver.values["environment"],
+                details=saver.settings.values["environment"],
             )
         )
         return TrainingLoop(settings, work, stop=stop, emit=emit, clock=time.monotonic).run(state, start.tags)

@@ -21,6 +21,7 @@ from indextts_job.training.compatibility import Present, demand_same_run, extend
 from indextts_job.training.history import History
 from indextts_job.training.inputs import Inputs
 from indextts_job.training.resume import ResumePoint, Selection
+from indextts_job.training.saver import carried_by
 from indextts_job.training.state import (
     BASE,
     FIRST_MOMENT,
@@ -30,7 +31,6 @@ from indextts_job.training.state import (
     build_optimizer,
     count_parameters,
 )
-from indextts_job.training.work import carried_by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

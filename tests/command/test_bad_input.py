@@ -220,7 +220,7 @@ def test_a_bad_manifest_is_explained(
         (["--config", "run.yaml"], ["run.yaml"]),
         (["hardware.device=cuda"], ["no GPU here"]),
         (["hardware.capacity_tokens=50"], ["the longest sample has"]),
-        (["run=/proc/no/such/run"], ["/proc/no", "run folder"]),
+        (["run=/proc/no/such/run"], ["/proc/no", "choose another"]),
         (["--no-such-flag"], ["--no-such-flag"]),
         (["--epochs", "many"], ["--epochs", "many"]),
         (["second.yaml"], ["2 configuration files"]),

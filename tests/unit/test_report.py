@@ -49,8 +49,16 @@ EVENTS: list[tuple[Event, str]] = [
         "best so far",
     ),
     (
-        Committed(step=100, name=NAME, tags=("best",), bytes_written=3 * 2**20, bytes_total=2**31, seconds=2.0),
-        f"checkpoint  step 100 committed [best]: {NAME}, 3.0 MiB written of 2.0 GiB in 2.0 s",
+        Committed(
+            step=100,
+            name=NAME,
+            tags=("best",),
+            bytes_written=3 * 2**20,
+            bytes_total=2**31,
+            seconds=2.0,
+            stall_seconds=0.25,
+        ),
+        f"checkpoint  step 100 committed [best]: {NAME}, 3.0 MiB written of 2.0 GiB in 2.0 s, training waited 0.25 s",
     ),
     (
         StopNoticed(
