@@ -6,6 +6,7 @@ that finds no handler ends the process with nothing committed.
 
 import argparse
 import json
+import logging
 import os
 import sys
 import traceback
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     stop = StopSignals()
+    logging.basicConfig(level=logging.WARNING, format="warning     %(message)s")
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["train"]:
         stop.install()

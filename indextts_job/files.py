@@ -28,6 +28,8 @@ def configure_object_stores(config: StorageConfig) -> None:
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": READ_TIMEOUT_S,
             "max_pool_connections": CONNECTIONS,
+            # Most of the patience belongs where it is counted and said: in `storage_errors.patiently`.
+            "retries": {"max_attempts": 2, "mode": "standard"},
         },
     }
     if config.endpoint_url:

@@ -5,12 +5,16 @@ it had written so far is named by no manifest and harmless.
 """
 
 import json
+import logging
 import re
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.errors import SupersededError
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "attempts"
 _NAME = re.compile(r"(\d{4,})\.json")
@@ -27,15 +31,28 @@ class Fence:
             record: What to write down about this attempt.
         """
         self._storage = storage
+        self.exclusive = storage.excludes_creators()
+        """Whether the store itself keeps two attempts from taking one number. If not, this does what it can."""
+        if not self.exclusive:
+            logger.warning(
+                "%s ignores conditional writes: two attempts that start in the same moment may both believe to be the "
+                "only one. Start one job per run, or use a store that honours If-None-Match.",
+                storage.url,
+            )
+        # The token tells our record from another's of the same number where the store does not.
+        document = json.dumps({**record, "token": uuid.uuid4().hex}, indent=1).encode()
         number = _highest(storage) + 1
-        while True:
-            try:
-                storage.create(f"{FOLDER}/{number:04d}.json", json.dumps(dict(record), indent=1).encode())
-            except FileExistsError:
-                number += 1
-            else:
-                self.attempt = number
-                return
+        while not self._take(number, document):
+            number += 1
+        self.attempt = number
+
+    def _take(self, number: int, document: bytes) -> bool:
+        key = f"{FOLDER}/{number:04d}.json"
+        try:
+            self._storage.create(key, document)
+        except FileExistsError:
+            return False
+        return self.exclusive or self._storage.read(key) == document
 
     def check(self) -> None:
         """Pass while this attempt is the newest.

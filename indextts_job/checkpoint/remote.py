@@ -9,6 +9,7 @@ import contextlib
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -19,6 +20,9 @@ from indextts_job.checkpoint.storage import LocalStorage, RunStorage, StoredFile
 from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError
 from indextts_job.retry import StorageConfig
 from indextts_job.storage_errors import patiently
+
+PROBES = "probes"
+"""Folder of short-lived keys that find out what a store can do."""
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,6 +53,9 @@ class RemoteStorage:
             self._fs, self._root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"{url}: {error}. Install the fsspec package of this kind of storage.") from error
+        if hasattr(self._fs, "retries"):
+            # s3fs retries in silence; most of the patience belongs where it is counted and said.
+            self._fs.retries = 2
 
     def read(self, key: str) -> bytes:
         """See `RunStorage`."""
@@ -76,6 +83,19 @@ class RemoteStorage:
                     raise
 
         self._tried("creating", key, put)
+
+    def excludes_creators(self) -> bool:
+        """See `RunStorage`: found out by creating a key twice."""
+        key = f"{PROBES}/{uuid.uuid4().hex}"
+        self.create(key, b"first")
+        try:
+            self.create(key, b"second")
+        except FileExistsError:
+            return True
+        else:
+            return False
+        finally:
+            self.delete(key)
 
     def append(self, key: str, content: bytes) -> None:
         """See `RunStorage`: visible after a few seconds, or after `flush`."""
@@ -133,8 +153,9 @@ class RemoteStorage:
         with contextlib.suppress(FileNotFoundError):
             self._fs.invalidate_cache(path)
             for entry in self._fs.ls(path, detail=True):
-                if entry["type"] == "file":
-                    found[entry["name"].rpartition("/")[2]] = StoredFile(int(entry["size"]), _age_s(entry))
+                name = entry["name"].rpartition("/")[2]
+                if entry["type"] == "file" and name:  # some stores keep a nameless marker for the folder itself
+                    found[name] = StoredFile(int(entry["size"]), _age_s(entry))
         return found
 
     def _tried(self, verb: str, key: str, operation: Callable[[str], T]) -> T:

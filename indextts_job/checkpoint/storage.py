@@ -41,6 +41,9 @@ class RunStorage(Protocol):
     def create(self, key: str, content: bytes) -> None:
         """Like `write`, but FileExistsError when the key is taken; of several racing creators one succeeds."""
 
+    def excludes_creators(self) -> bool:
+        """Whether `create` really refuses a taken key; some object stores ignore the condition without a word."""
+
     def append(self, key: str, content: bytes) -> None:
         """Add to a log. Not durable, for records that may be lost."""
 
@@ -82,6 +85,10 @@ class LocalStorage:
             # A hard link appears with all its content and fails when the name is taken; a look first would race.
             os.link(temporary, path)
             _fsync_folder(path.parent)
+
+    def excludes_creators(self) -> bool:
+        """See `RunStorage`: a hard link does."""
+        return True
 
     def append(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""

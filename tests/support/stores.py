@@ -75,6 +75,9 @@ class FaultyStorage:
         self._count("create", key)
         self._inner.create(key, content)
 
+    def excludes_creators(self) -> bool:
+        return self._inner.excludes_creators()
+
     def append(self, key: str, content: bytes) -> None:
         self._count("append", key)
         self._inner.append(key, content)

@@ -2,7 +2,7 @@
 
 The parent is a process of its own with a single thread. For every order it forks a child, which runs one attempt and
 may send itself a real signal at its n-th point: a forward pass (training or validation), an fsync, a rename, a link,
-or a deletion. A point is named by its kind, so a test can see where it struck.
+a deletion, or a request to an object store. A point is named by its kind, so a test can see where it struck.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -87,9 +87,10 @@ class WarmParent:
 
 
 def _serve() -> None:
+    # Imported before the fork; nothing below may start a thread here.
+    import s3fs  # noqa: F401
     import torch
 
-    # Imported before the fork; nothing below may start a thread here.
     from indextts_job.training import run  # noqa: F401
 
     torch.set_num_threads(1)
@@ -154,6 +155,22 @@ def _install_points(number: int, at: int, writing: int) -> None:
     torch.nn.modules.module.register_module_forward_pre_hook(forward)
     for name in ("fsync", "replace", "link", "unlink"):
         setattr(os, name, _pointed(getattr(os, name), name, point))
+    _install_s3_points(point)
+
+
+def _install_s3_points(point: Callable[[str], None]) -> None:
+    """A point before and after every request to an object store."""
+    from aiobotocore.client import AioBaseClient
+
+    call = AioBaseClient._make_api_call
+
+    async def pointed(client: Any, operation: str, parameters: Any) -> Any:
+        point(f"{operation} before")
+        result = await call(client, operation, parameters)
+        point(f"{operation} after")
+        return result
+
+    AioBaseClient._make_api_call = pointed
 
 
 def _pointed(function: Any, name: str, point: Any) -> Any:

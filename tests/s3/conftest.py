@@ -1,0 +1,53 @@
+"""S3 servers, and this process set up to reach them."""
+
+import itertools
+from collections.abc import Iterator
+
+import fsspec
+import pytest
+
+from indextts_job import files
+from indextts_job.retry import StorageConfig
+from tests.support.servers import Server, client_environment, rclone, running, seaweedfs
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(seaweedfs(tmp_path_factory.mktemp("seaweedfs"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def lawless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(rclone(tmp_path_factory.mktemp("rclone"))) as server:
+        yield server
+
+
+@pytest.fixture
+def reach(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Clients of one test are not reused by the next, which may talk to another server."""
+    files.configure_object_stores(StorageConfig())
+    yield
+    fsspec.config.conf.pop("s3", None)
+    fsspec.filesystem("memory").clear_instance_cache()
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def s3_run(seaweed: Server, reach: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a fresh run on SeaweedFS."""
+    for name, value in client_environment(seaweed).items():
+        monkeypatch.setenv(name, value)
+    return f"s3://bucket/runs/{next(_numbers)}"
+
+
+@pytest.fixture
+def lawless_run(lawless: Server, reach: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a fresh run on rclone."""
+    for name, value in client_environment(lawless).items():
+        monkeypatch.setenv(name, value)
+    return f"s3://bucket/runs-{next(_numbers)}"
