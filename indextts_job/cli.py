@@ -76,6 +76,8 @@ def _dispatch(arguments: Sequence[str], stop: StopSignals) -> int:
         return _inspect(given) if given.action == "inspect" else _list(given.run, given.json, given.verify)
     if given.command == "export":
         return _export(given)
+    if given.command == "shard":
+        return _shard(given)
     from indextts_job.demo.show import run_demo
 
     return run_demo(Path(given.folder))
@@ -125,6 +127,14 @@ def build_parser() -> argparse.ArgumentParser:
     for sub in (listing, inspect):
         sub.add_argument("--json", action="store_true", help="for programs")
         sub.add_argument("--verify", action="store_true", help="read every byte and compare hashes")
+    shard = commands.add_parser(
+        "shard", help="make a sharded dataset of manifests and their files, for training from a bucket"
+    )
+    shard.add_argument("manifests", nargs="+", metavar="MANIFEST[::LANG]", help="paired manifests, paths or URLs")
+    shard.add_argument("--output", required=True, help="folder or URL of the sharded dataset")
+    shard.add_argument("--tokenizer", required=True, help="SentencePiece model that the text ids were made with")
+    shard.add_argument("--config", default="checkpoints/config.yaml", help="config.yaml of the model")
+    shard.add_argument("--skip-bad-samples", action="store_true", help="leave bad samples out; the index names them")
     export = commands.add_parser("export", help="write gpt.pth, config.yaml and tokenizer for inference")
     export.add_argument("source", help="a run, or a checkpoint's .json")
     export.add_argument("--output-dir", required=True, help="folder for the export")
@@ -242,6 +252,36 @@ def _inspect(given: argparse.Namespace) -> int:
         document["verified"] = True
     text = json.dumps(document, indent=1, ensure_ascii=False)
     print(text if given.json else yaml.safe_dump(json.loads(text), sort_keys=False, allow_unicode=True))  # noqa: T201
+    return errors.EXIT_OK
+
+
+def _shard(given: argparse.Namespace) -> int:
+    from indextts_job import files
+    from indextts_job.data.dataset import Limits
+    from indextts_job.data.shards import write_shards
+    from indextts_job.data.sources import load_dataset
+    from indextts_job.model.config import gpt_config
+    from indextts_job.model.tokenizer import load_tokenizer
+    from indextts_job.report.console import ConsoleReport
+    from indextts_job.report.events import Notice
+    from indextts_job.retry import StorageConfig
+
+    files.configure_object_stores(StorageConfig())
+    model = gpt_config(files.read_yaml(given.config, "model configuration", "--config"), given.config)
+    limits = Limits(model, load_tokenizer(given.tokenizer).pieces)
+    with ConsoleReport(sys.stdout) as console:
+        dataset = load_dataset(
+            given.manifests,
+            limits,
+            skip_bad_samples=given.skip_bad_samples,
+            progress=lambda done, total: console.progress("checking data", done, total),
+        )
+        for sample in dataset.skipped:
+            message = f"skipped bad sample {sample.id}: {sample.reason}"
+            console(Notice(step=0, topic="data", message=message, warning=True))
+        written = write_shards(dataset, given.output, lambda done, total: console.progress("sharding", done, total))
+        message = f"{len(dataset)} samples in {given.output}, fingerprint {written[:16]}; train with it as the manifest"
+        console(Notice(step=0, topic="shards", message=message))
     return errors.EXIT_OK
 
 

@@ -93,6 +93,5 @@ def step_batches(
     """
     indices = [int(index) for index in order.samples_of(step)]
     lengths = [config.sample_tokens(dataset.text_lengths[i], dataset.code_lengths[i]) for i in indices]
-    return [
-        collate([dataset.sample(indices[slot]) for slot in slots], config) for slots in pack(lengths, capacity_tokens)
-    ]
+    samples = dataset.samples(indices)
+    return [collate([samples[slot] for slot in slots], config) for slots in pack(lengths, capacity_tokens)]

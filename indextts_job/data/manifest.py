@@ -21,11 +21,13 @@ class DataConfig:
     """Which samples are trained and validated on."""
 
     train_manifests: tuple[str, ...] = ()
-    """Paired manifests, `path` or `path::language`; paths or fsspec URLs; records concatenate in this order."""
+    """Paired manifests, `path` or `path::language`, or folders of sharded datasets; paths or URLs, in this order."""
     validation_manifests: tuple[str, ...] = ()
     """The same for validation; empty = no validation."""
     skip_bad_samples: bool = False
     """Leave bad samples out of the dataset (named in the log, part of the fingerprint) instead of stopping."""
+    cache_folder: str = ""
+    """Local folder for copies of remote shards; empty = one below the temporary folder."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ from typing import Any
 
 from indextts_job import files
 from indextts_job.config import RunConfig
-from indextts_job.data.dataset import Dataset, Limits, load_dataset
+from indextts_job.data.dataset import Dataset, Limits
 from indextts_job.data.order import Order
+from indextts_job.data.sources import load_dataset
 from indextts_job.errors import StoppedError
 from indextts_job.model.base_checkpoint import BaseCheckpoint, load_base_checkpoint
 from indextts_job.model.config import GPTConfig, gpt_config
@@ -87,7 +88,9 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
 
     def loaded(manifests: tuple[str, ...]) -> Dataset:
         skip = config.data.skip_bad_samples
-        dataset = load_dataset(manifests, limits, skip_bad_samples=skip, progress=progress)
+        dataset = load_dataset(
+            manifests, limits, skip_bad_samples=skip, cache_folder=config.data.cache_folder, progress=progress
+        )
         for sample in dataset.skipped:
             message = f"skipped bad sample {sample.id}: {sample.reason}"
             emit(Notice(step=0, topic="data", message=message, warning=True))

@@ -186,7 +186,7 @@ def _run_readers(config: RunConfig, storage: RunStorage, attempt: int, train_set
         TensorBoardCurves(storage, config.report.run_name, attempt, step),
     ]
     if config.report.sample_log:
-        readers.append(SampleLog(storage, attempt, lambda index: train_set.records[index].id))
+        readers.append(SampleLog(storage, attempt, lambda index: train_set.entries[index].id))
     return readers
 
 

@@ -51,9 +51,7 @@ class AttemptWork:
             config.sample_tokens(dataset.text_lengths[i], dataset.code_lengths[i])
             for i in range(self.validation_samples)
         ]
-        batches = (
-            collate([dataset.sample(i) for i in indices], config) for indices in in_order(lengths, self.capacity_tokens)
-        )
+        batches = (collate(dataset.samples(indices), config) for indices in in_order(lengths, self.capacity_tokens))
         return evaluate(self.machinery, batches, interrupted)
 
     def save(self, state: TrainState, tags: tuple[str, ...]) -> None:

@@ -268,7 +268,8 @@ def test_a_model_configuration_given_as_the_run_is_recognised(place: Place, caps
 
 
 def test_a_vector_that_changes_under_the_run_is_an_error(place: Place) -> None:
-    from indextts_job.data.dataset import Limits, load_dataset
+    from indextts_job.data.dataset import Limits
+    from indextts_job.data.sources import load_dataset
     from indextts_job.errors import DataError, UnavailableError
     from indextts_job.files import read_yaml
     from indextts_job.model.config import gpt_config

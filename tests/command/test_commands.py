@@ -144,7 +144,8 @@ def test_an_export_computes_what_the_run_computed(
         {key: state[f"model/{key}" if f"model/{key}" in state else f"base/{key}"] for key in trained.state_dict()}
     )
     from indextts_job.data.batch import collate
-    from indextts_job.data.dataset import Limits, load_dataset
+    from indextts_job.data.dataset import Limits
+    from indextts_job.data.sources import load_dataset
 
     dataset = load_dataset([str(world.validation_manifest)], Limits(config, 268), skip_bad_samples=False)
     batch = to_device(collate([dataset.sample(i) for i in range(5)], config), torch.device("cpu"))

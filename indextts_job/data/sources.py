@@ -1,0 +1,50 @@
+"""What the configuration names as data: manifests with their files, or sharded datasets, in the order given."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from indextts_job import files
+from indextts_job.data.cache import default_folder, shard_reader
+from indextts_job.data.checking import check_records
+from indextts_job.data.dataset import Dataset, Entry, Limits, SkippedSample
+from indextts_job.data.manifest import parse_records, parse_source
+from indextts_job.data.shards import is_sharded, open_shards
+from indextts_job.errors import DataError
+
+
+def load_dataset(
+    arguments: Sequence[str],
+    limits: Limits,
+    *,
+    skip_bad_samples: bool,
+    cache_folder: str = "",
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Dataset:
+    """Read and check everything that manifest arguments name.
+
+    Args:
+        arguments: Manifests or sharded datasets, as the user gave them.
+        limits: What model and tokenizer allow.
+        skip_bad_samples: Leave bad samples out instead of raising.
+        cache_folder: For node-local copies of remote shards; empty = the default.
+        progress: Called with (arrays checked, arrays in all).
+
+    Raises:
+        DataError: A manifest, a shard or a sample is bad; all bad samples are named at once.
+    """
+    entries: list[Entry] = []
+    skipped: list[SkippedSample] = []
+    reader = partial(shard_reader, cache_folder=Path(cache_folder) if cache_folder else default_folder())
+    for argument in arguments:
+        source = parse_source(argument, files.exists)
+        if is_sharded(source.url):
+            good, bad = open_shards(source.url, limits, reader)
+        else:
+            records = parse_records(files.read_manifest_text(source.url).splitlines(), source)
+            good, bad = check_records(records, limits, progress, skip_bad_samples=skip_bad_samples)
+        entries += good
+        skipped += bad
+    if not entries:
+        raise DataError(f"no samples in {', '.join(arguments)}.")
+    return Dataset(entries, skipped)

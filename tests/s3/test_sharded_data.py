@@ -1,0 +1,127 @@
+"""Training data in a bucket: the same bits as from disk, with and without copies on the node."""
+
+import hashlib
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indextts_job.data.cache import CachedShards
+from indextts_job.data.dataset import Dataset, Limits
+from indextts_job.data.shards import write_shards
+from indextts_job.data.sources import load_dataset
+from indextts_job.demo.world import World
+from indextts_job.errors import DataError, UnavailableError
+from indextts_job.files import read_yaml
+from indextts_job.model.config import gpt_config
+from tests.support.attempts import attempt
+from tests.support.runs import config_for, newest, state_of
+
+SMALL_SHARD = 3 * 32 * 32 * 4
+
+
+@pytest.fixture
+def limits(world: World) -> Limits:
+    return Limits(gpt_config(read_yaml(str(world.model_config), "", ""), ""), 268)
+
+
+@pytest.fixture
+def dataset(world: World, limits: Limits) -> Dataset:
+    return load_dataset([f"{world.train_manifest}::am"], limits, skip_bad_samples=False)
+
+
+@pytest.fixture
+def shards(dataset: Dataset, s3_run: str) -> str:
+    url = f"{s3_run}-shards"
+    write_shards(dataset, url, lambda _done, _total: None, shard_bytes=SMALL_SHARD)
+    return url
+
+
+def remote(shards: str, limits: Limits, cache: Path) -> tuple[Dataset, CachedShards]:
+    dataset = load_dataset([shards], limits, skip_bad_samples=False, cache_folder=str(cache))
+    reader = dataset.entries[0].condition.load.args[0]  # type: ignore[attr-defined]
+    assert isinstance(reader, CachedShards)
+    return dataset, reader
+
+
+def wait_for_copies(cache: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(cache.glob("[!.]*.safetensors"))) < count:
+        assert time.monotonic() < deadline
+
+
+def same(one: Dataset, other: Dataset) -> bool:
+    pairs = zip(one.samples(range(len(one))), other.samples(range(len(other))), strict=True)
+    return all(np.array_equal(a.condition, b.condition) and np.array_equal(a.emotion, b.emotion) for a, b in pairs)
+
+
+def test_copies_fill_behind_the_first_rows_and_end_the_traffic(
+    dataset: Dataset, shards: str, limits: Limits, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    cold, reader = remote(shards, limits, cache)
+    assert cold.fingerprint == dataset.fingerprint
+    assert same(cold, dataset)
+    assert reader.requests > 0
+    wait_for_copies(cache, 15)  # 14 shards of conditions, 1 of emotions
+    warm, reader = remote(shards, limits, cache)
+    assert same(warm, dataset)
+    assert reader.requests == 0
+    for path in cache.iterdir():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name.partition(".")[0]
+
+
+def test_evicted_and_rotten_copies_are_fetched_again(
+    dataset: Dataset, shards: str, limits: Limits, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    assert same(remote(shards, limits, cache)[0], dataset)
+    wait_for_copies(cache, 15)
+    first, second, third, *_ = sorted(cache.iterdir())
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-50])
+    rotten = bytearray(third.read_bytes())
+    rotten[-100] ^= 1
+    third.write_bytes(rotten)
+    again, reader = remote(shards, limits, cache)
+    assert same(again, dataset)
+    assert reader.requests > 0
+
+
+def test_a_cache_that_cannot_be_written_costs_requests_only(
+    dataset: Dataset, shards: str, limits: Limits, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    without, reader = remote(shards, limits, blocked / "cache")
+    assert same(without, dataset)
+    assert same(without, dataset)
+    assert reader.requests >= 2 * 40
+
+
+def test_an_object_that_changed_or_vanished_is_never_accepted(shards: str, limits: Limits, tmp_path: Path) -> None:
+    import fsspec
+
+    filesystem, root = fsspec.core.url_to_fs(shards)
+    changed, _ = remote(shards, limits, tmp_path / "cache")
+    name = f"{root}/condition-00000.safetensors"
+    content = filesystem.cat_file(name)
+    filesystem.pipe_file(name, content[:-500] + bytes(500))
+    with pytest.raises(DataError, match=r"condition-00000\.safetensors, row"):
+        changed.samples(range(40))
+    filesystem.rm_file(name)
+    gone, _ = remote(shards, limits, tmp_path / "other")
+    with pytest.raises(UnavailableError, match="cannot be read now"):
+        gone.samples(range(40))
+
+
+def test_a_run_on_shards_in_a_bucket_gives_the_same_bits(
+    world: World, shards: str, s3_run: str, tmp_path: Path
+) -> None:
+    local = tmp_path / "run"
+    assert attempt(config_for(world, local)).code == 0
+    config = config_for(world, s3_run, data__train_manifests=[shards], data__cache_folder=str(tmp_path / "cache"))
+    ended = attempt(config)
+    assert ended.code == 0, ended.error
+    assert state_of(newest(s3_run)) == state_of(newest(local))
