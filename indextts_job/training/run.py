@@ -18,7 +18,15 @@ from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.loader import Prefetcher, step_batches
 from indextts_job.data.order import ORDER_VERSION
-from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, EXIT_STOPPED, ConfigError, DataError
+from indextts_job.errors import (
+    EXIT_OK,
+    EXIT_SOFTWARE,
+    EXIT_STOPPED,
+    AccessRefusedError,
+    ConfigError,
+    DataError,
+    UnavailableError,
+)
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.plan import HardwareFacts
 from indextts_job.preemption.signals import StopSignals
@@ -152,7 +160,7 @@ def _train(
 def _tidy(store: CheckpointStore, emit: Emit) -> None:
     try:
         store.collect_orphans()
-    except DataError as error:
+    except (DataError, UnavailableError, AccessRefusedError) as error:
         message = f"left-over objects of interrupted saves were not removed: {error}"
         emit(Notice(step=0, topic="checkpoint", message=message, warning=True))
 

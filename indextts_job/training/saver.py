@@ -16,7 +16,7 @@ from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.manifest import file_name
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore, CommitResult, Content
-from indextts_job.errors import DataError, UnavailableError
+from indextts_job.errors import AccessRefusedError, DataError, UnavailableError
 from indextts_job.report.events import Committed, Emit, Notice
 from indextts_job.training.state import BASE, Carried, TrainState
 
@@ -128,7 +128,7 @@ class BackgroundSaver:
             return
         try:
             store.retain(self.settings.keep, self.settings.unreadable)
-        except (DataError, UnavailableError) as error:
+        except (DataError, UnavailableError, AccessRefusedError) as error:
             self._warning = f"old checkpoints were not removed: {error}"
 
     def _go_on(self) -> None:

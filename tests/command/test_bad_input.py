@@ -279,7 +279,7 @@ def test_a_vector_that_changes_under_the_run_is_an_error(place: Place) -> None:
     assert dataset.sample(5).condition.shape == (32, 32)
     path = place.array("condition")
     np.save(path, np.load(path) + np.float32(1))
-    with pytest.raises(DataError, match="changed while the job was running"):
+    with pytest.raises(DataError, match="changed since it was checked"):
         dataset.sample(5)
     path.unlink()
     with pytest.raises(UnavailableError, match="cannot be read now"):

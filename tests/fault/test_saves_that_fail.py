@@ -118,12 +118,15 @@ def test_a_full_disk_stops_cleanly_and_keeps_the_previous_checkpoint(world: Worl
     assert attempt(config_for(world, run)).code == 0
 
 
-def test_a_checkpoint_that_cannot_be_deleted_does_not_stop_the_run(world: World, fault: Callable) -> None:  # type: ignore[type-arg]
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), PermissionError(13, "Access Denied")])
+def test_a_checkpoint_that_cannot_be_deleted_does_not_stop_the_run(
+    world: World, fault: Callable, error: OSError
+) -> None:  # type: ignore[type-arg]
     run = fresh_run()
 
     def no_deletions(verb: str, _path: str) -> None:
         if verb == "delete":
-            raise OSError(5, "Input/output error")
+            raise error
 
     fault(no_deletions)
     ended = attempt(config_for(world, run))
