@@ -58,13 +58,28 @@ def load_base_checkpoint(url: str, config: GPTConfig) -> BaseCheckpoint:
         ConfigError: The file is not there.
         DataError: It cannot be read, or its keys, shapes or dtypes are not the model's. Names them.
     """
-    tensors = _normalised(_read_state_dict(url), url)
+    tensors = demand_tensors(_read_state_dict(url), config, url)
+    return BaseCheckpoint(tensors, tensors["text_embedding.weight"].shape[0] - 1)
+
+
+def demand_tensors(state: Mapping[str, Any], config: GPTConfig, url: str) -> dict[str, Tensor]:
+    """The tensors of a state dict under their published names, aliases and leftovers of other tools dropped.
+
+    Args:
+        state: As it was read.
+        config: The model whose keys and shapes are expected; the number of text rows is the file's own.
+        url: Of the file, for messages.
+
+    Raises:
+        DataError: Keys, shapes or dtypes are not the model's. Names them.
+    """
+    tensors = _normalised(state, url)
     rows = tensors.get("text_embedding.weight")
     if rows is None or rows.dim() != 2 or rows.shape[0] < 2:
         raise DataError(f"{url}: text_embedding.weight is missing or has no rows. Expected IndexTTS2's gpt.pth.")
     expected = trained_shapes(config, rows.shape[0]) | carried_shapes(config)
     _demand(tensors, expected, url)
-    return BaseCheckpoint({key: tensors[key] for key in expected}, rows.shape[0] - 1)
+    return {key: tensors[key] for key in expected}
 
 
 def _read_state_dict(url: str) -> Mapping[str, Any]:

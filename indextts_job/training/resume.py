@@ -49,6 +49,8 @@ class Selection:
     """The checkpoint to start from, if any, and how."""
 
     point: ResumePoint | None
+    legacy: str = ""
+    """A checkpoint of the old trainer, when that is where to start from."""
     weights_only: bool = False
     notes: tuple[str, ...] = ()
     """What the user should know about the choice."""
@@ -65,36 +67,47 @@ def select(config: ResumeConfig, own: CheckpointStore) -> Selection:
         DataError: There are checkpoints, but none can be read.
     """
     names = retention.current(own.names())
-    if config.source == "none":
-        if names:
-            raise ConfigError(
-                f"{own.storage.url} already holds {len(names)} checkpoints (newest: step {names[0].step}). Use "
-                "--resume auto to go on, or another run folder (--output-dir) for a new run; nothing is overwritten."
-            )
-        return Selection(point=None)
-    if config.source == "auto":
-        if config.weights_only and names:
-            raise ConfigError(
-                f"{own.storage.url} already holds checkpoints. Weights with fresh moments need a new run folder: "
-                f"--resume {own.storage.url} --output-dir NEW."
-            )
-        return Selection(point=_newest_of_own(own) if names else None)
-    source, name = locate(config.source, may_be_gone=True)
-    if _same_place(source, own):
+    if config.source in ("none", "auto"):
+        return _own_or_fresh(config, own, names)
+    legacy = is_legacy(config.source)
+    source, name = (own, None) if legacy else locate(config.source, may_be_gone=True)
+    if not legacy and _same_place(source, own):
         return _within_own_run(config, own, names, name)
     if names:
-        point = newest(own, names)
-        came_from = point.manifest.values.get("lineage", {}).get("run", "")
-        if came_from != source.storage.url:
-            raise ConfigError(
-                f"{own.storage.url} already holds checkpoints of a run that did not start from {source.storage.url}. "
-                "Use another run folder (--output-dir)."
-            )
-        return Selection(point=point, notes=(f"this run has its own checkpoints; {config.source} is not needed",))
+        return _after_a_requeue(config, own, config.source if legacy else source.storage.url)
+    if legacy:
+        return Selection(point=None, legacy=config.source, weights_only=config.weights_only)
     if name and name not in source.names():
         raise _no_such_checkpoint(config.source, source.storage.url)
     point = read(source, name) if name else newest(source, retention.current(source.names()))
     return Selection(point=point, weights_only=config.weights_only)
+
+
+def _own_or_fresh(config: ResumeConfig, own: CheckpointStore, names: list[CheckpointName]) -> Selection:
+    if not names:
+        return Selection(point=None)
+    if config.source == "none":
+        raise ConfigError(
+            f"{own.storage.url} already holds {len(names)} checkpoints (newest: step {names[0].step}). Use "
+            "--resume auto to go on, or another run folder (--output-dir) for a new run; nothing is overwritten."
+        )
+    if config.weights_only:
+        raise ConfigError(
+            f"{own.storage.url} already holds checkpoints. Weights with fresh moments need a new run folder: "
+            f"--resume {own.storage.url} --output-dir NEW."
+        )
+    return Selection(point=_newest_of_own(own))
+
+
+def _after_a_requeue(config: ResumeConfig, own: CheckpointStore, origin: str) -> Selection:
+    """The command names where this run once came from, and the run has checkpoints of its own by now."""
+    point = _newest_of_own(own)
+    if point.manifest.values["lineage"].get("run") != origin:
+        raise ConfigError(
+            f"{own.storage.url} already holds checkpoints of a run that did not start from {origin}. Use another run "
+            "folder (--output-dir)."
+        )
+    return Selection(point=point, notes=(f"this run has its own checkpoints; {config.source} is not needed",))
 
 
 def _within_own_run(
@@ -176,6 +189,11 @@ def read(store: CheckpointStore, name: CheckpointName) -> ResumePoint:
     return ResumePoint(store=store, manifest=manifest, tensors=tensors)
 
 
+def is_legacy(source: str) -> bool:
+    """Whether a source is a checkpoint file of the old trainer."""
+    return source.endswith((".pth", ".pt"))
+
+
 def locate(source: str, *, may_be_gone: bool = False) -> tuple[CheckpointStore, CheckpointName | None]:
     """A run folder, or the manifest of one checkpoint, as the user names it.
 
@@ -186,10 +204,9 @@ def locate(source: str, *, may_be_gone: bool = False) -> tuple[CheckpointStore, 
     Raises:
         ConfigError: It is neither.
     """
-    if source.endswith((".pth", ".pt")):
+    if is_legacy(source):
         raise ConfigError(
-            f"{source} is a checkpoint of another trainer. Its weights can start a new run: give it as the base "
-            "checkpoint (--base-checkpoint) and leave --resume out."
+            f"{source} is a checkpoint of the old trainer. `train --resume` takes it over; give a run here."
         )
     if source.endswith(".json"):
         folder, _, file = source.rpartition("/")

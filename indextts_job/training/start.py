@@ -31,6 +31,7 @@ from indextts_job.training.state import (
     build_optimizer,
     count_parameters,
 )
+from indextts_job.training.takeover import install, take_over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,8 @@ class Start:
 def compare(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emit) -> Selection:
     """Decide between the exact place and weights only; say what was chosen and what changed."""
     point = selection.point
+    if selection.legacy:
+        return selection
     if point is None:
         emit(Notice(step=0, topic="resume", message="no checkpoint: fresh start from the base checkpoint"))
         return selection
@@ -101,6 +104,9 @@ def build(
     point = None if selection.weights_only else selection.point
     donor = selection.point if selection.weights_only else None
     base = _weights_as_base(donor) if donor else inputs.base
+    imported = None
+    if selection.legacy and base:
+        base, imported = take_over(config, inputs, selection, base, emit)
     if point:
         vocabulary = Vocabulary(**point.manifest.values["vocabulary"])
     elif base:
@@ -119,13 +125,16 @@ def build(
     )
     if point:
         _restore(state, point, own)
+    elif imported:
+        install(state, imported, config.recipe.global_batch_samples)
     elif base:
         rows = _trained_rows(donor) if donor else None
         initialise(model, base, config.recipe.new_rows, derive_seed(config.recipe.seed), rows)
         state.carried = Carried(tensors=carried_tensors(model, base))
     _describe(config, facts, plan, state, emit)
     tags = point.name.tags if point and point.store is own else ()
-    return Start(state=state, plan=plan, tags=tags, lineage=_lineage(selection.point, own))
+    lineage = {"run": selection.legacy} if selection.legacy else _lineage(selection.point, own)
+    return Start(state=state, plan=plan, tags=tags, lineage=lineage)
 
 
 def _lineage(point: ResumePoint | None, own: CheckpointStore) -> dict[str, Any]:

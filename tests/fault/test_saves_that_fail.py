@@ -68,16 +68,20 @@ def test_failing_at_every_operation_keeps_a_whole_newest_checkpoint(tmp_path: Pa
             assert all(torch.equal(loaded[key], tensor) for key, tensor in expected.items())
 
 
+Fault = Callable[[str, str], None]
+Arm = Callable[[Fault], None]
+
+
 @pytest.fixture
-def fault() -> Iterator[Callable[[Callable[[str, str], None]], None]]:
-    def arm(function: Callable[[str, str], None]) -> None:
+def fault() -> Iterator[Arm]:
+    def arm(function: Fault) -> None:
         FaultyFileSystem.fault = staticmethod(function)
 
     yield arm
     FaultyFileSystem.fault = staticmethod(lambda _verb, _path: None)
 
 
-def test_one_failed_save_is_survived_and_leaves_no_trace(world: World, tmp_path: Path, fault: Callable) -> None:  # type: ignore[type-arg]
+def test_one_failed_save_is_survived_and_leaves_no_trace(world: World, tmp_path: Path, fault: Arm) -> None:
     undisturbed = tmp_path / "undisturbed"
     assert attempt(config_for(world, undisturbed)).code == 0
     run = fresh_run()
@@ -98,7 +102,7 @@ def test_one_failed_save_is_survived_and_leaves_no_trace(world: World, tmp_path:
     assert state_of(newest(run)) == state_of(newest(undisturbed))
 
 
-def test_a_full_disk_stops_cleanly_and_keeps_the_previous_checkpoint(world: World, fault: Callable) -> None:  # type: ignore[type-arg]
+def test_a_full_disk_stops_cleanly_and_keeps_the_previous_checkpoint(world: World, fault: Arm) -> None:
     run = fresh_run()
     full = False
 
@@ -119,9 +123,7 @@ def test_a_full_disk_stops_cleanly_and_keeps_the_previous_checkpoint(world: Worl
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), PermissionError(13, "Access Denied")])
-def test_a_checkpoint_that_cannot_be_deleted_does_not_stop_the_run(
-    world: World, fault: Callable, error: OSError
-) -> None:  # type: ignore[type-arg]
+def test_a_checkpoint_that_cannot_be_deleted_does_not_stop_the_run(world: World, fault: Arm, error: OSError) -> None:
     run = fresh_run()
 
     def no_deletions(verb: str, _path: str) -> None:

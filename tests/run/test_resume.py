@@ -126,7 +126,7 @@ def changes() -> dict[str, tuple[dict[str, object], int, str]]:
         "epochs": ({"schedule__epochs": 12}, 78, "schedule.epochs: 10 in the checkpoint, 12 now"),
         "no run": ({"resume__source": "no/such/run"}, 78, "no such run"),
         "no checkpoint": ({"resume__source": "no/checkpoints/step-1.json"}, 78, "no such checkpoint"),
-        "old trainer's file": ({"resume__source": "latest.pth"}, 78, "--base-checkpoint"),
+        "old trainer's file": ({"resume__source": "latest.pth"}, 78, "did not start from latest.pth"),
         "weights only in a used folder": ({"resume__weights_only": True}, 78, "need a new run folder"),
     }
 

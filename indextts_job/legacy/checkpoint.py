@@ -1,0 +1,182 @@
+"""Checkpoints of the old trainer (`latest.pth`, `model_step*.pth`), read without running anything from them.
+
+Weights, moments and the step can be trusted; the position cannot: it is a batch index into a shuffle that nobody can
+rebuild. Formats and defects: the public trainer `train_gpt_v2.py`; moments are keyed by the index of a parameter in the
+order of the state dict without its two `pe` buffers.
+"""
+
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indextts_job import files
+from indextts_job.errors import DataError
+from indextts_job.model.base_checkpoint import BaseCheckpoint, demand_tensors
+from indextts_job.model.config import GPTConfig, trained_shapes
+from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
+
+_POSITION_BUFFER = ".embed.pos_enc.pe"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyCheckpoint:
+    """What an old checkpoint holds that can be used."""
+
+    tensors: Mapping[str, Tensor]
+    """The full state dict under its published names."""
+    text_pieces: int
+    step: int
+    moments: Mapping[str, tuple[Tensor, Tensor]] | None
+    """(exp_avg, exp_avg_sq) by published name; None when they are missing or do not fit."""
+    notes: tuple[str, ...]
+    """What is not taken over, and why."""
+
+
+def read_legacy_checkpoint(url: str, config: GPTConfig) -> LegacyCheckpoint:
+    """Read an old checkpoint.
+
+    Args:
+        url: Path or URL.
+        config: The model.
+
+    Raises:
+        ConfigError: It is not there.
+        DataError: It is not a checkpoint of the old trainer, or does not fit the model.
+    """
+    content = _load(url)
+    model = content.get("model", content.get("model_state_dict"))
+    if not isinstance(model, Mapping):
+        raise DataError(f"{url}: neither `model` nor `model_state_dict`. Expected a checkpoint of the old trainer.")
+    tensors = demand_tensors(model, config, url)
+    step = content.get("step", 0)
+    notes = ["epoch and batch index are not taken over: they point into a shuffle that cannot be rebuilt"]
+    if not isinstance(step, int) or step < 0:
+        notes.append(f"the step is {step!r}: not used, the run starts at 0")
+        step = 0
+    optimizer = content.get("optimizer", content.get("optimizer_state_dict"))
+    moments, reason = _moments(optimizer, [key for key in model if not key.endswith(_POSITION_BUFFER)], tensors)
+    if moments is None:
+        notes.append(f"moments are not taken over ({reason}): the run starts at step 0 with its warmup")
+        step = 0
+    notes.append("the old schedule is not taken over: the learning rate is a function of the step")
+    return LegacyCheckpoint(
+        tensors=tensors,
+        text_pieces=tensors["text_embedding.weight"].shape[0] - 1,
+        step=step,
+        moments=moments,
+        notes=tuple(notes),
+    )
+
+
+def _load(url: str) -> Mapping[str, Any]:
+    # Random states and versions lie beside the tensors; these harmless types are all that the old trainer wrote.
+    reconstruct: Any = np.empty(0).__reduce__()[0]
+    allowed: list[Any] = [torch.torch_version.TorchVersion, np.ndarray, np.dtype, type(np.dtype("uint32")), reconstruct]
+    allowed.append((reconstruct, "numpy.core.multiarray._reconstruct"))  # as older numpy spelt it
+    stream = io.BytesIO(files.read_input(url, "checkpoint of the old trainer", "resume.source"))
+    try:
+        with torch.serialization.safe_globals(allowed):
+            content = torch.load(stream, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{url}: not readable as a checkpoint of the old trainer ({reason}). It may be truncated, or hold objects "
+            "that are never loaded, because loading them could run code."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise DataError(f"{url}: holds a {type(content).__name__}, expected a dict.")
+    return content
+
+
+def _moments(
+    optimizer: object, names: list[str], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, tuple[Tensor, Tensor]] | None, str]:
+    if not isinstance(optimizer, Mapping) or not isinstance(optimizer.get("state"), Mapping):
+        return None, "there are none"
+    moments = {}
+    for index, entry in optimizer["state"].items():
+        if not isinstance(index, int) or index >= len(names):
+            return None, f"parameter {index!r} of {len(names)}"
+        name = names[index]
+        pair = (entry.get("exp_avg"), entry.get("exp_avg_sq"))
+        if any(not isinstance(part, Tensor) or part.shape != tensors[name].shape for part in pair):
+            return None, f"those of {name} do not have its shape"
+        moments[name] = pair
+    return moments, ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """An old checkpoint in the form of a run's state."""
+
+    weights: Mapping[str, Tensor]
+    """Trained weights by parameter name."""
+    moments: Mapping[str, tuple[Tensor, Tensor]] | None
+    step: int
+    base: BaseCheckpoint
+    """What never trains: from the base checkpoint, with the old run's text rows where those have moved."""
+    notes: tuple[str, ...]
+    moved_rows: int
+    """Base rows that the old training moved although they were to be frozen."""
+
+
+def adopt(old: LegacyCheckpoint, base: BaseCheckpoint, vocabulary: Vocabulary, config: GPTConfig) -> Imported:
+    """Turn an old checkpoint into the state of a run with the same vocabulary.
+
+    Args:
+        old: Its text tables have `vocabulary.rows` rows.
+        base: The base checkpoint that the old run started from.
+        vocabulary: Of the tokenizer in use.
+        config: The model.
+    """
+    notes = list(old.notes)
+    rows = slice(vocabulary.base_pieces, vocabulary.pieces)
+    tables = TEXT_TABLES if vocabulary.extended else ()
+    trained = trained_shapes(config, vocabulary.rows).keys() - set(tables)
+    carried = {key: value for key, value in base.tensors.items() if key not in trained}
+    moved = _moved_rows(old, base, vocabulary) if vocabulary.extended else 0
+    weights = {key: old.tensors[key] for key in trained}
+    for key in tables:
+        weights[key + NEW_ROWS_SUFFIX] = old.tensors[key][rows]
+        if moved:
+            spare = base.tensors[key][-1:]
+            carried[key] = torch.cat([old.tensors[key][: vocabulary.base_pieces].to(spare.dtype), spare])
+    moments = None
+    if old.moments is not None:
+        moments = {key: pair for key, pair in old.moments.items() if key not in tables}
+        pulled = 0
+        for key in tables:
+            if key in old.moments:
+                first, second = old.moments[key]
+                pulled += int(first[: vocabulary.base_pieces].count_nonzero() > 0)
+                moments[key + NEW_ROWS_SUFFIX] = (first[rows], second[rows])
+        if pulled:
+            notes.append("moments of the frozen base rows were not zero: dropped, they would have gone on pulling")
+        missing = weights.keys() - moments.keys()
+        if missing:
+            notes.append(f"no moments for {', '.join(sorted(missing)[:3])}: all start afresh, at step 0")
+            moments = None
+    return Imported(
+        weights=weights,
+        moments=moments,
+        step=old.step if moments is not None else 0,
+        base=BaseCheckpoint({**base.tensors, **carried}, base.text_pieces),
+        notes=tuple(notes),
+        moved_rows=moved,
+    )
+
+
+def _moved_rows(old: LegacyCheckpoint, base: BaseCheckpoint, vocabulary: Vocabulary) -> int:
+    """Base rows whose values differ from the base checkpoint's."""
+    rows = slice(0, vocabulary.base_pieces)
+    changed = torch.zeros(vocabulary.base_pieces, dtype=torch.bool)
+    for key in TEXT_TABLES:
+        different = old.tensors[key][rows].float() != base.tensors[key][rows].float()
+        changed |= different.flatten(1).any(dim=1) if different.dim() > 1 else different
+    return int(changed.sum())

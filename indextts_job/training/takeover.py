@@ -1,0 +1,85 @@
+"""Going on from a checkpoint of the old trainer: what is taken over, what is refused, and what the user is told."""
+
+from dataclasses import replace
+
+from indextts_job.config import RunConfig
+from indextts_job.errors import ConfigError
+from indextts_job.legacy.checkpoint import Imported, adopt, read_legacy_checkpoint
+from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors
+from indextts_job.model.vocabulary import Vocabulary
+from indextts_job.report.events import Emit, Notice
+from indextts_job.training.history import History
+from indextts_job.training.inputs import Inputs
+from indextts_job.training.resume import Selection
+from indextts_job.training.state import FIRST_MOMENT, SECOND_MOMENT, Carried, TrainState
+
+MOVED_BASE_ROWS = "moved_base_rows"
+"""In `resume.accept`: go on from an old checkpoint although its base rows are not the base's."""
+
+
+def take_over(
+    config: RunConfig, inputs: Inputs, selection: Selection, base: BaseCheckpoint, emit: Emit
+) -> tuple[BaseCheckpoint, Imported | None]:
+    """An old checkpoint: its state where the vocabulary is the same, its weights as a base where it grew.
+
+    Args:
+        config: Of the run.
+        inputs: Of the run.
+        selection: Names the old checkpoint.
+        base: The base checkpoint that the old run started from.
+        emit: Gets a line for everything that is, and is not, taken over.
+
+    Returns:
+        The base to build on, and the state unless the vocabulary grew.
+
+    Raises:
+        ConfigError: It does not fit, or is not worth going on from.
+    """
+
+    def say(message: str) -> None:
+        emit(Notice(step=0, topic="import", message=message))
+
+    old = read_legacy_checkpoint(selection.legacy, inputs.model)
+    pieces = inputs.tokenizer.pieces
+    if old.text_pieces > pieces:
+        raise ConfigError(
+            f"{selection.legacy} has {old.text_pieces} pieces, the tokenizer {pieces}. Use the tokenizer it was "
+            "trained with, or an extension of it."
+        )
+    if old.text_pieces < pieces:
+        new = pieces - old.text_pieces
+        say(f"weights of {selection.legacy}; {new} new rows start afresh, and with them all moments")
+        return BaseCheckpoint(old.tensors, old.text_pieces), None
+    imported = adopt(old, base, Vocabulary(pieces=pieces, base_pieces=base.text_pieces), inputs.model)
+    if imported.moved_rows and MOVED_BASE_ROWS not in config.resume.accept:
+        raise ConfigError(
+            f"{selection.legacy}: {imported.moved_rows} of {base.text_pieces} base rows are not those of the base "
+            "checkpoint: it was trained without freezing them, or with weight decay on them, and the base languages "
+            "have suffered. A fresh start is better: leave --resume out. To go on with the moved rows all the same: "
+            f"resume.accept=[{MOVED_BASE_ROWS}]."
+        )
+    if selection.weights_only:
+        imported = replace(imported, moments=None, step=0)
+    if imported.step >= inputs.total_steps:
+        raise ConfigError(
+            f"{selection.legacy} is at step {imported.step}, this run ends at step {inputs.total_steps}. Raise "
+            "schedule.epochs or schedule.max_steps, or take its weights only (--no-load-optimizer)."
+        )
+    for note in imported.notes:
+        say(note)
+    taken = "weights and moments" if imported.moments is not None else "weights"
+    say(f"{taken} of {selection.legacy}; going on at step {imported.step} of {inputs.total_steps}")
+    return imported.base, imported
+
+
+def install(state: TrainState, imported: Imported, global_batch_samples: int) -> None:
+    """Put an old checkpoint's state in place of a fresh one."""
+    frozen = {name: imported.base.tensors[name] for name, _ in state.model.named_buffers()}
+    state.model.load_state_dict({**imported.weights, **frozen}, strict=True)
+    if imported.moments is not None:
+        tensors = {FIRST_MOMENT + name: pair[0] for name, pair in imported.moments.items()}
+        tensors |= {SECOND_MOMENT + name: pair[1] for name, pair in imported.moments.items()}
+        state.load_moments(tensors, imported.step)
+    state.step = imported.step
+    state.history = History(samples=imported.step * global_batch_samples)
+    state.carried = Carried(tensors=carried_tensors(state.model, imported.base))

@@ -1,0 +1,216 @@
+"""Checkpoints of the old trainer: what can be trusted goes on, the rest is explained, nothing in them runs."""
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from indextts_job.demo.world import World
+from tests.support.attempts import attempt
+from tests.support.runs import config_for, newest, samples, store_of
+
+STEP = 9
+PIECES, BASE_PIECES = 268, 100
+
+
+def base_state(world: World) -> dict[str, Tensor]:
+    return dict(torch.load(world.base_checkpoint, weights_only=True))
+
+
+def old_checkpoint(world: World, *, moved: bool = False) -> dict[str, Any]:
+    """As the old trainer wrote it: the whole model, moments by index, a position that means nothing."""
+    generator = torch.Generator().manual_seed(1)
+    model = base_state(world)
+    never = ("conditioning_encoder.", "perceiver_encoder.", "emo_", "emovec_layer.")
+    trained = [key for key in model if not key.startswith(never)]
+    for key in trained:
+        if key.startswith(("text_embedding", "text_head")):
+            fresh = torch.randn((PIECES + 1, *model[key].shape[1:]), generator=generator) * 0.02
+            fresh[:BASE_PIECES] = model[key][:BASE_PIECES] * (0.999 if moved else 1)
+            model[key] = fresh
+        else:
+            model[key] = model[key] + 0.01 * torch.randn(model[key].shape, generator=generator)
+    order = [key for key in model if not key.endswith(".embed.pos_enc.pe")]
+    state = {}
+    for index, key in enumerate(order):
+        if key in trained:
+            first = torch.randn(model[key].shape, generator=generator) * 1e-4
+            if key.startswith(("text_embedding", "text_head")):
+                first[:BASE_PIECES] = 1e-3 if moved else 0
+            state[index] = {"step": torch.tensor(float(STEP)), "exp_avg": first, "exp_avg_sq": first**2}
+    return {
+        "model": model,
+        "optimizer": {"state": state, "param_groups": [{"lr": 1e-5, "params": list(range(len(order)))}]},
+        "scheduler": {"last_epoch": STEP},
+        "scaler": None,
+        "epoch": 1,
+        "step": STEP,
+        "batch_idx": 23,
+        "recent_checkpoints": ["a.pth"],
+        "manifests": {"train": ["x.jsonl"]},
+        "rng_state": {
+            "torch_cpu": torch.get_rng_state(),
+            "torch_cuda": None,
+            "numpy": np.random.get_state(),  # what the old trainer saved
+            "python": random.getstate(),
+        },
+        "batch_size": 4,
+        "pytorch_version": torch.__version__,
+    }
+
+
+def saved(content: object, folder: Path, name: str = "latest.pth") -> Path:
+    path = folder / name
+    torch.save(content, path)
+    return path
+
+
+def test_weights_moments_and_step_go_on_and_the_rest_is_explained(world: World, tmp_path: Path) -> None:
+    old = old_checkpoint(world)
+    path = saved(old, tmp_path)
+    run = tmp_path / "run"
+    config = config_for(
+        world, run, resume__source=str(path), schedule__max_steps=STEP + 1, checkpoint__interval_steps=1
+    )
+    ended = attempt(config)
+    assert ended.code == 0, ended.error
+    assert f"weights and moments of {path}; going on at step {STEP}" in ended.output
+    assert "epoch and batch index are not taken over" in ended.output
+    assert samples(run).keys() == {STEP + 1}
+    tensors = store_of(run).load(newest(run))
+    # The moments after one step are 0.9 of the old ones plus a tenth of a clipped gradient (norm at most 1).
+    for key, index in (("mel_head.bias", None), ("gpt.h.0.attn.c_attn.weight", None)):
+        position = [k for k in old["model"] if not k.endswith(".embed.pos_enc.pe")].index(key)
+        before = old["optimizer"]["state"][position]["exp_avg"]
+        assert float((tensors[f"exp_avg/{key}"] - 0.9 * before).norm()) <= 0.1001, index
+        assert not torch.equal(tensors[f"exp_avg/{key}"], torch.zeros_like(before))
+        assert float((tensors[f"model/{key}"] - old["model"][key]).abs().max()) < 0.01
+    base = base_state(world)
+    for key in ("text_embedding.weight", "text_head.weight", "text_head.bias"):
+        assert torch.equal(tensors[f"base/{key}"], base[key])
+        assert tensors[f"model/{key}_new"].shape[0] == PIECES - BASE_PIECES
+    again = attempt(config)
+    assert again.code == 0
+    assert "this run has its own checkpoints" in again.output
+
+
+def test_moved_base_rows_are_found_and_a_fresh_start_is_recommended(world: World, tmp_path: Path) -> None:
+    path = saved(old_checkpoint(world, moved=True), tmp_path, "model_step9.pth")
+    config = config_for(world, tmp_path / "run", resume__source=str(path))
+    ended = attempt(config)
+    assert ended.code == 78
+    assert "100 of 100 base rows are not those of the base checkpoint" in ended.error
+    assert "A fresh start is better" in ended.error
+    assert not (tmp_path / "run/checkpoints").exists()
+    regardless = config_for(world, tmp_path / "run", resume__source=str(path), resume__accept=["moved_base_rows"])
+    ended = attempt(regardless)
+    assert ended.code == 0
+    assert "moments of the frozen base rows were not zero: dropped" in ended.output
+    frozen = store_of(tmp_path / "run").load(newest(tmp_path / "run"), ("base/text_head.weight",))
+    assert torch.equal(
+        frozen["base/text_head.weight"][:BASE_PIECES], base_state(world)["text_head.weight"][:BASE_PIECES] * 0.999
+    )
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda old: old.pop("optimizer"), "moments are not taken over (there are none)"),
+        (lambda old: old["optimizer"]["state"].update({9999: {}}), "moments are not taken over (parameter 9999"),
+        (lambda old: old["optimizer"]["state"].popitem(), "no moments for"),
+        (
+            lambda old: next(iter(old["optimizer"]["state"].values())).update(exp_avg=torch.zeros(3)),
+            "do not have its shape",
+        ),
+        (lambda old: old.update(step="many"), "the step is 'many'"),
+    ],
+)
+def test_what_cannot_be_trusted_is_left_out_and_said(world: World, tmp_path: Path, change: Change, words: str) -> None:
+    old = old_checkpoint(world)
+    change(old)
+    ended = attempt(
+        config_for(world, tmp_path / "run", resume__source=str(saved(old, tmp_path)), schedule__max_steps=2)
+    )
+    assert ended.code == 0, ended.error
+    assert words in ended.output
+    assert "going on at step 0 of 2" in ended.output
+
+
+def test_the_other_spelling_of_names_and_a_file_by_url_are_read(world: World, tmp_path: Path) -> None:
+    import fsspec
+
+    old = old_checkpoint(world)
+    other = {"model_state_dict": old["model"], "optimizer_state_dict": old["optimizer"], "step": STEP}
+    path = saved(other, tmp_path, "full_training_checkpoint_step_9.pt")
+    fsspec.filesystem("memory").pipe_file("/old/full_training_checkpoint_step_9.pt", path.read_bytes())
+    url = "memory://old/full_training_checkpoint_step_9.pt"
+    ended = attempt(config_for(world, tmp_path / "run", resume__source=url, schedule__max_steps=STEP + 1))
+    assert ended.code == 0, ended.error
+    assert f"going on at step {STEP}" in ended.output
+
+
+def test_weights_only_starts_at_step_0(world: World, tmp_path: Path) -> None:
+    path = saved(old_checkpoint(world), tmp_path)
+    config = config_for(
+        world, tmp_path / "run", resume__source=str(path), resume__weights_only=True, schedule__max_steps=2
+    )
+    ended = attempt(config)
+    assert ended.code == 0
+    assert f"weights of {path}; going on at step 0 of 2" in ended.output
+
+
+def test_a_smaller_vocabulary_gives_its_weights(world: World, tmp_path: Path) -> None:
+    path = saved({"model": base_state(world), "step": 5}, tmp_path, "model_step5.pth")
+    ended = attempt(config_for(world, tmp_path / "run", resume__source=str(path), schedule__max_steps=2))
+    assert ended.code == 0, ended.error
+    assert "168 new rows start afresh, and with them all moments" in ended.output
+
+
+class Evil:
+    """Unpickling this would run a command."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {self.mark}",)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"step": 3}, "neither `model` nor `model_state_dict`"),
+        ({"model": {"x": torch.zeros(1)}}, "text_embedding.weight is missing"),
+        ([1], "holds a list"),
+    ],
+)
+def test_a_file_that_is_none_of_it_is_refused(world: World, tmp_path: Path, content: object, words: str) -> None:
+    ended = attempt(config_for(world, tmp_path / "run", resume__source=str(saved(content, tmp_path))))
+    assert ended.code == 65
+    assert words in ended.error
+
+
+def test_code_in_a_checkpoint_never_runs(world: World, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    path = saved({"model": {}, "extra": Evil(mark)}, tmp_path)
+    ended = attempt(config_for(world, tmp_path / "run", resume__source=str(path)))
+    assert ended.code == 65
+    assert "never loaded" in ended.error
+    assert not mark.exists()
+
+
+def test_a_step_beyond_the_end_and_a_missing_file_are_explained(world: World, tmp_path: Path) -> None:
+    path = saved(old_checkpoint(world), tmp_path)
+    ended = attempt(config_for(world, tmp_path / "run", resume__source=str(path), schedule__max_steps=5))
+    assert ended.code == 78
+    assert "is at step 9, this run ends at step 5" in ended.error
+    assert attempt(config_for(world, tmp_path / "run", resume__source=str(tmp_path / "no.pth"))).code == 78

@@ -1,0 +1,128 @@
+"""Saves behind the training: copied before the state changes, cancelled between objects, errors handed over."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from indextts_job.checkpoint.fence import Fence
+from indextts_job.checkpoint.remote import open_storage
+from indextts_job.checkpoint.storage import RunStorage
+from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.report.events import Committed, Event
+from indextts_job.training.recipe import OptimizerConfig
+from indextts_job.training.saver import BackgroundSaver, SaveCancelledError, SaverSettings
+from indextts_job.training.state import Carried, TrainState, build_optimizer
+from tests.support.models import small_model
+from tests.support.stores import FaultyStorage, disk_full
+
+
+class Held:
+    """Stops a storage before a write until it is let go."""
+
+    def __init__(self, at: int) -> None:
+        self.reached, self.go = threading.Event(), threading.Event()
+        self._left = at
+
+    def __call__(self, _number: int, verb: str, key: str) -> None:
+        if verb == "write" and key.startswith("objects/"):
+            self._left -= 1
+            if self._left == 0:
+                self.reached.set()
+                assert self.go.wait(30)
+
+
+def saver_on(storage: RunStorage, events: list[Event]) -> BackgroundSaver:
+    settings = SaverSettings(
+        store=CheckpointStore(storage),
+        fence=Fence(storage, {}),
+        attempt_start=0,
+        keep=3,
+        unreadable=(),
+        values={},
+        files={"tokenizer.model": b"pieces"},
+        emit=events.append,
+    )
+    return BackgroundSaver(settings)
+
+
+def new_state(step: int = 4) -> TrainState:
+    model = small_model()
+    optimizer = build_optimizer(model, OptimizerConfig())
+    sum(p.sum() for p in model.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    state = TrainState(model=model, optimizer=optimizer, scaler=torch.amp.GradScaler("cpu", enabled=False), step=step)
+    state.carried = Carried(tensors={"conditioning_encoder.x": torch.ones(4)})
+    return state
+
+
+def test_the_state_may_change_while_it_is_written(tmp_path: Path) -> None:
+    held, events = Held(1), list[Event]()
+    storage = FaultyStorage(open_storage(str(tmp_path)), held)
+    saver, state = saver_on(storage, events), new_state()
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    saver.save(state, ())
+    assert held.reached.wait(30)
+    assert saver.finished(wait=False) is None
+    with torch.no_grad():
+        for parameter in state.model.parameters():
+            parameter.zero_()
+    held.go.set()
+    finished = saver.finished(wait=True)
+    assert finished is not None
+    assert finished.error is None
+    store = CheckpointStore(open_storage(str(tmp_path)))
+    loaded = store.load(store.manifest(store.names()[0]), ("model/",))
+    assert all(torch.equal(loaded[f"model/{name}"], value) for name, value in before.items())
+    (committed,) = (event for event in events if isinstance(event, Committed))
+    assert committed.stall_seconds <= committed.seconds
+    # What never changes is in the run now, and not written a second time.
+    assert not state.carried.tensors
+    assert set(state.carried.stored) == {"base/conditioning_encoder.x"}
+
+
+def test_a_cancelled_save_leaves_no_checkpoint_and_its_objects_to_the_next(tmp_path: Path) -> None:
+    held, events = Held(1), list[Event]()
+    storage = FaultyStorage(open_storage(str(tmp_path)), held)
+    saver, state = saver_on(storage, events), new_state()
+    saver.save(state, ())
+    assert held.reached.wait(30)
+    saver.cancel()
+    held.go.set()
+    finished = saver.finished(wait=True)
+    assert finished is not None
+    assert isinstance(finished.error, SaveCancelledError)
+    assert CheckpointStore(open_storage(str(tmp_path))).names() == []
+    written = set(open_storage(str(tmp_path)).list("objects"))
+    saver.save(state, ("preempted",))
+    assert saver.finished(wait=True) is not None
+    store = CheckpointStore(open_storage(str(tmp_path)))
+    manifest = store.manifest(store.names()[0])
+    store.verify(manifest)
+    assert {f"objects/{name}" for name in written} <= manifest.objects.keys()
+
+
+def test_one_save_at_a_time(tmp_path: Path) -> None:
+    held, events = Held(1), list[Event]()
+    saver, state = saver_on(FaultyStorage(open_storage(str(tmp_path)), held), events), new_state()
+    saver.save(state, ())
+    with pytest.raises(RuntimeError, match="one save at a time"):
+        saver.save(state, ())
+    held.go.set()
+    saver.finished(wait=True)
+    assert saver.finished(wait=True) is None
+
+
+def test_an_error_of_the_thread_is_handed_to_the_training(tmp_path: Path) -> None:
+    def fail(_number: int, verb: str, key: str) -> None:
+        if verb == "write" and key.startswith("checkpoints/"):
+            raise disk_full()
+
+    events = list[Event]()
+    saver = saver_on(FaultyStorage(open_storage(str(tmp_path)), fail), events)
+    saver.save(new_state(), ())
+    finished = saver.finished(wait=True)
+    assert finished is not None
+    assert isinstance(finished.error, OSError)
+    assert not events
