@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -145,6 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _train(given: argparse.Namespace, stop: StopSignals) -> int:
+    started_at_s = time.monotonic()
     from indextts_job.legacy import flags
 
     if given.help_config:
@@ -164,7 +166,7 @@ def _train(given: argparse.Namespace, stop: StopSignals) -> int:
     with ConsoleReport(sys.stdout) as console:
         for note in notes:
             console(Notice(step=0, topic="flag", message=note))
-        return run_attempt(config, stop, console)
+        return run_attempt(config, stop, console, started_at_s)
 
 
 def _configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> Any:  # noqa: ANN401

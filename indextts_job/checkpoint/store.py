@@ -6,8 +6,9 @@ hash of their bytes, so what did not change is not written again and an interrup
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -30,9 +31,11 @@ from indextts_job.errors import DataError
 
 MANIFESTS = "checkpoints"
 OBJECTS = "objects"
-OBJECT_BYTES = 256 * 2**20
-"""Upper bound of one object (a larger tensor is an object of its own): memory of a save, unit of parallel reads."""
-READERS = 4
+OBJECT_BYTES = 64 * 2**20
+"""Upper bound of one object (a larger tensor is an object of its own): unit of parallel writes and reads."""
+WRITERS = 3
+"""Objects in the making at a time; with their size, the extra memory of a save (`bench/checkpoint.py`)."""
+READERS = 6
 SAFE_AGE_S = 3600.0
 """Objects that no manifest names are removed only when older: they may belong to a save in progress."""
 
@@ -98,12 +101,9 @@ class CheckpointStore:
         before = self._known_objects().copy()
         objects = dict(content.carried_objects)
         tensors = dict(content.carried)
-        for group in content.groups:
-            for part in _parts(group):
-                go_on()
-                stored, entries = self._put_tensors(part)
-                objects[stored.key] = stored
-                tensors |= entries
+        for stored, entries in self._put_all(content.groups, go_on):
+            objects[stored.key] = stored
+            tensors |= entries
         named_files = {}
         for file, data in content.files.items():
             stored = self._put(data, "." + file.rpartition(".")[2])
@@ -248,6 +248,20 @@ class CheckpointStore:
             self.storage.write(stored.key, data)
             self._known_objects()[stored.key] = stored.size_bytes
         return stored
+
+    def _put_all(
+        self, groups: Iterable[Mapping[str, Tensor]], go_on: Callable[[], None]
+    ) -> Iterator[tuple[StoredObject, dict[str, StoredTensor]]]:
+        """Write all tensors, a few objects at a time: that bounds the memory, and hashing hides behind writing."""
+        with ThreadPoolExecutor(max_workers=WRITERS) as pool:
+            pending: deque[Future[tuple[StoredObject, dict[str, StoredTensor]]]] = deque()
+            for part in (part for group in groups for part in _parts(group)):
+                if len(pending) == WRITERS:
+                    yield pending.popleft().result()
+                go_on()
+                pending.append(pool.submit(self._put_tensors, part))
+            while pending:
+                yield pending.popleft().result()
 
     def _put_tensors(self, tensors: Mapping[str, Tensor]) -> tuple[StoredObject, dict[str, StoredTensor]]:
         data = safetensors.torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})

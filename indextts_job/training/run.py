@@ -48,13 +48,31 @@ ASSUMED_SAVE_BYTES_PER_S = 200e6
 """Save rate until one is measured: a slow network disk. Too low only means that a cycle is discarded too early."""
 
 
-def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport) -> int:
+class _Laps:
+    """Where the time of a start-up went."""
+
+    def __init__(self, started_at_s: float) -> None:
+        self._started_at_s = self._last_s = started_at_s
+        self._laps: list[str] = []
+
+    def done(self, name: str) -> None:
+        """One part of it is over."""
+        now_s = time.monotonic()
+        self._laps.append(f"{name} {now_s - self._last_s:.1f} s")
+        self._last_s = now_s
+
+    def __str__(self) -> str:
+        return f"{self._last_s - self._started_at_s:.1f} s: {', '.join(self._laps)}"
+
+
+def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, started_at_s: float | None = None) -> int:
     """Train until the run is complete or a stop is requested.
 
     Args:
         config: The checked configuration.
         stop: Installed before anything slow.
         console: Shows what happens.
+        started_at_s: Instant of the monotonic clock at which the process began, for the account of the start-up.
 
     Returns:
         The exit code: 0 complete, 75 stopped with everything committed.
@@ -63,6 +81,8 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport) ->
         IndexTTSJobError: With the exit code of its class; the last checkpoint is intact.
     """
     stop.grace_s = config.preemption.grace_seconds
+    laps = _Laps(time.monotonic() if started_at_s is None else started_at_s)
+    laps.done("imports")
     emit = EventStream(console)
     files.configure_object_stores(config.storage)
     storage = open_storage(config.run, config.storage)
@@ -70,15 +90,20 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport) ->
     store = CheckpointStore(storage)
     from_base = config.resume.source in ("auto", "none") or resume.is_legacy(config.resume.source)
     inputs = read_inputs(config, stop, emit, console, needs_base=from_base and not store.names())
+    laps.done("inputs and data")
     facts = read_facts(config.hardware.device)
     selection = resume.select(config.resume, store)
     selection = compare(config, inputs, selection, emit)
     check_stop(stop)
+    laps.done("checkpoint")
     start = build(config, inputs, facts, selection, store, emit)
     check_stop(stop)
+    laps.done("model")
     attempt = Fence(storage, _attempt_record(config, facts, start.state.step))
     _tidy(store, emit)
     emit(Notice(step=start.state.step, topic="run", message=f"{config.run}, attempt {attempt.attempt}"))
+    laps.done("run folder")
+    emit(Notice(step=start.state.step, topic="start-up", message=str(laps)))
     emit.start(_run_readers(config, storage, attempt.attempt, inputs.train_set, start.state.step))
     settings = SaverSettings(
         store=store,
