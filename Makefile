@@ -32,6 +32,7 @@ bench: $(VENV)/ready-dev
 	$(BIN)/python -m bench.packing
 	$(BIN)/python -m bench.heads
 	$(BIN)/python -m bench.freezing
+	$(BIN)/python -m bench.checkpoint
 	$(BIN)/python -m bench.chaos
 
 goldens: $(VENV)/ready-dev
