@@ -4,6 +4,7 @@ Names say step, attempt, the step at which the attempt resumed, and tags, so a l
 is newest and what retention may remove.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -93,7 +94,15 @@ class CheckpointManifest:
             "files": dict(self.files),
             "values": dict(self.values),
         }
+        document["sha256"] = _hash(document)
         return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _hash(document: Mapping[str, Any]) -> str:
+    """Hash of a document without its own hash, in a spelling that does not depend on white space."""
+    plain = {key: value for key, value in document.items() if key != "sha256"}
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse_manifest(content: bytes, source: str) -> CheckpointManifest:
@@ -113,6 +122,8 @@ def parse_manifest(content: bytes, source: str) -> CheckpointManifest:
             f"{source}: checkpoint format {document.get('format_version')!r}, this version reads {FORMAT_VERSION}. "
             "Install the indextts-job release that wrote it, or a newer one."
         )
+    if document.get("sha256") != _hash(document):
+        raise DataError(f"{source}: the manifest does not have the hash that it names; it is damaged.")
     try:
         return CheckpointManifest(
             name=CheckpointName(

@@ -132,13 +132,18 @@ class CheckpointStore:
         file = file_name(name)
         where = f"{self.storage.url}/{MANIFESTS}/{file}"
         try:
-            content = self.storage.read(f"{MANIFESTS}/{file}")
+            manifest = self._read_manifest(f"{MANIFESTS}/{file}", where)
         except FileNotFoundError as error:
             raise DamagedCheckpointError(f"{where}: no such checkpoint.") from error
-        manifest = parse_manifest(content, where)
         if manifest.name != name:
             raise DamagedCheckpointError(f"{where}: its content says {file_name(manifest.name)}.")
         return manifest
+
+    def _read_manifest(self, key: str, where: str) -> CheckpointManifest:
+        try:
+            return parse_manifest(self.storage.read(key), where)
+        except DataError:
+            return parse_manifest(self.storage.read(key), where)  # as with objects: the line may be to blame
 
     def load(self, manifest: CheckpointManifest, prefixes: Sequence[str] = ("",)) -> dict[str, Tensor]:
         """Tensors of a checkpoint, every byte verified.
@@ -276,6 +281,13 @@ class CheckpointStore:
         return stored, entries
 
     def _read_object(self, manifest: CheckpointManifest, key: str) -> bytes:
+        """The bytes of an object, verified; read twice before it counts as damaged, for the line may be to blame."""
+        try:
+            return self._read_once(manifest, key)
+        except DamagedCheckpointError:
+            return self._read_once(manifest, key)
+
+    def _read_once(self, manifest: CheckpointManifest, key: str) -> bytes:
         stored = manifest.objects[key]
         where = f"{self.storage.url}/{key}"
         try:

@@ -1,10 +1,11 @@
 """S3 servers, and this process set up to reach them."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import fsspec
 import pytest
+from s3fs import S3FileSystem
 
 from indextts_job import files
 from indextts_job.retry import StorageConfig
@@ -26,14 +27,22 @@ def lawless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Reach an endpoint from here on, with new clients."""
+
+    def connect_to(url: str) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        S3FileSystem.clear_instance_cache()
+
+    return connect_to
+
+
+@pytest.fixture
 def reach(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Clients of one test are not reused by the next, which may talk to another server."""
     files.configure_object_stores(StorageConfig())
     yield
     fsspec.config.conf.pop("s3", None)
-    fsspec.filesystem("memory").clear_instance_cache()
-    from s3fs import S3FileSystem
-
     S3FileSystem.clear_instance_cache()
 
 

@@ -185,12 +185,24 @@ def test_going_back_supersedes_later_checkpoints_until_they_are_passed() -> None
         (b"[]", "not a checkpoint manifest"),
         (b'{"format": "other"}', "not a checkpoint manifest"),
         (b'{"format": "indextts-job checkpoint", "format_version": 99}', "format 99, this version reads 1"),
-        (b'{"format": "indextts-job checkpoint", "format_version": 1}', "lacks or garbles 'step'"),
+        (b'{"format": "indextts-job checkpoint", "format_version": 1}', "does not have the hash"),
     ],
 )
 def test_a_bad_manifest_is_explained(document: bytes, words: str) -> None:
     with pytest.raises(DataError, match=words):
         parse_manifest(document, "run/checkpoints/x.json")
+
+
+def test_no_flipped_bit_of_a_manifest_is_accepted(store: CheckpointStore) -> None:
+    key = f"checkpoints/{file_name(save(store, 1))}"
+    good = store.storage.read(key)
+    white = b" \n"
+    for position in range(0, len(good), 7):
+        flipped = good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :]
+        if good[position] in white and flipped[position] in white:
+            continue
+        with pytest.raises((DataError, UnicodeDecodeError)):
+            parse_manifest(flipped, "x")
 
 
 def test_a_manifest_is_documented_json(store: CheckpointStore) -> None:
@@ -199,5 +211,5 @@ def test_a_manifest_is_documented_json(store: CheckpointStore) -> None:
     assert document["format_version"] == FORMAT_VERSION
     assert list(document) == [
         *("format", "format_version", "step", "attempt", "attempt_start", "tags", "created"),
-        *("objects", "tensors", "files", "values"),
+        *("objects", "tensors", "files", "values", "sha256"),
     ]
