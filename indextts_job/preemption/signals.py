@@ -12,8 +12,8 @@ from types import FrameType
 
 from indextts_job.preemption.deadline import StopRequest
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-"""SIGUSR2 is the notice before a time limit; SIGUSR1 is left to NCCL."""
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR2") if hasattr(signal, name))
+"""SIGUSR2 is the notice before a time limit (Windows has none); SIGUSR1 is left to NCCL."""
 
 
 class StopSignals:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from indextts_job.errors import UnavailableError
+from indextts_job.errors import AccessRefusedError, UnavailableError
 from indextts_job.report.events import Emit, Event, Notice
 
 
@@ -36,7 +36,7 @@ class EventStream:
         """A record that cannot be written is a warning, said once, and no reason to stop training."""
         try:
             reader(event)
-        except UnavailableError as error:
+        except (UnavailableError, AccessRefusedError) as error:
             if reader not in self._failing:
                 self._failing.append(reader)
                 message = f"a record was lost: {error} Training goes on."

@@ -1,6 +1,7 @@
 """One attempt of a run, put together. Reads like a table of contents."""
 
 import os
+import platform
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -206,7 +207,7 @@ def _attempt_record(config: RunConfig, facts: HardwareFacts, step: int) -> dict[
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "pid": os.getpid(),
-        "node": os.uname().nodename,
+        "node": platform.node(),
         "device": facts.name,
         "step": step,
         "resume": config.resume.source,
