@@ -16,6 +16,11 @@ from tests.support.runs import config_for, events, newest, samples, state_of, st
 from tests.support.warm_parent import Interruption, WarmParent, rounds
 
 WANTED_INTERRUPTIONS = 100
+WANTED_PLACES = [
+    f"{name} {place}"
+    for name in ("SIGKILL", "SIGTERM")
+    for place in ("training", "validation", "fsync before", "fsync after", "replace before", "replace after")
+]
 LONGEST_LIFE = 90
 """Points that an attempt lives at most; a whole run has about 300."""
 
@@ -29,7 +34,8 @@ def test_a_hundred_interruptions_leave_no_trace(
     chance = random.Random(20)
     struck: Counter[str] = Counter()
     run_number = 0
-    while struck.total() < WANTED_INTERRUPTIONS:
+    while struck.total() < WANTED_INTERRUPTIONS or not all(struck[place] for place in WANTED_PLACES):
+        assert run_number < 100, struck  # the interruptions must have been everywhere, or they prove little
         run = tmp_path / f"run-{run_number}"
         run_number += 1
         for _ in rounds(0):
@@ -44,10 +50,6 @@ def test_a_hundred_interruptions_leave_no_trace(
                 break
         assert state_of(newest(run)) == expected
         assert samples(run) == samples(undisturbed)
-    # The interruptions must have been everywhere, or they prove little.
-    for name in ("SIGKILL", "SIGTERM"):
-        for place in ("training", "validation", "fsync before", "fsync after", "replace before", "replace after"):
-            assert struck[f"{name} {place}"], struck
 
 
 def test_every_sample_is_used_once_per_epoch(world: World, warm_parent: WarmParent, tmp_path: Path, log: Path) -> None:

@@ -18,6 +18,7 @@ from tests.support.servers import Server
 from tests.support.warm_parent import Interruption, WarmParent, rounds
 
 WANTED_INTERRUPTIONS = 30
+WANTED_PLACES = ("SIGKILL PutObject", "SIGTERM PutObject", "SIGKILL training", "SIGTERM training")
 LONGEST_LIFE = 160
 """Points that an attempt lives at most; a whole run has about 400."""
 
@@ -83,11 +84,10 @@ def test_interruptions_of_a_run_in_a_bucket_leave_no_trace(
                 if ended.code == EXIT_OK:
                     break
             assert state_of(newest(run)) == expected
-            if struck.total() >= WANTED_INTERRUPTIONS:
+            if struck.total() >= WANTED_INTERRUPTIONS and all(struck[place] for place in WANTED_PLACES):
                 break
-    assert struck["SIGKILL PutObject"], struck
-    assert struck["SIGKILL training"], struck
-    assert struck["SIGTERM PutObject"], struck
+    # The interruptions must have been where it hurts, or they prove little.
+    assert all(struck[place] for place in WANTED_PLACES), struck
 
 
 def test_a_zombie_that_wakes_up_after_its_successor_commits_nothing(world: World, s3_run: str) -> None:
