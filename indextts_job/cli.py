@@ -260,7 +260,7 @@ def _inspect(given: argparse.Namespace) -> int:
 def _shard(given: argparse.Namespace) -> int:
     from indextts_job import files
     from indextts_job.data.dataset import Limits
-    from indextts_job.data.shards import write_shards
+    from indextts_job.data.sharding import write_shards
     from indextts_job.data.sources import load_dataset
     from indextts_job.model.config import gpt_config
     from indextts_job.model.tokenizer import load_tokenizer

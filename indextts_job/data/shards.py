@@ -1,16 +1,15 @@
-"""A sharded dataset: an index of everything small, and shards of everything large, all safetensors.
+"""The format of a sharded dataset, and its reading: an index of everything small, shards of everything large.
 
 `index.safetensors` holds all ids, the table of pairs and a digest of every row; it is fetched whole. Vectors lie once
 each in `condition-NNNNN.safetensors` and `emotion-NNNNN.safetensors`, however many pairs use them, and a row is one
-byte range. The same input gives the same bytes. The index is written last: a dataset exists exactly when it does.
+byte range. `data/sharding.py` writes it.
 """
 
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -19,30 +18,21 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from indextts_job import files
-from indextts_job.checkpoint.remote import open_storage
-from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.data.batch import Floats
 from indextts_job.data.dataset import (
-    DIGEST_BYTES,
     Dataset,
     Entry,
     Ids,
     Limits,
     SkippedSample,
     Vector,
-    read_vector,
 )
-from indextts_job.errors import ConfigError, DataError, findings_message
+from indextts_job.errors import DataError, findings_message
 from indextts_job.model.config import CONDITION_LATENTS
 
 INDEX = "index.safetensors"
 METADATA = "indextts_job"
 FORMAT_VERSION = 1
-SHARD_BYTES = 64 * 2**20
-"""Size of a shard, about: one download of a cold node, one unit of its cache."""
-READERS = 32
-"""Vectors read at a time while sharding; hides the latency of remote sources."""
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,147 +73,6 @@ class ReadRange(Protocol):
         """The bytes."""
 
 
-def write_shards(dataset: Dataset, output: str, progress: Progress, *, shard_bytes: int = SHARD_BYTES) -> str:
-    """Write a checked dataset as shards.
-
-    Shards that an interrupted earlier call has finished are kept.
-
-    Args:
-        dataset: What to write.
-        output: Folder or URL; must not hold another dataset.
-        progress: Told how many rows are written.
-        shard_bytes: Size of a shard, about.
-
-    Returns:
-        The dataset's fingerprint, the same in both forms.
-
-    Raises:
-        ConfigError: The output holds another dataset.
-    """
-    storage = open_storage(output)
-    _refuse_another_dataset(storage, dataset.fingerprint)
-    conditions, condition_rows = _distinct([entry.condition for entry in dataset.entries])
-    emotions, emotion_rows = _distinct([entry.emotion for entry in dataset.entries])
-    texts, text_rows = _distinct([entry.text_ids for entry in dataset.entries])
-    codes, code_rows = _distinct([entry.codes for entry in dataset.entries])
-    total = len(conditions) + len(emotions)
-    width = len(read_vector(dataset.entries[0].emotion, "the first sample"))
-    writer = _ShardWriter(storage, shard_bytes, lambda done: progress(done, total))
-    tables = {
-        "condition": writer.write("condition", conditions, (CONDITION_LATENTS, width)),
-        "emotion": writer.write("emotion", emotions, (width,)),
-    }
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "pair_text": text_rows,
-        "pair_codes": code_rows,
-        "pair_condition": condition_rows,
-        "pair_emotion": emotion_rows,
-        **_ragged("text", [ids.values for ids in texts]),
-        **_ragged("codes", [ids.values for ids in codes]),
-        **_ragged("id", [np.frombuffer(entry.id.encode(), np.uint8) for entry in dataset.entries]),
-    }
-    for name, things in (("text", texts), ("codes", codes), ("condition", conditions), ("emotion", emotions)):
-        digests = np.frombuffer(b"".join(thing.digest for thing in things), np.uint8)
-        arrays[f"{name}_digests"] = digests.reshape(len(things), DIGEST_BYTES)
-    languages = sorted(dataset.languages)
-    arrays["pair_language"] = np.array([languages.index(entry.language) for entry in dataset.entries], np.int32)
-    header = {
-        "format_version": FORMAT_VERSION,
-        "fingerprint": dataset.fingerprint,
-        "languages": languages,
-        "skipped": [asdict(sample) for sample in dataset.skipped],
-        "tables": {name: asdict(table) for name, table in tables.items()},
-        "tensors_sha256": _tensors_hash(safetensors.numpy.save(arrays)),
-    }
-    text = json.dumps(header, sort_keys=True)
-    # The header vouches for the tensors, and the hash in front of it for the header.
-    metadata = {METADATA: f"{hashlib.sha256(text.encode()).hexdigest()} {text}"}
-    storage.write(INDEX, safetensors.numpy.save(arrays, metadata))
-    return dataset.fingerprint
-
-
-def _refuse_another_dataset(storage: RunStorage, wanted: str) -> None:
-    try:
-        header, _ = _parse_index(storage.read(INDEX), f"{storage.url}/{INDEX}")
-    except FileNotFoundError:
-        return
-    if header["fingerprint"] != wanted:
-        raise ConfigError(f"{storage.url} holds another sharded dataset. Give another output folder.")
-
-
-class _ShardWriter:
-    """Writes rows in their order; a note beside each shard says which rows it holds, so that it can be kept."""
-
-    def __init__(self, storage: RunStorage, shard_bytes: int, progress: Callable[[int], None]) -> None:
-        self._storage = storage
-        self._shard_bytes = shard_bytes
-        self._progress = progress
-        self._done = 0
-
-    def write(self, kind: str, vectors: Sequence[Vector], row_shape: tuple[int, ...]) -> Table:
-        """Write all rows of one kind."""
-        row_bytes = 4 * int(np.prod(row_shape))
-        per_shard = max(1, self._shard_bytes // row_bytes)
-        there = self._storage.list("")
-        shards = []
-        for number, start in enumerate(range(0, len(vectors), per_shard)):
-            part = vectors[start : start + per_shard]
-            name = f"{kind}-{number:05d}.safetensors"
-            rows = hashlib.sha256(b"".join(vector.digest for vector in part)).hexdigest()
-            known = self._finished(name, rows) if f"{name}.json" in there else None
-            if known is None or name not in there or there[name].size_bytes != known.size_bytes:
-                known = self._write_shard(kind, name, rows, part)
-            shards.append(known)
-            self._done += len(part)
-            self._progress(self._done)
-        return Table(row_shape=row_shape, rows_per_shard=per_shard, shards=tuple(shards))
-
-    def _finished(self, name: str, rows: str) -> Shard | None:
-        try:
-            note = json.loads(self._storage.read(f"{name}.json"))
-        except (FileNotFoundError, ValueError):
-            return None
-        return Shard(**note["shard"]) if note.get("rows_sha256") == rows else None
-
-    def _write_shard(self, kind: str, name: str, rows: str, part: Sequence[Vector]) -> Shard:
-        with ThreadPoolExecutor(max_workers=READERS) as pool:
-            values = list(pool.map(lambda vector: read_vector(vector, "sharding"), part))
-        content = safetensors.numpy.save({kind: np.stack(values)})
-        shard = Shard(
-            name=name,
-            rows=len(part),
-            size_bytes=len(content),
-            data_start=8 + int.from_bytes(content[:8], "little"),
-            sha256=hashlib.sha256(content).hexdigest(),
-        )
-        self._storage.write(name, content)
-        note = {"rows_sha256": rows, "shard": asdict(shard)}
-        self._storage.write(f"{name}.json", json.dumps(note, indent=1).encode())
-        return shard
-
-
-def _distinct(things: Sequence[Any]) -> tuple[list[Any], npt.NDArray[np.int32]]:
-    """The distinct things by content, in order of first use, and for every given one its place among them."""
-    places: dict[bytes, int] = {}
-    kept: list[Any] = []
-    rows = np.empty(len(things), np.int32)
-    for index, thing in enumerate(things):
-        if thing.digest not in places:
-            places[thing.digest] = len(kept)
-            kept.append(thing)
-        rows[index] = places[thing.digest]
-    return kept, rows
-
-
-def _ragged(name: str, arrays: Sequence[npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of different lengths as one, with offsets [n + 1]; values in the smallest of uint8, int16, int32."""
-    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int64)
-    joined = np.concatenate(arrays)
-    if joined.dtype != np.uint8:
-        joined = joined.astype(np.int16 if joined.max() <= np.iinfo(np.int16).max else np.int32)
-    return {f"{name}_values": joined, f"{name}_offsets": offsets}
-
-
 def is_sharded(url: str) -> bool:
     """Whether a manifest argument names a sharded dataset: its folder, or its index."""
     if url.endswith((".jsonl", ".json")):
@@ -247,7 +96,7 @@ def open_shards(
     folder = url.removesuffix(f"/{INDEX}").rstrip("/")
     where = f"{folder}/{INDEX}"
     try:
-        header, arrays = _parse_index(files.read_bytes(where), where)
+        header, arrays = parse_index(files.read_bytes(where), where)
     except FileNotFoundError:
         raise DataError(f"{where}: not found. Expected the folder that `indextts-job shard` wrote.") from None
     tables = {name: _table(entry) for name, entry in header["tables"].items()}
@@ -273,7 +122,12 @@ def open_shards(
     return entries, [SkippedSample(**sample) for sample in header["skipped"]]
 
 
-def _parse_index(content: bytes, where: str) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+def parse_index(content: bytes, where: str) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """Header and arrays of an index, every byte verified.
+
+    Raises:
+        DataError: It is damaged, or of another format.
+    """
     try:
         size = int.from_bytes(content[:8], "little")
         digest, _, text = json.loads(content[8 : 8 + size])["__metadata__"][METADATA].partition(" ")
@@ -288,12 +142,12 @@ def _parse_index(content: bytes, where: str) -> tuple[dict[str, Any], dict[str, 
             f"{where}: shard format {header.get('format_version')!r}, this release reads {FORMAT_VERSION}. Shard the "
             "dataset again, or install the release that wrote it."
         )
-    if _tensors_hash(content) != header["tensors_sha256"]:
+    if tensors_hash(content) != header["tensors_sha256"]:
         raise DataError(f"{where}: damaged, its bytes do not have the hash it names. Shard the dataset again.")
     return header, arrays
 
 
-def _tensors_hash(content: bytes) -> str:
+def tensors_hash(content: bytes) -> str:
     """Hash of a safetensors file without its metadata: names, types, places and bytes of its tensors."""
     start = 8 + int.from_bytes(content[:8], "little")
     places = {name: entry for name, entry in json.loads(content[8:start]).items() if name != "__metadata__"}

@@ -9,7 +9,7 @@ import pytest
 
 from indextts_job.data.cache import CachedShards
 from indextts_job.data.dataset import Dataset, Limits
-from indextts_job.data.shards import write_shards
+from indextts_job.data.sharding import write_shards
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World
 from indextts_job.errors import DataError, UnavailableError

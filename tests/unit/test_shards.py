@@ -10,7 +10,7 @@ import pytest
 
 from indextts_job.cli import main
 from indextts_job.data.dataset import Dataset, Limits
-from indextts_job.data.shards import write_shards
+from indextts_job.data.sharding import write_shards
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World
 from indextts_job.errors import ConfigError, DataError, UnavailableError
@@ -100,7 +100,7 @@ def test_another_dataset_is_not_overwritten(dataset: Dataset, tmp_path: Path) ->
 def test_a_newer_shard_format_is_explained(
     dataset: Dataset, limits: Limits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indextts_job.data.shards.FORMAT_VERSION", 7)
+    monkeypatch.setattr("indextts_job.data.sharding.FORMAT_VERSION", 7)
     write_shards(dataset, str(tmp_path), nothing)
     monkeypatch.undo()
     with pytest.raises(DataError, match="shard format 7, this release reads 1"):
