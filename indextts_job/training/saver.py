@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from indextts_job.checkpoint.fence import Fence
@@ -57,6 +58,7 @@ class BackgroundSaver:
         self._cancelled = threading.Event()
         self._result: CommitResult | Exception | None = None
         self._warning = ""
+        self._buffers: dict[str, Tensor] = {}
         self._started_s = self._stall_s = self._ended_s = 0.0
 
     def save(self, state: TrainState, tags: tuple[str, ...]) -> None:
@@ -72,7 +74,7 @@ class BackgroundSaver:
         settings = self.settings
         name = CheckpointName(state.step, settings.fence.attempt, settings.attempt_start, tags)
         content = Content(
-            groups=[_copied(group) for group in state.tensor_groups()],
+            groups=self._staged(state.tensor_groups()),
             carried=state.carried.stored,
             carried_objects=state.carried.objects,
             files=settings.files,
@@ -116,6 +118,31 @@ class BackgroundSaver:
         """Give up the save in flight at its next object; what it has written is kept for the next one."""
         self._cancelled.set()
 
+    def _staged(self, groups: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Copies on the host that training does not touch; the base's tensors never change and need none.
+
+        The buffers are kept for the next save, which is the only other one that can want them: fresh memory costs
+        more than the copy. For a GPU they are pinned, and the copies run beside each other.
+        """
+        staged = []
+        on_gpu = False
+        for group in groups:
+            copies = {}
+            for key, tensor in group.items():
+                if key.startswith(BASE):
+                    copies[key] = tensor
+                    continue
+                buffer = self._buffers.get(key)
+                if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+                    buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                    self._buffers[key] = buffer
+                copies[key] = buffer.copy_(tensor.detach(), non_blocking=True)
+                on_gpu = on_gpu or tensor.is_cuda
+            staged.append(copies)
+        if on_gpu:
+            torch.cuda.synchronize()
+        return staged
+
     def _commit(self, name: CheckpointName, content: Content) -> None:
         store = self.settings.store
         self._warning = ""
@@ -134,13 +161,6 @@ class BackgroundSaver:
     def _go_on(self) -> None:
         if self._cancelled.is_set():
             raise SaveCancelledError("the save was given up for a newer state.")
-
-
-def _copied(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the host that training does not touch; the base's never change and need no copy."""
-    return {
-        key: tensor if key.startswith(BASE) else tensor.detach().to("cpu", copy=True) for key, tensor in group.items()
-    }
 
 
 def carried_by(tensors: Mapping[str, Any], objects: Mapping[str, Any]) -> Carried:

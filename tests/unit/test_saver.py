@@ -126,3 +126,23 @@ def test_an_error_of_the_thread_is_handed_to_the_training(tmp_path: Path) -> Non
     assert finished is not None
     assert isinstance(finished.error, OSError)
     assert not events
+
+
+def test_staging_buffers_are_reused_and_never_alias_the_state(tmp_path: Path) -> None:
+    events = list[Event]()
+    saver, state = saver_on(open_storage(str(tmp_path)), events), new_state()
+    saver.save(state, ())
+    saver.finished(wait=True)
+    addresses = {key: buffer.data_ptr() for key, buffer in saver._buffers.items()}
+    assert not addresses.keys() & {"base/conditioning_encoder.x"}
+    assert not set(addresses.values()) & {p.data_ptr() for p in state.model.parameters()}
+    with torch.no_grad():
+        for parameter in state.model.parameters():
+            parameter.add_(1)
+    state.step = 5
+    saver.save(state, ())
+    saver.finished(wait=True)
+    assert {key: buffer.data_ptr() for key, buffer in saver._buffers.items()} == addresses
+    store = CheckpointStore(open_storage(str(tmp_path)))
+    loaded = store.load(store.manifest(store.names()[-1]), ("model/",))
+    assert all(torch.equal(loaded[f"model/{name}"], p.detach()) for name, p in state.model.named_parameters())
