@@ -55,11 +55,6 @@ class GPTConfig:
     emo_condition_module: ConformerConfig
 
     @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.model_dim // self.heads
-
-    @property
     def number_codes(self) -> int:
         """Codes that a sample may hold: 0 .. start_mel_token - 1."""
         return self.start_mel_token

@@ -239,7 +239,9 @@ class TrainingLoop:
 
     def _commit_now(self, state: TrainState, tag: str) -> None:
         """The last save of an attempt: waited for, and left out when the state is committed already."""
-        if self._in_flight and not _describes(self._in_flight, state) and self._time_for_another_save():
+        older = self._in_flight
+        # A tagged save is never given up: the best checkpoint is that step's and no later one's.
+        if older and not older.tags and not _describes(older, state) and self._time_for_another_save():
             self._work.cancel_save()
         self._collect_save(wait=True)
         if _describes(self._saved, state) and (tag == PREEMPTED or tag in self._saved.tags):

@@ -50,6 +50,11 @@ def test_a_hundred_interruptions_leave_no_trace(
                 break
         assert state_of(newest(run)) == expected
         assert samples(run) == samples(undisturbed)
+        assert best_steps(run) == best_steps(undisturbed) == [expected["history"]["best"]["step"]]
+
+
+def best_steps(run: Path) -> list[int]:
+    return [name.step for name in store_of(run).names() if "best" in name.tags][-1:]
 
 
 def test_every_sample_is_used_once_per_epoch(world: World, warm_parent: WarmParent, tmp_path: Path, log: Path) -> None:

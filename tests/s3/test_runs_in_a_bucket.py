@@ -84,6 +84,8 @@ def test_interruptions_of_a_run_in_a_bucket_leave_no_trace(
                 if ended.code == EXIT_OK:
                     break
             assert state_of(newest(run)) == expected
+            best = [name.step for name in store_of(run).names() if "best" in name.tags]
+            assert best[-1:] == [expected["history"]["best"]["step"]]
             if struck.total() >= WANTED_INTERRUPTIONS and all(struck[place] for place in WANTED_PLACES):
                 break
     # The interruptions must have been where it hurts, or they prove little.
