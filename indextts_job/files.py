@@ -5,7 +5,8 @@ from pathlib import Path
 import fsspec
 import yaml
 
-from indextts_job.errors import ConfigError, DataError
+from indextts_job.errors import ConfigError, DataError, UnavailableError
+from indextts_job.ranges import PART_BYTES, PartReader, fetch_range
 from indextts_job.retry import StorageConfig
 from indextts_job.storage_errors import patiently, translated
 
@@ -71,7 +72,18 @@ def read_bytes(url: str) -> bytes:
             with translated(what):
                 return local_path(url).read_bytes()
         filesystem, path = fsspec.core.url_to_fs(url)
-        return patiently(what, lambda: bytes(filesystem.cat_file(path)), READ_PATIENCE_S)
+
+        def fetch(start: int, stop: int) -> bytes:
+            return patiently(what, lambda: fetch_range(filesystem, path, start, stop), READ_PATIENCE_S)
+
+        first = fetch(0, PART_BYTES)
+        if len(first) != PART_BYTES:
+            return first  # all of it: most files are smaller than a part, and some servers know no ranges
+        before = patiently(what, lambda: filesystem.info(path), READ_PATIENCE_S)
+        content = PartReader().read(fetch, int(before["size"]))
+        if patiently(what, lambda: filesystem.info(path), READ_PATIENCE_S) != before:
+            raise UnavailableError(f"{url} was replaced while it was being read. Start again.")
+        return content.tobytes()
     except (ImportError, ValueError) as error:
         raise ConfigError(f"{url}: {error}. Install the fsspec package of this kind of storage.") from error
 

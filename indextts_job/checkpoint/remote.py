@@ -18,6 +18,7 @@ import fsspec
 from indextts_job import files
 from indextts_job.checkpoint.storage import LocalStorage, RunStorage, StoredFile
 from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError
+from indextts_job.ranges import Bytes, PartReader, fetch_range
 from indextts_job.retry import StorageConfig
 from indextts_job.storage_errors import patiently
 
@@ -48,6 +49,7 @@ class RemoteStorage:
         self.url = url.rstrip("/")
         self._config = config
         self._sleep = sleep
+        self._parts = PartReader()
         self._logs = _BufferedLogs(self._put_log, config.log_interval_seconds)
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.url)
@@ -60,6 +62,14 @@ class RemoteStorage:
     def read(self, key: str) -> bytes:
         """See `RunStorage`."""
         return self._tried("reading", key, lambda path: bytes(self._fs.cat_file(path)))
+
+    def read_large(self, key: str, size_bytes: int) -> Bytes:
+        """See `RunStorage`."""
+
+        def fetch(start: int, stop: int) -> bytes:
+            return self._tried("reading", key, lambda path: fetch_range(self._fs, path, start, stop))
+
+        return self._parts.read(fetch, size_bytes)
 
     def write(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from indextts_job import files
+from indextts_job.ranges import Bytes
 from indextts_job.storage_errors import translated
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -34,6 +37,9 @@ class RunStorage(Protocol):
 
     def read(self, key: str) -> bytes:
         """A whole file; FileNotFoundError when it is not there."""
+
+    def read_large(self, key: str, size_bytes: int) -> Bytes:
+        """Like `read`, for a file whose size is known: parallel, one copy; shorter when the file is shorter."""
 
     def write(self, key: str, content: bytes) -> None:
         """Make a file visible with this content, all or nothing, durably."""
@@ -71,6 +77,12 @@ class LocalStorage:
         """See `RunStorage`."""
         with translated(f"reading {self._root / key}"):
             return (self._root / key).read_bytes()
+
+    def read_large(self, key: str, size_bytes: int) -> Bytes:
+        """See `RunStorage`."""
+        del size_bytes
+        with translated(f"reading {self._root / key}"):
+            return np.fromfile(self._root / key, np.uint8)
 
     def write(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""

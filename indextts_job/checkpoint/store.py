@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from indextts_job.checkpoint import retention
@@ -28,6 +29,7 @@ from indextts_job.checkpoint.manifest import (
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.errors import DataError
+from indextts_job.ranges import Bytes
 
 MANIFESTS = "checkpoints"
 OBJECTS = "objects"
@@ -161,15 +163,12 @@ class CheckpointStore:
         wanted = {key: entry for key, entry in manifest.tensors.items() if key.startswith(tuple(prefixes))}
         keys = sorted({entry.object for entry in wanted.values()})
         with ThreadPoolExecutor(max_workers=READERS) as pool:
-            loaded = dict(zip(keys, pool.map(lambda key: self._read_tensors(manifest, key), keys), strict=True))
-        missing = [key for key, entry in wanted.items() if key not in loaded[entry.object]]
-        if missing:
-            raise DamagedCheckpointError(f"{file_name(manifest.name)}: objects lack {', '.join(missing[:3])}.")
-        return {key: loaded[entry.object][key] for key, entry in wanted.items()}
+            contents = dict(zip(keys, pool.map(lambda key: self._read_object(manifest, key), keys), strict=True))
+        return {key: _tensor(contents[entry.object], entry) for key, entry in wanted.items()}
 
     def read_file(self, manifest: CheckpointManifest, file: str) -> bytes:
         """A file stored with a checkpoint, verified."""
-        return self._read_object(manifest, manifest.files[file])
+        return self._read_object(manifest, manifest.files[file]).tobytes()
 
     def verify(self, manifest: CheckpointManifest) -> None:
         """Read every object of a checkpoint and compare its hash.
@@ -280,30 +279,42 @@ class CheckpointStore:
             entries[key] = StoredTensor(header[key]["dtype"], tuple(header[key]["shape"]), stored.key, start, stop)
         return stored, entries
 
-    def _read_object(self, manifest: CheckpointManifest, key: str) -> bytes:
+    def _read_object(self, manifest: CheckpointManifest, key: str) -> Bytes:
         """The bytes of an object, verified; read twice before it counts as damaged, for the line may be to blame."""
         try:
             return self._read_once(manifest, key)
         except DamagedCheckpointError:
             return self._read_once(manifest, key)
 
-    def _read_once(self, manifest: CheckpointManifest, key: str) -> bytes:
+    def _read_once(self, manifest: CheckpointManifest, key: str) -> Bytes:
         stored = manifest.objects[key]
         where = f"{self.storage.url}/{key}"
         try:
-            data = self.storage.read(key)
+            data = self.storage.read_large(key, stored.size_bytes)
         except FileNotFoundError as error:
             raise DamagedCheckpointError(f"{where}: missing.") from error
         if len(data) != stored.size_bytes:
             self._forget(key)
             raise DamagedCheckpointError(f"{where}: {len(data)} bytes, expected {stored.size_bytes}.")
-        if hashlib.sha256(data).hexdigest() != stored.sha256:
+        if hashlib.sha256(data.data).hexdigest() != stored.sha256:
             self._forget(key)
             raise DamagedCheckpointError(f"{where}: its bytes do not have the hash {stored.sha256[:12]}….")
         return data
 
-    def _read_tensors(self, manifest: CheckpointManifest, key: str) -> dict[str, Tensor]:
-        return safetensors.torch.load(self._read_object(manifest, key))
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+}
+
+
+def _tensor(content: Bytes, entry: StoredTensor) -> Tensor:
+    """A tensor in the memory that its object was read into."""
+    return torch.from_numpy(content[entry.start : entry.stop]).view(_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> Iterable[dict[str, Tensor]]:

@@ -1,16 +1,19 @@
 """The storage verbs and the store, over HTTP against real servers."""
 
 import logging
+import random
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from indextts_job import files
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.remote import RemoteStorage, open_storage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.errors import AccessRefusedError, SupersededError, UnavailableError
+from indextts_job.ranges import PART_BYTES
 from indextts_job.retry import StorageConfig
 from tests.support.servers import Server, client_environment, free_ports, running, seaweedfs
 from tests.support.stores import reopened, save
@@ -32,6 +35,20 @@ def test_files_are_written_replaced_listed_and_deleted(s3_run: str) -> None:
     assert storage.list("folder") == {}
     with pytest.raises(FileNotFoundError):
         storage.read("folder/a")
+
+
+def test_a_large_file_is_read_in_parts_as_far_as_it_goes(s3_run: str) -> None:
+    storage = open_storage(s3_run)
+    content = random.Random(0).randbytes(2 * PART_BYTES + 1)
+    storage.write("large", content)
+    assert storage.read_large("large", len(content)).tobytes() == content
+    assert storage.read_large("large", len(content) + 2 * PART_BYTES).tobytes() == content
+    assert files.read_bytes(f"{s3_run}/large") == content
+    storage.write("empty", b"")
+    assert files.read_bytes(f"{s3_run}/empty") == b""
+    for read in (lambda: storage.read_large("gone", 5), lambda: files.read_bytes(f"{s3_run}/gone")):
+        with pytest.raises(FileNotFoundError):
+            read()
 
 
 def test_of_racing_creators_exactly_one_wins(s3_run: str) -> None:

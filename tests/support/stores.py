@@ -11,6 +11,7 @@ from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.storage import RunStorage, StoredFile
 from indextts_job.checkpoint.store import CheckpointStore, Content
+from indextts_job.ranges import Bytes
 
 _numbers = itertools.count()
 
@@ -66,6 +67,10 @@ class FaultyStorage:
     def read(self, key: str) -> bytes:
         self._count("read", key)
         return self._inner.read(key)
+
+    def read_large(self, key: str, size_bytes: int) -> Bytes:
+        self._count("read", key)
+        return self._inner.read_large(key, size_bytes)
 
     def write(self, key: str, content: bytes) -> None:
         self._count("write", key)
