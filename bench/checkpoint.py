@@ -1,101 +1,175 @@
-"""Saves and loads in a bucket: our store against what others do with the same state, on one server, in one run.
+"""Saves and loads: our store against what others do with the same state, on one server and on one disk, in one run.
 
-Starts SeaweedFS on loopback. Rivals: a bare parallel multipart PUT and ranged GETs of the same bytes through the same
-client; `torch.save` and `torch.load` through an s3fs file; `torch.distributed.checkpoint` with its fsspec storage.
+Starts SeaweedFS on loopback, where it shares the machine with the clients. Rivals that are not installed
+(`bench/rivals.txt`) are named and left out.
 
-    python -m bench.checkpoint [--mebibytes 256] [--rounds 3]
+    python -m bench.checkpoint [--mebibytes 384] [--rounds 5]
 """
 
 import argparse
+import dataclasses
+import importlib
 import io
 import itertools
 import os
+import re
+import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import torch
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import async_save as dcp_async_save
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from bench.workload import machinery, model_config
 from indextts_job import files
+from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.remote import open_storage
-from indextts_job.checkpoint.retention import CheckpointName
-from indextts_job.checkpoint.store import CheckpointStore, Content
+from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.ranges import PART_BYTES, fetch_range
+from indextts_job.report.events import Committed, Event
 from indextts_job.retry import StorageConfig
-from tests.support.servers import client_environment, running, seaweedfs
+from indextts_job.training.saver import BackgroundSaver, SaverSettings
+from indextts_job.training.state import TrainState
+from tests.support.servers import KEY, SECRET, Server, client_environment, running, seaweedfs
 
-DCP_URL = "s3://bucket/dcp"
-PART_BYTES = 32 * 2**20
-_steps = itertools.count(1)
-
-
-def load_dcp(state: dict[str, torch.Tensor]) -> None:
-    """Load into fresh tensors of the same shapes."""
-    empty = {key: torch.empty_like(value) for key, value in state.items()}
-    dcp_load(empty, storage_reader=FsspecReader(DCP_URL), no_dist=True)
+Tensors = dict[str, torch.Tensor]
+Wait = Callable[[], object]
+"""Returns when what was begun is durable."""
+MIB = 2**20
+BARE = "bare parallel PUT, ranged GET"
 
 
-def state_of(mebibytes: int) -> dict[str, torch.Tensor]:
-    """Weights and two moments, in tensors of about 4 MiB."""
-    generator = torch.Generator().manual_seed(0)
-    count = max(1, mebibytes // 12)
-    return {
-        f"{kind}/{i:03d}": torch.randn(1024, 1024, generator=generator)
-        for kind in ("model", "exp_avg", "exp_avg_sq")
-        for i in range(count)
-    }
+@dataclasses.dataclass(frozen=True)
+class Rival:
+    """One way to save and load a state."""
+
+    name: str
+    save: Callable[[Tensors], Wait]
+    """Begins; training may go on when it returns."""
+    load: Callable[[], object]
 
 
-def content_of(state: dict[str, torch.Tensor]) -> Content:
-    """The same state as the store takes it."""
-    kinds = ("model", "exp_avg", "exp_avg_sq")
-    groups = [{key: value for key, value in state.items() if key.startswith(f"{kind}/")} for kind in kinds]
-    return Content(groups=groups, carried={}, carried_objects={}, files={}, values={})
+@dataclasses.dataclass
+class Measured:
+    """Of one rival, one entry per round."""
+
+    stall_s: list[float] = dataclasses.field(default_factory=list)
+    save_s: list[float] = dataclasses.field(default_factory=list)
+    load_s: list[float] = dataclasses.field(default_factory=list)
+    memory_mib: list[float] = dataclasses.field(default_factory=list)
+    """Highest memory while saving, above that before."""
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    started_s = time.perf_counter()
-    work()
-    return time.perf_counter() - started_s
+def at_once(work: Callable[[Tensors], object]) -> Callable[[Tensors], Wait]:
+    """A save that holds the training until it is done."""
+
+    def begin(tensors: Tensors) -> Wait:
+        work(tensors)
+        return lambda: None
+
+    return begin
 
 
-def main() -> None:
-    """Print one row per way of saving."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mebibytes", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
-    warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory(prefix="bench-") as name, running(seaweedfs(Path(name))) as server:
-        os.environ.update(client_environment(server))
-        files.configure_object_stores(StorageConfig())
-        measure(state_of(given.mebibytes), given.rounds)
+def state_of(mebibytes: int) -> TrainState:
+    """A small model with its optimizer after one step; about `mebibytes` of weights and moments."""
+    width = 512
+    layers = max(1, round(mebibytes / 12 / (12 * width**2 / 2**20)))
+    made = machinery(model_config(width, layers))
+    for parameter in made.model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    made.optimizer.step()
+    assert isinstance(made.optimizer, torch.optim.AdamW)  # noqa: S101
+    return TrainState(model=made.model, optimizer=made.optimizer, scaler=made.scaler, step=1)
 
 
-def measure(state: dict[str, torch.Tensor], rounds: int) -> None:
-    """Take turns, print medians."""
+def tensors_of(state: TrainState) -> Tensors:
+    """Everything that is saved, flat."""
+    return {key: tensor.detach() for group in state.tensor_groups() for key, tensor in group.items()}
+
+
+def change(state: TrainState) -> None:
+    """Another state of the same size, as a step would leave it."""
+    with torch.no_grad():
+        for tensor in tensors_of(state).values():
+            tensor.add_(1.0)
+    state.step += 1
+
+
+class Ours:
+    """The trainer's own saver and store."""
+
+    def __init__(self, url: str, state: TrainState) -> None:
+        storage = open_storage(url)
+        self._state = state
+        self._store = CheckpointStore(storage)
+        self.committed: list[Committed] = []
+        settings = SaverSettings(
+            store=self._store,
+            fence=Fence(storage, {}),
+            attempt_start=0,
+            keep=2,
+            unreadable=(),
+            values={},
+            files={},
+            emit=self._note,
+        )
+        self._saver = BackgroundSaver(settings)
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, Committed):
+            self.committed.append(event)
+
+    def save(self, _tensors: Tensors) -> Wait:
+        """Through the background saver."""
+        self._saver.save(self._state, ())
+
+        def wait() -> None:
+            finished = self._saver.finished(wait=True)
+            if finished is None or finished.error:
+                raise RuntimeError(f"our save failed: {finished}")
+
+        return wait
+
+    def load(self) -> object:
+        """The newest checkpoint, verified."""
+        return self._store.load(self._store.manifest(self._store.names()[-1]))
+
+
+def bare(size: int) -> Rival:
+    """The same bytes through the same client, without any format, hash or order of commits."""
     filesystem = fsspec.filesystem("s3")
-    size = sum(value.nbytes for value in state.values())
-    body = torch.cat([value.flatten() for value in state.values()]).numpy().tobytes()
-    parts = {f"bucket/bare/{i}": body[i : i + PART_BYTES] for i in range(0, size, PART_BYTES)}
-    store = CheckpointStore(open_storage("s3://bucket/ours"))
+    part = 32 * MIB
+    keys = [f"bucket/bare/{start}" for start in range(0, size, part)]
+    pool = ThreadPoolExecutor(16)
 
-    def changed() -> dict[str, torch.Tensor]:
-        step = next(_steps)
-        return {key: value + step for key, value in state.items()}
+    def save(tensors: Tensors) -> Wait:
+        body = torch.cat([tensor.flatten().view(torch.uint8) for tensor in tensors.values()]).numpy()
+        with ThreadPoolExecutor(3) as writers:
+            bodies = (body[i * part : (i + 1) * part] for i in range(len(keys)))
+            list(writers.map(lambda key, one: filesystem.pipe_file(key, one.tobytes()), keys, bodies))
+        return lambda: None
 
-    def save_ours(values: dict[str, torch.Tensor]) -> CheckpointName:
-        name = CheckpointName(next(_steps), 1, 0)
-        store.commit(name, content_of(values), lambda: None)
-        return name
+    def load() -> object:
+        ranges = [(key, start) for key in keys for start in range(0, part, PART_BYTES)]
+        return list(pool.map(lambda one: fetch_range(filesystem, one[0], one[1], one[1] + PART_BYTES), ranges))
 
-    def save_torch(values: dict[str, torch.Tensor]) -> None:
+    return Rival(BARE, save, load)
+
+
+def torch_rivals(tensors: Tensors) -> Iterator[Rival]:
+    """What torch itself saves to a bucket."""
+    filesystem = fsspec.filesystem("s3")
+
+    def save_torch(values: Tensors) -> None:
         with filesystem.open("bucket/torch/latest.pth", "wb") as file:
             torch.save(values, file)
 
@@ -103,45 +177,213 @@ def measure(state: dict[str, torch.Tensor], rounds: int) -> None:
         with filesystem.open("bucket/torch/latest.pth", "rb") as file:
             return torch.load(io.BytesIO(file.read()), weights_only=True)
 
-    rows: dict[str, tuple[list[float], list[float]]] = {}
+    yield Rival("torch.save to an s3fs file", at_once(save_torch), load_torch)
+    numbers = itertools.count()
+    urls: list[str] = []
+
+    def next_url() -> str:
+        urls.append(f"s3://bucket/dcp/{next(numbers)}")
+        return urls[-1]
+
+    def load_dcp() -> None:
+        empty = {key: torch.empty_like(value) for key, value in tensors.items()}
+        dcp_load(empty, storage_reader=FsspecReader(urls[-1]), no_dist=True)
+
+    def save_dcp(values: Tensors) -> object:
+        return dcp_save(values, storage_writer=FsspecWriter(next_url()), no_dist=True)
+
+    def begin_dcp(values: Tensors) -> Wait:
+        future: Any = dcp_async_save(values, storage_writer=FsspecWriter(next_url()), no_dist=True)
+        return future.result  # type: ignore[no-any-return]
+
+    yield Rival("distributed.checkpoint, fsspec", at_once(save_dcp), load_dcp)
+    yield Rival("the same, async_save", begin_dcp, load_dcp)
+
+
+def client_rivals(server: Server) -> Iterator[Rival]:
+    """`torch.save` through other S3 clients."""
+    if connector := installed("s3torchconnector"):
+        config = connector.S3ClientConfig(force_path_style=True)
+        s3 = connector.S3Checkpoint("us-east-1", endpoint=server.url, s3client_config=config)
+
+        def save_connector(values: Tensors) -> None:
+            with s3.writer("s3://bucket/connector/latest.pth") as writer:
+                torch.save(values, writer)
+
+        def load_connector() -> object:
+            with s3.reader("s3://bucket/connector/latest.pth") as reader:
+                return torch.load(reader, weights_only=True)
+
+        yield Rival("s3torchconnector, torch.save", at_once(save_connector), load_connector)
+    if obstore := installed("obstore"):
+        store = installed("obstore.store").S3Store(
+            "bucket",
+            endpoint=server.url,
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+            region="us-east-1",
+            client_options={"allow_http": True},
+        )
+
+        def save_obstore(values: Tensors) -> None:
+            body = io.BytesIO()
+            torch.save(values, body)
+            obstore.put(store, "obstore/latest.pth", body.getbuffer(), chunk_size=PART_BYTES, max_concurrency=8)
+
+        def load_obstore() -> object:
+            size = obstore.head(store, "obstore/latest.pth")["size"]
+            starts = list(range(0, size, PART_BYTES))
+            ends = [min(start + PART_BYTES, size) for start in starts]
+            parts = obstore.get_ranges(store, "obstore/latest.pth", starts=starts, ends=ends, coalesce=0)
+            return torch.load(io.BytesIO(b"".join(map(memoryview, parts))), weights_only=True)
+
+        yield Rival("obstore, torch.save, ranges", at_once(save_obstore), load_obstore)
+
+
+def local_rivals(folder: Path, tensors: Tensors) -> Iterator[Rival]:
+    """What saves to a disk."""
+    path = folder / "latest.pth"
+    yield Rival(
+        "torch.save, not fsynced",
+        at_once(lambda values: torch.save(values, path)),
+        lambda: torch.load(path, weights_only=True),
+    )
+    if library := installed("torch_checkpointing"):
+        plain = installed("torch_checkpointing.storage.filesystem").LocalFileSystemStorageConfig(use_direct_io=False)
+        config = library.CheckpointManager.Config(storage_config=plain)  # its direct I/O fails on ext4 (0.1.1)
+        manager = library.CheckpointManager(config)
+        numbers = itertools.count()
+        names: list[str] = []
+
+        def begin(values: Tensors) -> Wait:
+            names.append(str(folder / f"meta-{next(numbers)}"))
+            future = manager.save(names[-1], {"state": values})
+            with manager.lock():  # waits until the state may change
+                pass
+            return future.result  # type: ignore[no-any-return]
+
+        def load() -> object:
+            return manager.load(names[-1], {"state": {key: torch.empty_like(value) for key, value in tensors.items()}})
+
+        yield Rival("torch_checkpointing, async", begin, load)
+
+
+def installed(module: str) -> Any:  # noqa: ANN401  # a module
+    """A rival's module, or None with a line that says so."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        print(f"left out: {module} ({error})")
+        return None
+
+
+def measure(rivals: list[Rival], state: TrainState, rounds: int) -> dict[str, Measured]:
+    """Take turns; the first one does not count, except for memory: later ones find their buffers."""
+    found = {rival.name: Measured() for rival in rivals}
     for turn in range(rounds + 1):
-        values = changed()
-        taken: dict[str, tuple[float, float]] = {}
-        taken["bare parallel PUT, GET"] = (
-            seconds_of(lambda: filesystem.pipe(parts)),
-            seconds_of(lambda: filesystem.cat(list(parts))),
-        )
-        names: list[CheckpointName] = []
-        save_s = seconds_of(lambda values=values, names=names: names.append(save_ours(values)))  # type: ignore[misc]
-        load_s = seconds_of(lambda names=names: store.load(store.manifest(names[0])))  # type: ignore[misc]
-        taken["indextts-job, hashed and verified"] = (save_s, load_s)
-        taken["torch.save, torch.load through s3fs"] = (
-            seconds_of(lambda values=values: save_torch(values)),  # type: ignore[misc]
-            seconds_of(load_torch),
-        )
-        taken["torch.distributed.checkpoint, fsspec"] = (
-            seconds_of(lambda values=values: dcp_save(values, storage_writer=FsspecWriter(DCP_URL), no_dist=True)),  # type: ignore[misc]
-            seconds_of(lambda: load_dcp(state)),
-        )
-        for row, pair in taken.items():
+        for rival in rivals:
+            change(state)
+            tensors = tensors_of(state)
+            before = peak_memory_from_here()
+            started_s = time.perf_counter()
+            wait = rival.save(tensors)
+            stall_s = time.perf_counter() - started_s
+            wait()
+            save_s = time.perf_counter() - started_s
+            memory = peak_memory_mib() - before
+            started_s = time.perf_counter()
+            rival.load()
+            load_s = time.perf_counter() - started_s
+            kept = found[rival.name]
+            kept.memory_mib.append(memory)
             if turn:
-                rows.setdefault(row, ([], []))
-                for kept, one in zip(rows[row], pair, strict=True):
-                    kept.append(one)
-    same = seconds_of(lambda: save_ours(values))
-    report(rows, size, same)
+                kept.stall_s.append(stall_s)
+                kept.save_s.append(save_s)
+                kept.load_s.append(load_s)
+    return found
 
 
-def report(rows: dict[str, tuple[list[float], list[float]]], size: int, unchanged_s: float) -> None:
-    """Medians as rates, and as ratios to the bare transfer."""
-    medians = {row: [sorted(part)[len(part) // 2] for part in pair] for row, pair in rows.items()}
-    bare_save, bare_load = next(iter(medians.values()))
-    print(f"{size / 2**20:.0f} MiB; ratios to the bare transfer of the same bytes")
-    print(f"{'':<38}{'save MiB/s':>11}{'ratio':>7}{'load MiB/s':>12}{'ratio':>7}")
-    for row, (save, load) in medians.items():
-        rate = size / 2**20
-        print(f"{row:<38}{rate / save:>11.0f}{bare_save / save:>7.2f}{rate / load:>12.0f}{bare_load / load:>7.2f}")
-    print(f"saving it again unchanged: {unchanged_s:.2f} s, only a manifest is written")
+def peak_memory_from_here() -> float:
+    """Forget the highest memory so far; the memory now in MiB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status_mib("VmRSS")
+
+
+def peak_memory_mib() -> float:
+    """The highest memory since it was forgotten."""
+    return _status_mib("VmHWM")
+
+
+def _status_mib(key: str) -> float:
+    match = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match  # noqa: S101  # Linux has it
+    return int(match[1]) / 1024
+
+
+def seconds_of_copy(tensors: Tensors) -> float:
+    """One copy of the changed bytes into memory that is there: what a save has to cost at least."""
+    buffers = {key: torch.empty_like(tensor) for key, tensor in tensors.items()}
+    seconds = []
+    for _ in range(6):
+        started_s = time.perf_counter()
+        for key, tensor in tensors.items():
+            buffers[key].copy_(tensor)
+        seconds.append(time.perf_counter() - started_s)
+    return statistics.median(seconds[1:])
+
+
+def report(title: str, found: dict[str, Measured], size: int, copy_s: float) -> None:
+    """Medians: stalls as ratios to a copy, rates as ratios to the first row."""
+    first = next(iter(found.values()))
+    print(f"\n{title}, {size / MIB:.0f} MiB, rates relative to the first row, median (lowest … highest)")
+    print(f"{'':<32}{'stall / copy':>13}{'save':>21}{'load':>21}{'memory MiB':>12}")
+    for name, measured in found.items():
+        save = _ratios(first.save_s, measured.save_s)
+        load = _ratios(first.load_s, measured.load_s)
+        stall = statistics.median(measured.stall_s) / copy_s
+        print(f"{name:<32}{stall:>13.2f}{save:>21}{load:>21}{max(measured.memory_mib):>12.0f}")
+    print(f"first row: save {size / MIB / statistics.median(first.save_s):.0f} MiB/s, "
+          f"load {size / MIB / statistics.median(first.load_s):.0f} MiB/s")  # fmt: skip
+
+
+def _ratios(base: list[float], mine: list[float]) -> str:
+    ratios = sorted(one / other for one, other in zip(base, mine, strict=True))
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} … {ratios[-1]:.2f})"
+
+
+def main() -> None:
+    """Print a table for a bucket and one for a disk."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mebibytes", type=int, default=384)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    state = state_of(given.mebibytes)
+    tensors = tensors_of(state)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    copy_s = seconds_of_copy(tensors)
+    print(f"one copy of {size / MIB:.0f} MiB: {copy_s * 1000:.0f} ms")
+    with tempfile.TemporaryDirectory(prefix="bench-") as name, running(seaweedfs(Path(name))) as server:
+        os.environ.update(client_environment(server))
+        files.configure_object_stores(StorageConfig())
+        ours = Ours("s3://bucket/ours", state)
+        rivals = [
+            bare(size),
+            Rival("indextts-job", ours.save, ours.load),
+            *torch_rivals(tensors),
+            *client_rivals(server),
+        ]
+        report("SeaweedFS on loopback", measure(rivals, state, given.rounds), size, copy_s)
+        last = ours.committed[-1]
+        print(f"bytes written by a later save of ours: {last.bytes_written / size:.4f} of the changed ones")
+        ours.save(tensors)()
+        state.step += 1
+        ours.save(tensors)()
+        print(f"saved again unchanged: {ours.committed[-1].bytes_written} bytes")
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        ours = Ours(f"{name}/ours", state)
+        rivals = [Rival("indextts-job, fsynced", ours.save, ours.load), *local_rivals(Path(name).resolve(), tensors)]
+        report("local disk", measure(rivals, state, given.rounds), size, copy_s)
 
 
 if __name__ == "__main__":

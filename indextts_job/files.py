@@ -1,5 +1,6 @@
 """Whole files by local path or fsspec URL, with errors that say what to do."""
 
+import os
 from pathlib import Path
 
 import fsspec
@@ -57,6 +58,19 @@ def exists(url: str) -> bool:
     except (ImportError, ValueError) as error:
         raise ConfigError(f"{url}: {error}. Install the fsspec package of this kind of storage.") from error
     return patiently(f"looking at {url}", lambda: bool(filesystem.exists(path)), READ_PATIENCE_S)
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """Sizes in bytes of the files directly in a folder, by name; empty when it is not there."""
+    if is_local(folder):
+        path = local_path(folder)
+        return {entry.name: entry.stat().st_size for entry in os.scandir(path)} if path.is_dir() else {}
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    try:
+        found = patiently(f"listing {folder}", lambda: filesystem.ls(path, detail=True), READ_PATIENCE_S)
+    except FileNotFoundError:
+        return {}
+    return {entry["name"].rpartition("/")[2]: int(entry["size"] or 0) for entry in found}
 
 
 def read_bytes(url: str) -> bytes:

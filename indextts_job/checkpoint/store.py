@@ -33,7 +33,7 @@ from indextts_job.ranges import Bytes
 
 MANIFESTS = "checkpoints"
 OBJECTS = "objects"
-OBJECT_BYTES = 64 * 2**20
+OBJECT_BYTES = 32 * 2**20
 """Upper bound of one object (a larger tensor is an object of its own): unit of parallel writes and reads."""
 WRITERS = 3
 """Objects in the making at a time; with their size, the extra memory of a save (`bench/checkpoint.py`)."""

@@ -1,17 +1,22 @@
 """Shards where they are used: read in place from a local disk, or through a node-local copy from a bucket.
 
-A row that is not here yet is one ranged request, so training starts with the first of them. Whole shards follow behind
-it, in the order in which rows were asked for; then there is no more traffic. A copy is optional: a full disk or a lost
-file costs requests, never a run. Copies are named by the hash of their content, so a changed dataset never meets them.
+A row that is not here yet is one ranged request, so training starts with the first of them. The shards follow behind
+it in the order in which rows were asked for, in parts that serve rows as soon as they are here; then there is no more
+traffic. A copy is optional: a full disk or a lost file costs requests, never a run. Copies are named by the hash of
+their content, so a changed dataset never meets them, and jobs of one node share them.
 """
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import logging
 import os
-import queue
+import shutil
 import tempfile
 import threading
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -19,11 +24,15 @@ import fsspec
 from indextts_job import files
 from indextts_job.data.shards import ReadRange, Shard
 from indextts_job.errors import IndexTTSJobError
+from indextts_job.ranges import PART_BYTES, fetch_range
 from indextts_job.storage_errors import patiently
 
 logger = logging.getLogger(__name__)
-DOWNLOADS = 4
-"""Shards fetched at a time."""
+DOWNLOADS = 8
+"""Parts fetched at a time."""
+SPARE_BYTES = 2**30
+"""Left free on the disk of the copies: others write there too."""
+COPIES = "*.safetensors"
 
 
 def default_folder() -> Path:
@@ -60,68 +69,173 @@ class CachedShards:
         self._folder = folder
         self._cache = cache_folder
         self._fs, self._root = fsspec.core.url_to_fs(folder)
-        self._wanted: queue.Queue[Shard] = queue.Queue()
-        self._asked: set[str] = set()
-        self._lock = threading.Lock()
-        self._threads: list[threading.Thread] = []
-        self._caching = True
+        self._downloads = _Downloads(cache_folder, self._fetch)
         self.requests = 0
         """Ranged requests made for single rows."""
 
     def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> bytes:
         """Bytes [start, stop) of a shard; `fresh` asks the bucket whatever is here."""
-        copy = self._copy(shard)
         if fresh:
-            copy.unlink(missing_ok=True)
+            _copy_path(self._cache, shard).unlink(missing_ok=True)
         else:
-            with contextlib.suppress(OSError):  # not here yet, evicted, or unreadable: the bucket has it
-                if copy.stat().st_size == shard.size_bytes:
-                    return _read_range(copy, start, stop)
-        self._want(shard, again=fresh)
+            with contextlib.suppress(OSError, ValueError):  # not here yet, evicted, or cut off: the bucket has it
+                return _read_range(self._downloads.file_with(shard, start, stop), start, stop)
+        self._downloads.want(shard)
         self.requests += 1
-        path = f"{self._root}/{shard.name}"
-        what = f"reading {self._folder}/{shard.name}"
-        return patiently(what, lambda: bytes(self._fs.cat_file(path, start=start, end=stop)), files.READ_PATIENCE_S)
+        return self._fetch(shard, start, stop)
 
-    def _copy(self, shard: Shard) -> Path:
-        return self._cache / f"{shard.sha256}.safetensors"
+    def _fetch(self, shard: Shard, start: int, stop: int) -> bytes:
+        path, where = f"{self._root}/{shard.name}", f"{self._folder}/{shard.name}"
+        what = f"reading {where}"
+        content = patiently(what, lambda: fetch_range(self._fs, path, start, stop), files.READ_PATIENCE_S)
+        if len(content) != stop - start:
+            raise ValueError(f"{where} ends before byte {stop}")
+        return content
 
-    def _want(self, shard: Shard, *, again: bool) -> None:
-        """Have a shard fetched as a whole, once."""
-        with self._lock:
-            if not self._caching or (shard.name in self._asked and not again):
+
+class _Download:
+    """A shard on its way here."""
+
+    def __init__(self, shard: Shard, path: Path) -> None:
+        self.shard = shard
+        self.path = path
+        self.lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+        try:
+            # One process of a node fetches a shard; its lock ends with it, whatever becomes of it.
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(self.lock.fileno()).st_ino != path.stat().st_ino:
+                raise BlockingIOError(f"{path} was finished by another process meanwhile")
+            self.lock.truncate(0)
+            os.posix_fallocate(self.lock.fileno(), 0, shard.size_bytes)
+        except OSError:
+            self.lock.close()
+            raise
+        self.waiting = deque(range(0, shard.size_bytes, PART_BYTES))
+        self.arrived: set[int] = set()
+
+    def covers(self, start: int, stop: int) -> bool:
+        """Whether all parts of a range are here."""
+        return all(part in self.arrived for part in range(start - start % PART_BYTES, stop, PART_BYTES))
+
+
+class _Downloads:
+    """Fetches wanted shards one after the other, several parts at a time."""
+
+    def __init__(self, folder: Path, fetch: Callable[[Shard, int, int], bytes]) -> None:
+        self._folder = folder
+        self._fetch = fetch
+        self._wanted: dict[str, Shard] = {}
+        """By hash, in the order in which they were asked for first."""
+        self._running: dict[str, _Download] = {}
+        self._used: set[str] = set()
+        """Hashes that this process has asked for: not its own to evict."""
+        self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
+        self._stopped = False
+
+    def want(self, shard: Shard) -> None:
+        """Have a shard fetched, if nobody is at it."""
+        with self._changed:
+            self._used.add(shard.sha256)
+            if self._stopped or shard.sha256 in self._wanted or shard.sha256 in self._running:
                 return
-            self._asked.add(shard.name)
-            self._wanted.put(shard)
+            self._wanted[shard.sha256] = shard
             if len(self._threads) < DOWNLOADS:
-                thread = threading.Thread(target=self._fetch_wanted, name="cache", daemon=True)
+                thread = threading.Thread(target=self._work, name="cache", daemon=True)
                 self._threads.append(thread)
                 thread.start()
+            self._changed.notify()
 
-    def _fetch_wanted(self) -> None:
-        while self._caching:
-            shard = self._wanted.get()
+    def file_with(self, shard: Shard, start: int, stop: int) -> Path:
+        """The file that holds a range: a whole copy, or one that is coming."""
+        with self._changed:
+            running = self._running.get(shard.sha256)
+            if running and running.covers(start, stop):
+                return running.path
+        return _copy_path(self._folder, shard)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                task = self._next_part()
+                while task is None:
+                    self._changed.wait()
+                    task = self._next_part()
+            download, start = task
             try:
-                self._fetch(shard)
-            except (OSError, IndexTTSJobError) as error:
-                # Rows still come one by one; only the traffic stays.
-                self._caching = False
-                logger.warning("no node-local copy of %s any more (%s); rows are read from it.", self._folder, error)
+                self._get_part(download, start)
+            except (OSError, ValueError, IndexTTSJobError) as error:
+                self._stop(error)
 
-    def _fetch(self, shard: Shard) -> None:
-        path = f"{self._root}/{shard.name}"
-        what = f"reading {self._folder}/{shard.name}"
-        content = patiently(what, lambda: bytes(self._fs.cat_file(path)), files.READ_PATIENCE_S)
-        if hashlib.sha256(content).hexdigest() != shard.sha256:
-            raise OSError(f"{shard.name} does not have the hash that the index names")
-        self._cache.mkdir(parents=True, exist_ok=True)
-        copy = self._copy(shard)
-        temporary = copy.with_name(f".tmp-{os.getpid()}-{threading.get_ident()}-{copy.name}")
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(copy)
-        finally:
-            temporary.unlink(missing_ok=True)
+    def _next_part(self) -> tuple[_Download, int] | None:
+        """What to fetch now; begins the next shard when all parts of those begun are on their way."""
+        for download in self._running.values():
+            if download.waiting:
+                return download, download.waiting.popleft()
+        while self._wanted and not self._stopped:
+            digest, shard = next(iter(self._wanted.items()))
+            del self._wanted[digest]
+            try:
+                download = self._begin(shard)
+            except BlockingIOError:
+                continue  # another process of this node is at it, and will leave a copy
+            except OSError as error:
+                self._stop(error)
+                return None
+            self._running[digest] = download
+            return download, download.waiting.popleft()
+        return None
+
+    def _begin(self, shard: Shard) -> _Download:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        while shutil.disk_usage(self._folder).free < shard.size_bytes + SPARE_BYTES:
+            self._evict()
+        return _Download(shard, self._folder / f".{shard.sha256}.partial")
+
+    def _evict(self) -> None:
+        """Remove the copy that was written first, of those that this process does not use."""
+        others = [path for path in self._folder.glob(COPIES) if path.stem not in self._used]
+        if not others:
+            raise OSError(errno.ENOSPC, f"less than {SPARE_BYTES / 1e9:.1f} GB would be left on {self._folder}")
+        min(others, key=lambda path: path.stat().st_mtime).unlink(missing_ok=True)
+
+    def _get_part(self, download: _Download, start: int) -> None:
+        content = self._fetch(download.shard, start, min(start + PART_BYTES, download.shard.size_bytes))
+        with download.path.open("r+b") as file:
+            file.seek(start)
+            file.write(content)
+        with self._changed:
+            download.arrived.add(start)
+            whole = len(download.arrived) * PART_BYTES >= download.shard.size_bytes
+        if whole:
+            self._finish(download)
+
+    def _finish(self, download: _Download) -> None:
+        with download.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != download.shard.sha256:
+            raise OSError(f"{download.shard.name} does not have the hash that the index names")
+        download.path.rename(_copy_path(self._folder, download.shard))
+        with self._changed:
+            del self._running[digest]
+        download.lock.close()
+
+    def _stop(self, error: Exception) -> None:
+        """Do without further copies: rows still come one by one, only the traffic stays."""
+        with self._changed:
+            if not self._stopped:
+                logger.warning("no further copies of shards in %s (%s); rows are read remotely.", self._folder, error)
+            self._stopped = True
+            self._wanted.clear()
+            for download in self._running.values():
+                download.waiting.clear()
+                download.path.unlink(missing_ok=True)
+                download.lock.close()
+            self._running.clear()
+
+
+def _copy_path(folder: Path, shard: Shard) -> Path:
+    return folder / f"{shard.sha256}.safetensors"
 
 
 def _read_range(path: Path, start: int, stop: int) -> bytes:

@@ -27,7 +27,7 @@ from indextts_job.data.dataset import (
     SkippedSample,
     Vector,
 )
-from indextts_job.errors import DataError, findings_message
+from indextts_job.errors import AccessRefusedError, DataError, findings_message
 from indextts_job.model.config import CONDITION_LATENTS
 
 INDEX = "index.safetensors"
@@ -101,6 +101,7 @@ def open_shards(
         raise DataError(f"{where}: not found. Expected the folder that `indextts-job shard` wrote.") from None
     tables = {name: _table(entry) for name, entry in header["tables"].items()}
     _demand_limits(arrays, tables, limits, where)
+    _demand_shards(folder, tables)
     read_range = reader(folder)
     ids = {name: list(_ids(arrays, name)) for name in ("text", "codes")}
     vectors = {name: list(_vectors(arrays, name, table, folder, read_range)) for name, table in tables.items()}
@@ -162,6 +163,24 @@ def _table(entry: Mapping[str, Any]) -> Table:
         rows_per_shard=entry["rows_per_shard"],
         shards=tuple(Shard(**shard) for shard in entry["shards"]),
     )
+
+
+def _demand_shards(folder: str, tables: Mapping[str, Table]) -> None:
+    """Find out before hours of work that a shard is missing."""
+    try:
+        there = files.sizes(folder)
+    except AccessRefusedError:
+        return  # a bucket may be read and not listed; then a missing shard is found when it is needed
+    findings = [
+        f"{shard.name}: {'missing' if shard.name not in there else f'{there[shard.name]} bytes'}, "
+        f"expected {shard.size_bytes} bytes"
+        for table in tables.values()
+        for shard in table.shards
+        if there.get(shard.name) != shard.size_bytes
+    ]
+    if findings:
+        advice = "Run `indextts-job shard` again with the same arguments: it writes what is missing."
+        raise DataError(findings_message(f"{folder}: the sharded dataset is not whole", findings, advice))
 
 
 def _demand_limits(

@@ -1,15 +1,19 @@
 """Training data in a bucket: the same bits as from disk, with and without copies on the node."""
 
+import fcntl
 import hashlib
+import shutil
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from indextts_job.data.cache import CachedShards
+from indextts_job.data.cache import SPARE_BYTES, CachedShards
 from indextts_job.data.dataset import Dataset, Limits
 from indextts_job.data.sharding import write_shards
+from indextts_job.data.shards import Shard
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World
 from indextts_job.errors import DataError, UnavailableError
@@ -110,10 +114,81 @@ def test_an_object_that_changed_or_vanished_is_never_accepted(shards: str, limit
     filesystem.pipe_file(name, content[:-500] + bytes(500))
     with pytest.raises(DataError, match=r"condition-00000\.safetensors, row"):
         changed.samples(range(40))
-    filesystem.rm_file(name)
+    filesystem.pipe_file(name, content)
     gone, _ = remote(shards, limits, tmp_path / "other")
+    filesystem.rm_file(name)
     with pytest.raises(UnavailableError, match="cannot be read now"):
         gone.samples(range(40))
+    with pytest.raises(DataError, match=r"condition-00000\.safetensors: missing"):
+        remote(shards, limits, tmp_path / "other")
+
+
+def test_parts_serve_rows_before_their_shard_is_whole(
+    dataset: Dataset, shards: str, limits: Limits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indextts_job.data.cache.PART_BYTES", 4096)
+    cold, reader = remote(shards, limits, tmp_path / "cache")
+    last_part_may_come = threading.Event()
+    fetch = reader._fetch
+
+    def without_the_last_part(shard: Shard, start: int, stop: int) -> bytes:
+        if stop == shard.size_bytes:
+            last_part_may_come.wait()
+        return fetch(shard, start, stop)
+
+    reader._downloads._fetch = without_the_last_part
+    first = cold.sample(0)
+    _, shard, start, table = cold.entries[0].condition.load.args  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 60
+    while reader._downloads.file_with(shard, start, start + table.row_bytes).suffix != ".partial":
+        assert time.monotonic() < deadline
+    before = reader.requests
+    assert np.array_equal(cold.entries[0].condition.load(False), first.condition)
+    assert reader.requests == before
+    last_part_may_come.set()
+    assert same(cold, dataset)
+    wait_for_copies(tmp_path / "cache", 15)
+
+
+def test_a_disk_that_gets_full_loses_copies_of_other_datasets_first_then_does_without(
+    dataset: Dataset, shards: str, limits: Limits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    foreign = cache / f"{'0' * 64}.safetensors"
+    foreign.write_bytes(b"of another dataset")
+    free = {True: 2 * SPARE_BYTES, False: 0}
+    usage = shutil.disk_usage(cache)
+    # The disk is full as long as the other copy is there.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=free[not foreign.exists()]))
+    assert same(remote(shards, limits, cache)[0], dataset)
+    wait_for_copies(cache, 15)
+    assert not foreign.exists()
+    for path in cache.iterdir():
+        path.unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=0))
+    full, reader = remote(shards, limits, cache)
+    assert same(full, dataset)
+    assert same(full, dataset)
+    assert reader.requests >= 2 * 40
+    assert not list(cache.iterdir())
+
+
+def test_two_jobs_of_one_node_fetch_a_shard_once(dataset: Dataset, shards: str, limits: Limits, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    one, _ = remote(shards, limits, cache)
+    header = one.entries[0].condition.load.args[1]  # type: ignore[attr-defined]
+    cache.mkdir()
+    partial = cache / f".{header.sha256}.partial"
+    with partial.open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        held.write(b"by the other job")
+        held.flush()
+        assert same(one, dataset)
+        wait_for_copies(cache, 14)
+        assert partial.read_bytes() == b"by the other job"
+    assert same(one, dataset)  # the other job died: this one fetches it after all
+    wait_for_copies(cache, 15)
 
 
 def test_a_run_on_shards_in_a_bucket_gives_the_same_bits(
