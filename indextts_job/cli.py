@@ -158,11 +158,14 @@ def _train(given: argparse.Namespace, stop: StopSignals) -> int:
         keys["data.skip_bad_samples"] = True
     if given.list_checkpoints:
         return _list(str(keys.get("run", "trained_ckpts")), as_json=False, verify=False)
+    from indextts_job.training.ahead import begin_downloads
+
+    config = _configuration(given.settings, keys)
+    begin_downloads(config)
     from indextts_job.report.console import ConsoleReport
     from indextts_job.report.events import Notice
     from indextts_job.training.run import run_attempt
 
-    config = _configuration(given.settings, keys)
     with ConsoleReport(sys.stdout) as console:
         for note in notes:
             console(Notice(step=0, topic="flag", message=note))
@@ -171,7 +174,6 @@ def _train(given: argparse.Namespace, stop: StopSignals) -> int:
 
 def _configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> Any:  # noqa: ANN401
     from indextts_job import config, files
-    from indextts_job.training import resume
 
     paths = [setting for setting in settings if "=" not in setting]
     dotted = dict(config.parse_override(setting) for setting in settings if "=" in setting)
@@ -186,6 +188,8 @@ def _configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> 
             raise errors.ConfigError(f"{where} describes the model, not a run. Give it with --config.")
     elif "data.train_manifests" not in {**flag_keys, **dotted}:
         # Nothing but a run was named: its newest checkpoint knows the rest.
+        from indextts_job.training import resume
+
         run = str(dotted.get("run", flag_keys.get("run", "trained_ckpts")))
         source = str(dotted.get("resume.source", flag_keys.get("resume.source", "auto")))
         where = run if source in ("auto", "none") else source

@@ -1,11 +1,13 @@
 """Whole files by local path or fsspec URL, with errors that say what to do."""
 
 import os
+from concurrent.futures import Future
 from pathlib import Path
 
 import fsspec
 import yaml
 
+from indextts_job.background import begin
 from indextts_job.errors import ConfigError, DataError, UnavailableError
 from indextts_job.ranges import PART_BYTES, PartReader, fetch_range
 from indextts_job.retry import StorageConfig
@@ -73,6 +75,15 @@ def sizes(folder: str) -> dict[str, int]:
     return {entry["name"].rpartition("/")[2]: int(entry["size"] or 0) for entry in found}
 
 
+_ahead: dict[str, Future[bytes]] = {}
+
+
+def read_ahead(url: str) -> None:
+    """Begin to read a file that will be asked for once, while something else is going on."""
+    if url not in _ahead:
+        _ahead[url] = begin(lambda: _read(url), "read ahead")
+
+
 def read_bytes(url: str) -> bytes:
     """A whole file.
 
@@ -80,6 +91,11 @@ def read_bytes(url: str) -> bytes:
         FileNotFoundError: It is not there.
         IndexTTSJobError: It cannot be read; see `storage_errors.translated`.
     """
+    future = _ahead.pop(url, None)
+    return future.result() if future else _read(url)
+
+
+def _read(url: str) -> bytes:
     what = f"reading {url}"
     try:
         if is_local(url):

@@ -14,6 +14,8 @@ from typing import Any
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.errors import DataError
 
+MANIFESTS = "checkpoints"
+"""Folder of the manifests in a run."""
 FORMAT = "indextts-job checkpoint"
 FORMAT_VERSION = 1
 

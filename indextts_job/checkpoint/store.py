@@ -19,6 +19,7 @@ from torch import Tensor
 
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import (
+    MANIFESTS,
     CheckpointManifest,
     StoredObject,
     StoredTensor,
@@ -31,7 +32,6 @@ from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.errors import DataError
 from indextts_job.ranges import Bytes
 
-MANIFESTS = "checkpoints"
 OBJECTS = "objects"
 OBJECT_BYTES = 32 * 2**20
 """Upper bound of one object (a larger tensor is an object of its own): unit of parallel writes and reads."""

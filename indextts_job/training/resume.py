@@ -12,10 +12,10 @@ from torch import Tensor
 
 from indextts_job import files
 from indextts_job.checkpoint import retention
-from indextts_job.checkpoint.manifest import CheckpointManifest, file_name, parse_file_name
+from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name, parse_file_name
 from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.retention import CheckpointName
-from indextts_job.checkpoint.store import MANIFESTS, CheckpointStore
+from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import ResumeConfig
 from indextts_job.errors import ConfigError, DataError, IndexTTSJobError, findings_message
 from indextts_job.model.vocabulary import TEXT_TABLES

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from indextts_job import files
+from indextts_job.background import begin
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.storage import RunStorage
@@ -89,12 +90,18 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, st
     storage = open_storage(config.run, config.storage)
     _demand_writable(config.run)
     store = CheckpointStore(storage)
+    # While the data is read and checked: the device's context, and the checkpoint to go on from.
+    reading_facts = begin(lambda: read_facts(config.hardware.device), "facts")
+    selecting = begin(lambda: resume.select(config.resume, store), "checkpoint")
     from_base = config.resume.source in ("auto", "none") or resume.is_legacy(config.resume.source)
     inputs = read_inputs(config, stop, emit, console, needs_base=from_base and not store.names())
     laps.done("inputs and data")
-    facts = read_facts(config.hardware.device)
-    selection = resume.select(config.resume, store)
-    selection = compare(config, inputs, selection, emit)
+    facts = reading_facts.result()
+    selection = compare(config, inputs, selecting.result(), emit)
+    step = selection.point.name.step if selection.point and not selection.weights_only else 0
+    begin(
+        lambda: inputs.train_set.samples(inputs.order.samples_of(step).tolist()), "first data"
+    )  # the cache begins to fill
     check_stop(stop)
     laps.done("checkpoint")
     start = build(config, inputs, facts, selection, store, emit)
