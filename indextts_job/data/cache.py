@@ -11,10 +11,12 @@ import errno
 import fcntl
 import hashlib
 import logging
+import math
 import os
 import shutil
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +34,10 @@ DOWNLOADS = 8
 """Parts fetched at a time."""
 SPARE_BYTES = 2**30
 """Left free on the disk of the copies: others write there too."""
+WORTH_WAITING_S = 0.5
+"""A row whose part is expected within this time is waited for: single requests would only delay all parts."""
+ASSUMED_BYTES_PER_S = 100e6
+"""Rate of the downloads until one is measured."""
 COPIES = "*.safetensors"
 
 
@@ -81,6 +87,9 @@ class CachedShards:
             with contextlib.suppress(OSError, ValueError):  # not here yet, evicted, or cut off: the bucket has it
                 return _read_range(self._downloads.file_with(shard, start, stop), start, stop)
         self._downloads.want(shard)
+        if not fresh and self._downloads.wait_for(shard, start, stop):
+            with contextlib.suppress(OSError, ValueError):
+                return _read_range(self._downloads.file_with(shard, start, stop), start, stop)
         self.requests += 1
         return self._fetch(shard, start, stop)
 
@@ -132,6 +141,7 @@ class _Downloads:
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._stopped = False
+        self._received_bytes, self._busy_since_s, self._busy_s = 0, 0.0, 0.0
 
     def want(self, shard: Shard) -> None:
         """Have a shard fetched, if nobody is at it."""
@@ -154,6 +164,36 @@ class _Downloads:
                 return running.path
         return _copy_path(self._folder, shard)
 
+    def wait_for(self, shard: Shard, start: int, stop: int) -> bool:
+        """Wait for a range that is expected soon; False when it is not, or does not come."""
+        with self._changed:
+            if self._seconds_until_whole(shard) > WORTH_WAITING_S:
+                return False
+            return self._changed.wait_for(lambda: self._has(shard, start, stop), 4 * WORTH_WAITING_S)
+
+    def _has(self, shard: Shard, start: int, stop: int) -> bool:
+        running = self._running.get(shard.sha256)
+        return running.covers(start, stop) if running else shard.sha256 not in self._wanted
+
+    def _seconds_until_whole(self, shard: Shard) -> float:
+        """When the last part of a shard will be here, at the rate so far."""
+        busy_s = self._busy_s + (time.monotonic() - self._busy_since_s if self._running else 0.0)
+        rate = (ASSUMED_BYTES_PER_S + self._received_bytes) / (1.0 + busy_s)
+        ahead = 0
+        for running in self._running.values():
+            ahead += running.shard.size_bytes - PART_BYTES * len(running.arrived)
+            if running.shard is shard:
+                return ahead / rate
+        for wanted in self._queue():
+            ahead += wanted.size_bytes
+            if wanted is shard:
+                return ahead / rate
+        return math.inf
+
+    def _queue(self) -> list[Shard]:
+        """Wanted shards in the order in which they will be fetched: those with many rows in few bytes first."""
+        return sorted(self._wanted.values(), key=lambda shard: shard.size_bytes / shard.rows)
+
     def _work(self) -> None:
         while True:
             with self._changed:
@@ -173,8 +213,8 @@ class _Downloads:
             if download.waiting:
                 return download, download.waiting.popleft()
         while self._wanted and not self._stopped:
-            digest, shard = next(iter(self._wanted.items()))
-            del self._wanted[digest]
+            shard = self._queue()[0]
+            del self._wanted[shard.sha256]
             try:
                 download = self._begin(shard)
             except BlockingIOError:
@@ -182,7 +222,9 @@ class _Downloads:
             except OSError as error:
                 self._stop(error)
                 return None
-            self._running[digest] = download
+            if not self._running:
+                self._busy_since_s = time.monotonic()
+            self._running[shard.sha256] = download
             return download, download.waiting.popleft()
         return None
 
@@ -206,7 +248,9 @@ class _Downloads:
             file.write(content)
         with self._changed:
             download.arrived.add(start)
+            self._received_bytes += len(content)
             whole = len(download.arrived) * PART_BYTES >= download.shard.size_bytes
+            self._changed.notify_all()
         if whole:
             self._finish(download)
 
@@ -218,6 +262,9 @@ class _Downloads:
         download.path.rename(_copy_path(self._folder, download.shard))
         with self._changed:
             del self._running[digest]
+            if not self._running:
+                self._busy_s += time.monotonic() - self._busy_since_s
+            self._changed.notify_all()
         download.lock.close()
 
     def _stop(self, error: Exception) -> None:
@@ -232,6 +279,7 @@ class _Downloads:
                 download.path.unlink(missing_ok=True)
                 download.lock.close()
             self._running.clear()
+            self._changed.notify_all()
 
 
 def _copy_path(folder: Path, shard: Shard) -> Path:

@@ -154,8 +154,9 @@ def read_vector(vector: Vector, owner: str) -> Floats:
     """
     try:
         values = vector.load(False)  # noqa: FBT003  # not past a copy
-        if content_digest(values) != vector.digest:
-            values = vector.load(True)  # noqa: FBT003  # a copy on this node may have rotted
+        if content_digest(values) == vector.digest:
+            return values
+        values = vector.load(True)  # noqa: FBT003  # a copy on this node may have rotted
     except (FileNotFoundError, ValueError) as error:
         raise UnavailableError(
             f"{vector.where} ({owner}) was fine when checked and cannot be read now: {error}. "
