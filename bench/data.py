@@ -79,7 +79,7 @@ def in_memory(dataset: Dataset) -> Dataset:
 
     def held(vector: Vector) -> Vector:
         values = vector.load(False)  # noqa: FBT003
-        return Vector("memory", vector.digest, lambda _fresh: values)
+        return Vector("memory://", vector.digest, lambda _fresh: values)
 
     return Dataset(
         [

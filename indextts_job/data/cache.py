@@ -19,9 +19,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import fsspec
+import numpy as np
 
 from indextts_job import files
 from indextts_job.data.shards import ReadRange, Shard
@@ -34,6 +36,8 @@ DOWNLOADS = 8
 """Parts fetched at a time."""
 SPARE_BYTES = 2**30
 """Left free on the disk of the copies: others write there too."""
+MAPPED_COPIES = 256
+"""Copies mapped at a time: each holds an open file, of which a process may have 1,024 in some containers."""
 WORTH_WAITING_S = 0.5
 """A row whose part is expected within this time is waited for: single requests would only delay all parts."""
 ASSUMED_BYTES_PER_S = 100e6
@@ -62,10 +66,10 @@ class LocalShards:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> bytes:
+    def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> memoryview:
         """Bytes [start, stop) of a shard; it is no copy, so it cannot be fresher."""
         del fresh
-        return _read_range(self._folder / shard.name, start, stop)
+        return memoryview(_read_range(self._folder / shard.name, start, stop))
 
 
 class CachedShards:
@@ -76,22 +80,37 @@ class CachedShards:
         self._cache = cache_folder
         self._fs, self._root = fsspec.core.url_to_fs(folder)
         self._downloads = _Downloads(cache_folder, self._fetch)
+        self._mapped = lru_cache(maxsize=MAPPED_COPIES)(self._map)
         self.requests = 0
         """Ranged requests made for single rows."""
 
-    def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> bytes:
+    def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> memoryview:
         """Bytes [start, stop) of a shard; `fresh` asks the bucket whatever is here."""
         if fresh:
             _copy_path(self._cache, shard).unlink(missing_ok=True)
+            self._mapped.cache_clear()
         else:
             with contextlib.suppress(OSError, ValueError):  # not here yet, evicted, or cut off: the bucket has it
-                return _read_range(self._downloads.file_with(shard, start, stop), start, stop)
+                return self._from_copy(shard, start, stop)
         self._downloads.want(shard)
         if not fresh and self._downloads.wait_for(shard, start, stop):
             with contextlib.suppress(OSError, ValueError):
-                return _read_range(self._downloads.file_with(shard, start, stop), start, stop)
+                return self._from_copy(shard, start, stop)
         self.requests += 1
-        return self._fetch(shard, start, stop)
+        return memoryview(self._fetch(shard, start, stop))
+
+    def _from_copy(self, shard: Shard, start: int, stop: int) -> memoryview:
+        path = self._downloads.partial_with(shard, start, stop)
+        if path:
+            return memoryview(_read_range(path, start, stop))
+        return self._mapped(shard)[start:stop]
+
+    def _map(self, shard: Shard) -> memoryview:
+        # Whole copies are only ever renamed here and unlinked, so a mapping stays good.
+        mapped = np.memmap(_copy_path(self._cache, shard), np.uint8, mode="r").data
+        if len(mapped) != shard.size_bytes:
+            raise ValueError(f"the copy of {shard.name} is cut off")
+        return mapped
 
     def _fetch(self, shard: Shard, start: int, stop: int) -> bytes:
         path, where = f"{self._root}/{shard.name}", f"{self._folder}/{shard.name}"
@@ -156,13 +175,11 @@ class _Downloads:
                 thread.start()
             self._changed.notify()
 
-    def file_with(self, shard: Shard, start: int, stop: int) -> Path:
-        """The file that holds a range: a whole copy, or one that is coming."""
+    def partial_with(self, shard: Shard, start: int, stop: int) -> Path | None:
+        """The file of a shard on its way here, if the range has arrived."""
         with self._changed:
             running = self._running.get(shard.sha256)
-            if running and running.covers(start, stop):
-                return running.path
-        return _copy_path(self._folder, shard)
+            return running.path if running and running.covers(start, stop) else None
 
     def wait_for(self, shard: Shard, start: int, stop: int) -> bool:
         """Wait for a range that is expected soon; False when it is not, or does not come."""
@@ -261,7 +278,7 @@ class _Downloads:
             raise OSError(f"{download.shard.name} does not have the hash that the index names")
         download.path.rename(_copy_path(self._folder, download.shard))
         with self._changed:
-            del self._running[digest]
+            self._running.pop(digest, None)  # a stop may have cleared it meanwhile
             if not self._running:
                 self._busy_s += time.monotonic() - self._busy_since_s
             self._changed.notify_all()

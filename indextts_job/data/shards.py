@@ -69,7 +69,7 @@ class Table:
 class ReadRange(Protocol):
     """Reads bytes [start, stop) of a shard; `fresh` means past any copy."""
 
-    def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> bytes:
+    def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> memoryview:
         """The bytes."""
 
 

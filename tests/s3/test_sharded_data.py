@@ -140,7 +140,7 @@ def test_parts_serve_rows_before_their_shard_is_whole(
     first = cold.sample(0)
     _, shard, start, table = cold.entries[0].condition.load.args  # type: ignore[attr-defined]
     deadline = time.monotonic() + 60
-    while reader._downloads.file_with(shard, start, start + table.row_bytes).suffix != ".partial":
+    while reader._downloads.partial_with(shard, start, start + table.row_bytes) is None:
         assert time.monotonic() < deadline
     before = reader.requests
     assert np.array_equal(cold.entries[0].condition.load(False), first.condition)
