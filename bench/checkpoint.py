@@ -34,7 +34,7 @@ from indextts_job import files
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.store import CheckpointStore
-from indextts_job.ranges import PART_BYTES, fetch_range
+from indextts_job.remote_files import PART_BYTES, RemoteFileSystem
 from indextts_job.report.events import Committed, Event
 from indextts_job.retry import StorageConfig
 from indextts_job.training.saver import BackgroundSaver, SaverSettings
@@ -150,6 +150,7 @@ def bare(size: int) -> Rival:
     part = 32 * MIB
     keys = [f"bucket/bare/{start}" for start in range(0, size, part)]
     pool = ThreadPoolExecutor(16)
+    reader = RemoteFileSystem(filesystem)
 
     def save(tensors: Tensors) -> Wait:
         body = torch.cat([tensor.flatten().view(torch.uint8) for tensor in tensors.values()]).numpy()
@@ -160,7 +161,7 @@ def bare(size: int) -> Rival:
 
     def load() -> object:
         ranges = [(key, start) for key in keys for start in range(0, part, PART_BYTES)]
-        return list(pool.map(lambda one: fetch_range(filesystem, one[0], one[1], one[1] + PART_BYTES), ranges))
+        return list(pool.map(lambda one: reader.read_range(one[0], one[1], one[1] + PART_BYTES), ranges))
 
     return Rival(BARE, save, load)
 

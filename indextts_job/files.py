@@ -9,7 +9,7 @@ import yaml
 
 from indextts_job.background import begin
 from indextts_job.errors import ConfigError, DataError, UnavailableError
-from indextts_job.ranges import PART_BYTES, PartReader, fetch_range
+from indextts_job.remote_files import PART_BYTES, PartReader, RemoteFileSystem
 from indextts_job.retry import StorageConfig
 from indextts_job.storage_errors import patiently, translated
 
@@ -55,11 +55,8 @@ def exists(url: str) -> bool:
     """Whether a file or folder is there."""
     if is_local(url):
         return local_path(url).exists()
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"{url}: {error}. Install the fsspec package of this kind of storage.") from error
-    return patiently(f"looking at {url}", lambda: bool(filesystem.exists(path)), READ_PATIENCE_S)
+    filesystem, path = RemoteFileSystem.of(url)
+    return patiently(f"looking at {url}", lambda: filesystem.exists(path), READ_PATIENCE_S)
 
 
 def sizes(folder: str) -> dict[str, int]:
@@ -67,9 +64,9 @@ def sizes(folder: str) -> dict[str, int]:
     if is_local(folder):
         path = local_path(folder)
         return {entry.name: entry.stat().st_size for entry in os.scandir(path)} if path.is_dir() else {}
-    filesystem, path = fsspec.core.url_to_fs(folder)
+    filesystem, root = RemoteFileSystem.of(folder)
     try:
-        found = patiently(f"listing {folder}", lambda: filesystem.ls(path, detail=True), READ_PATIENCE_S)
+        found = patiently(f"listing {folder}", lambda: filesystem.list(root), READ_PATIENCE_S)
     except FileNotFoundError:
         return {}
     return {entry["name"].rpartition("/")[2]: int(entry["size"] or 0) for entry in found}
@@ -97,25 +94,22 @@ def read_bytes(url: str) -> bytes:
 
 def _read(url: str) -> bytes:
     what = f"reading {url}"
-    try:
-        if is_local(url):
-            with translated(what):
-                return local_path(url).read_bytes()
-        filesystem, path = fsspec.core.url_to_fs(url)
+    if is_local(url):
+        with translated(what):
+            return local_path(url).read_bytes()
+    filesystem, path = RemoteFileSystem.of(url)
 
-        def fetch(start: int, stop: int) -> bytes:
-            return patiently(what, lambda: fetch_range(filesystem, path, start, stop), READ_PATIENCE_S)
+    def fetch(start: int, stop: int) -> bytes:
+        return patiently(what, lambda: filesystem.read_range(path, start, stop), READ_PATIENCE_S)
 
-        first = fetch(0, PART_BYTES)
-        if len(first) != PART_BYTES:
-            return first  # all of it: most files are smaller than a part, and some servers know no ranges
-        before = patiently(what, lambda: filesystem.info(path), READ_PATIENCE_S)
-        content = PartReader().read(fetch, int(before["size"]))
-        if patiently(what, lambda: filesystem.info(path), READ_PATIENCE_S) != before:
-            raise UnavailableError(f"{url} was replaced while it was being read. Start again.")
-        return content.tobytes()
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"{url}: {error}. Install the fsspec package of this kind of storage.") from error
+    first = fetch(0, PART_BYTES)
+    if len(first) != PART_BYTES:
+        return first  # all of it: most files are smaller than a part, and some servers know no ranges
+    before = patiently(what, lambda: filesystem.info(path), READ_PATIENCE_S)
+    content = PartReader().read(fetch, int(before["size"]))
+    if patiently(what, lambda: filesystem.info(path), READ_PATIENCE_S) != before:
+        raise UnavailableError(f"{url} was replaced while it was being read. Start again.")
+    return content.tobytes()
 
 
 def read_input(url: str, what: str, key: str) -> bytes:

@@ -68,7 +68,8 @@ def _client_errors(what: str) -> Iterator[None]:
     except (NoCredentialsError, CredentialRetrievalError, TokenRetrievalError) as error:
         raise AccessRefusedError(f"{what}: no usable credentials ({error}). Set them for this job.") from error
     except (TimeoutError, BotoCoreError) as error:
-        raise UnavailableError(f"{what} failed ({error}). Check endpoint and network; nothing is lost.") from error
+        reason = str(error) or "no answer in time"
+        raise UnavailableError(f"{what} failed ({reason}). Check endpoint and network; nothing is lost.") from error
 
 
 def patiently(

@@ -13,12 +13,10 @@ import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import fsspec
-
 from indextts_job import files
 from indextts_job.checkpoint.storage import LocalStorage, RunStorage, StoredFile
 from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError
-from indextts_job.ranges import Bytes, PartReader, fetch_range
+from indextts_job.remote_files import Bytes, PartReader, RemoteFileSystem
 from indextts_job.retry import StorageConfig
 from indextts_job.storage_errors import patiently
 
@@ -51,29 +49,26 @@ class RemoteStorage:
         self._sleep = sleep
         self._parts = PartReader()
         self._logs = _BufferedLogs(self._put_log, config.log_interval_seconds)
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"{url}: {error}. Install the fsspec package of this kind of storage.") from error
-        if hasattr(self._fs, "retries"):
+        self._filesystem, self._root = RemoteFileSystem.of(self.url)
+        if hasattr(self._filesystem.fsspec, "retries"):
             # s3fs retries in silence; most of the patience belongs where it is counted and said.
-            self._fs.retries = 2
+            self._filesystem.fsspec.retries = 2
 
     def read(self, key: str) -> bytes:
         """See `RunStorage`."""
-        return self._tried("reading", key, lambda path: bytes(self._fs.cat_file(path)))
+        return self._tried("reading", key, self._filesystem.read)
 
     def read_large(self, key: str, size_bytes: int) -> Bytes:
         """See `RunStorage`."""
 
         def fetch(start: int, stop: int) -> bytes:
-            return self._tried("reading", key, lambda path: fetch_range(self._fs, path, start, stop))
+            return self._tried("reading", key, lambda path: self._filesystem.read_range(path, start, stop))
 
         return self._parts.read(fetch, size_bytes)
 
     def write(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""
-        self._tried("writing", key, lambda path: self._put(path, content))
+        self._tried("writing", key, lambda path: self._filesystem.write(path, content))
 
     def create(self, key: str, content: bytes) -> None:
         """See `RunStorage`.
@@ -83,7 +78,7 @@ class RemoteStorage:
 
         def put(path: str) -> None:
             try:
-                self._put(path, content, mode="create")
+                self._filesystem.write(path, content, mode="create")
             except OSError:
                 # Taken by somebody else, or by an earlier try of this call whose answer was lost.
                 taken = self._content(path)
@@ -126,45 +121,38 @@ class RemoteStorage:
 
         def remove(path: str) -> None:
             with contextlib.suppress(FileNotFoundError):
-                self._fs.rm_file(path)
+                self._filesystem.remove(path)
 
         self._tried("deleting", key, remove)
 
     def remove_temporary(self, folder: str, older_than_s: float) -> None:
         """See `RunStorage`: a put leaves nothing behind but unfinished multipart uploads, which are aborted."""
-        if hasattr(self._fs, "list_multipart_uploads"):
+        if hasattr(self._filesystem.fsspec, "list_multipart_uploads"):
             self._tried("aborting unfinished uploads below", folder, lambda path: self._abort_old(path, older_than_s))
 
     def _abort_old(self, path: str, older_than_s: float) -> None:
         bucket, _, prefix = path.partition("/")
-        for upload in self._fs.list_multipart_uploads(bucket):
+        for upload in self._filesystem.call("list_multipart_uploads", bucket):
             old = time.time() - upload["Initiated"].timestamp() > older_than_s
             if old and upload["Key"].startswith(f"{prefix}/"):
-                self._fs.call_s3(
-                    "abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                )
-
-    def _put(self, path: str, content: bytes, mode: str = "overwrite") -> None:
-        # Some file systems have real folders (memory, ssh); on object stores this asks nothing.
-        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        self._fs.pipe_file(path, content, mode=mode)
+                named = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                self._filesystem.call("call_s3", "abort_multipart_upload", **named)
 
     def _put_log(self, key: str, content: bytes) -> None:
         # No patience: the next interval comes anyway.
         path = f"{self._root}/{key}"
-        patiently(f"writing {self.url}/{key}", lambda: self._put(path, content), 0.0, writing=True)
+        patiently(f"writing {self.url}/{key}", lambda: self._filesystem.write(path, content), 0.0, writing=True)
 
     def _content(self, path: str) -> bytes | None:
         try:
-            return bytes(self._fs.cat_file(path))
+            return self._filesystem.read(path)
         except FileNotFoundError:
             return None
 
     def _listed(self, path: str) -> dict[str, StoredFile]:
         found: dict[str, StoredFile] = {}
         with contextlib.suppress(FileNotFoundError):
-            self._fs.invalidate_cache(path)
-            for entry in self._fs.ls(path, detail=True):
+            for entry in self._filesystem.list(path):
                 name = entry["name"].rpartition("/")[2]
                 if entry["type"] == "file" and name:  # some stores keep a nameless marker for the folder itself
                     found[name] = StoredFile(int(entry["size"]), _age_s(entry))

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from indextts_job import files
-from indextts_job.ranges import Bytes
+from indextts_job.remote_files import Bytes
 from indextts_job.storage_errors import translated
 
 TEMPORARY_PREFIX = ".tmp-"

@@ -30,7 +30,7 @@ from indextts_job.checkpoint.manifest import (
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.errors import DataError
-from indextts_job.ranges import Bytes
+from indextts_job.remote_files import Bytes
 
 OBJECTS = "objects"
 OBJECT_BYTES = 32 * 2**20

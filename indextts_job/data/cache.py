@@ -22,13 +22,12 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-import fsspec
 import numpy as np
 
 from indextts_job import files
 from indextts_job.data.shards import ReadRange, Shard
 from indextts_job.errors import IndexTTSJobError
-from indextts_job.ranges import PART_BYTES, fetch_range
+from indextts_job.remote_files import PART_BYTES, RemoteFileSystem
 from indextts_job.storage_errors import patiently
 
 logger = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ class CachedShards:
     def __init__(self, folder: str, cache_folder: Path) -> None:
         self._folder = folder
         self._cache = cache_folder
-        self._fs, self._root = fsspec.core.url_to_fs(folder)
+        self._filesystem, self._root = RemoteFileSystem.of(folder)
         self._downloads = _Downloads(cache_folder, self._fetch)
         self._mapped = lru_cache(maxsize=MAPPED_COPIES)(self._map)
         self.requests = 0
@@ -115,7 +114,7 @@ class CachedShards:
     def _fetch(self, shard: Shard, start: int, stop: int) -> bytes:
         path, where = f"{self._root}/{shard.name}", f"{self._folder}/{shard.name}"
         what = f"reading {where}"
-        content = patiently(what, lambda: fetch_range(self._fs, path, start, stop), files.READ_PATIENCE_S)
+        content = patiently(what, lambda: self._filesystem.read_range(path, start, stop), files.READ_PATIENCE_S)
         if len(content) != stop - start:
             raise ValueError(f"{where} ends before byte {stop}")
         return content

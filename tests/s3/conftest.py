@@ -32,6 +32,7 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     def connect_to(url: str) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        files.configure_object_stores(StorageConfig())
         S3FileSystem.clear_instance_cache()
 
     return connect_to

@@ -13,7 +13,7 @@ from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.remote import RemoteStorage, open_storage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.errors import AccessRefusedError, SupersededError, UnavailableError
-from indextts_job.ranges import PART_BYTES
+from indextts_job.remote_files import PART_BYTES
 from indextts_job.retry import StorageConfig
 from tests.support.servers import Server, client_environment, free_ports, running, seaweedfs
 from tests.support.stores import reopened, save
@@ -133,10 +133,14 @@ def test_logs_reach_the_bucket_while_they_grow(s3_run: str) -> None:
 def test_unfinished_uploads_are_aborted_when_old(s3_run: str) -> None:
     storage = RemoteStorage(s3_run, StorageConfig())
     key = f"{storage._root}/objects/dangling".partition("/")[2]
-    storage._fs.call_s3("create_multipart_upload", Bucket="bucket", Key=key)
+    storage._filesystem.fsspec.call_s3("create_multipart_upload", Bucket="bucket", Key=key)
 
     def dangling() -> list[str]:
-        return [upload["Key"] for upload in storage._fs.list_multipart_uploads("bucket") if upload["Key"] == key]
+        return [
+            upload["Key"]
+            for upload in storage._filesystem.fsspec.list_multipart_uploads("bucket")
+            if upload["Key"] == key
+        ]
 
     assert dangling()
     storage.remove_temporary("objects", older_than_s=3600)

@@ -12,6 +12,14 @@ from typing import ClassVar
 Fault = Callable[[int, str, str], str]
 """(number of the request, method, path) to the name of a fault, or ''."""
 
+REFUSALS = {
+    "500": (500, "InternalError"),
+    "503": (503, "SlowDown"),
+    "skew": (403, "RequestTimeTooSkewed"),
+    "expired": (400, "ExpiredToken"),
+    "denied": (403, "AccessDenied"),
+}
+
 
 def _xml(code: str) -> bytes:
     return f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>on purpose</Message></Error>'.encode()
@@ -33,8 +41,14 @@ class _Handler(BaseHTTPRequestHandler):
             kind = type(self).fault(self.requests[0], self.command, self.path)
             if kind:
                 self.faults.append(kind)
-        if kind in ("500", "503"):
-            self._answer(int(kind), _xml("InternalError" if kind == "500" else "SlowDown"), [])
+        if kind in REFUSALS:
+            status, code = REFUSALS[kind]
+            self._answer(status, _xml(code), [])
+            return
+        if kind == "hang":
+            # Never an answer: the next thing to happen is that the client gives up.
+            self.connection.recv(1)
+            self.close_connection = True
             return
         if kind == "reset":
             self._reset()
@@ -42,6 +56,8 @@ class _Handler(BaseHTTPRequestHandler):
         status, headers, content = self._forward(body)
         if kind == "lost answer":
             self._reset()
+        elif kind == "trickle":
+            self._answer(status, content, headers, pieces=8)
         elif kind == "truncate" and content:
             self._answer(status, content, headers, sent=len(content) // 2)
         elif kind == "corrupt" and content:
@@ -75,7 +91,15 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def _answer(self, status: int, content: bytes, headers: list[tuple[str, str]], sent: int | None = None) -> None:
+    def _answer(
+        self,
+        status: int,
+        content: bytes,
+        headers: list[tuple[str, str]],
+        *,
+        sent: int | None = None,
+        pieces: int = 1,
+    ) -> None:
         self.send_response_only(status)
         names = {name.lower() for name, _ in headers}
         for name, value in headers:
@@ -84,7 +108,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content[:sent])
+            size = max(1, -(-len(content) // pieces))
+            for start in range(0, len(content[:sent]), size):
+                self.wfile.write(content[:sent][start : start + size])
+                self.wfile.flush()
+                if pieces > 1:
+                    threading.Event().wait(0.02)  # the fault itself: a line that is slow
         if sent is not None:
             self.wfile.flush()
             self._reset()

@@ -11,7 +11,7 @@ from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.storage import RunStorage, StoredFile
 from indextts_job.checkpoint.store import CheckpointStore, Content
-from indextts_job.ranges import Bytes
+from indextts_job.remote_files import Bytes
 
 _numbers = itertools.count()
 

@@ -1,0 +1,131 @@
+"""Remote file systems through fsspec, every call bounded in time, and large files as parallel ranged requests.
+
+The S3 client's own timeout does not notice every hang (aiohttp 3.14 forgets it on a kept-alive connection whose server
+takes a body and never answers), and one call that never returns would stop a run for good.
+
+A request for a whole file asks for its size first and reads it as one stream; ranges of a file whose size is known do
+neither, which is twice as fast on one endpoint (`bench/checkpoint.py`).
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+
+from indextts_job.errors import ConfigError
+
+Bytes = npt.NDArray[np.uint8]
+PART_BYTES = 8 * 2**20
+"""One request; large enough that its latency does not count, small enough that one failure costs little."""
+PARALLEL = 16
+"""Requests at a time."""
+CALL_TIMEOUT_S = 75.0
+"""A call that moves little data has failed after this."""
+SLOWEST_BYTES_PER_S = 500e3
+"""Data may take this much longer on top."""
+
+
+class RemoteFileSystem:
+    """The few calls that we make of an fsspec file system; they raise what fsspec raises."""
+
+    def __init__(self, filesystem: Any) -> None:  # noqa: ANN401  # fsspec ships no types
+        self.fsspec = filesystem
+
+    @classmethod
+    def of(cls, url: str) -> tuple[Self, str]:
+        """The file system of a URL, and the path in it.
+
+        Raises:
+            ConfigError: No file system of this kind is installed.
+        """
+        try:
+            filesystem, path = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"{url}: {error}. Install the fsspec package of this kind of storage.") from error
+        return cls(filesystem), path
+
+    def call(self, method: str, *arguments: object, size_bytes: int = 0, **named: object) -> Any:  # noqa: ANN401
+        """Any method of the file system.
+
+        Args:
+            method: Its name.
+            arguments: For it.
+            size_bytes: How much data it moves, about.
+            named: For it.
+        """
+        if self.fsspec.async_impl:  # fsspec waits for a thread of its own, and can stop waiting
+            named["timeout"] = CALL_TIMEOUT_S + size_bytes / SLOWEST_BYTES_PER_S
+        return getattr(self.fsspec, method)(*arguments, **named)
+
+    def read(self, path: str) -> bytes:
+        """A whole file."""
+        return bytes(self.call("cat_file", path, size_bytes=PART_BYTES))
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a file; fewer when it ends before."""
+        try:
+            return bytes(self.call("cat_file", path, start=start, end=stop, size_bytes=stop - start))
+        except OSError as error:
+            # Behind the end, S3 answers 416 where other stores give nothing.
+            answer = getattr(error.__cause__, "response", None) or {}
+            if answer.get("ResponseMetadata", {}).get("HTTPStatusCode") == 416:
+                return b""
+            raise
+
+    def write(self, path: str, content: bytes, mode: str = "overwrite") -> None:
+        """Put a whole file."""
+        # Some file systems have real folders (memory, ssh); on object stores this asks nothing.
+        self.call("makedirs", path.rpartition("/")[0], exist_ok=True)
+        self.call("pipe_file", path, content, mode=mode, size_bytes=len(content))
+
+    def list(self, folder: str) -> list[dict[str, Any]]:
+        """What lies directly in a folder, asked anew."""
+        self.fsspec.invalidate_cache(folder)
+        entries: list[dict[str, Any]] = self.call("ls", folder, detail=True)
+        return entries
+
+    def info(self, path: str) -> dict[str, Any]:
+        """Size and version of a file."""
+        entry: dict[str, Any] = self.call("info", path)
+        return entry
+
+    def exists(self, path: str) -> bool:
+        """Whether a file or folder is there."""
+        return bool(self.call("exists", path))
+
+    def remove(self, path: str) -> None:
+        """Remove a file."""
+        self.call("rm_file", path)
+
+
+class PartReader:
+    """Reads files in parts; threads are started when they are first needed."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+
+    def read(self, fetch: Callable[[int, int], bytes], size_bytes: int) -> Bytes:
+        """A file of `size_bytes`, as far as it goes.
+
+        Args:
+            fetch: Gives the bytes [start, stop), fewer at the end of the file.
+            size_bytes: Expected size.
+        """
+        content = np.empty(size_bytes, np.uint8)
+
+        def place(start: int) -> int:
+            part = fetch(start, min(start + PART_BYTES, size_bytes))
+            content[start : start + len(part)] = np.frombuffer(part, np.uint8)
+            return len(part)
+
+        starts = range(0, size_bytes, PART_BYTES)
+        if len(starts) == 1:
+            received = place(0)
+        else:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="parts")
+            received = sum(self._pool.map(place, starts))
+        return content[:received]
