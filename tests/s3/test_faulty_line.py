@@ -42,8 +42,8 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def now_and_then(kind: str) -> Fault:
-    """A fault in one request of twelve; a hang, which costs a timeout, in one of forty."""
-    chance, share = random.Random(kind), 1 / 40 if kind == "hang" else 1 / 12
+    """A fault in one request of twelve; hangs, which cost a timeout, and lies, which cost readings, in one of forty."""
+    chance, share = random.Random(kind), 1 / 40 if kind in ("hang", "corrupt") else 1 / 12
     return lambda _number, _method, _path: kind if chance.random() < share else ""
 
 
