@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import io
 import itertools
+import math
 import os
 import re
 import statistics
@@ -133,7 +134,7 @@ class Ours:
         self._saver.save(self._state, ())
 
         def wait() -> None:
-            finished = self._saver.finished(wait=True)
+            finished = self._saver.finished(wait_s=math.inf)
             if finished is None or finished.error:
                 raise RuntimeError(f"our save failed: {finished}")
 

@@ -67,7 +67,7 @@ def demand_same_run(values: Mapping[str, Any], present: Present, where: str) -> 
         key: f"{key}: {old.get(key)} in the checkpoint, {new[key]} now" for key in new if old.get(key) != new[key]
     }
     _demand_same_position(changes, present, new_run)
-    _demand_same_dataset(values["order"], present, where, new_run)
+    _demand_same_dataset(values, present, where, new_run)
     mathematics = [key for key in changes if key.startswith(MATHEMATICS) and key not in WITHOUT_EFFECT]
     refused = [changes[key] for key in mathematics if key not in present.config.resume.accept]
     if refused:
@@ -95,7 +95,8 @@ def _demand_same_position(changes: Mapping[str, str], present: Present, new_run:
         raise ConfigError(findings_message(f"settings that belong to the run {present.config.run}", fixed, advice))
 
 
-def _demand_same_dataset(order: Mapping[str, Any], present: Present, where: str, new_run: str) -> None:
+def _demand_same_dataset(values: Mapping[str, Any], present: Present, where: str, new_run: str) -> None:
+    order = values["order"]
     if order["version"] != ORDER_VERSION:
         raise ConfigError(
             f"{where}: sample order version {order['version']}, this release has {ORDER_VERSION}. Use the release "
@@ -105,5 +106,6 @@ def _demand_same_dataset(order: Mapping[str, Any], present: Present, where: str,
         content = ", with other content" if order["num_samples"] == present.num_samples else ""
         raise DataError(
             f"the dataset is not the one of {where}: {order['num_samples']} samples then, {present.num_samples} now"
-            f"{content}. Restore it and start again. {new_run}"
+            f"{content}. That run is {values['config']['report']['run_name']}, trained on "
+            f"{', '.join(values['dataset']['manifests'])}. Restore it and start again. {new_run}"
         )

@@ -29,6 +29,9 @@ from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import TrainState
 from indextts_job.training.step import Discarded, Updated
 
+LOOK_FOR_STOP_S = 0.2
+"""How often a wait for a save looks for a stop request."""
+
 
 class Work(Protocol):
     """The heavy parts of a loop."""
@@ -47,8 +50,8 @@ class Work(Protocol):
     def save(self, state: TrainState, tags: tuple[str, ...]) -> None:
         """Begin to commit a checkpoint; returns as soon as the state may change again."""
 
-    def finished_save(self, *, wait: bool) -> FinishedSave | None:
-        """What became of the save in flight; None if there is none, or it is not done and `wait` is off."""
+    def finished_save(self, *, wait_s: float) -> FinishedSave | None:
+        """What became of the save in flight; None if there is none, or it is not done within `wait_s`."""
 
     def cancel_save(self) -> None:
         """Give up the save in flight as soon as possible."""
@@ -97,6 +100,7 @@ class TrainingLoop:
         self._line_seconds = 0.0
         self._line_samples = self._line_tokens = self._line_steps = 0
         self._failed_saves = 0
+        self._save_began_s = 0.0
         self._in_flight: _Saved | None = None
         self._stop_announced = False
 
@@ -109,13 +113,13 @@ class TrainingLoop:
         """
         self._saved = _Saved(state.step, len(state.history.validations), saved_tags)
         while True:
-            self._collect_save(wait=False)
+            self._collect_save(wait_s=0)
             if self._validation_due(state) and not self._validate(state):
                 break
             if self._complete(state):
                 self._commit_now(state, FINAL)
                 return "complete"
-            if self._save_due(state):
+            if self._save_due(state) and self._previous_save_done():
                 self._begin_save(state)
             if self._stop():
                 self._announce_stop(state, 0, 0, "between cycles")
@@ -209,18 +213,25 @@ class TrainingLoop:
 
     def _begin_save(self, state: TrainState, *tags: str) -> None:
         """Save behind the training; waits for the save before it, if that is not done."""
-        self._collect_save(wait=True)
+        self._collect_save(wait_s=math.inf)
         every = (*tags, BEST) if state.history.improved_at(state.step) else tags
+        self._save_began_s = self._clock()
         self._work.save(state, every)
         self._in_flight = _Saved(state.step, len(state.history.validations), every)
 
-    def _collect_save(self, *, wait: bool, tolerant: bool = True) -> None:
+    def _previous_save_done(self) -> bool:
+        """Wait for the save before; False when a stop is requested meanwhile, which then decides what to save."""
+        while self._in_flight and not self._stop():
+            self._collect_save(wait_s=LOOK_FOR_STOP_S)
+        return not self._in_flight
+
+    def _collect_save(self, *, wait_s: float, tolerant: bool = True) -> None:
         """Take note of a save that has ended.
 
         One that failed for want of storage is made up for at the next interval; failing twice in a row ends the
         attempt, and so does the first failure when `tolerant` is off.
         """
-        finished = self._work.finished_save(wait=wait)
+        finished = self._work.finished_save(wait_s=wait_s)
         if finished is None or self._in_flight is None:
             return
         in_flight, self._in_flight = self._in_flight, None
@@ -241,18 +252,27 @@ class TrainingLoop:
         """The last save of an attempt: waited for, and left out when the state is committed already."""
         older = self._in_flight
         # A tagged save is never given up: the best checkpoint is that step's and no later one's.
-        if older and not older.tags and not _describes(older, state) and self._time_for_another_save():
-            self._work.cancel_save()
-        self._collect_save(wait=True)
+        if older and not _describes(older, state) and self._stop():
+            gives_up = not older.tags and self._time_for_another_save()
+            if gives_up:
+                self._work.cancel_save()
+                decision = "given up for that of this step: there is time for it"
+            else:
+                decision = "finished first; if time runs out, the last committed checkpoint stands"
+            message = f"the save of step {older.step}, which is under way, is {decision}"
+            self._emit(Notice(step=state.step, topic="checkpoint", message=message))
+        self._collect_save(wait_s=math.inf)
         if _describes(self._saved, state) and (tag == PREEMPTED or tag in self._saved.tags):
             return
         self._begin_save(state, tag)
-        self._collect_save(wait=True, tolerant=False)
+        self._collect_save(wait_s=math.inf, tolerant=False)
 
     def _time_for_another_save(self) -> bool:
         """Whether a save that begins now would be done before the deadline, if there is one."""
-        request = self._stop()
-        return request is not None and finishes_in_time(request, self._clock(), 0, self._pace)
+        request, now_s = self._stop(), self._clock()
+        # A save that already takes longer than the one before says how the storage is now.
+        pace = replace(self._pace, save_s=max(self._pace.save_s, now_s - self._save_began_s))
+        return request is not None and finishes_in_time(request, now_s, 0, pace)
 
     def _announce_stop(self, state: TrainState, done: int, of: int, decision: str) -> None:
         request = self._stop()

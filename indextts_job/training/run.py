@@ -1,5 +1,6 @@
 """One attempt of a run, put together. Reads like a table of contents."""
 
+import math
 import os
 import platform
 import time
@@ -131,7 +132,7 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, st
     except BaseException as error:
         code, message = getattr(error, "exit_code", EXIT_SOFTWARE), f"{type(error).__name__}: {error}"
         # What was saved behind the training is worth finishing, whatever went wrong in front of it.
-        saver.finished(wait=True)
+        saver.finished(wait_s=math.inf)
         raise
     finally:
         emit(AttemptEnded(step=start.state.step, outcome=outcome, exit_code=code, message=message))

@@ -4,6 +4,7 @@ At most one save is in flight. What the thread reports is handed to the loop whe
 writer and an error surfaces in the training thread.
 """
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -85,11 +86,13 @@ class BackgroundSaver:
         self._thread.start()
         self._stall_s = time.monotonic() - self._started_s
 
-    def finished(self, *, wait: bool) -> FinishedSave | None:
-        """What became of the save in flight; None if there is none, or it is not done and `wait` is off."""
-        if self._thread is None or (self._thread.is_alive() and not wait):
+    def finished(self, *, wait_s: float) -> FinishedSave | None:
+        """What became of the save in flight; None if there is none, or it is not done within `wait_s`."""
+        if self._thread is None:
             return None
-        self._thread.join()
+        self._thread.join(wait_s if math.isfinite(wait_s) else None)
+        if self._thread.is_alive():
+            return None
         self._thread = None
         result, self._result = self._result, None
         seconds = self._ended_s - self._started_s

@@ -58,9 +58,9 @@ class AttemptWork:
         """See `loop.Work`."""
         self.saver.save(state, tags)
 
-    def finished_save(self, *, wait: bool) -> FinishedSave | None:
+    def finished_save(self, *, wait_s: float) -> FinishedSave | None:
         """See `loop.Work`."""
-        return self.saver.finished(wait=wait)
+        return self.saver.finished(wait_s=wait_s)
 
     def cancel_save(self) -> None:
         """See `loop.Work`."""

@@ -11,6 +11,7 @@ from indextts_job import files
 from indextts_job.retry import StorageConfig
 from tests.support.servers import Server, client_environment, rclone, running, seaweedfs
 
+Connect = Callable[[str], None]
 _numbers = itertools.count()
 
 
@@ -27,7 +28,7 @@ def lawless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
     """Reach an endpoint from here on, with new clients."""
 
     def connect_to(url: str) -> None:

@@ -2,7 +2,6 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,13 @@ from indextts_job.demo.world import World
 from indextts_job.errors import DataError
 from indextts_job.files import read_yaml
 from indextts_job.model.config import gpt_config
+from tests.s3.conftest import Connect
 from tests.s3.test_runs_in_a_bucket import bucket_config, bucket_world  # noqa: F401  # a fixture
 from tests.support.attempts import attempt
 from tests.support.fault_proxy import Fault, proxy
 from tests.support.runs import config_for, newest, state_of, store_of
 from tests.support.servers import Server
 
-Connect = Callable[[str], None]
 KINDS = ("500", "503", "reset", "truncate", "lost answer", "hang", "trickle")
 
 

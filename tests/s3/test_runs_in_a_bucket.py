@@ -9,10 +9,13 @@ from typing import Any
 import fsspec
 import pytest
 
+from indextts_job.cli import main
 from indextts_job.config import RunConfig
 from indextts_job.demo.world import World
 from indextts_job.errors import EXIT_OK, EXIT_STOPPED
+from tests.s3.conftest import Connect
 from tests.support.attempts import attempt
+from tests.support.fault_proxy import proxy
 from tests.support.runs import config_for, newest, state_of, store_of
 from tests.support.servers import Server
 from tests.support.warm_parent import Interruption, WarmParent, rounds
@@ -167,3 +170,38 @@ def _attempt_watched(config: RunConfig, committed: Any) -> int:
 
     with Watching(io.StringIO()) as console:
         return run_attempt(config, StopSignals(), console)
+
+
+def test_a_bucket_that_forbids_deletion_costs_space_and_a_warning(
+    world: World, s3_run: str, seaweed: Server, connect: Connect
+) -> None:
+    refuse = {"DELETE": "denied"}
+    with proxy(seaweed.port, lambda _number, method, _path: refuse.get(method, "")) as (url, faults):
+        connect(url)
+        ended = attempt(config_for(world, s3_run))
+    assert ended.code == EXIT_OK, ended.error
+    assert faults
+    connect(seaweed.url)
+    assert "old checkpoints were not removed" in ended.output
+    store_of(s3_run).verify(newest(s3_run))
+
+
+def test_a_prefix_that_holds_another_run_is_refused_and_left_alone(world: World, s3_run: str) -> None:
+    assert attempt(config_for(world, s3_run, report__run_name="amharic-7")).code == EXIT_OK
+    before = store_of(s3_run).names()
+    other = attempt(config_for(world, s3_run, data__train_manifests=[str(world.validation_manifest)]))
+    assert other.code == 65
+    assert s3_run in other.error
+    assert "amharic-7" in other.error
+    assert store_of(s3_run).names() == before
+
+
+def test_a_missing_shard_is_said_before_training(world: World, s3_run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--tokenizer", str(world.tokenizer), "--config", str(world.model_config)]
+    assert main(["shard", str(world.train_manifest), "--output", f"{s3_run}-shards", *arguments]) == EXIT_OK
+    assert "40 samples" in capsys.readouterr().out
+    filesystem, root = fsspec.core.url_to_fs(f"{s3_run}-shards")
+    filesystem.rm_file(f"{root}/condition-00000.safetensors")
+    ended = attempt(config_for(world, s3_run, data__train_manifests=[f"{s3_run}-shards"]))
+    assert ended.code == 65
+    assert "condition-00000.safetensors: missing" in ended.error

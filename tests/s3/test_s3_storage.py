@@ -190,3 +190,26 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing(
 def _revive(server: Server) -> None:
     if server.process is None or server.process.poll() is not None:
         server.start()
+
+
+def test_a_folder_of_ten_thousand_files_is_listed_whole(s3_run: str) -> None:
+    storage = RemoteStorage(s3_run, StorageConfig())
+    root = f"{storage._root}/checkpoints"
+    names = [f"step-{step:08d}-attempt-0001-from-00000000.json" for step in range(10_000)]
+    storage._filesystem.fsspec.pipe({f"{root}/{name}": b"{}" for name in names})
+    assert sorted(storage.list("checkpoints")) == names
+    assert len(CheckpointStore(storage).names()) == 10_000
+
+
+def test_a_bucket_that_keeps_versions_works(s3_run: str) -> None:
+    storage = RemoteStorage(s3_run, StorageConfig())
+    storage._filesystem.call("call_s3", "create_bucket", Bucket="versions")
+    enabled = {"Status": "Enabled"}
+    storage._filesystem.call("call_s3", "put_bucket_versioning", Bucket="versions", VersioningConfiguration=enabled)
+    store = CheckpointStore(RemoteStorage(s3_run.replace("//bucket", "//versions"), StorageConfig()))
+    for step in range(1, 5):
+        save(store, step)
+        store.retain(2)
+    assert [name.step for name in reopened(store).names()] == [3, 4]
+    for name in reopened(store).names():
+        store.verify(store.manifest(name))

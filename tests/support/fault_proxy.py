@@ -38,9 +38,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         with self.lock:
             self.requests[0] += 1
-            kind = type(self).fault(self.requests[0], self.command, self.path)
-            if kind:
-                self.faults.append(kind)
+            number = self.requests[0]
+        kind = type(self).fault(number, self.command, self.path)  # may wait: that holds this request up
+        if kind:
+            self.faults.append(kind)
         if kind in REFUSALS:
             status, code = REFUSALS[kind]
             self._answer(status, _xml(code), [])

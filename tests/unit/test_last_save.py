@@ -48,8 +48,8 @@ class SlowStorage:
     def save(self, state: TrainState, tags: tuple[str, ...]) -> None:
         self._in_flight, self._cancelled = (state.step, tags), False
 
-    def finished_save(self, *, wait: bool) -> FinishedSave | None:
-        if self._in_flight is None or not wait:
+    def finished_save(self, *, wait_s: float) -> FinishedSave | None:
+        if self._in_flight is None or not wait_s:
             return None
         save, self._in_flight = self._in_flight, None
         if self._cancelled:

@@ -1,5 +1,6 @@
 """Saves behind the training: copied before the state changes, cancelled between objects, errors handed over."""
 
+import math
 import threading
 from pathlib import Path
 
@@ -64,12 +65,12 @@ def test_the_state_may_change_while_it_is_written(tmp_path: Path) -> None:
     before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
     saver.save(state, ())
     assert held.reached.wait(30)
-    assert saver.finished(wait=False) is None
+    assert saver.finished(wait_s=0) is None
     with torch.no_grad():
         for parameter in state.model.parameters():
             parameter.zero_()
     held.go.set()
-    finished = saver.finished(wait=True)
+    finished = saver.finished(wait_s=math.inf)
     assert finished is not None
     assert finished.error is None
     store = CheckpointStore(open_storage(str(tmp_path)))
@@ -90,13 +91,13 @@ def test_a_cancelled_save_leaves_no_checkpoint_and_its_objects_to_the_next(tmp_p
     assert held.reached.wait(30)
     saver.cancel()
     held.go.set()
-    finished = saver.finished(wait=True)
+    finished = saver.finished(wait_s=math.inf)
     assert finished is not None
     assert isinstance(finished.error, SaveCancelledError)
     assert CheckpointStore(open_storage(str(tmp_path))).names() == []
     written = set(open_storage(str(tmp_path)).list("objects"))
     saver.save(state, ("preempted",))
-    assert saver.finished(wait=True) is not None
+    assert saver.finished(wait_s=math.inf) is not None
     store = CheckpointStore(open_storage(str(tmp_path)))
     manifest = store.manifest(store.names()[0])
     store.verify(manifest)
@@ -110,8 +111,8 @@ def test_one_save_at_a_time(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="one save at a time"):
         saver.save(state, ())
     held.go.set()
-    saver.finished(wait=True)
-    assert saver.finished(wait=True) is None
+    saver.finished(wait_s=math.inf)
+    assert saver.finished(wait_s=math.inf) is None
 
 
 def test_an_error_of_the_thread_is_handed_to_the_training(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_an_error_of_the_thread_is_handed_to_the_training(tmp_path: Path) -> Non
     events = list[Event]()
     saver = saver_on(FaultyStorage(open_storage(str(tmp_path)), fail), events)
     saver.save(new_state(), ())
-    finished = saver.finished(wait=True)
+    finished = saver.finished(wait_s=math.inf)
     assert finished is not None
     assert isinstance(finished.error, OSError)
     assert not events
@@ -132,7 +133,7 @@ def test_staging_buffers_are_reused_and_never_alias_the_state(tmp_path: Path) ->
     events = list[Event]()
     saver, state = saver_on(open_storage(str(tmp_path)), events), new_state()
     saver.save(state, ())
-    saver.finished(wait=True)
+    saver.finished(wait_s=math.inf)
     addresses = {key: buffer.data_ptr() for key, buffer in saver._buffers.items()}
     assert not addresses.keys() & {"base/conditioning_encoder.x"}
     assert not set(addresses.values()) & {p.data_ptr() for p in state.model.parameters()}
@@ -141,7 +142,7 @@ def test_staging_buffers_are_reused_and_never_alias_the_state(tmp_path: Path) ->
             parameter.add_(1)
     state.step = 5
     saver.save(state, ())
-    saver.finished(wait=True)
+    saver.finished(wait_s=math.inf)
     assert {key: buffer.data_ptr() for key, buffer in saver._buffers.items()} == addresses
     store = CheckpointStore(open_storage(str(tmp_path)))
     loaded = store.load(store.manifest(store.names()[-1]), ("model/",))
