@@ -119,7 +119,7 @@ class Ours:
             attempt_start=0,
             keep=2,
             unreadable=(),
-            values={},
+            values={"order": {"num_samples": 1}, "total_steps": 1},
             files={},
             emit=self._note,
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import CheckpointManifest, file_name
+from indextts_job.checkpoint.retention import FINAL
 from indextts_job.checkpoint.store import CheckpointStore, DamagedCheckpointError
 from indextts_job.errors import DataError
 
@@ -72,4 +73,27 @@ def details(manifest: CheckpointManifest) -> Mapping[str, Any]:
         "tensors": len(manifest.tensors),
         "objects": len(manifest.objects),
         **manifest.values,
+    }
+
+
+def summary(store: CheckpointStore) -> dict[str, Any]:
+    """Where a run stands, for people and programs that read one small file: `summary.json` of the run."""
+    newest = store.manifest(retention.current(store.names())[0])
+    history, values = newest.values["history"], newest.values
+    best, interval = history["best"], history["interval"]
+    return {
+        "step": newest.name.step,
+        "total_steps": values["total_steps"],
+        "epoch": epoch(newest),
+        "samples": history["samples"],
+        "complete": FINAL in newest.name.tags,
+        "attempt": newest.name.attempt,
+        "resumed": newest.name.attempt_start > 0,
+        "attempt_started_at_step": newest.name.attempt_start,
+        "best_validation": best,
+        "last_validation": history["validations"][-1] if history["validations"] else None,
+        "validations_without_improvement": history["validations_without_improvement"],
+        "train_loss_since_last_line": interval["total"] / interval["steps"] if interval["steps"] else None,
+        "updated": newest.created,
+        "checkpoints": rows(store, verify=False),
     }

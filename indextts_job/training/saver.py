@@ -4,6 +4,7 @@ At most one save is in flight. What the thread reports is handed to the loop whe
 writer and an error surfaces in the training thread.
 """
 
+import json
 import math
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from indextts_job.checkpoint import describe
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.manifest import file_name
 from indextts_job.checkpoint.retention import CheckpointName
@@ -21,6 +23,9 @@ from indextts_job.checkpoint.store import CheckpointStore, CommitResult, Content
 from indextts_job.errors import AccessRefusedError, DataError, UnavailableError
 from indextts_job.report.events import Committed, Emit, Notice
 from indextts_job.training.state import BASE, Carried, TrainState
+
+SUMMARY = "summary.json"
+"""File of the run that says where it stands; written after every checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +163,9 @@ class BackgroundSaver:
             return
         try:
             store.retain(self.settings.keep, self.settings.unreadable)
+            store.storage.write(SUMMARY, json.dumps(describe.summary(store), indent=1).encode())
         except (DataError, UnavailableError, AccessRefusedError) as error:
-            self._warning = f"old checkpoints were not removed: {error}"
+            self._warning = f"old checkpoints were not removed, or {SUMMARY} not written: {error}"
 
     def _go_on(self) -> None:
         if self._cancelled.is_set():

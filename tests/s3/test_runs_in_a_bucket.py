@@ -1,5 +1,6 @@
 """Whole runs whose every input and output lies in a bucket: killed at random, fenced, told what is wrong."""
 
+import json
 import random
 import signal
 from collections import Counter
@@ -63,7 +64,9 @@ def test_a_run_needs_no_disk_and_gives_the_same_bits(
     assert "complete at step 24" in attempt(config).output
     filesystem, root = fsspec.core.url_to_fs(s3_run)
     found = {path.removeprefix(f"{root}/").rpartition("/")[0] for path in filesystem.find(root)}
-    assert found == {"attempts", "checkpoints", "events", "logs/train", "objects", "samples"}
+    summary = json.loads(filesystem.cat_file(f"{root}/summary.json"))
+    assert (summary["step"], summary["complete"], summary["checkpoints"][0]["tags"]) == (24, True, ["final"])
+    assert found == {"", "attempts", "checkpoints", "events", "logs/train", "objects", "samples"}
 
 
 def test_interruptions_of_a_run_in_a_bucket_leave_no_trace(

@@ -41,7 +41,7 @@ def saver_on(storage: RunStorage, events: list[Event]) -> BackgroundSaver:
         attempt_start=0,
         keep=3,
         unreadable=(),
-        values={},
+        values={"order": {"num_samples": 40}, "total_steps": 24},
         files={"tokenizer.model": b"pieces"},
         emit=events.append,
     )
