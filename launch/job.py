@@ -14,8 +14,17 @@ FINAL_CODES = (EXIT_OK, EXIT_DATA, EXIT_REFUSED, EXIT_CONFIG)
 class Job:
     """What to run, and how stubbornly."""
 
-    arguments: tuple[str, ...]
-    """Arguments of `indextts-job train`."""
+    arguments: tuple[str, ...] = ("run.yaml",)
+    """Arguments of `indextts-job train`: a configuration (path or URL) and settings."""
+    name: str = "indextts"
+    image: str = ""
+    """Container image; empty where the launcher may use an installed `indextts-job`."""
+    gpus: int = 1
+    """Per node."""
+    cpus: int = 8
+    memory_gib: int = 64
+    grace_seconds: int = 60
+    """From a stop signal to the kill."""
     max_failures: int = 3
     """Failures in a row without a new checkpoint after which the job is given up."""
 

@@ -1,13 +1,17 @@
 """Run a job on this machine and restart it as a scheduler would: at once on 75, with limits on failures."""
 
+import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
+from indextts_job.hardware.scheduler import LAUNCHER_VARIABLE
 from launch.job import Job, decide, describe, shell_code
 
 RETRY_BASE_S = 2.0
@@ -22,6 +26,7 @@ class LocalLauncher:
         self._say = say
         self._child: subprocess.Popen[bytes] | None = None
         self._stopped = threading.Event()
+        self._started_s = time.time()
 
     def run(self) -> int:
         """Run until the job is complete, wrong, stopped, or has failed too often.
@@ -52,8 +57,10 @@ class LocalLauncher:
 
     def _attempt(self) -> int:
         command = [sys.executable, "-m", "indextts_job", "train", *self._job.arguments]
+        name = f"{socket.gethostname()}-{os.getpid()}-{self._started_s:.0f}"
+        environment = {**os.environ, LAUNCHER_VARIABLE: name}
         # A session of its own: Ctrl+C reaches the trainer once, through this process, not twice.
-        self._child = subprocess.Popen(command, start_new_session=True)
+        self._child = subprocess.Popen(command, start_new_session=True, env=environment)
         return shell_code(self._child.wait())
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:

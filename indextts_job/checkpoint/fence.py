@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from indextts_job.checkpoint.storage import RunStorage
-from indextts_job.errors import SupersededError
+from indextts_job.errors import ConfigError, SupersededError
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class Fence:
                 "only one. Start one job per run, or use a store that honours If-None-Match.",
                 storage.url,
             )
+        self._chain = _chain(record)
         # The token tells our record from another's of the same number where the store does not.
         document = json.dumps({**record, "token": uuid.uuid4().hex}, indent=1).encode()
         number = _highest(storage) + 1
@@ -59,13 +60,26 @@ class Fence:
 
         Raises:
             SupersededError: A newer attempt exists.
+            ConfigError: It belongs to another submitted job; starting this one again would only chase it away.
         """
         newest = _highest(self._storage)
         if newest > self.attempt:
+            other = _chain(json.loads(self._storage.read(f"{FOLDER}/{newest:04d}.json")))
+            if self._chain and other and other != self._chain:
+                raise ConfigError(
+                    f"two jobs were started for the run {self._storage.url}: {other}, which goes on as attempt "
+                    f"{newest}, and {self._chain}, which ends here without writing. Nothing is lost."
+                )
             raise SupersededError(
                 f"attempt {newest} of {self._storage.url} has started; this is attempt {self.attempt} and it stops "
                 "without writing, so that one run has one writer. Nothing is lost: the newer attempt goes on."
             )
+
+
+def _chain(record: Mapping[str, Any]) -> str:
+    """The submitted job that an attempt belongs to; empty when a person started it."""
+    scheduler = record.get("scheduler") or {}
+    return f"{scheduler['kind']} job {scheduler['chain']}" if scheduler else ""
 
 
 def _highest(storage: RunStorage) -> int:

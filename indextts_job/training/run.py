@@ -32,10 +32,11 @@ from indextts_job.errors import (
 )
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.plan import HardwareFacts
+from indextts_job.hardware.scheduler import read_scheduler
 from indextts_job.preemption.signals import StopSignals
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import AttemptEnded, AttemptStarted, Emit, Notice
-from indextts_job.report.journal import Journal, SampleLog
+from indextts_job.report.journal import Journal, SampleLog, previous_end
 from indextts_job.report.stream import EventStream
 from indextts_job.report.tensorboard import TensorBoardCurves
 from indextts_job.training import resume
@@ -108,7 +109,7 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, st
     start = build(config, inputs, facts, selection, store, emit)
     check_stop(stop)
     laps.done("model")
-    attempt = Fence(storage, _attempt_record(config, facts, start.state.step))
+    attempt = Fence(storage, _attempt_record(config, facts, start.state.step, previous_end(storage)))
     _tidy(store, emit)
     emit(Notice(step=start.state.step, topic="run", message=f"{config.run}, attempt {attempt.attempt}"))
     laps.done("run folder")
@@ -211,12 +212,15 @@ def _demand_writable(run: str) -> None:
         raise ConfigError(f"run: {existing} is not writable. Choose another folder (--output-dir) or its permissions.")
 
 
-def _attempt_record(config: RunConfig, facts: HardwareFacts, step: int) -> dict[str, Any]:
+def _attempt_record(config: RunConfig, facts: HardwareFacts, step: int, previous: str) -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "pid": os.getpid(),
         "node": platform.node(),
         "device": facts.name,
+        "driver": facts.driver,
+        "scheduler": read_scheduler(os.environ),
+        "previous_end": previous,
         "step": step,
         "resume": config.resume.source,
     }

@@ -1,0 +1,31 @@
+"""Who started this process, from its environment: written into the record of every attempt."""
+
+from collections.abc import Mapping
+
+LAUNCHER_VARIABLE = "INDEXTTS_LAUNCHER"
+"""Set by `indextts-launch local` to a name of its own."""
+
+
+def read_scheduler(environment: Mapping[str, str]) -> dict[str, str]:
+    """What is known about the job: `kind`, `chain` (the same for every start of one submitted job) and numbers.
+
+    Args:
+        environment: Of the process.
+
+    Returns:
+        Empty when nobody but a person started it.
+    """
+    if "SLURM_JOB_ID" in environment:
+        job = environment["SLURM_JOB_ID"]
+        return {
+            "kind": "slurm",
+            "chain": environment.get("SLURM_ARRAY_JOB_ID", job),
+            "job": job,
+            "task": environment.get("SLURM_ARRAY_TASK_ID", ""),
+            "restarts": environment.get("SLURM_RESTART_COUNT", "0"),
+            "node": environment.get("SLURMD_NODENAME", ""),
+            "partition": environment.get("SLURM_JOB_PARTITION", ""),
+        }
+    if LAUNCHER_VARIABLE in environment:
+        return {"kind": "local", "chain": environment[LAUNCHER_VARIABLE]}
+    return {}

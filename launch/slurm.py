@@ -1,0 +1,165 @@
+"""SLURM: the batch script of a job, and what people do with it on a cluster.
+
+`render` is pure; the committed `slurm/train.sbatch` is what it gives for the default job.
+"""
+
+import getpass
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from indextts_job.errors import ConfigError, UnavailableError
+from launch.job import Job
+
+TEMPLATE = Path(__file__).with_name("train.sbatch.template")
+ERROR_LINE = "error:"
+TAIL_BYTES = 64 * 1024
+"""Of a log, when its last error is looked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlurmOptions:
+    """What only SLURM needs to know."""
+
+    account: str = ""
+    partition: str = ""
+    slices: int = 20
+    """Time slices of the chain, at most."""
+    time_limit: str = "24:00:00"
+    """Of one slice."""
+    log_folder: str = ""
+    environment: str = ".venv"
+    """Virtual environment, used when the job names no image."""
+
+
+def render(job: Job, options: SlurmOptions) -> str:
+    """The batch script.
+
+    Raises:
+        ConfigError: Something cannot stand in an `#SBATCH` line.
+    """
+    for name, value in (("name", job.name), ("account", options.account), ("partition", options.partition)):
+        if re.search(r"\s", value):
+            raise ConfigError(f"{name} {value!r}: SLURM allows no spaces here.")
+    folder = f"{options.log_folder.rstrip('/')}/" if options.log_folder else ""
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        name=job.name,
+        account=_directive("account", options.account),
+        partition=_directive("partition", options.partition),
+        slices=options.slices,
+        time=options.time_limit,
+        gpus=f"#SBATCH --gres=gpu:{job.gpus}" if job.gpus else "##SBATCH --gres=gpu:…",
+        cpus=job.cpus,
+        memory=job.memory_gib,
+        log=f'"{folder}%x-%A.log"' if " " in folder else f"{folder}%x-%A.log",
+        grace=job.grace_seconds,
+        arguments=" ".join(map(shlex.quote, job.arguments)),
+        image=shlex.quote(job.image) if job.image else "",
+        environment=shlex.quote(options.environment),
+        max_failures=job.max_failures,
+    )
+
+
+def _directive(name: str, value: str) -> str:
+    """An `#SBATCH` line; one that waits for its value is commented out."""
+    return f"#SBATCH --{name}={value}" if value else f"##SBATCH --{name}=…"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One job of the queue, as `scontrol` tells it."""
+
+    fields: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """Number as people give it: 17, or 17_3 of an array."""
+        array = self.fields.get("ArrayJobId")
+        return f"{array}_{self.fields['ArrayTaskId']}" if array else self.fields["JobId"]
+
+    @property
+    def log(self) -> Path:
+        """File of its output."""
+        return Path(self.fields.get("StdOut", ""))
+
+    def row(self) -> tuple[str, ...]:
+        """For a table."""
+        reason = self.fields.get("Reason", "None")
+        keys = ("JobState", "Restarts", "RunTime", "NodeList", "StartTime")
+        return (self.name, *(self.fields.get(key, "") for key in keys), "" if reason == "None" else reason)
+
+
+TASK_COLUMNS = ("job", "state", "restarts", "time", "node", "start", "reason")
+
+
+class SlurmCluster:
+    """The cluster whose login node this is, through its own commands."""
+
+    def __init__(self, run: Callable[..., "subprocess.CompletedProcess[str]"] = subprocess.run) -> None:
+        self._run = run
+
+    def submit(self, script: str, options: SlurmOptions) -> str:
+        """Queue a script; returns the job's number."""
+        if options.log_folder:
+            # SLURM fails a job without a word when the folder of its log is not there.
+            Path(options.log_folder).mkdir(parents=True, exist_ok=True)
+        return self._call(["sbatch", "--parsable"], script).strip().partition(";")[0]
+
+    def find(self, which: str) -> str:
+        """The number of a job: as given, or the newest of this user with that name.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if re.fullmatch(r"\d+(_\d+)?", which):
+            return which
+        user = getpass.getuser()
+        mine = [
+            task
+            for task in self._tasks(["scontrol", "--oneliner", "show", "job"])
+            if task.fields.get("JobName") == which and task.fields.get("UserId", "").startswith(f"{user}(")
+        ]
+        if not mine:
+            raise ConfigError(f"no job of {user} named {which} in the queue or just finished. Give its number.")
+        return max((task.fields.get("ArrayJobId", task.fields["JobId"]) for task in mine), key=int)
+
+    def tasks(self, number: str) -> list[Task]:
+        """The jobs of a number, running and waiting and just ended."""
+        return list(self._tasks(["scontrol", "--oneliner", "show", "job", number]))
+
+    def cancel(self, number: str) -> None:
+        """End a job for good; the trainer commits a checkpoint first."""
+        self._call(["scancel", number])
+
+    def _tasks(self, command: Sequence[str]) -> Iterator[Task]:
+        for line in self._call(command).splitlines():
+            # Values may hold spaces, keys do not: a value ends where the next ` Key=` begins.
+            fields = dict(re.findall(r"(\w+)=(.*?)(?=\s+[A-Z]\w*=|$)", line.strip()))
+            if "JobId" in fields:
+                yield Task(fields)
+
+    def _call(self, command: Sequence[str], stdin: str = "") -> str:
+        try:
+            done = self._run(command, input=stdin, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            raise ConfigError(f"{command[0]} not found. Run this where SLURM's commands are: a login node.") from None
+        if done.returncode != 0:
+            what = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+            raise UnavailableError(f"{command[0]}: {what}")
+        return done.stdout
+
+
+def last_error(log: Path) -> str:
+    """The last error that a log shows; empty if there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line for line in reversed(lines) if line.startswith(ERROR_LINE)), "")
