@@ -66,14 +66,23 @@ class Cluster:
         self.start_node()
 
     def start_node(self) -> None:
-        """Start slurmd; after `kill_node`, as a machine that comes back."""
+        """Start slurmd; after `lose_node`, as a machine that comes back."""
         self._daemon("slurmd", ["slurmd", "-D", "-f", str(self.folder / "slurm.conf")])
-        wait_until(lambda: self.call("sinfo", "-h", "-o", "%T", check=False).strip()[:4] in ("idle", "mixe", "allo"),
-                   "the node is ready")  # fmt: skip
+        wait_until(self._node_is_ready, "the node is ready")
 
-    def kill_node(self) -> None:
-        """Lose slurmd; jobs and their step daemons live on, as when only the network is gone."""
+    def _node_is_ready(self) -> bool:
+        state = self.call("sinfo", "-h", "-o", "%T", check=False).split("\n")[0].strip()
+        if state.startswith("down"):
+            self.call("scontrol", "update", f"NodeName={_host()}", "State=RESUME", check=False)
+        return state in ("idle", "mixed", "allocated", "completing")
+
+    def lose_node(self) -> None:
+        """Lose slurmd; jobs and their step daemons live on, as when only the network is gone.
+
+        The controller finds out by a timeout of half a minute; it is told, as a health check would.
+        """
         self._kill("slurmd", 9)
+        self.call("scontrol", "update", f"NodeName={_host()}", "State=DOWN", "Reason=lost")
 
     def stop(self) -> None:
         """Cancel everything, then stop the daemons."""
@@ -128,7 +137,7 @@ class Cluster:
             process.wait()
 
     def _configuration(self) -> str:
-        host, (ctld, slurmd) = socket.gethostname().partition(".")[0], free_ports(2)
+        host, (ctld, slurmd) = _host(), free_ports(2)
         run, log = self.folder / "run", self.folder / "log"
         lines = f"""
             ClusterName=test
@@ -169,6 +178,10 @@ class Cluster:
             PartitionName=ondemand Nodes={host} PriorityTier=100 PreemptMode=OFF
         """
         return "\n".join(line.strip() for line in lines.strip().splitlines()) + "\n"
+
+
+def _host() -> str:
+    return socket.gethostname().partition(".")[0]
 
 
 @contextmanager

@@ -20,7 +20,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "slurm/train.sbatch"
 WITHOUT_GPU = ("--gres=none", "--mem=1500", "--cpus-per-task=1")
 SHORT = {"schedule__max_steps": 40, "checkpoint__interval_steps": 10}
-LONG = {"schedule__max_steps": 6000, "checkpoint__interval_steps": 50, "validation__interval_steps": 500}
+LONG = {
+    "schedule__epochs": 100_000,
+    "schedule__max_steps": 5000,
+    "checkpoint__interval_steps": 50,
+    "validation__interval_steps": 500,
+    "report__log_interval_steps": 100,
+}
 
 
 def write_config(desk: Path, world: World, run: Path, **keys: Any) -> Path:
@@ -104,8 +110,9 @@ def test_a_chain_survives_everything_and_ends_with_the_same_bits(
             wait_until(lambda: "failure 1 in a row" in log_of(desk, chain), "the crash is noticed")
 
         def node_lost() -> None:
-            cluster.kill_node()
+            cluster.lose_node()
             wait_until(lambda: not running_task(cluster, chain), "the controller gives the node up")
+            assert trainers(desk), "the lost node goes on training: two writers, if nothing fenced it"
             cluster.start_node()
 
         for disturb in (preempted, killed, preempted, node_lost, preempted, timed_out):
