@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,39 +13,15 @@ import yaml
 from indextts_job.demo.world import World
 from tests.s3.conftest import Connect
 from tests.support.attempts import attempt
-from tests.support.fault_proxy import proxy
+from tests.support.fault_proxy import HeldLine, proxy
 from tests.support.runs import config_for, newest, store_of
 from tests.support.servers import Server
 
 KEYS = {"schedule__max_steps": 4000, "checkpoint__interval_steps": 4, "data__validation_manifests": []}
 
 
-class Line:
-    """Holds every upload of an object back once a checkpoint is visible, until it is let go.
-
-    Args:
-        slow_s: Seconds that the objects before that take.
-    """
-
-    def __init__(self, slow_s: float = 0.0) -> None:
-        self._slow_s = slow_s
-        self.uploading = threading.Event()
-        self.let_go = threading.Event()
-        self._committed = False
-
-    def __call__(self, _number: int, method: str, path: str) -> str:
-        if method == "PUT" and "/checkpoints/step" in path:
-            self._committed = True
-        elif method == "PUT" and "/objects/" in path and self._committed:
-            self.uploading.set()
-            self.let_go.wait()
-        elif method == "PUT" and "/objects/" in path:
-            self.let_go.wait(self._slow_s)
-        return ""
-
-
 @contextmanager
-def training(world: World, run: str, grace_s: float, line: Line, folder: Path) -> Iterator[subprocess.Popen[str]]:
+def training(world: World, run: str, grace_s: float, line: HeldLine, folder: Path) -> Iterator[subprocess.Popen[str]]:
     config = config_for(world, run, preemption__grace_seconds=grace_s, storage__retry_seconds=60, **KEYS)
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(config.to_json()), encoding="utf-8")
@@ -74,7 +49,7 @@ def until(process: subprocess.Popen[str], words: str) -> str:
 def test_with_thirty_seconds_left_the_newest_state_is_committed(
     world: World, s3_run: str, seaweed: Server, tmp_path: Path, connect: Connect
 ) -> None:
-    line = Line()
+    line = HeldLine()
     with proxy(seaweed.port, line) as (url, _faults):
         connect(url)
         with training(world, s3_run, 30.0, line, tmp_path) as process:
@@ -92,7 +67,7 @@ def test_with_thirty_seconds_left_the_newest_state_is_committed(
 def test_with_two_seconds_left_the_last_checkpoint_stands(
     world: World, s3_run: str, seaweed: Server, tmp_path: Path, connect: Connect
 ) -> None:
-    line = Line(slow_s=2.0)
+    line = HeldLine(slow_s=2.0)
     with proxy(seaweed.port, line) as (url, _faults):
         connect(url)
         with training(world, s3_run, 2.0, line, tmp_path) as process:

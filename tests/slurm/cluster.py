@@ -52,6 +52,8 @@ class Cluster:
         """Start the daemons and wait until the node is idle."""
         for name in ("state", "spool", "log", "run"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o755)  # every user's commands read the configuration
+        (self.folder / "run").chmod(0o755)
         (self.folder / "slurm.conf").write_text(self._configuration())
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
         key = self.folder / "munge.key"

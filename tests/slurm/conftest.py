@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3.conftest import connect, reach, s3_run, seaweed  # noqa: F401  # fixtures
 from tests.slurm.cluster import Cluster, demand_slurm, running_cluster
 
 GRACE_S = 20

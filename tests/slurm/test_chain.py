@@ -2,10 +2,12 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ import pytest
 import yaml
 
 from indextts_job.demo.world import World
+from tests.s3.conftest import Connect
 from tests.slurm.cluster import KILL_WAIT_S, Cluster, wait_until
+from tests.support.fault_proxy import HeldLine, proxy
 from tests.support.runs import config_for, newest, samples, state_of, store_of
+from tests.support.servers import Server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "slurm/train.sbatch"
@@ -29,7 +34,7 @@ LONG = {
 }
 
 
-def write_config(desk: Path, world: World, run: Path, **keys: Any) -> Path:
+def write_config(desk: Path, world: World, run: Path | str, **keys: Any) -> Path:
     path = desk / "run.yaml"
     path.write_text(yaml.safe_dump(config_for(world, run, **keys).to_json()), encoding="utf-8")
     return path
@@ -203,6 +208,65 @@ def test_two_chains_for_one_run_leave_one_writer(cluster: Cluster, world: World,
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert state_of(newest(run)) == state_of(newest(undisturbed))
     assert samples(run) == samples(undisturbed)
+    refused = [chain for chain in chains if "error: two jobs were started for the run" in log_of(desk, chain)]
+    assert len(refused) == 1
+    assert log_of(desk, refused[0]).count("slice ") == 1
+
+
+def test_a_grace_shorter_than_a_save_leaves_the_last_checkpoint(
+    cluster: Cluster, world: World, desk: Path, seaweed: Server, s3_run: str, connect: Connect
+) -> None:
+    line = HeldLine()
+    write_config(desk, world, s3_run, storage__retry_seconds=60, **{**LONG, "schedule__max_steps": 1000})
+    cluster.call("scontrol", "update", "PartitionName=spot", "GraceTime=1")
+    try:
+        with proxy(seaweed.port, line) as (url, _faults):
+            connect(url)
+            chain = submit(cluster, desk)
+            assert line.uploading.wait(120), log_of(desk, chain)
+            other = cluster.occupy(desk)
+            wait_until(lambda: cluster.state(other) == "RUNNING", "the trainer is killed, the node is taken")
+            assert not trainers(desk)
+            connect(seaweed.url)
+            (before,) = store_of(s3_run).names()
+            store_of(s3_run).verify(newest(s3_run))
+            line.let_go.set()
+            cluster.call("scancel", other)
+            wait_until(ended(cluster, chain), "the chain is over")
+    finally:
+        line.let_go.set()
+        cluster.call("scontrol", "update", "PartitionName=spot", f"GraceTime={cluster.grace_s}")
+    log = log_of(desk, chain)
+    assert "1 s of grace" in log
+    assert f"step {before.step} of 1000" in log
+    assert log.rstrip().endswith("the run is complete"), log
+
+
+@pytest.fixture
+def first_last() -> Iterator[str]:
+    """A user whose name has a dot."""
+    name = "first.last"
+    subprocess.run(["useradd", "--badname", "--no-create-home", name], check=True)
+    yield name
+    subprocess.run(["userdel", name], check=True, capture_output=True)
+
+
+def test_a_user_with_a_dot_and_a_trainer_that_always_crashes(
+    cluster: Cluster, first_last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="desk of ") as name:
+        desk = Path(name)
+        shutil.chown(desk, first_last)
+        # There is no virtual environment here: every slice ends with 2 at once.
+        command = ["runuser", "-u", first_last, "--", "sbatch", "--parsable", *WITHOUT_GPU]
+        chain = cluster.call(*command, script=SCRIPT.read_text(encoding="utf-8"), cwd=desk).strip()
+        wait_until(ended(cluster, chain), "the chain is over")
+        log = log_of(desk, chain)
+        assert log.count("slice ") == 3
+        assert "failure 3 in a row of at most 3" in log
+        assert not list(desk.glob("*.failures"))
+        monkeypatch.setenv("LOGNAME", first_last)
+        assert f"{chain}_3" in launch(cluster, desk, "status")
 
 
 @pytest.mark.parametrize("folder", ["logs", "deep/er logs"])

@@ -136,6 +136,30 @@ class _Server(ThreadingHTTPServer):
         """A client that went away, or a connection that we closed ourselves."""
 
 
+class HeldLine:
+    """Holds every upload of an object back once a checkpoint is visible, until it is let go.
+
+    Args:
+        slow_s: Seconds that the objects before that take.
+    """
+
+    def __init__(self, slow_s: float = 0.0) -> None:
+        self._slow_s = slow_s
+        self.uploading = threading.Event()
+        self.let_go = threading.Event()
+        self._committed = False
+
+    def __call__(self, _number: int, method: str, path: str) -> str:
+        if method == "PUT" and "/checkpoints/step" in path:
+            self._committed = True
+        elif method == "PUT" and "/objects/" in path and self._committed:
+            self.uploading.set()
+            self.let_go.wait()
+        elif method == "PUT" and "/objects/" in path:
+            self.let_go.wait(self._slow_s)
+        return ""
+
+
 @contextmanager
 def proxy(upstream: int, fault: Fault) -> Iterator[tuple[str, list[str]]]:
     """A proxy in front of a server.

@@ -1,0 +1,92 @@
+"""The batch script that the launcher prints, and what it reads from SLURM's commands."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from indextts_job.errors import ConfigError, UnavailableError
+from launch.cli import main
+from launch.job import Job
+from launch.slurm import SlurmCluster, SlurmOptions, last_error, render
+
+COMMITTED = Path(__file__).resolve().parents[2] / "slurm/train.sbatch"
+SHOWN = (
+    "JobId=7 ArrayJobId=6 ArrayTaskId=2 JobName=amharic UserId=first.last(1001) GroupId=x(1) MCS_label=N/A "
+    "JobState=RUNNING Reason=None Dependency=(null) Restarts=1 RunTime=00:00:09 NodeList=n1 "
+    "StartTime=2026-11-21T12:00:00 WorkDir=/home/a b StdOut=/home/a b/amharic-6.log Power=\n"
+    "JobId=6 ArrayJobId=6 ArrayTaskId=3-20%1 JobName=amharic UserId=first.last(1001) JobState=PENDING "
+    "Reason=JobArrayTaskLimit Restarts=0 RunTime=00:00:00 NodeList= StdOut=/home/a b/amharic-6.log Power=\n"
+)
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def answering(code: int, output: str, error: str = "") -> Run:
+    return lambda command, **_named: subprocess.CompletedProcess(command, code, output, error)
+
+
+def test_the_committed_script_is_what_the_launcher_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["slurm", "submit", "--dry-run"]) == 0
+    assert capsys.readouterr().out == COMMITTED.read_text(encoding="utf-8")
+
+
+def test_a_job_s_values_reach_the_script_quoted(tmp_path: Path) -> None:
+    job = Job(
+        name="am", arguments=("s3://b/my run.yaml", "schedule.epochs=3"), image="a b.sif", gpus=0, grace_seconds=90
+    )
+    script = render(
+        job, SlurmOptions(account="lab", partition="spot", slices=3, time_limit="1:00", log_folder="my logs")
+    )
+    for line in (
+        "#SBATCH --account=lab",
+        "#SBATCH --partition=spot",
+        "#SBATCH --array=1-3%1",
+        '#SBATCH --output="my logs/%x-%A.log"',
+        "#SBATCH --signal=USR2@90",
+        "grace=90",
+        "arguments=('s3://b/my run.yaml' schedule.epochs=3)",
+        "image='a b.sif'",
+        "##SBATCH --gres=gpu:…",
+    ):
+        assert f"\n{line}\n" in script
+    path = tmp_path / "script"
+    path.write_text(script, encoding="utf-8")
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def test_what_no_directive_can_hold_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no spaces"):
+        render(Job(name="my job"), SlurmOptions())
+
+
+def test_tasks_are_read_whatever_the_values_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "first.last")
+    cluster = SlurmCluster(answering(0, SHOWN))
+    running, waiting = cluster.tasks("6")
+    assert (running.name, waiting.name) == ("6_2", "6_3-20%1")
+    assert running.log == Path("/home/a b/amharic-6.log")
+    assert running.row()[1:6] == ("RUNNING", "1", "00:00:09", "n1", "2026-11-21T12:00:00")
+    assert waiting.row()[-1] == "JobArrayTaskLimit"
+    assert cluster.find("amharic") == "6"
+    assert cluster.find("17") == "17"
+    with pytest.raises(ConfigError, match=r"no job of first\.last named other"):
+        cluster.find("other")
+
+
+def test_failures_of_slurm_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"^sbatch: error: invalid account$"):
+        SlurmCluster(answering(1, "", "error:  invalid\naccount\n")).submit("", SlurmOptions())
+
+    def missing(command: list[str], **_named: object) -> "subprocess.CompletedProcess[str]":
+        raise FileNotFoundError(command[0])
+
+    with pytest.raises(ConfigError, match="login node"):
+        SlurmCluster(missing).cancel("1")
+
+
+def test_the_last_error_of_a_log_is_found(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert last_error(log) == ""
+    log.write_text("x\n" * 100_000 + "error: first\nerror: second\nslurm  over\n")
+    assert last_error(log) == "error: second"
