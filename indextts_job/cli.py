@@ -77,6 +77,8 @@ def _dispatch(arguments: Sequence[str], stop: StopSignals) -> int:
         return _inspect(given) if given.action == "inspect" else _list(given.run, given.json, given.verify)
     if given.command == "export":
         return _export(given)
+    if given.command == "status":
+        return _status(given)
     if given.command == "shard":
         return _shard(given)
     from indextts_job.demo.show import run_demo
@@ -128,6 +130,9 @@ def build_parser() -> argparse.ArgumentParser:
     for sub in (listing, inspect):
         sub.add_argument("--json", action="store_true", help="for programs")
         sub.add_argument("--verify", action="store_true", help="read every byte and compare hashes")
+    status = commands.add_parser("status", help="the attempts of a run: where each ran, how far it came, how it ended")
+    status.add_argument("run", help="run folder or URL")
+    status.add_argument("--json", action="store_true", help="for programs")
     shard = commands.add_parser(
         "shard", help="make a sharded dataset of manifests and their files, for training from a bucket"
     )
@@ -236,6 +241,40 @@ def _list(run: str, as_json: bool, verify: bool) -> int:  # noqa: FBT001
             str(row["attempt"]),
             {True: "yes", False: "NO", None: ""}[row["verified"]],
             row["name"],
+        )
+    Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200).print(table)
+    return errors.EXIT_OK
+
+
+def _status(given: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from indextts_job import files
+    from indextts_job.checkpoint.remote import open_storage
+    from indextts_job.report.attempts import attempts, scheduler_text
+    from indextts_job.retry import StorageConfig
+
+    files.configure_object_stores(StorageConfig())
+    rows = attempts(open_storage(given.run))
+    if given.json:
+        print(json.dumps(rows, indent=1))  # noqa: T201
+        return errors.EXIT_OK
+    if not rows:
+        raise errors.ConfigError(f"{given.run}: no run here; it holds no attempts.")
+    table = Table("attempt", "started", "scheduler", "node", "device", "steps", "committed", "ended", "how")
+    for row in rows:
+        how = f"{row['outcome']} ({row['exit_code']})" if row["outcome"] else "runs, or was killed"
+        table.add_row(
+            str(row["attempt"]),
+            row["started"],
+            scheduler_text(row.get("scheduler", {})),
+            row["node"],
+            row["device"],
+            f"{row['from_step']} … {row['last_step']}",
+            "" if row["committed_step"] is None else str(row["committed_step"]),
+            row["ended"].partition(".")[0],
+            how if row["outcome"] or row is rows[-1] else "killed",
         )
     Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200).print(table)
     return errors.EXIT_OK

@@ -311,3 +311,18 @@ def test_version_and_help() -> None:
         output, _ = process.communicate()
         assert process.returncode == 0
         assert output
+
+
+def test_status_shows_every_attempt(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert attempt(config_for(world, run, schedule__max_steps=8)).code == 0
+    assert attempt(config_for(world, run, schedule__max_steps=12, resume__accept=["schedule.max_steps"])).code == 0
+    assert main(["status", str(run), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["from_step"], first["committed_step"], first["outcome"], first["exit_code"]) == (0, 8, "complete", 0)
+    assert (second["from_step"], second["last_step"]) == (8, 12)
+    assert second["previous_end"] == "complete, exit code 0"
+    assert main(["status", str(run)]) == 0
+    assert "8 … 12" in capsys.readouterr().out
+    assert main(["status", str(tmp_path / "nothing")]) == 78
+    assert "no run here" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from indextts_job.errors import EXIT_OK, EXIT_STOPPED
 from indextts_job.files import read_yaml
 from indextts_job.model.base_checkpoint import load_base_checkpoint
 from indextts_job.model.config import gpt_config
-from tests.support.runs import config_for, events, newest, samples, state_of, store_of
+from tests.support.runs import config_for, curve, events, newest, samples, state_of, store_of
 from tests.support.warm_parent import Interruption, WarmParent, rounds
 
 WANTED_INTERRUPTIONS = 100
@@ -97,13 +97,6 @@ def test_base_rows_and_untrained_modules_keep_their_bits(
 def test_the_curve_is_continuous_and_has_no_overlap(
     world: World, warm_parent: WarmParent, tmp_path: Path, log: Path
 ) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    def curve(run: Path, tag: str) -> list[tuple[int, float]]:
-        reader = EventAccumulator(str(run / "logs/train"))
-        reader.Reload()
-        return [(point.step, point.value) for point in reader.Scalars(tag)]
-
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     assert warm_parent.attempt(config_for(world, undisturbed), log).code == EXIT_OK
     for at, number in ((60, signal.SIGKILL), (70, signal.SIGTERM), (65, signal.SIGKILL)):

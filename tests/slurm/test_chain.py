@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
+from indextts_job.checkpoint.remote import open_storage
 from indextts_job.demo.world import World
+from indextts_job.report.attempts import attempts
 from tests.s3.conftest import Connect
 from tests.slurm.cluster import KILL_WAIT_S, Cluster, wait_until
 from tests.support.fault_proxy import HeldLine, proxy
-from tests.support.runs import config_for, newest, samples, state_of, store_of
+from tests.support.runs import config_for, curve, newest, samples, state_of, store_of
 from tests.support.servers import Server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -132,6 +134,13 @@ def test_a_chain_survives_everything_and_ends_with_the_same_bits(
     assert log.rstrip().endswith("the run is complete"), log[-2000:]
     assert state_of(newest(run)) == state_of(newest(undisturbed))
     assert samples(run) == samples(undisturbed)
+    assert curve(run, "train/text_loss") == curve(undisturbed, "train/text_loss")
+    rows = attempts(open_storage(str(run)))
+    assert len(rows) == 7
+    assert {row["scheduler"]["chain"] for row in rows} == {chain}
+    assert rows[2]["previous_end"] == "killed: it wrote no end"
+    assert rows[1]["previous_end"].startswith("stopped, exit code 75")
+    assert [row["outcome"] for row in rows][-1] == "complete"
 
 
 def ended(cluster: Cluster, chain: str) -> Callable[[], bool]:

@@ -78,3 +78,12 @@ def events(run: Path, kind: str = "") -> list[dict[str, Any]]:
 def samples(run: Path) -> dict[int, list[str]]:
     """Sample ids of every committed step."""
     return committed_samples([path.read_bytes() for path in sorted((run / SAMPLES).iterdir())])
+
+
+def curve(run: Path, tag: str) -> list[tuple[int, float]]:
+    """Steps and values of one TensorBoard curve, over all attempts."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(str(run / "logs/train"))
+    reader.Reload()
+    return [(point.step, point.value) for point in reader.Scalars(tag)]

@@ -8,6 +8,7 @@ import pytest
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.facts import read_facts, usable_cpus
 from indextts_job.hardware.plan import CPU_CAPACITY_TOKENS, HardwareConfig, HardwareFacts, make_plan
+from indextts_job.hardware.scheduler import read_scheduler
 from indextts_job.model.config import ConformerConfig, GPTConfig
 
 GIB = 2**30
@@ -80,3 +81,12 @@ def test_facts_of_this_machine_are_plausible() -> None:
     assert facts.device == "cpu"
     assert facts.memory_bytes > 2**29
     assert facts.cpus >= 1
+
+
+def test_the_scheduler_is_known_from_the_environment() -> None:
+    slurm = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "1"}
+    found = read_scheduler(slurm)
+    assert (found["kind"], found["chain"], found["task"], found["restarts"]) == ("slurm", "9", "3", "1")
+    assert read_scheduler({"SLURM_JOB_ID": "12"})["chain"] == "12"
+    assert read_scheduler({"INDEXTTS_LAUNCHER": "n1-77"}) == {"kind": "local", "chain": "n1-77"}
+    assert read_scheduler({"HOME": "/root"}) == {}

@@ -113,3 +113,19 @@ def test_refused_access_has_its_own_exit_code(tmp_path: Path, monkeypatch: pytes
 def test_an_unknown_kind_of_storage_says_what_to_install() -> None:
     with pytest.raises(ConfigError, match="gopher"):
         open_storage("gopher://bucket/run")
+
+
+def test_an_attempt_of_another_submitted_job_ends_this_one_for_good(tmp_path: Path) -> None:
+    def record(chain: str) -> dict[str, object]:
+        return {"scheduler": {"kind": "slurm", "chain": chain}}
+
+    storage = open_storage(str(tmp_path))
+    first, again = Fence(storage, record("7")), Fence(storage, record("7"))
+    with pytest.raises(SupersededError):
+        first.check()
+    other = Fence(storage, record("8"))
+    with pytest.raises(ConfigError, match=r"two jobs were started .* slurm job 8, which goes on as attempt 3"):
+        again.check()
+    Fence(storage, {})  # by hand: nothing is known about the job
+    with pytest.raises(SupersededError):
+        other.check()

@@ -1,0 +1,69 @@
+"""The attempts of a run, from their records and journals: where each ran, how far it came, how it ended."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from indextts_job.checkpoint.storage import RunStorage
+from indextts_job.report.journal import EVENTS
+
+ATTEMPTS = "attempts"
+READERS = 16
+
+
+def attempts(storage: RunStorage) -> list[dict[str, Any]]:
+    """One row per attempt, oldest first: its record, and what its journal adds.
+
+    Args:
+        storage: The run.
+
+    Returns:
+        The record of each attempt with `attempt`, `from_step`, `committed_step` (of its last checkpoint), `last_step`
+        (the last one it told of), `ended` (UTC time), `outcome` and `exit_code`; the last three empty while it runs or
+        when it was killed.
+    """
+    names = sorted(name for name in storage.list(ATTEMPTS) if name.endswith(".json"))
+    journals = storage.list(EVENTS)
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(
+            pool.map(lambda name: _row(storage, name, f"attempt-{name.removesuffix('.json')}.jsonl" in journals), names)
+        )
+
+
+def _row(storage: RunStorage, name: str, has_journal: bool) -> dict[str, Any]:  # noqa: FBT001
+    record: dict[str, Any] = json.loads(storage.read(f"{ATTEMPTS}/{name}"))
+    record.pop("token", None)
+    number = name.removesuffix(".json")
+    row = {
+        "attempt": int(number),
+        **record,
+        "from_step": record.get("step", 0),
+        "committed_step": None,
+        "last_step": record.get("step", 0),
+        "ended": "",
+        "outcome": "",
+        "exit_code": None,
+    }
+    lines = (
+        storage.read(f"{EVENTS}/attempt-{number}.jsonl").decode(errors="replace").splitlines() if has_journal else []
+    )
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # cut off by a kill
+        row["last_step"] = max(row["last_step"], event["step"])
+        if event["event"] == "Committed":
+            row["committed_step"] = event["step"]
+        elif event["event"] == "AttemptEnded":
+            row |= {"ended": event["time"], "outcome": event["outcome"], "exit_code": event["exit_code"]}
+    return row
+
+
+def scheduler_text(scheduler: dict[str, str]) -> str:
+    """Who started an attempt, in a few words."""
+    if not scheduler:
+        return ""
+    task = f"_{scheduler['task']}" if scheduler.get("task") else ""
+    restarts = scheduler.get("restarts", "0")
+    return f"{scheduler['kind']} {scheduler['chain']}{task}" + (f", restart {restarts}" if restarts != "0" else "")
