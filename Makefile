@@ -33,6 +33,8 @@ bench: $(VENV)/ready-dev
 	$(BIN)/python -m bench.heads
 	$(BIN)/python -m bench.freezing
 	$(BIN)/python -m bench.checkpoint
+	$(BIN)/python -m bench.data
+	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.chaos
 
 goldens: $(VENV)/ready-dev

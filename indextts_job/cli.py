@@ -139,6 +139,12 @@ def build_parser() -> argparse.ArgumentParser:
     shard.add_argument("manifests", nargs="+", metavar="MANIFEST[::LANG]", help="paired manifests, paths or URLs")
     shard.add_argument("--output", required=True, help="folder or URL of the sharded dataset")
     shard.add_argument("--tokenizer", required=True, help="SentencePiece model that the text ids were made with")
+    shard.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the stored vectors; bfloat16 halves the bytes, rounds, and makes another dataset (default: float32)",
+    )
     shard.add_argument("--config", default="checkpoints/config.yaml", help="config.yaml of the model")
     shard.add_argument("--skip-bad-samples", action="store_true", help="leave bad samples out; the index names them")
     export = commands.add_parser("export", help="write gpt.pth, config.yaml and tokenizer for inference")
@@ -324,7 +330,12 @@ def _shard(given: argparse.Namespace) -> int:
         for sample in dataset.skipped:
             message = f"skipped bad sample {sample.id}: {sample.reason}"
             console(Notice(step=0, topic="data", message=message, warning=True))
-        written = write_shards(dataset, given.output, lambda done, total: console.progress("sharding", done, total))
+        written = write_shards(
+            dataset,
+            given.output,
+            lambda done, total: console.progress("sharding", done, total),
+            dtype=given.dtype,
+        )
         message = f"{len(dataset)} samples in {given.output}, fingerprint {written[:16]}; train with it as the manifest"
         console(Notice(step=0, topic="shards", message=message))
     return errors.EXIT_OK

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,18 @@ import safetensors.numpy
 
 from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.storage import RunStorage
-from indextts_job.data.dataset import DIGEST_BYTES, Dataset, Vector, read_vector
-from indextts_job.data.shards import FORMAT_VERSION, INDEX, METADATA, Shard, Table, parse_index, tensors_hash
+from indextts_job.data.batch import Floats
+from indextts_job.data.dataset import DIGEST_BYTES, Dataset, Vector, content_digest, read_vector
+from indextts_job.data.shards import (
+    FORMAT_VERSION,
+    INDEX,
+    ITEM_BYTES,
+    METADATA,
+    Shard,
+    Table,
+    parse_index,
+    tensors_hash,
+)
 from indextts_job.errors import ConfigError
 from indextts_job.model.config import CONDITION_LATENTS
 
@@ -30,7 +40,9 @@ Progress = Callable[[int, int], None]
 """Called with (rows written, rows in all)."""
 
 
-def write_shards(dataset: Dataset, output: str, progress: Progress, *, shard_bytes: int = SHARD_BYTES) -> str:
+def write_shards(
+    dataset: Dataset, output: str, progress: Progress, *, dtype: str = "float32", shard_bytes: int = SHARD_BYTES
+) -> str:
     """Write a checked dataset as shards.
 
     Shards that an interrupted earlier call has finished are kept.
@@ -39,15 +51,18 @@ def write_shards(dataset: Dataset, output: str, progress: Progress, *, shard_byt
         dataset: What to write.
         output: Folder or URL; must not hold another dataset.
         progress: Told how many rows are written.
+        dtype: How vectors are stored. bfloat16 halves the bytes and rounds: another dataset, with its own fingerprint.
         shard_bytes: Size of a shard, about.
 
     Returns:
-        The dataset's fingerprint, the same in both forms.
+        The fingerprint; in float32 the same as that of the dataset.
 
     Raises:
         ConfigError: The output holds another dataset.
     """
     storage = open_storage(output)
+    if dtype == "bfloat16":
+        dataset = _rounded(dataset)
     _refuse_another_dataset(storage, dataset.fingerprint)
     conditions, condition_rows = _distinct([entry.condition for entry in dataset.entries])
     emotions, emotion_rows = _distinct([entry.emotion for entry in dataset.entries])
@@ -55,7 +70,7 @@ def write_shards(dataset: Dataset, output: str, progress: Progress, *, shard_byt
     codes, code_rows = _distinct([entry.codes for entry in dataset.entries])
     total = len(conditions) + len(emotions)
     width = len(read_vector(dataset.entries[0].emotion, "the first sample"))
-    writer = _ShardWriter(storage, shard_bytes, lambda done: progress(done, total))
+    writer = _ShardWriter(storage, dtype, shard_bytes, lambda done: progress(done, total))
     tables = {
         "condition": writer.write("condition", conditions, (CONDITION_LATENTS, width)),
         "emotion": writer.write("emotion", emotions, (width,)),
@@ -101,15 +116,16 @@ def _refuse_another_dataset(storage: RunStorage, wanted: str) -> None:
 class _ShardWriter:
     """Writes rows in their order; a note beside each shard says which rows it holds, so that it can be kept."""
 
-    def __init__(self, storage: RunStorage, shard_bytes: int, progress: Callable[[int], None]) -> None:
+    def __init__(self, storage: RunStorage, dtype: str, shard_bytes: int, progress: Callable[[int], None]) -> None:
         self._storage = storage
+        self._dtype = dtype
         self._shard_bytes = shard_bytes
         self._progress = progress
         self._done = 0
 
     def write(self, kind: str, vectors: Sequence[Vector], row_shape: tuple[int, ...]) -> Table:
         """Write all rows of one kind."""
-        row_bytes = 4 * int(np.prod(row_shape))
+        row_bytes = ITEM_BYTES[self._dtype] * int(np.prod(row_shape))
         per_shard = max(1, self._shard_bytes // row_bytes)
         there = self._storage.list("")
         shards = []
@@ -123,7 +139,7 @@ class _ShardWriter:
             shards.append(known)
             self._done += len(part)
             self._progress(self._done)
-        return Table(row_shape=row_shape, rows_per_shard=per_shard, shards=tuple(shards))
+        return Table(dtype=self._dtype, row_shape=row_shape, rows_per_shard=per_shard, shards=tuple(shards))
 
     def _finished(self, name: str, rows: str) -> Shard | None:
         try:
@@ -135,7 +151,7 @@ class _ShardWriter:
     def _write_shard(self, kind: str, name: str, rows: str, part: Sequence[Vector]) -> Shard:
         with ThreadPoolExecutor(max_workers=READERS) as pool:
             values = list(pool.map(lambda vector: read_vector(vector, "sharding"), part))
-        content = safetensors.numpy.save({kind: np.stack(values)})
+        content = self._container(kind, np.stack(values))
         shard = Shard(
             name=name,
             rows=len(part),
@@ -147,6 +163,44 @@ class _ShardWriter:
         note = {"rows_sha256": rows, "shard": asdict(shard)}
         self._storage.write(f"{name}.json", json.dumps(note, indent=1).encode())
         return shard
+
+    def _container(self, kind: str, values: Floats) -> bytes:
+        if self._dtype == "float32":
+            return bytes(safetensors.numpy.save({kind: values}))
+        halves = (values.view(np.uint32) >> 16).astype(np.uint16)  # exact: the values are rounded already
+        # numpy has no bfloat16, so the container is written here: length of the header, header, bytes.
+        entry = {"dtype": "BF16", "shape": list(values.shape), "data_offsets": [0, halves.nbytes]}
+        header = json.dumps({kind: entry}).encode()
+        header += b" " * (-len(header) % 8)
+        return len(header).to_bytes(8, "little") + header + halves.tobytes()
+
+
+def _rounded(dataset: Dataset) -> Dataset:
+    """The dataset as it is after its vectors went through bfloat16; reads all of them once for their digests."""
+
+    def through(vector: Vector) -> Vector:
+        def load(fresh: bool) -> Floats:  # noqa: FBT001
+            return _to_bfloat16(vector.load(fresh))
+
+        rounded = _to_bfloat16(read_vector(vector, "sharding"))
+        return Vector(vector.where, content_digest(rounded), load)
+
+    every = [vector for entry in dataset.entries for vector in (entry.condition, entry.emotion)]
+    distinct = list({vector.digest: vector for vector in every}.values())
+    with ThreadPoolExecutor(max_workers=READERS) as pool:
+        places = dict(zip((vector.digest for vector in distinct), pool.map(through, distinct), strict=True))
+    entries = [
+        replace(entry, condition=places[entry.condition.digest], emotion=places[entry.emotion.digest])
+        for entry in dataset.entries
+    ]
+    return Dataset(entries, dataset.skipped)
+
+
+def _to_bfloat16(values: Floats) -> Floats:
+    """Rounded to the nearest bfloat16, ties to even, as float32."""
+    bits = values.view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32)
 
 
 def _distinct(things: Sequence[Any]) -> tuple[list[Any], npt.NDArray[np.int32]]:

@@ -33,6 +33,7 @@ from indextts_job.model.config import CONDITION_LATENTS
 INDEX = "index.safetensors"
 METADATA = "indextts_job"
 FORMAT_VERSION = 1
+ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +52,16 @@ class Shard:
 class Table:
     """All rows of one kind of vector."""
 
+    dtype: str
+    """float32 or bfloat16: how rows are stored; they are always handed over as float32."""
     row_shape: tuple[int, ...]
     rows_per_shard: int
     shards: tuple[Shard, ...]
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one float32 row."""
-        return 4 * int(np.prod(self.row_shape))
+        """Bytes of one row."""
+        return ITEM_BYTES[self.dtype] * int(np.prod(self.row_shape))
 
     def place(self, row: int) -> tuple[Shard, int]:
         """Shard of a row, and its first byte in it."""
@@ -159,6 +162,7 @@ def tensors_hash(content: bytes) -> str:
 
 def _table(entry: Mapping[str, Any]) -> Table:
     return Table(
+        dtype=entry["dtype"],
         row_shape=tuple(entry["row_shape"]),
         rows_per_shard=entry["rows_per_shard"],
         shards=tuple(Shard(**shard) for shard in entry["shards"]),
@@ -228,4 +232,7 @@ def _vectors(
 
 def _load_row(read_range: ReadRange, shard: Shard, start: int, table: Table, fresh: bool) -> Floats:  # noqa: FBT001
     content = read_range(shard, start, start + table.row_bytes, fresh=fresh)
+    if table.dtype == "bfloat16":
+        # A bfloat16 is the upper half of a float32.
+        return (np.frombuffer(content, np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(table.row_shape)
     return np.frombuffer(content, np.float32).reshape(table.row_shape)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from indextts_job.cli import main
 from indextts_job.data.dataset import Dataset, Limits
@@ -228,3 +230,23 @@ def test_skipped_samples_are_named_in_the_index(world: World, limits: Limits, tm
     sharded = load_dataset([str(tmp_path / "shards")], limits, skip_bad_samples=False)
     assert [sample.id for sample in sharded.skipped] == [records[3]["id"]]
     assert sharded.fingerprint == dataset.fingerprint
+
+
+def test_bfloat16_halves_the_bytes_and_rounds_as_torch_does(dataset: Dataset, limits: Limits, tmp_path: Path) -> None:
+    exact, halved = tmp_path / "exact", tmp_path / "halved"
+    write_shards(dataset, str(exact), nothing)
+    fingerprint = write_shards(dataset, str(halved), nothing, dtype="bfloat16")
+    sharded = load_dataset([str(halved)], limits, skip_bad_samples=False)
+    assert sharded.fingerprint == fingerprint != dataset.fingerprint
+    for index in range(40):
+        one, other = dataset.sample(index), sharded.sample(index)
+        assert np.array_equal(torch.tensor(one.condition).bfloat16().float().numpy(), other.condition)
+        assert np.array_equal(torch.tensor(one.emotion).bfloat16().float().numpy(), other.emotion)
+        assert np.array_equal(one.codes, other.codes)
+    name = "condition-00000.safetensors"
+    assert (halved / name).stat().st_size < 0.51 * (exact / name).stat().st_size
+    stored = safetensors.torch.load_file(halved / name)["condition"]
+    assert stored.dtype == torch.bfloat16
+    assert write_shards(dataset, str(halved), nothing, dtype="bfloat16") == fingerprint
+    with pytest.raises(ConfigError, match="another sharded dataset"):
+        write_shards(dataset, str(halved), nothing)
