@@ -1,6 +1,5 @@
 """A line that fails, lies and breaks between job and bucket: the run ends right, no wrong byte is accepted."""
 
-import random
 from collections import Counter
 from pathlib import Path
 
@@ -41,9 +40,9 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def now_and_then(kind: str) -> Fault:
-    """A fault in one request of twelve; hangs, which cost a timeout, and lies, which cost readings, in one of forty."""
-    chance, share = random.Random(kind), 1 / 40 if kind in ("hang", "corrupt") else 1 / 12
-    return lambda _number, _method, _path: kind if chance.random() < share else ""
+    """A fault in every twelfth request; hangs, which cost a timeout, and lies, which cost readings, in every thirtieth."""
+    every = 30 if kind in ("hang", "corrupt") else 12
+    return lambda number, _method, _path: kind if number % every == 0 else ""
 
 
 @pytest.mark.parametrize("kind", KINDS, indirect=True)

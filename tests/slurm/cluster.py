@@ -8,8 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.servers import free_ports
+from tests.support.waiting import wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 KILL_WAIT_S = 5
@@ -195,15 +195,3 @@ def running_cluster(folder: Path, grace_s: int) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.stop()
-
-
-def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 120.0) -> None:
-    """Look until something is so. SLURM tells nobody; asking it is the only way.
-
-    Raises:
-        AssertionError: It did not become so.
-    """
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.1)

@@ -18,10 +18,11 @@ from indextts_job.checkpoint.remote import open_storage
 from indextts_job.demo.world import World
 from indextts_job.report.attempts import attempts
 from tests.s3.conftest import Connect
-from tests.slurm.cluster import KILL_WAIT_S, Cluster, wait_until
+from tests.slurm.cluster import KILL_WAIT_S, Cluster
 from tests.support.fault_proxy import HeldLine, proxy
 from tests.support.runs import config_for, curve, newest, samples, state_of, store_of
 from tests.support.servers import Server
+from tests.support.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "slurm/train.sbatch"
