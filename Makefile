@@ -1,4 +1,5 @@
 # make demo    everything set up, then: train, get preempted, resume, compare bit for bit
+# make demo-s3 the same, with the runs in a real S3 server on loopback
 # make test    everything set up, then: all checks and tests
 # make check   format, lint, types, import layers, spelling
 # make bench   the measurements behind the README's figures
@@ -7,10 +8,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PYTHONUTF8 := 1
 
-.PHONY: demo test check lint format bench chaos goldens constraints clean
+.PHONY: demo demo-s3 test check lint format bench chaos goldens constraints clean
 
 demo: $(VENV)/ready-run
 	$(BIN)/indextts-job demo
+
+demo-s3: $(VENV)/ready-dev
+	$(BIN)/python -m tests.support.servers $(BIN)/indextts-job demo --url s3://bucket/demos
 
 test: check
 	$(BIN)/pytest

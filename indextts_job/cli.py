@@ -83,7 +83,7 @@ def _dispatch(arguments: Sequence[str], stop: StopSignals) -> int:
         return _shard(given)
     from indextts_job.demo.show import run_demo
 
-    return run_demo(Path(given.folder))
+    return run_demo(Path(given.folder), given.url)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -153,6 +153,9 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--tag", choices=("best", "final"), help="newest checkpoint with this tag; default: the newest")
     demo = commands.add_parser("demo", help="train, get preempted, resume, and compare bit for bit")
     demo.add_argument("--folder", default="demo_run", help="where to work (default: demo_run)")
+    demo.add_argument(
+        "--url", default="", help="where the runs go, for example s3://bucket/demos (default: the folder)"
+    )
     return parser
 
 

@@ -8,32 +8,35 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.markup import escape
 
+from indextts_job import files
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import CheckpointManifest
 from indextts_job.checkpoint.remote import open_storage
+from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.demo.world import World, WorldSize, make_world
 from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, ConfigError, IndexTTSJobError
 from indextts_job.report.journal import EVENTS, SAMPLES, committed_samples
+from indextts_job.retry import StorageConfig
 
 PREEMPT_AFTER_STEP = 70
 KILL_AFTER_STEP = 145
 _BARS = "▁▂▃▄▅▆▇█"
 
 
-def run_demo(folder: Path) -> int:
+def run_demo(folder: Path, url: str = "") -> int:
     """Show what the trainer promises, on real processes and real signals.
 
     Args:
         folder: Where to work; must be new, or an earlier demo's.
+        url: Where the runs go, below a new name; empty = the folder.
 
     Returns:
         0 when both runs end with the same bits, else 70.
@@ -46,14 +49,16 @@ def run_demo(folder: Path) -> int:
     config = _write_config(folder, world)
     console.print(f"            {config}: the run's configuration")
     heading("Run 1: undisturbed")
-    undisturbed = folder / "undisturbed"
+    runs = f"{url.rstrip('/')}/demo-{datetime.now(UTC):%Y%m%d-%H%M%S}" if url else str(folder)
+    files.configure_object_stores(StorageConfig())
+    undisturbed = f"{runs}/undisturbed"
     _train(console, config, undisturbed)
     heading(
         f"Run 2: SIGTERM in the middle of step {PREEMPT_AFTER_STEP + 1} (the node is wanted back), "
         f"SIGKILL after step {KILL_AFTER_STEP} (the node is gone); the launcher starts it again"
     )
-    preempted = folder / "preempted"
-    disturber = threading.Thread(target=_disturb, args=(preempted,), daemon=True)
+    preempted = f"{runs}/preempted"
+    disturber = threading.Thread(target=_disturb, args=(open_storage(preempted),), daemon=True)
     disturber.start()
     _train(console, config, preempted)
     disturber.join()
@@ -103,13 +108,14 @@ def _write_config(folder: Path, world: World) -> Path:
         "checkpoint": {"interval_steps": 50},
         "hardware": {"capacity_tokens": 256},
         "report": {"log_interval_steps": 25, "sample_log": True},
+        "storage": {"log_interval_seconds": 0.1},
     }
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return path
 
 
-def _train(console: Console, config: Path, run: Path) -> None:
+def _train(console: Console, config: Path, run: str) -> None:
     command = [sys.executable, "-m", "launch", "local", str(config), f"run={run}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
         for line in process.stdout or ():
@@ -118,51 +124,46 @@ def _train(console: Console, config: Path, run: Path) -> None:
         raise IndexTTSJobError(f"the run in {run} ended with {process.returncode}; its output is above.")
 
 
-def _disturb(run: Path) -> None:
+def _disturb(storage: RunStorage) -> None:
     """Do to the trainer what a spot node does: a signal in the middle of a cycle, later a kill."""
-    _signal_after(run, 1, PREEMPT_AFTER_STEP, signal.SIGTERM)
-    _signal_after(run, 2, KILL_AFTER_STEP, signal.SIGKILL)
+    _signal_after(storage, 1, PREEMPT_AFTER_STEP, signal.SIGTERM)
+    _signal_after(storage, 2, KILL_AFTER_STEP, signal.SIGKILL)
 
 
-def _signal_after(run: Path, attempt: int, step: int, number: signal.Signals) -> None:
-    started: list[float] = []
-    for entry in _followed(run / SAMPLES / f"attempt-{attempt:04d}.jsonl"):
-        started.append(time.monotonic())
-        if entry.get("step", 0) >= step:
-            break
+def _signal_after(storage: RunStorage, attempt: int, step: int, number: signal.Signals) -> None:
+    seen: list[tuple[int, float]] = []
+    while not seen or seen[-1][0] < step:
+        time.sleep(0.002 if files.is_local(storage.url) else 0.05)
+        done = _last_step(storage, f"{SAMPLES}/attempt-{attempt:04d}.jsonl")
+        if done and (not seen or done > seen[-1][0]):
+            seen.append((done, time.monotonic()))
     # Half a step later the next cycle is in the middle of its micro-batches.
-    if len(started) > 10:
-        time.sleep((started[-1] - started[-10]) / 9 / 2)
-    record = json.loads((run / f"attempts/{attempt:04d}.json").read_bytes())
+    if len(seen) > 10:
+        (first, since_s), (last, now_s) = seen[-10], seen[-1]
+        time.sleep((now_s - since_s) / (last - first) / 2)
+    record = json.loads(storage.read(f"attempts/{attempt:04d}.json"))
     os.kill(record["pid"], number)
 
 
-def _followed(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines of a JSON log as they appear."""
-    while not path.exists():
-        time.sleep(0.01)
-    with path.open(encoding="utf-8") as file:
-        pending = ""
-        while True:
-            pending += file.readline()
-            if pending.endswith("\n"):
-                yield json.loads(pending)
-                pending = ""
-            else:
-                time.sleep(0.001)
+def _last_step(storage: RunStorage, key: str) -> int:
+    """The last step that a sample log tells of; 0 as long as there is none."""
+    try:
+        lines = storage.read(key).splitlines(keepends=True)
+    except FileNotFoundError:
+        return 0
+    whole = [line for line in lines if line.endswith(b"\n")]
+    return int(json.loads(whole[-1]).get("step", 0)) if whole else 0
 
 
-def _final(run: Path) -> CheckpointManifest:
-    store = CheckpointStore(open_storage(str(run)))
+def _final(storage: RunStorage) -> CheckpointManifest:
+    store = CheckpointStore(storage)
     return store.manifest(retention.current(store.names())[0])
 
 
-def _verdict(console: Console, undisturbed: Path, preempted: Path, config: Path) -> int:
-    one, two = _final(undisturbed), _final(preempted)
-    samples = [
-        committed_samples([path.read_bytes() for path in sorted((run / SAMPLES).iterdir())])
-        for run in (undisturbed, preempted)
-    ]
+def _verdict(console: Console, undisturbed: str, preempted: str, config: Path) -> int:
+    storages = open_storage(undisturbed), open_storage(preempted)
+    one, two = (_final(storage) for storage in storages)
+    samples = [committed_samples(_logs(storage, SAMPLES)) for storage in storages]
     positions = [[name for _, names in sorted(steps.items()) for name in names] for steps in samples]
     # Every sample is due once per epoch; anything else was repeated or lost.
     epochs = yaml.safe_load(config.read_text(encoding="utf-8"))["schedule"]["epochs"]
@@ -171,8 +172,9 @@ def _verdict(console: Console, undisturbed: Path, preempted: Path, config: Path)
     missing = sum(max(0, epochs - count) for count in counts.values())
     same_bits = one.objects == two.objects
     same_history = one.values["history"] == two.values["history"]
-    attempts = len(list((preempted / "attempts").iterdir()))
-    losses = [event["losses"]["mel_loss"] for event in _events(undisturbed, "TrainLine")]
+    attempts = len(storages[1].list("attempts"))
+    events = [json.loads(line) for log in _logs(storages[0], EVENTS) for line in log.splitlines()]
+    losses = [event["losses"]["mel_loss"] for event in events if event["event"] == "TrainLine"]
     rows = [
         ("mel_loss", f"{losses[0]:.3f} {_curve(losses)} {losses[-1]:.3f}: it learns to read"),
         ("interrupted", f"{attempts - 1} times, {attempts} attempts"),
@@ -189,7 +191,7 @@ def _verdict(console: Console, undisturbed: Path, preempted: Path, config: Path)
         f"\n  [bold]{'The interruptions left no trace.' if good else 'THE RUNS DIFFER: this is a defect.'}[/]\n"
         f"  Look around:  {program} checkpoints list {preempted}\n"
         f"                {board} --logdir {preempted}\n"
-        f"                {program} export {preempted} --output-dir {preempted.parent / 'export'}"
+        f"                {program} export {preempted} --output-dir {config.parent / 'export'}"
     )
     return EXIT_OK if good else EXIT_SOFTWARE
 
@@ -199,11 +201,9 @@ def _command(name: str) -> str:
     return name if shutil.which(name) else os.path.relpath(Path(sys.executable).parent / name)
 
 
-def _events(run: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [
-        line for path in sorted((run / EVENTS).iterdir()) for line in path.read_text(encoding="utf-8").splitlines()
-    ]
-    return [event for event in map(json.loads, lines) if event["event"] == kind]
+def _logs(storage: RunStorage, folder: str) -> list[bytes]:
+    """Logs of all attempts, oldest first."""
+    return [storage.read(f"{folder}/{name}") for name in sorted(storage.list(folder))]
 
 
 def _curve(values: list[float]) -> str:

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -129,3 +130,14 @@ def client_environment(server: Server) -> dict[str, str]:
         "AWS_ENDPOINT_URL": server.url,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+
+
+def main() -> int:
+    """`python -m tests.support.servers COMMAND …`: run a command with a SeaweedFS that lives as long as it."""
+    with tempfile.TemporaryDirectory(prefix="seaweedfs-") as name, running(seaweedfs(Path(name))) as server:
+        environment = {**os.environ, **client_environment(server)}
+        return subprocess.run(sys.argv[1:], env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
