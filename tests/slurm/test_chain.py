@@ -176,6 +176,15 @@ def test_a_wrong_configuration_ends_the_chain_at_once_and_says_why(
     assert "error: tokenizer not found: /no/such/tokenizer.model" in shown
 
 
+def test_an_image_that_nothing_here_can_run_ends_the_chain_at_once(cluster: Cluster, desk: Path) -> None:
+    options = ("--cpus", "1", "--memory-gib", "1", "--gpus", "0", "--image", "trainer.sif")
+    chain = launch(cluster, desk, "submit", *options, "run.yaml").partition("job ")[2].partition(" ")[0]
+    wait_until(ended(cluster, chain), "the chain is over")
+    assert cluster.state(f"{chain}_1") == "FAILED"
+    assert "slice" not in log_of(desk, chain)
+    assert "error: an image is given (trainer.sif), but neither apptainer" in launch(cluster, desk, "status", chain)
+
+
 def launch(cluster: Cluster, desk: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "launch", "slurm", *arguments]
     environment = {**cluster.environment, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "160"}
