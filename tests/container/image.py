@@ -3,15 +3,12 @@
 There is no registry here: base and wheels come through the same build arguments that users have.
 """
 
-import os
 import shutil
 import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 
 from tests.support.warm_parent import REPOSITORY
 
@@ -20,18 +17,6 @@ BASE = "localhost/indextts-job-test-base:bookworm"
 IMAGE = "localhost/indextts-job-test:latest"
 LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024")
 """Containers cannot raise limits above those of who starts them."""
-
-
-def demand_containers() -> None:
-    """Skip with the reason where containers cannot be built; in CI that is a failure."""
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
-    reason = f"{', '.join(missing)} not installed: apt-get install {' '.join(missing)}" if missing else ""
-    if not reason and os.geteuid() != 0:
-        reason = "containers are built as root here"
-    if reason and os.environ.get("CI"):
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
 
 
 def call(*command: str, check: bool = True) -> "subprocess.CompletedProcess[str]":

@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from indextts_job.demo.world import World
-from tests.container.image import IMAGE, Container, build, call, demand_containers
+from tests.container.image import IMAGE, PROGRAMS, Container, build, call
 from tests.s3.conftest import reach, s3_run, seaweed  # noqa: F401  # fixtures
 from tests.s3.test_runs_in_a_bucket import bucket_config, bucket_world  # noqa: F401
 from tests.support.attempts import attempt
+from tests.support.parts import demand_as_root
 from tests.support.runs import config_for, newest, state_of, store_of
 from tests.support.servers import Server, client_environment
 from tests.support.waiting import wait_until
@@ -31,7 +32,7 @@ Start = Callable[[], Container]
 
 @pytest.fixture(scope="session", autouse=True)
 def _image(tmp_path_factory: pytest.TempPathFactory) -> None:
-    demand_containers()
+    demand_as_root(PROGRAMS, " ".join(PROGRAMS))
     build(tmp_path_factory.mktemp("image"))
 
 

@@ -5,7 +5,6 @@ period, `ondemand` is what preempts it.
 """
 
 import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -13,26 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
+from tests.support.parts import PATH
 from tests.support.servers import free_ports
 from tests.support.waiting import wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 KILL_WAIT_S = 5
 NODE_TIMEOUT_S = 5
-
-
-def demand_slurm() -> None:
-    """Skip with the reason where SLURM cannot run; in CI that is a failure."""
-    missing = [program for program in PROGRAMS if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin") is None]
-    reason = f"{', '.join(missing)} not installed: apt-get install slurm-wlm munge" if missing else ""
-    if not reason and os.geteuid() != 0:
-        reason = "slurmd wants to be root"
-    if reason and os.environ.get("CI"):
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
 
 
 @dataclass
@@ -118,7 +104,7 @@ class Cluster:
         self.call("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
 
     def _daemon(self, name: str, command: list[str]) -> None:
-        environment = {**self.environment, "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+        environment = {**self.environment, "PATH": PATH}
         with (self.folder / "log" / f"{name}.out").open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         self._processes()[name] = process

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.s3.conftest import connect, reach, s3_run, seaweed  # noqa: F401  # fixtures
-from tests.slurm.cluster import Cluster, demand_slurm, running_cluster
+from tests.slurm.cluster import PROGRAMS, Cluster, running_cluster
+from tests.support.parts import demand_as_root
 
 GRACE_S = 20
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    demand_slurm()
+    demand_as_root(PROGRAMS, "slurm-wlm munge")
     # Sockets allow short paths only, so not below pytest's folder.
     with tempfile.TemporaryDirectory(prefix="slurm-") as name, running_cluster(Path(name), GRACE_S) as running:
         yield running
