@@ -293,7 +293,7 @@ def test_the_local_launcher_does_not_retry_what_a_retry_cannot_mend() -> None:
 
 def test_the_demo_proves_itself(tmp_path: Path) -> None:
     process = start("demo", "--folder", str(tmp_path / "demo"))
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, output + errors
     assert "The interruptions left no trace." in output
     assert "0 repeated, 0 missing" in output
