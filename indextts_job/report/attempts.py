@@ -4,10 +4,10 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from indextts_job.checkpoint.fence import FOLDER
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.report.journal import EVENTS
 
-ATTEMPTS = "attempts"
 READERS = 16
 
 
@@ -22,7 +22,7 @@ def attempts(storage: RunStorage) -> list[dict[str, Any]]:
         (the last one it told of), `ended` (UTC time), `outcome` and `exit_code`; the last three empty while it runs or
         when it was killed.
     """
-    names = sorted(name for name in storage.list(ATTEMPTS) if name.endswith(".json"))
+    names = sorted(name for name in storage.list(FOLDER) if name.endswith(".json"))
     journals = storage.list(EVENTS)
     with ThreadPoolExecutor(READERS) as pool:
         return list(
@@ -31,7 +31,7 @@ def attempts(storage: RunStorage) -> list[dict[str, Any]]:
 
 
 def _row(storage: RunStorage, name: str, has_journal: bool) -> dict[str, Any]:  # noqa: FBT001
-    record: dict[str, Any] = json.loads(storage.read(f"{ATTEMPTS}/{name}"))
+    record: dict[str, Any] = json.loads(storage.read(f"{FOLDER}/{name}"))
     record.pop("token", None)
     number = name.removesuffix(".json")
     row = {
