@@ -60,6 +60,21 @@ def _row(storage: RunStorage, name: str, has_journal: bool) -> dict[str, Any]:  
     return row
 
 
+def previous_end(storage: RunStorage) -> str:
+    """How the newest attempt ended, as its own journal tells it; empty when there was none."""
+    names = sorted(name for name in storage.list(FOLDER) if name.endswith(".json"))
+    if not names:
+        return ""
+    try:
+        lines = storage.read(f"{EVENTS}/attempt-{names[-1].removesuffix('.json')}.jsonl").splitlines()
+        last = json.loads(lines[-1])
+    except (FileNotFoundError, IndexError, ValueError):
+        last = {}
+    if last.get("event") != "AttemptEnded":
+        return "killed: it wrote no end"
+    return f"{last['outcome']}, exit code {last['exit_code']}" + (f": {last['message']}" if last["message"] else "")
+
+
 def scheduler_text(scheduler: dict[str, str]) -> str:
     """Who started an attempt, in a few words."""
     if not scheduler:

@@ -51,21 +51,6 @@ class SampleLog:
         self._storage.append(self._key, json.dumps(document, ensure_ascii=False).encode() + b"\n")
 
 
-def previous_end(storage: RunStorage) -> str:
-    """How the attempt before ended, as its own journal tells it; empty when there was none."""
-    journals = sorted(storage.list(EVENTS))
-    if not journals:
-        return ""
-    lines = storage.read(f"{EVENTS}/{journals[-1]}").decode(errors="replace").splitlines()
-    try:
-        last = json.loads(lines[-1])
-    except (IndexError, ValueError):
-        last = {}
-    if last.get("event") != "AttemptEnded":
-        return "killed: it wrote no end"
-    return f"{last['outcome']}, exit code {last['exit_code']}" + (f": {last['message']}" if last["message"] else "")
-
-
 def committed_samples(logs: Sequence[bytes]) -> dict[int, list[str]]:
     """The samples of every step that counts, from the sample logs of all attempts in their order.
 

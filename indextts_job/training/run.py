@@ -34,9 +34,10 @@ from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.plan import HardwareFacts
 from indextts_job.hardware.scheduler import read_scheduler
 from indextts_job.preemption.signals import StopSignals
+from indextts_job.report.attempts import previous_end
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import AttemptEnded, AttemptStarted, Emit, Notice
-from indextts_job.report.journal import Journal, SampleLog, previous_end
+from indextts_job.report.journal import Journal, SampleLog
 from indextts_job.report.stream import EventStream
 from indextts_job.report.tensorboard import TensorBoardCurves
 from indextts_job.training import resume

@@ -12,12 +12,14 @@ import pytest
 import torch
 import yaml
 
+from indextts_job.checkpoint.remote import open_storage
 from indextts_job.cli import main
 from indextts_job.demo.world import World
 from indextts_job.model.base_checkpoint import load_base_checkpoint
 from indextts_job.model.config import gpt_config
 from indextts_job.model.unified_voice import UnifiedVoice, to_device
 from indextts_job.model.vocabulary import Vocabulary
+from indextts_job.report.attempts import previous_end
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, newest, state_of, store_of
 from tests.support.warm_parent import REPOSITORY
@@ -322,7 +324,9 @@ def test_status_shows_every_attempt(world: World, tmp_path: Path, capsys: pytest
     assert (first["from_step"], first["committed_step"], first["outcome"], first["exit_code"]) == (0, 8, "complete", 0)
     assert (second["from_step"], second["last_step"]) == (8, 12)
     assert second["previous_end"] == "complete, exit code 0"
+    (run / "events/attempt-0002.jsonl").unlink()  # killed before its journal reached the storage
+    assert previous_end(open_storage(str(run))) == "killed: it wrote no end"
     assert main(["status", str(run)]) == 0
-    assert "8 … 12" in capsys.readouterr().out
+    assert "8 … 8" in capsys.readouterr().out
     assert main(["status", str(tmp_path / "nothing")]) == 78
     assert "no run here" in capsys.readouterr().err
