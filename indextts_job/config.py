@@ -269,6 +269,8 @@ def _check_values(config: RunConfig) -> None:
     for key, beta in (("beta1", config.optimizer.beta1), ("beta2", config.optimizer.beta2)):
         if not 0 <= beta < 1:
             raise ConfigError(f"optimizer.{key} is {beta:g}, expected 0 or more and less than 1.")
+    if not 0 <= config.data.cache_free_ratio < 1:
+        raise ConfigError(f"data.cache_free_ratio is {config.data.cache_free_ratio:g}, expected at least 0, below 1.")
     if not config.data.train_manifests:
         raise ConfigError("data.train_manifests is empty. Give at least one paired manifest (--train-manifest).")
     if not config.inputs.tokenizer:

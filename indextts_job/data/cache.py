@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 DOWNLOADS = 8
 """Parts fetched at a time."""
 SPARE_BYTES = 2**30
-"""Left free on the disk of the copies: others write there too."""
+"""Left free on the disk of the copies at least: others write there too."""
 MAPPED_COPIES = 256
 """Copies mapped at a time: each holds an open file, of which a process may have 1,024 in some containers."""
 WORTH_WAITING_S = 0.5
@@ -49,14 +49,17 @@ def default_folder() -> Path:
     return Path(tempfile.gettempdir()) / "indextts-job-cache"
 
 
-def shard_reader(folder: str, cache_folder: Path) -> ReadRange:
+def shard_reader(folder: str, cache_folder: Path, free_ratio: float) -> ReadRange:
     """How the shards in a folder are read.
 
     Args:
         folder: Path or URL of the sharded dataset.
         cache_folder: For copies of remote shards; made when missing.
+        free_ratio: Share of the disk that the copies leave free.
     """
-    return LocalShards(files.local_path(folder)) if files.is_local(folder) else CachedShards(folder, cache_folder)
+    if files.is_local(folder):
+        return LocalShards(files.local_path(folder))
+    return CachedShards(folder, cache_folder, free_ratio)
 
 
 class LocalShards:
@@ -74,11 +77,11 @@ class LocalShards:
 class CachedShards:
     """Shards in a bucket, with copies on this node."""
 
-    def __init__(self, folder: str, cache_folder: Path) -> None:
+    def __init__(self, folder: str, cache_folder: Path, free_ratio: float = 0.0) -> None:
         self._folder = folder
         self._cache = cache_folder
         self._filesystem, self._root = RemoteFileSystem.of(folder)
-        self._downloads = _Downloads(cache_folder, self._fetch)
+        self._downloads = _Downloads(cache_folder, self._fetch, free_ratio)
         self._mapped = lru_cache(maxsize=MAPPED_COPIES)(self._map)
         self.requests = 0
         """Ranged requests made for single rows."""
@@ -148,9 +151,10 @@ class _Download:
 class _Downloads:
     """Fetches wanted shards one after the other, several parts at a time."""
 
-    def __init__(self, folder: Path, fetch: Callable[[Shard, int, int], bytes]) -> None:
+    def __init__(self, folder: Path, fetch: Callable[[Shard, int, int], bytes], free_ratio: float) -> None:
         self._folder = folder
         self._fetch = fetch
+        self._free_ratio = free_ratio
         self._wanted: dict[str, Shard] = {}
         """By hash, in the order in which they were asked for first."""
         self._running: dict[str, _Download] = {}
@@ -246,15 +250,16 @@ class _Downloads:
 
     def _begin(self, shard: Shard) -> _Download:
         self._folder.mkdir(parents=True, exist_ok=True)
-        while shutil.disk_usage(self._folder).free < shard.size_bytes + SPARE_BYTES:
-            self._evict()
+        spare_bytes = max(SPARE_BYTES, self._free_ratio * shutil.disk_usage(self._folder).total)
+        while shutil.disk_usage(self._folder).free < shard.size_bytes + spare_bytes:
+            self._evict(spare_bytes)
         return _Download(shard, self._folder / f".{shard.sha256}.partial")
 
-    def _evict(self) -> None:
+    def _evict(self, spare_bytes: float) -> None:
         """Remove the copy that was written first, of those that this process does not use."""
         others = [path for path in self._folder.glob(COPIES) if path.stem not in self._used]
         if not others:
-            raise OSError(errno.ENOSPC, f"less than {SPARE_BYTES / 1e9:.1f} GB would be left on {self._folder}")
+            raise OSError(errno.ENOSPC, f"less than {spare_bytes / 1e9:.1f} GB would be left on {self._folder}")
         min(others, key=lambda path: path.stat().st_mtime).unlink(missing_ok=True)
 
     def _get_part(self, download: _Download, start: int) -> None:

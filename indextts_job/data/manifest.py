@@ -28,6 +28,8 @@ class DataConfig:
     """Leave bad samples out of the dataset (named in the log, part of the fingerprint) instead of stopping."""
     cache_folder: str = ""
     """Local folder for copies of remote shards; empty = one below the temporary folder."""
+    cache_free_ratio: float = 0.0
+    """Share of its disk that the copies leave free, at least 1 GiB. The kubelet evicts pods below 0.1."""
 
 
 @dataclass(frozen=True, slots=True)

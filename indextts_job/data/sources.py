@@ -19,6 +19,7 @@ def load_dataset(
     *,
     skip_bad_samples: bool,
     cache_folder: str = "",
+    cache_free_ratio: float = 0.0,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Dataset:
     """Read and check everything that manifest arguments name.
@@ -28,6 +29,7 @@ def load_dataset(
         limits: What model and tokenizer allow.
         skip_bad_samples: Leave bad samples out instead of raising.
         cache_folder: For node-local copies of remote shards; empty = the default.
+        cache_free_ratio: Share of its disk that they leave free.
         progress: Called with (arrays checked, arrays in all).
 
     Raises:
@@ -35,7 +37,8 @@ def load_dataset(
     """
     entries: list[Entry] = []
     skipped: list[SkippedSample] = []
-    reader = partial(shard_reader, cache_folder=Path(cache_folder) if cache_folder else default_folder())
+    copies = Path(cache_folder) if cache_folder else default_folder()
+    reader = partial(shard_reader, cache_folder=copies, free_ratio=cache_free_ratio)
     for argument in arguments:
         source = parse_source(argument, files.exists)
         if is_sharded(source.url):

@@ -89,7 +89,12 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
     def loaded(manifests: tuple[str, ...]) -> Dataset:
         skip = config.data.skip_bad_samples
         dataset = load_dataset(
-            manifests, limits, skip_bad_samples=skip, cache_folder=config.data.cache_folder, progress=progress
+            manifests,
+            limits,
+            skip_bad_samples=skip,
+            cache_folder=config.data.cache_folder,
+            cache_free_ratio=config.data.cache_free_ratio,
+            progress=progress,
         )
         for sample in dataset.skipped:
             message = f"skipped bad sample {sample.id}: {sample.reason}"

@@ -42,8 +42,10 @@ def shards(dataset: Dataset, s3_run: str) -> str:
     return url
 
 
-def remote(shards: str, limits: Limits, cache: Path) -> tuple[Dataset, CachedShards]:
-    dataset = load_dataset([shards], limits, skip_bad_samples=False, cache_folder=str(cache))
+def remote(shards: str, limits: Limits, cache: Path, free_ratio: float = 0.0) -> tuple[Dataset, CachedShards]:
+    dataset = load_dataset(
+        [shards], limits, skip_bad_samples=False, cache_folder=str(cache), cache_free_ratio=free_ratio
+    )
     reader = dataset.entries[0].condition.load.args[0]  # type: ignore[attr-defined]
     assert isinstance(reader, CachedShards)
     return dataset, reader
@@ -172,6 +174,19 @@ def test_a_disk_that_gets_full_loses_copies_of_other_datasets_first_then_does_wi
     assert same(full, dataset)
     assert reader.requests >= 2 * 40
     assert not list(cache.iterdir())
+
+
+def test_copies_leave_a_share_of_the_disk_free(
+    dataset: Dataset, shards: str, limits: Limits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(total=100 * SPARE_BYTES, free=15 * SPARE_BYTES)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    without, reader = remote(shards, limits, tmp_path / "without", free_ratio=0.2)
+    assert same(without, dataset)
+    assert same(without, dataset)
+    assert reader.requests >= 2 * 40
+    remote(shards, limits, tmp_path / "with", free_ratio=0.1)[0].samples(range(len(dataset)))
+    wait_for_copies(tmp_path / "with", 15)
 
 
 def test_two_jobs_of_one_node_fetch_a_shard_once(dataset: Dataset, shards: str, limits: Limits, tmp_path: Path) -> None:
