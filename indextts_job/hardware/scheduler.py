@@ -26,6 +26,13 @@ def read_scheduler(environment: Mapping[str, str]) -> dict[str, str]:
             "node": environment.get("SLURMD_NODENAME", ""),
             "partition": environment.get("SLURM_JOB_PARTITION", ""),
         }
+    if "INDEXTTS_JOB_UID" in environment:  # set by the manifest that the launcher renders
+        return {
+            "kind": "kubernetes",
+            "chain": f"{environment.get('INDEXTTS_JOB', '')}/{environment['INDEXTTS_JOB_UID']}",
+            "node": environment.get("INDEXTTS_NODE", ""),
+            "pod": environment.get("INDEXTTS_POD", ""),
+        }
     if LAUNCHER_VARIABLE in environment:
         return {"kind": "local", "chain": environment[LAUNCHER_VARIABLE]}
     return {}
