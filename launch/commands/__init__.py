@@ -1,0 +1,1 @@
+"""The commands of `indextts-launch`: one file per place where a job can run."""

@@ -1,0 +1,138 @@
+"""`indextts-launch kubernetes`: a Job on a cluster that kubectl can reach."""
+
+# ruff: noqa: PLC0415  # the client takes half a second to import, which --dry-run and the other places do not need
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from indextts_job.errors import ConfigError
+from launch.commands.arguments import Parsers, add_job_arguments, job_of, say
+from launch.job import Job
+from launch.kubernetes.manifest import KubernetesOptions, name_of_run, read_config, render, spot
+
+if TYPE_CHECKING:
+    from launch.kubernetes.cluster import KubernetesCluster
+
+
+def add(places: Parsers) -> None:
+    """Add the commands."""
+    kubernetes = places.add_parser("kubernetes", help="on a Kubernetes cluster")
+    actions = kubernetes.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_submit(actions)
+    for name, act, what in (
+        ("status", _status, "a job, its pods, what they wait for and how they ended"),
+        ("logs", _logs, "print the logs; with --follow through all replaced pods to the job's end"),
+        ("cancel", _cancel, "end a job for good; the trainer commits a checkpoint first"),
+    ):
+        action = actions.add_parser(name, help=what, description=what.capitalize() + ".")
+        action.add_argument("job", nargs="?", default=Job().name, help=f"its name (default: {Job().name})")
+        _add_place(action)
+        action.set_defaults(act=act)
+        if name == "logs":
+            action.add_argument("--follow", "-f", action="store_true", help="go on printing")
+
+
+def _add_submit(actions: Parsers) -> None:
+    options = KubernetesOptions()
+    submit = actions.add_parser(
+        "submit",
+        help="create a Job, its configuration and its account",
+        description="Create a Job. Evicted, preempted or crashed, it goes on by itself until the run is complete. "
+        "Submitting the same run again changes nothing.",
+    )
+    _add_place(submit)
+    submit.add_argument("--spot", choices=("eks", "gke", "aks"), help="on spot nodes of this cloud, with its grace")
+    submit.add_argument("--backoff-limit", type=int, default=options.backoff_limit, help="crashes over the Job's life")
+    submit.add_argument("--scratch-gib", type=int, default=options.scratch_gib, help="asked for on the node's disk")
+    submit.add_argument("--keep-days", type=int, default=options.keep_days, help="an ended Job and its logs stay")
+    submit.add_argument("--service-account", default="", help="an existing one (default: made, with the Job's name)")
+    pairs = (
+        ("--identity", "annotation of the made account, for example eks.amazonaws.com/role-arn=arn:…"),
+        ("--node-selector", "label of the nodes to use"),
+    )
+    for name, text in pairs:
+        submit.add_argument(name, action="append", default=[], metavar="KEY=VALUE", help=text)
+    submit.add_argument("--endpoint-url", default="", help="of an S3-compatible store")
+    submit.add_argument("--secret", default="", help="an existing Secret with AWS_ACCESS_KEY_ID and its like")
+    add_job_arguments(submit, name="of the Job (default: from the run's URL)", image="container image (required)")
+    submit.set_defaults(act=_submit)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--namespace", "-n", default="", help="(default: that of kubectl's context)")
+    parser.add_argument("--context", default="", help="of kubectl's configuration (default: the current one)")
+
+
+def _submit(given: argparse.Namespace) -> int:
+    job = job_of(given)
+    options = KubernetesOptions(
+        backoff_limit=given.backoff_limit,
+        keep_days=given.keep_days,
+        scratch_gib=given.scratch_gib,
+        service_account=given.service_account,
+        identity=_pairs("--identity", given.identity),
+        node_selector=_pairs("--node-selector", given.node_selector),
+        endpoint_url=given.endpoint_url,
+        secret=given.secret,
+    )
+    if given.arguments or not given.dry_run:  # a dry run without arguments prints an example to edit
+        config, run = read_config(job)
+        options = replace(options, config=config)
+        job = replace(job, name=given.name or name_of_run(run))
+        if not job.image:
+            raise ConfigError("no image given. Build one, push it where the cluster can pull it, and add --image.")
+    if given.spot:
+        job, options = spot(given.spot, job, options)
+        if given.grace_seconds is not None:
+            job = replace(job, grace_seconds=given.grace_seconds)
+    manifest = render(job, options)
+    if given.dry_run:
+        print(manifest, end="")  # noqa: T201
+        return 0
+    _cluster(given).submit(manifest)
+    say(f"follow it with: indextts-launch kubernetes logs --follow {job.name}")
+    return 0
+
+
+def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    split = [entry.partition("=") for entry in given]
+    for key, found, _ in split:
+        if not found or not key:
+            raise ConfigError(f"{option} {key!r}: expected KEY=VALUE.")
+    return {key: value for key, _, value in split}
+
+
+def _cluster(given: argparse.Namespace) -> "KubernetesCluster":
+    from launch.kubernetes.cluster import KubernetesCluster
+
+    return KubernetesCluster(given.namespace, given.context, say=say)
+
+
+def _status(given: argparse.Namespace) -> int:
+    found = _cluster(given).status(given.job)
+    console = Console()
+    console.print(f"job {given.job}: {found.state}", highlight=False, soft_wrap=True, markup=False)
+    if found.pods:
+        table = Table("pod", "phase", "node", "started", "ended", "why")
+        for pod in found.pods:
+            table.add_row(pod.name, pod.phase, pod.node, pod.started, pod.ended, pod.why)
+        console.print(table)
+    errors = [f"{pod.name}: {pod.last_error}" for pod in found.pods if pod.last_error]
+    for line in [*errors, *(f"warning: {warning}" for warning in found.warnings)]:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
+def _logs(given: argparse.Namespace) -> int:
+    _cluster(given).logs(given.job, lambda line: print(line, flush=True), follow=given.follow)  # noqa: T201
+    return 0
+
+
+def _cancel(given: argparse.Namespace) -> int:
+    _cluster(given).cancel(given.job)
+    return 0

@@ -1,0 +1,24 @@
+"""`indextts-launch local`: here, restarting after preemptions and crashes."""
+
+import argparse
+
+from launch.commands.arguments import Parsers, add_max_failures, add_train_arguments, say, train_arguments
+from launch.job import Job
+from launch.local import LocalLauncher
+
+
+def add(places: Parsers) -> None:
+    """Add the command."""
+    local = places.add_parser(
+        "local",
+        help="here, restarting after preemptions and crashes",
+        description="Run `indextts-job train` here. Exit code 75 starts it again at once, 69, 70 and kills after a "
+        "growing pause and at most --max-failures times in a row; 0, 65, 77 and 78 end the job.",
+    )
+    add_max_failures(local)
+    add_train_arguments(local)
+    local.set_defaults(act=_run)
+
+
+def _run(given: argparse.Namespace) -> int:
+    return LocalLauncher(Job(arguments=train_arguments(given), max_failures=given.max_failures), say).run()

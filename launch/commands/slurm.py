@@ -1,0 +1,90 @@
+"""`indextts-launch slurm`: a chain of time slices on the cluster whose login node this is."""
+
+import argparse
+import os
+
+from rich.console import Console
+from rich.table import Table
+
+from launch.commands.arguments import Parsers, add_job_arguments, add_max_failures, job_of, say
+from launch.job import Job
+from launch.slurm import TASK_COLUMNS, SlurmCluster, SlurmOptions, last_error, render
+
+
+def add(places: Parsers) -> None:
+    """Add the commands."""
+    slurm = places.add_parser("slurm", help="on a SLURM cluster")
+    actions = slurm.add_subparsers(dest="action", required=True, metavar="ACTION")
+    options = SlurmOptions()
+    submit = actions.add_parser(
+        "submit",
+        help="queue a job as a chain of time slices",
+        description="Queue a job. Preempted, timed out or crashed, it goes on by itself until the run is complete.",
+    )
+    submit.add_argument("--account", default="", help="who pays")
+    submit.add_argument("--partition", default="", help="where; the cluster's default if not given")
+    submit.add_argument("--slices", type=int, default=options.slices, help=f"at most (default: {options.slices})")
+    submit.add_argument("--time", default=options.time_limit, help=f"of one slice (default: {options.time_limit})")
+    submit.add_argument("--log-folder", default="", help="made if missing (default: here)")
+    submit.add_argument("--environment", default=options.environment, help="virtual environment (default: .venv)")
+    add_max_failures(submit)
+    add_job_arguments(submit, image="container image, instead of a virtual environment")
+    submit.set_defaults(act=_submit)
+    for name, act, what in (
+        ("status", _status, "slices of a job, and the last error in its log"),
+        ("logs", _logs, "print the log; with --follow as it grows"),
+        ("cancel", _cancel, "end a job for good; the trainer commits a checkpoint first"),
+    ):
+        action = actions.add_parser(name, help=what, description=what.capitalize() + ".")
+        action.add_argument("job", nargs="?", default=Job().name, help=f"number or name (default: {Job().name})")
+        action.set_defaults(act=act)
+        if name == "logs":
+            action.add_argument("--follow", "-f", action="store_true", help="go on printing")
+
+
+def _submit(given: argparse.Namespace) -> int:
+    options = SlurmOptions(
+        account=given.account,
+        partition=given.partition,
+        slices=given.slices,
+        time_limit=given.time,
+        log_folder=given.log_folder,
+        environment=given.environment,
+    )
+    script = render(job_of(given), options)
+    if given.dry_run:
+        print(script, end="")  # noqa: T201
+        return 0
+    number = SlurmCluster().submit(script, options)
+    say(f"job {number} is queued; look at it with: indextts-launch slurm status {number}")
+    return 0
+
+
+def _status(given: argparse.Namespace) -> int:
+    cluster = SlurmCluster()
+    tasks = cluster.tasks(cluster.find(given.job))
+    table = Table(*TASK_COLUMNS)
+    for task in tasks:
+        table.add_row(*task.row())
+    console = Console()
+    console.print(table)
+    for log in sorted({task.log for task in tasks}):
+        console.print(f"log: {log}", highlight=False, soft_wrap=True)
+        if error := last_error(log):
+            console.print(error, highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
+def _logs(given: argparse.Namespace) -> int:
+    cluster = SlurmCluster()
+    log = cluster.tasks(cluster.find(given.job))[0].log
+    command = ["tail", "-n", "+1", *(["-F"] if given.follow else []), "--", str(log)]
+    os.execvp(command[0], command)  # noqa: S606  # no shell is meant
+
+
+def _cancel(given: argparse.Namespace) -> int:
+    cluster = SlurmCluster()
+    number = cluster.find(given.job)
+    cluster.cancel(number)
+    say(f"job {number} is cancelled; submitting the same run again goes on from its last checkpoint")
+    return 0

@@ -1,0 +1,1 @@
+"""Kubernetes: the manifest of a job, and a cluster that runs it."""

@@ -1,0 +1,105 @@
+"""What a Job and its pods tell, as plain JSON, in words for people. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from launch.job import describe
+from launch.kubernetes.manifest import CONTAINER
+
+Object = Mapping[str, Any]
+RUNTIME_REASONS = ("OOMKilled", "StartError", "ContainerCannotRun")
+"""Of the container runtime, where an exit code alone would mislead."""
+
+
+def ended_state(job: Object) -> str:
+    """`complete`, `failed, why`, or empty while the job goes on."""
+    for condition in (job.get("status") or {}).get("conditions") or []:
+        if condition.get("status") == "True" and condition["type"] == "Complete":
+            return "complete"
+        if condition.get("status") == "True" and condition["type"] == "Failed":
+            return f"failed, {condition.get('reason', '')}: {condition.get('message', '')}"
+    return ""
+
+
+def state_text(job: Object) -> str:
+    """A job in one line."""
+    if job["metadata"].get("deletionTimestamp"):
+        return "being deleted"
+    if ended := ended_state(job):
+        return ended
+    if job["spec"].get("suspend"):
+        return "suspended"
+    status = job.get("status") or {}
+    counts = [f"{status[key]} {key}" for key in ("active", "ready", "terminating", "failed") if status.get(key)]
+    return ", ".join(counts) or "waiting, no pod yet"
+
+
+@dataclass(frozen=True, slots=True)
+class PodRow:
+    """One pod of a job."""
+
+    name: str
+    phase: str
+    node: str
+    started: str
+    ended: str
+    why: str
+    """What it is waiting for, or how it ended."""
+    last_error: str
+    """Of its log, when it has failed."""
+
+
+def pod_row(pod: Object) -> PodRow:
+    """A pod in one row."""
+    status = pod.get("status") or {}
+    terminated = _container_state(pod).get("terminated") or {}
+    lines = (terminated.get("message") or "").splitlines()
+    return PodRow(
+        name=pod["metadata"]["name"],
+        phase="Terminating" if pod["metadata"].get("deletionTimestamp") else status.get("phase", ""),
+        node=node_of(pod),
+        started=status.get("startTime") or "",
+        ended=terminated.get("finishedAt") or "",
+        why="; ".join(_reasons(pod)),
+        last_error=next((line for line in reversed(lines) if line.startswith("error:")), ""),
+    )
+
+
+def _reasons(pod: Object) -> list[str]:
+    conditions = {entry["type"]: entry for entry in (pod.get("status") or {}).get("conditions") or []}
+    found = []
+    for kind, status in (("DisruptionTarget", "True"), ("PodScheduled", "False")):
+        condition = conditions.get(kind, {})
+        if condition.get("status") == status:
+            found.append(f"{condition.get('reason', '')}: {condition.get('message', '')}")
+    state = _container_state(pod)
+    if terminated := state.get("terminated"):
+        code, reason = terminated.get("exitCode", 0), terminated.get("reason", "")
+        found.append(f"exit code {code}, {reason if reason in RUNTIME_REASONS else describe(code)}")
+    elif waiting := state.get("waiting"):
+        found.append(f"{waiting.get('reason', '')} {waiting.get('message', '')}".strip())
+    return found
+
+
+def _container_state(pod: Object) -> Object:
+    for container in (pod.get("status") or {}).get("containerStatuses") or []:
+        if container.get("name") == CONTAINER:
+            return container.get("state") or {}
+    return {}
+
+
+def has_started(pod: Object) -> bool:
+    """Whether there is a log to read."""
+    state = _container_state(pod)
+    return "running" in state or "terminated" in state
+
+
+def has_ended(pod: Object) -> bool:
+    """Whether its log is complete."""
+    return "terminated" in _container_state(pod)
+
+
+def node_of(pod: Object) -> str:
+    """The node that a pod was given; empty before that."""
+    return str((pod.get("spec") or {}).get("nodeName", ""))

@@ -1,0 +1,27 @@
+"""An API server and the kubectl configuration that leads to it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.kubernetes.api_server import ApiServer, running
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    with running() as server:
+        path = tmp_path / "kubeconfig"
+        document = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "lab",
+            "clusters": [{"name": "lab", "cluster": {"server": server.url}}],
+            "users": [{"name": "me", "user": {"token": "token"}}],
+            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "me", "namespace": "lab"}}],
+        }
+        path.write_text(yaml.safe_dump(document), encoding="utf-8")
+        monkeypatch.setenv("KUBECONFIG", str(path))
+        monkeypatch.setenv("HOME", str(tmp_path))
+        yield server

@@ -1,0 +1,457 @@
+"""The launcher against the API over HTTP, with the real client."""
+
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError
+from launch.cli import main
+from launch.kubernetes.cluster import KubernetesCluster
+from tests.kubernetes.api_server import ApiServer
+from tests.kubernetes.test_manifests import FOLDER, config_file
+from tests.support.warm_parent import REPOSITORY
+
+NAME = "am"
+
+
+class Said(list[str]):
+    """What the launcher said."""
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self)
+
+
+@pytest.fixture
+def said() -> Said:
+    return Said()
+
+
+@pytest.fixture
+def waits() -> list[float]:
+    return []
+
+
+@pytest.fixture
+def cluster(api: ApiServer, said: Said, waits: list[float]) -> KubernetesCluster:
+    return KubernetesCluster(say=said.append, wait=waits.append)
+
+
+@pytest.fixture
+def submit(api: ApiServer, tmp_path: Path) -> Callable[..., int]:
+    path = config_file(tmp_path)
+
+    def submit(*options: str, settings: tuple[str, ...] = ()) -> int:
+        return main(["kubernetes", "submit", "--image", "r/i:1", *options, "--", str(path), *settings])
+
+    return submit
+
+
+@pytest.fixture
+def manifest(submit: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> str:
+    assert submit("--dry-run") == 0
+    return capsys.readouterr().out
+
+
+def verbs(api: ApiServer, resource: str = "") -> list[str]:
+    return [f"{verb} {path}" for verb, path, _ in api.requests if path.startswith(resource)]
+
+
+@pytest.fixture
+def in_background() -> Iterator[Callable[[Callable[[], None]], threading.Thread]]:
+    threads = []
+
+    def begin(work: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=work)
+        thread.start()
+        threads.append(thread)
+        return thread
+
+    yield begin
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+# ---- submit
+
+
+def test_a_run_is_submitted_once(
+    api: ApiServer, submit: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit() == 0
+    assert "job am is submitted to namespace lab" in capsys.readouterr().out
+    assert {kind for kind, name in api.cluster.objects if name == NAME} == {"jobs", "configmaps", "serviceaccounts"}
+    before = dict(api.cluster.objects)
+    assert submit() == 0
+    assert "the same as this one: nothing to do" in capsys.readouterr().out
+    assert api.cluster.objects == before
+    assert all(query["fieldValidation"] == "Strict" for verb, _, query in api.requests if verb == "create")
+
+
+def test_a_changed_run_is_refused_with_the_difference(
+    submit: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit() == 0
+    assert submit("--memory-gib", "32", "--image", "r/i:2", "--node-selector", "gpu=l4") == 78
+    shown = capsys.readouterr().err
+    assert "job am in namespace lab runs already, with something else" in shown
+    assert "containers[trainer].image: r/i:1 runs, r/i:2 asked for" in shown
+    assert "containers[trainer].resources.limits.memory: 64Gi runs, 32Gi asked for" in shown
+    assert 'nodeSelector: nothing runs, {"gpu": "l4"} asked for' in shown
+    assert "indextts-launch kubernetes cancel am" in shown
+
+
+def test_a_changed_configuration_is_a_difference(
+    submit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit() == 0
+    config_file(tmp_path, recipe={"seed": 5})
+    assert submit() == 78
+    assert "run.yaml: recipe: nothing runs" in capsys.readouterr().err
+    config_file(tmp_path)
+    assert submit(settings=("recipe.seed=5",)) == 78
+    assert "args: " in capsys.readouterr().err
+
+
+def test_an_option_that_was_dropped_is_a_difference_too(
+    submit: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit("--spot", "gke") == 0
+    assert submit() == 78
+    shown = capsys.readouterr().err
+    assert "terminationGracePeriodSeconds: 15 runs, 60 asked for" in shown
+    assert "nodeSelector: " in shown
+
+
+def test_what_a_queue_or_an_admin_changes_is_none(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str, said: Said
+) -> None:
+    cluster.submit(manifest)
+    api.cluster.job(NAME)["spec"]["suspend"] = True
+    api.cluster.job(NAME)["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "gpu"
+    cluster.submit(manifest)
+    assert "nothing to do" in said[-1]
+
+
+def test_a_complete_run_stays_and_a_failed_one_is_taken_up_again(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str, said: Said
+) -> None:
+    cluster.submit(manifest)
+    assert api.cluster.end_pod(api.cluster.start_pod(NAME), 77) == "FailJob"
+    first = api.cluster.job(NAME)["metadata"]["uid"]
+    cluster.submit(manifest)
+    assert "has ended (failed, PodFailurePolicy" in said.text
+    assert api.cluster.job(NAME)["metadata"]["uid"] != first
+    assert not [name for kind, name in api.cluster.objects if kind == "pods"]  # none is orphaned
+    assert api.cluster.end_pod(api.cluster.start_pod(NAME), 0) == "Complete"
+    cluster.submit(manifest)
+    assert said[-1] == "job am is complete: nothing to do"
+
+
+def test_a_job_that_is_still_ending_is_waited_for(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str, said: Said
+) -> None:
+    cluster.submit(manifest)
+    pod = api.cluster.start_pod(NAME)
+    api.cluster.delete("jobs", NAME, {"propagationPolicy": "Foreground"})
+
+    def when_watched(verb: str, resource: str) -> None:
+        if said and "still ending" in said[-1] and (verb, resource) == ("get", "jobs"):
+            api.on_request = lambda _verb, _resource: None
+            api.cluster.end_pod(pod, 75)
+
+    api.on_request = when_watched
+    cluster.submit(manifest)
+    assert "job am is submitted" in said[-1]
+
+
+def test_two_submissions_in_one_moment_make_one_job(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str, said: Said
+) -> None:
+    job = next(document for document in yaml.safe_load_all(manifest) if document["kind"] == "Job")
+
+    def meanwhile(verb: str, resource: str) -> None:
+        if (verb, resource) == ("create", "serviceaccounts"):
+            api.on_request = lambda _verb, _resource: None
+            api.cluster.create("jobs", job, {})
+
+    api.on_request = meanwhile
+    cluster.submit(manifest)
+    assert "nothing to do" in said[-1]
+
+
+def test_an_old_configuration_is_replaced_when_nothing_runs(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str
+) -> None:
+    cluster.submit(manifest.replace("s3://b/train", "s3://b/old"))
+    api.cluster.delete("jobs", NAME, {"propagationPolicy": "Foreground"})
+    cluster.submit(manifest)
+    assert "s3://b/train" in api.cluster.objects["configmaps", NAME]["data"]["run.yaml"]
+
+
+def test_an_identity_reaches_an_account_that_is_there(api: ApiServer, submit: Callable[..., int]) -> None:
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": NAME, "annotations": {"x": "y"}}}
+    api.cluster.create("serviceaccounts", account, {})
+    assert submit("--identity", "eks.amazonaws.com/role-arn=arn:aws:iam::1:role/r") == 0
+    annotations = api.cluster.objects["serviceaccounts", NAME]["metadata"]["annotations"]
+    assert annotations == {"x": "y", "eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/r"}
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--cpus", "-1"), 78, "resources.requests[cpu]: Invalid value"),
+        (("--namespace", "nowhere"), 78, 'namespaces "nowhere" not found'),
+        (("--context", "nowhere"), 78, "no cluster to talk to"),
+        (("--name", "A_b"), 78, "lowercase letters"),
+        (("--image", ""), 78, "no image given"),
+        (("--identity", "novalue"), 78, "expected KEY=VALUE"),
+    ],
+)
+def test_refusals_are_one_message(
+    submit: Callable[..., int],
+    api: ApiServer,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    assert submit(*options) == code
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ")
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+    assert api.cluster.objects == {}  # refused before anything was created
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "message"),
+    [
+        ((401, "Unauthorized", "Unauthorized"), AccessRefusedError, "does not accept your credentials"),
+        ((403, "Forbidden", "jobs is forbidden: exceeded quota: q"), UnavailableError, "exceeded quota"),
+        ((403, "Forbidden", "jobs is forbidden: no"), AccessRefusedError, "ClusterRole `edit`"),
+        ((400, "BadRequest", "strict decoding error: unknown field"), ConfigError, "unknown field"),
+        ((409, "Conflict", "the object has been modified"), ConfigError, "has been modified"),
+    ],
+)
+def test_what_the_api_refuses_has_the_right_class(
+    api: ApiServer,
+    cluster: KubernetesCluster,
+    manifest: str,
+    answer: tuple[int, str, str],
+    kind: type[Exception],
+    message: str,
+) -> None:
+    api.answers = [answer]
+    with pytest.raises(kind, match=message):
+        cluster.submit(manifest)
+
+
+def test_a_busy_server_is_asked_again(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str, said: Said, waits: list[float]
+) -> None:
+    api.answers = [(429, "TooManyRequests", "busy"), (503, "ServiceUnavailable", "starting"), (500, "x", "y")]
+    cluster.submit(manifest)
+    assert "job am is submitted" in said[-1]
+    assert len(waits) == 3
+    assert len(said) == 2  # one line for the trouble
+    api.answers = [(429, "TooManyRequests", "busy")] * 100
+    with pytest.raises(UnavailableError, match=r"busy, after 60 s of trying"):
+        cluster.submit(manifest)
+
+
+def test_a_server_that_is_away_is_said_so(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str, waits: list[float]
+) -> None:
+    api.stop()
+    with pytest.raises(UnavailableError, match="cannot be reached"):
+        cluster.submit(manifest)
+    assert sum(waits) == pytest.approx(60)
+
+
+def test_without_a_cluster_there_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "missing"))
+    assert main(["kubernetes", "status"]) == 78
+    assert "Make `kubectl get jobs` work first" in capsys.readouterr().err
+
+
+# ---- status
+
+
+def test_status_tells_what_pods_wait_for_and_how_they_ended(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.submit(manifest)
+    assert cluster.status(NAME).state == "waiting, no pod yet"
+    crashed = api.cluster.start_pod(NAME)
+    assert api.cluster.end_pod(crashed, 70, message="line\nerror: loss is not finite\n") == "Count"
+    waiting = api.cluster.start_pod(NAME)
+    api.cluster.wait_for_container(waiting, "ImagePullBackOff", "Back-off pulling image")
+    api.cluster.warn(NAME, "FailedCreate", "serviceaccount not found")
+    api.cluster.warn("another", "BackOff", "not ours")
+    found = cluster.status(NAME)
+    assert found.state == "1 active, 1 ready, 1 failed"
+    assert [pod.why for pod in found.pods] == [
+        "exit code 70, unexpected error",
+        "ImagePullBackOff Back-off pulling image",
+    ]
+    assert found.pods[0].last_error == "error: loss is not finite"
+    assert found.warnings == ["FailedCreate: serviceaccount not found"]
+    assert main(["kubernetes", "status", NAME]) == 0
+    assert "error: loss is not finite" in capsys.readouterr().out
+    assert main(["kubernetes", "status", "other"]) == 78
+    assert "no job other in namespace lab" in capsys.readouterr().err
+
+
+def test_status_does_without_events_where_they_are_forbidden(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str
+) -> None:
+    cluster.submit(manifest)
+    api.forbidden = {("get", "events")}
+    assert cluster.status(NAME).warnings == []
+
+
+def test_too_many_crashes_and_refused_data_end_a_job(api: ApiServer, cluster: KubernetesCluster, manifest: str) -> None:
+    cluster.submit(manifest)
+    for _ in range(40):
+        assert api.cluster.end_pod(api.cluster.start_pod(NAME), 75) == "Ignore"
+        assert api.cluster.end_pod(api.cluster.start_pod(NAME), 78, disruption="EvictionByEvictionAPI") == "Ignore"
+    for _ in range(10):
+        api.cluster.end_pod(api.cluster.start_pod(NAME), 137)
+    assert cluster.status(NAME).state == "10 failed"
+    api.cluster.end_pod(api.cluster.start_pod(NAME), 137)
+    assert cluster.status(NAME).state.startswith("failed, BackoffLimitExceeded")
+
+
+# ---- logs
+
+
+def test_logs_follow_a_job_through_its_pods(
+    api: ApiServer,
+    cluster: KubernetesCluster,
+    manifest: str,
+    in_background: Callable[[Callable[[], None]], threading.Thread],
+) -> None:
+    cluster.submit(manifest)
+    lines: list[str] = []
+    arrived = threading.Semaphore(0)
+
+    def write(line: str) -> None:
+        lines.append(line)
+        arrived.release()
+
+    def await_lines(number: int) -> None:
+        for _ in range(number):
+            assert arrived.acquire(timeout=20)
+
+    thread = in_background(lambda: cluster.logs(NAME, write, follow=True))
+    first = api.cluster.start_pod(NAME)
+    api.cluster.print_line(first, "step 1")
+    api.cluster.print_line(first, "step 2")
+    await_lines(3)
+    api.cluster.end_pod(first, 75, disruption="DeletionByTaintManager")  # its log goes with it
+    second = api.cluster.start_pod(NAME)
+    api.cluster.logs[second].cut_after = 1
+    api.cluster.print_line(second, "step 3")
+    await_lines(2)
+    api.cluster.forget_history()
+    api.cluster.print_line(second, "step 4")
+    await_lines(1)
+    api.cluster.end_pod(second, 0)
+    thread.join(20)
+    assert lines == [f"── {first}", "step 1", "step 2", f"── {second}", "step 3", "step 4", "── job am: complete"]
+
+
+def test_logs_without_follow_end_at_once(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.submit(manifest)
+    assert main(["kubernetes", "logs", NAME]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == []
+    for text in ("one", "two"):
+        pod = api.cluster.start_pod(NAME)
+        api.cluster.print_line(pod, text)
+        if text == "one":
+            api.cluster.end_pod(pod, 70)
+    waiting = api.cluster.start_pod(NAME)
+    api.cluster.wait_for_container(waiting, "ContainerCreating", "")
+    assert main(["kubernetes", "logs", NAME]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if not line.startswith("──")] == ["one", "two"]
+
+
+def test_logs_of_a_job_that_is_deleted_end(
+    api: ApiServer,
+    cluster: KubernetesCluster,
+    manifest: str,
+    in_background: Callable[[Callable[[], None]], threading.Thread],
+) -> None:
+    cluster.submit(manifest)
+    watched = threading.Event()
+    api.on_request = lambda _verb, _resource: watched.set() if api.requests[-1][2].get("watch") else None
+    thread = in_background(lambda: cluster.logs(NAME, lambda _line: None, follow=True))
+    assert watched.wait(20)
+    api.cluster.delete("jobs", NAME, {"propagationPolicy": "Foreground"})
+    thread.join(20)
+
+
+# ---- cancel
+
+
+def test_cancel_waits_for_the_checkpoint_and_leaves_nothing(
+    api: ApiServer,
+    cluster: KubernetesCluster,
+    manifest: str,
+    said: Said,
+    in_background: Callable[[Callable[[], None]], threading.Thread],
+) -> None:
+    cluster.submit(manifest)
+    pod = api.cluster.start_pod(NAME)
+    watched = threading.Event()
+    api.on_request = lambda _verb, _resource: watched.set() if api.requests[-1][2].get("watch") else None
+    thread = in_background(lambda: cluster.cancel(NAME))
+    assert watched.wait(20)
+    # While the trainer saves it still has what it needs.
+    assert ("serviceaccounts", NAME) in api.cluster.objects
+    api.cluster.end_pod(pod, 75)
+    thread.join(20)
+    assert "60 s to commit a checkpoint" in said[-2]
+    assert "is gone" in said[-1]
+    assert api.cluster.objects == {}
+    assert [query for verb, path, query in api.requests if (verb, path) == ("delete", f"jobs/{NAME}")]
+
+
+def test_cancel_leaves_what_is_not_its_own(api: ApiServer, cluster: KubernetesCluster, manifest: str) -> None:
+    account: dict[str, Any] = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": NAME}}
+    api.cluster.create("serviceaccounts", account, {})
+    cluster.submit(manifest)
+    cluster.cancel(NAME)
+    assert set(api.cluster.objects) == {("serviceaccounts", NAME)}
+
+
+# ---- kubectl
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is demanded by test_manifests.py")
+def test_kubectl_and_the_launcher_mean_the_same(api: ApiServer, cluster: KubernetesCluster, said: Said) -> None:
+    apply = ["kubectl", "apply", "--validate=false", "-f", str(FOLDER / "job.yaml")]
+    done = subprocess.run(apply, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout.count(" created") == 3
+    again = subprocess.run(apply, capture_output=True, text=True, check=True)
+    assert again.stdout.count(" unchanged") == 3
+    cluster.submit((FOLDER / "job.yaml").read_text(encoding="utf-8"))
+    assert "the same as this one: nothing to do" in said[-1]
+    shown = subprocess.run(["kubectl", "get", "job", "indextts"], capture_output=True, text=True, check=True)
+    assert "indextts" in shown.stdout
