@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from indextts_job import errors
+from indextts_job.background import begin
 from indextts_job.preemption.signals import StopSignals
 
 # ruff: noqa: PLC0415  # imports inside functions: see above
@@ -176,6 +177,8 @@ def _train(given: argparse.Namespace, stop: StopSignals) -> int:
 
     config = _configuration(given.settings, keys)
     begin_downloads(config)
+    if config.preemption.spot_notices:
+        begin(lambda: _watch_notices(stop), "spot notices")
     from indextts_job.report.console import ConsoleReport
     from indextts_job.report.events import Notice
     from indextts_job.training.run import run_attempt
@@ -184,6 +187,13 @@ def _train(given: argparse.Namespace, stop: StopSignals) -> int:
         for note in notes:
             console(Notice(step=0, topic="flag", message=note))
         return run_attempt(config, stop, console, started_at_s)
+
+
+def _watch_notices(stop: StopSignals) -> None:
+    from indextts_job.preemption.clouds import known_clouds
+    from indextts_job.preemption.notices import watch
+
+    watch(known_clouds(os.environ), stop)
 
 
 def _configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> Any:  # noqa: ANN401

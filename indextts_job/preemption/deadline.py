@@ -10,6 +10,8 @@ class PreemptionConfig:
 
     grace_seconds: float = 30.0
     """Seconds between the signal and the kill: the scheduler's grace period. AWS spot gives 120, GCP and Azure 30."""
+    spot_notices: bool = True
+    """Ask the cloud's metadata service for notices, which come earlier than the signal; elsewhere nothing is asked."""
 
 
 @dataclass(frozen=True, slots=True)

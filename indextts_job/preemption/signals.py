@@ -1,4 +1,4 @@
-"""Signals that ask for a stop. A handler stores reason and instant, and nothing else.
+"""Signals and notices that ask for a stop. A handler stores reason and instant, and nothing else.
 
 Imports nothing but the standard library, so that handlers can be installed before torch is imported: a SIGTERM that
 arrives without a handler ends the process with nothing committed.
@@ -8,6 +8,7 @@ import math
 import signal
 import threading
 import time
+from dataclasses import replace
 from types import FrameType
 
 from indextts_job.preemption.deadline import StopRequest
@@ -17,7 +18,7 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SI
 
 
 class StopSignals:
-    """Holds the first stop request of the process.
+    """Holds the stop requests of the process.
 
     After a first SIGINT a second one ends the process at once: its default action is put back, so nothing has to run
     for it. Checkpoints become visible in one operation, so the last one stays intact.
@@ -25,7 +26,10 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.grace_s = 30.0
+        self.risk = ""
+        """Why the machine is likelier to be taken away than usual; empty as long as nobody says so."""
         self._received: tuple[signal.Signals, float] | None = None
+        self._noticed: StopRequest | None = None
 
     def install(self) -> None:
         """Start to listen. Only the main thread may; elsewhere nothing happens."""
@@ -39,8 +43,21 @@ class StopSignals:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+    def notice(self, reason: str, seconds_left: float) -> None:
+        """Take note that the machine will be taken away. May be called from any thread."""
+        now_s = time.monotonic()
+        self._noticed = StopRequest(reason, now_s, now_s + seconds_left)
+
     def __call__(self) -> StopRequest | None:
-        """The stop request, if there is one; its deadline counts from the signal, not from now."""
+        """The first stop request, if there is one, with the earliest deadline that anybody has set."""
+        requests = [request for request in (self._signalled(), self._noticed) if request]
+        if not requests:
+            return None
+        first = min(requests, key=lambda request: request.requested_at_s)
+        return replace(first, deadline_at_s=min(request.deadline_at_s for request in requests))
+
+    def _signalled(self) -> StopRequest | None:
+        """Its deadline counts from the signal, not from now."""
         if self._received is None:
             return None
         number, instant = self._received

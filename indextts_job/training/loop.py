@@ -89,13 +89,22 @@ class TrainingLoop:
     """Trains from a state until the run is complete or a stop is requested."""
 
     def __init__(
-        self, settings: LoopSettings, work: Work, *, stop: Stop, emit: Emit, clock: Callable[[], float]
+        self,
+        settings: LoopSettings,
+        work: Work,
+        *,
+        stop: Stop,
+        emit: Emit,
+        clock: Callable[[], float],
+        risk: Callable[[], str] = str,
     ) -> None:
         self._settings = settings
         self._work = work
         self._stop = stop
         self._emit = emit
         self._clock = clock
+        self._risk = risk
+        self._risk_known = ""
         self._pace = Pace(save_s=settings.save_estimate_s)
         self._line_seconds = 0.0
         self._line_samples = self._line_tokens = self._line_steps = 0
@@ -119,7 +128,7 @@ class TrainingLoop:
             if self._complete(state):
                 self._commit_now(state, FINAL)
                 return "complete"
-            if self._save_due(state) and self._previous_save_done():
+            if (self._save_due(state) or self._risk_rose(state)) and self._previous_save_done():
                 self._begin_save(state)
             if self._stop():
                 self._announce_stop(state, 0, 0, "between cycles")
@@ -210,6 +219,15 @@ class TrainingLoop:
             return False
         interval = self._settings.checkpoint.interval_steps
         return state.history.improved_at(state.step) or (interval > 0 and state.step % interval == 0)
+
+    def _risk_rose(self, state: TrainState) -> bool:
+        """Whether the machine has become likelier to be taken away: then a checkpoint is worth its price now."""
+        risk = self._risk()
+        if risk == self._risk_known or state.step == 0:
+            return False
+        self._risk_known = risk
+        self._emit(Notice(step=state.step, topic="notice", message=f"{risk}: saving now, training goes on"))
+        return not _describes(self._in_flight or self._saved, state)
 
     def _begin_save(self, state: TrainState, *tags: str) -> None:
         """Save behind the training; waits for the save before it, if that is not done."""

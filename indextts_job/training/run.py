@@ -190,7 +190,8 @@ def _train(
                 details=saver.settings.values["environment"],
             )
         )
-        return TrainingLoop(settings, work, stop=stop, emit=emit, clock=time.monotonic).run(state, start.tags)
+        loop = TrainingLoop(settings, work, stop=stop, emit=emit, clock=time.monotonic, risk=lambda: stop.risk)
+        return loop.run(state, start.tags)
 
 
 def _tidy(store: CheckpointStore, emit: Emit) -> None:
