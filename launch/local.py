@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from indextts_job.errors import EXIT_STOPPED
 from indextts_job.hardware.scheduler import LAUNCHER_VARIABLE
 from launch.job import Job, decide, describe, shell_code
 
 RETRY_BASE_S = 2.0
 RETRY_LIMIT_S = 60.0
+SHORT_ATTEMPT_S = 30.0
 
 
 class LocalLauncher:
@@ -36,21 +38,23 @@ class LocalLauncher:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._forward)
-        failures = 0
+        failures = short_stops = 0
         while True:
+            began_s = time.monotonic()
             code = self._attempt()
-            failures = 0 if code == 75 else failures + 1
+            failures = 0 if code == EXIT_STOPPED else failures + 1
+            # A machine that its cloud is about to take away stops every attempt at once, until it is gone.
+            short = code == EXIT_STOPPED and time.monotonic() - began_s < SHORT_ATTEMPT_S
+            short_stops = short_stops + 1 if short else 0
             next_move = decide(code, failures, self._job.max_failures)
             if next_move == "end" or self._stopped.is_set():
                 self._say(f"trainer ended with {code} ({describe(code)})")
                 return code
-            wait_s = 0.0
-            if next_move == "retry":
-                # Jittered exponential backoff, so that many jobs do not hit a sick store together.
-                wait_s = min(RETRY_LIMIT_S, RETRY_BASE_S * 2 ** (failures - 1)) * random.uniform(0.5, 1.0)  # noqa: S311
+            wait_s = _pause_s(failures if next_move == "retry" else short_stops - 1)
             self._say(
                 f"trainer ended with {code} ({describe(code)}); starting it again"
-                + (f" in {wait_s:.0f} s, failure {failures} of {self._job.max_failures}" if wait_s else "")
+                + (f" in {wait_s:.0f} s" if wait_s else "")
+                + (f", failure {failures} of {self._job.max_failures}" if next_move == "retry" else "")
             )
             if self._stopped.wait(wait_s):
                 return code
@@ -67,3 +71,10 @@ class LocalLauncher:
         self._stopped.set()
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(number)
+
+
+def _pause_s(times: int) -> float:
+    """Jittered exponential backoff, so that many jobs do not hit a sick store together; none before the first time."""
+    if times < 1:
+        return 0.0
+    return min(RETRY_LIMIT_S, RETRY_BASE_S * 2.0 ** (times - 1)) * random.uniform(0.5, 1.0)  # noqa: S311

@@ -66,3 +66,22 @@ def test_a_notice_during_the_start_ends_it_at_once(world: World, tmp_path: Path)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_local_launcher_does_not_hurry_on_a_machine_that_is_taken_away(world: World, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(config_for(world, tmp_path / "run", **KEYS).to_json()), encoding="utf-8")
+    google = GoogleMetadata()
+    google.preempted = "TRUE"
+    with serving(google, Metadata_Flavor="Google") as server:
+        own = {**os.environ, "AWS_EC2_METADATA_DISABLED": "true", "GCE_METADATA_HOST": server.address}
+        command = [sys.executable, "-m", "launch", "local", str(config)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env=own) as process:
+            ends = (line for line in process.stdout or () if line.startswith("launcher"))
+            first, second = next(ends), next(ends)
+            process.terminate()
+            rest = list(ends)
+    assert first.endswith("starting it again\n")
+    assert "starting it again in " in second
+    assert rest == []
+    assert process.returncode == 75
