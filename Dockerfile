@@ -9,17 +9,20 @@ FROM ${BASE_IMAGE} AS base
 # tini is process 1: it forwards SIGTERM even before the trainer can listen (process 1 has no default action), and reaps.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3 tini ca-certificates \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log /root/.bashrc /root/.profile \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 
 FROM base AS dependencies
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv
 # For another index or a folder of wheels: --build-arg PIP_OPTIONS="--no-index --find-links=/wheels".
 ARG PIP_OPTIONS=""
+# Besides S3: gcsfs for gs://, adlfs for abfs://.
+ARG EXTRA_PACKAGES=""
 COPY constraints.txt pyproject.toml /build/
 RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/python -c "import tomllib; print(*tomllib.load(open('/build/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > /build/requirements.txt \
     && /opt/venv/bin/pip install --no-cache-dir ${PIP_OPTIONS} -c /build/constraints.txt torch \
-    && /opt/venv/bin/pip install --no-cache-dir ${PIP_OPTIONS} -c /build/constraints.txt -r /build/requirements.txt \
+    && /opt/venv/bin/pip install --no-cache-dir ${PIP_OPTIONS} -c /build/constraints.txt -r /build/requirements.txt ${EXTRA_PACKAGES} \
     && /opt/venv/bin/pip uninstall --quiet --yes pip
 
 FROM dependencies AS package

@@ -2,13 +2,16 @@
 # make demo-s3 the same, with the runs in a real S3 server on loopback
 # make test    everything set up, then: all checks and tests
 # make check   format, lint, types, import layers, spelling
+# make image   the container image; make image-report what is in it, by size
 # make bench   the measurements behind the README's figures
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+IMAGE ?= indextts-job
+ENGINE ?= $(shell command -v docker || command -v podman)
 export PYTHONUTF8 := 1
 
-.PHONY: demo demo-s3 test check lint format bench chaos goldens constraints clean
+.PHONY: demo demo-s3 test check lint format bench goldens constraints image image-report clean
 
 demo: $(VENV)/ready-run
 	$(BIN)/indextts-job demo
@@ -31,6 +34,12 @@ lint: check
 format: $(VENV)/ready-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+image:
+	$(ENGINE) build -t $(IMAGE) --build-arg REVISION=$$(git rev-parse HEAD) .
+
+image-report:
+	ENGINE=$(ENGINE) image/report.sh $(IMAGE)
 
 bench: $(VENV)/ready-dev
 	$(BIN)/python -m bench.packing

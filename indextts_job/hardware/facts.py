@@ -27,12 +27,12 @@ def read_facts(device: str) -> HardwareFacts:
             memory_bytes=properties.total_memory,
             bfloat16=(properties.major, properties.minor) >= BFLOAT16_CAPABILITY,
             cpus=usable_cpus(),
-            driver=_driver_version(),
+            driver=driver_version(),
         )
     return HardwareFacts(
         device="cpu",
         name=platform.processor() or platform.machine(),
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bytes=memory_limit_bytes(),
         bfloat16=False,
         cpus=usable_cpus(),
     )
@@ -54,7 +54,20 @@ def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return max(1, min(cpus, math.ceil(int(quota) / int(period))))
 
 
-def _driver_version() -> str:
+def memory_limit_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Host memory that this process may use: what is installed, bounded by its cgroup (v2, then v1)."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            limit = (cgroup / name).read_text(encoding="utf-8").strip()
+        except OSError:
+            continue
+        return min(installed, int(limit)) if limit.isdigit() else installed
+    return installed
+
+
+def driver_version() -> str:
+    """Of NVIDIA's kernel module; empty where none is visible."""
     try:
         line = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0]
     except (OSError, IndexError):

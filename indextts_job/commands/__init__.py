@@ -1,0 +1,1 @@
+"""The commands of `indextts-job`: one file each, with its arguments and what it does."""

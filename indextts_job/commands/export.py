@@ -1,0 +1,44 @@
+"""`indextts-job export`: what inference needs."""
+
+# ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
+
+import argparse
+from pathlib import Path
+
+from indextts_job import errors
+from indextts_job.commands.parser import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    export = commands.add_parser("export", help="write gpt.pth, config.yaml and tokenizer for inference")
+    export.add_argument("source", help="a run, or a checkpoint's .json")
+    export.add_argument("--output-dir", required=True, help="folder for the export")
+    export.add_argument("--tag", choices=("best", "final"), help="newest checkpoint with this tag; default: the newest")
+    export.set_defaults(act=_export)
+
+
+def _export(given: argparse.Namespace) -> int:
+    from indextts_job.checkpoint import retention
+    from indextts_job.model.export import write_export
+    from indextts_job.training import resume
+    from indextts_job.training.state import BASE, WEIGHTS
+
+    store, name = resume.locate(given.source)
+    names = [name] if name else retention.current(store.names())
+    names = [entry for entry in names if given.tag is None or given.tag in entry.tags]
+    if not names:
+        tagged = f" tagged {given.tag}" if given.tag else ""
+        raise errors.ConfigError(f"{given.source} holds no checkpoint{tagged}. `checkpoints list` shows what there is.")
+    manifest = store.manifest(names[0])
+    tensors = store.load(manifest, (WEIGHTS, BASE))
+    written = write_export(
+        Path(given.output_dir),
+        {key.removeprefix(WEIGHTS): value for key, value in tensors.items() if key.startswith(WEIGHTS)},
+        {key.removeprefix(BASE): value for key, value in tensors.items() if key.startswith(BASE)},
+        manifest.values,
+        store.read_file(manifest, "tokenizer.model"),
+    )
+    for path in written:
+        print(path)  # noqa: T201
+    return errors.EXIT_OK

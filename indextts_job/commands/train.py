@@ -1,0 +1,109 @@
+"""`indextts-job train`: train, or go on where the run stands."""
+
+# ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from indextts_job import errors
+from indextts_job.background import begin
+from indextts_job.commands import checkpoints
+from indextts_job.commands.parser import Commands
+from indextts_job.legacy import flags
+from indextts_job.preemption.signals import StopSignals
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    train = commands.add_parser(
+        "train",
+        help="train, or go on where the run stands",
+        description="Train, or go on where the run stands: the same command again continues an interrupted run.",
+    )
+    train.add_argument(
+        "settings",
+        nargs="*",
+        metavar="RUN.yaml | key=value",
+        help="configuration file, and dotted keys that override it, for example schedule.max_steps=200",
+    )
+    train.add_argument("--grace-seconds", type=float, help="seconds from signal to kill (preemption.grace_seconds)")
+    train.add_argument("--skip-bad-samples", action="store_true", help="leave bad samples out (data.skip_bad_samples)")
+    train.add_argument("--list-checkpoints", action="store_true", help="list the run's checkpoints and exit")
+    train.add_argument(
+        "--help-config", action="store_true", help="print every key, explained, with its default, and exit"
+    )
+    flags.add_flags(train)
+    train.set_defaults(act=_train)
+
+
+def _train(given: argparse.Namespace) -> int:
+    stop: StopSignals = given.stop
+    started_at_s = time.monotonic()
+    if given.help_config:
+        return _print_config_help()
+    keys, notes = flags.overrides(given, os.environ)
+    if given.grace_seconds is not None:
+        keys["preemption.grace_seconds"] = given.grace_seconds
+    if given.skip_bad_samples:
+        keys["data.skip_bad_samples"] = True
+    if given.list_checkpoints:
+        return checkpoints.print_list(str(keys.get("run", "trained_ckpts")), as_json=False, verify=False)
+    from indextts_job.training.ahead import begin_downloads
+
+    config = _configuration(given.settings, keys)
+    begin_downloads(config)
+    if config.preemption.spot_notices:
+        begin(lambda: _watch_notices(stop), "spot notices")
+    from indextts_job.report.console import ConsoleReport
+    from indextts_job.report.events import Notice
+    from indextts_job.training.run import run_attempt
+
+    with ConsoleReport(sys.stdout) as console:
+        for note in notes:
+            console(Notice(step=0, topic="flag", message=note))
+        return run_attempt(config, stop, console, started_at_s)
+
+
+def _watch_notices(stop: StopSignals) -> None:
+    from indextts_job.preemption.clouds import known_clouds
+    from indextts_job.preemption.notices import watch
+
+    watch(known_clouds(os.environ), stop)
+
+
+def _configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> Any:  # noqa: ANN401
+    from indextts_job import config, files
+
+    paths = [setting for setting in settings if "=" not in setting]
+    dotted = dict(config.parse_override(setting) for setting in settings if "=" in setting)
+    if len(paths) > 1:
+        raise errors.ConfigError(f"{len(paths)} configuration files given ({', '.join(paths)}), expected one.")
+    document: object = None
+    where = "command line"
+    if paths:
+        where = paths[0]
+        document = files.read_yaml(where, "run configuration", "the command line")
+        if isinstance(document, Mapping) and "gpt" in document:
+            raise errors.ConfigError(f"{where} describes the model, not a run. Give it with --config.")
+    elif "data.train_manifests" not in {**flag_keys, **dotted}:
+        # Nothing but a run was named: its newest checkpoint knows the rest.
+        from indextts_job.training import resume
+
+        run = str(dotted.get("run", flag_keys.get("run", "trained_ckpts")))
+        source = str(dotted.get("resume.source", flag_keys.get("resume.source", "auto")))
+        where = run if source in ("auto", "none") else source
+        document = resume.recorded_config(where)
+    layers = (("command line flags", flag_keys), ("command line", dotted))
+    recorded_resume = {"resume.source": "auto", "resume.weights_only": False} if not paths and document else {}
+    return config.build_config(document, where, [("recorded", recorded_resume), *layers])
+
+
+def _print_config_help() -> int:
+    from indextts_job.config_help import documented_defaults
+
+    print(documented_defaults(), end="")  # noqa: T201
+    return errors.EXIT_OK
