@@ -3,12 +3,13 @@
 # ruff: noqa: PLC0415  # the client takes half a second to import, which --dry-run and the other places do not need
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from indextts_job.errors import ConfigError
 from launch.commands.arguments import Parsers, add_job_arguments, job_of, say
@@ -115,10 +116,11 @@ def _cluster(given: argparse.Namespace) -> "KubernetesCluster":
 
 def _status(given: argparse.Namespace) -> int:
     found = _cluster(given).status(given.job)
-    console = Console()
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else 200)
     console.print(f"job {given.job}: {found.state}", highlight=False, soft_wrap=True, markup=False)
     if found.pods:
-        table = Table("pod", "phase", "node", "started", "ended", "why")
+        table = Table(*(Column(name, overflow="fold") for name in ("pod", "phase", "node", "started", "ended", "why")))
         for pod in found.pods:
             table.add_row(pod.name, pod.phase, pod.node, pod.started, pod.ended, pod.why)
         console.print(table)

@@ -86,6 +86,7 @@ class Namespace:
     def __init__(self, name: str, context: str, say: Callable[[str], None], wait: Callable[[float], None]) -> None:
         api, current = _connect(context)
         self.name = name or current
+        self._address = api.configuration.host
         self.batch = client.BatchV1Api(api)
         self.core = client.CoreV1Api(api)
         self.say = say
@@ -111,7 +112,7 @@ class Namespace:
                 if refusal.status not in TRANSIENT:
                     raise error from refusal
             except BrokenError as broken:
-                error = UnavailableError(f"{doing}: the cluster cannot be reached: {broken}")
+                error = UnavailableError(f"{doing}: {self._address} cannot be reached ({broken}).")
                 at_least_s = 0.0
             else:
                 return document
@@ -164,7 +165,7 @@ class Namespace:
             if rest:
                 yield rest.decode(errors="replace")
         except urllib3.exceptions.HTTPError as error:
-            raise BrokenError(str(error)) from error
+            raise BrokenError(_cause(error)) from error
         finally:
             response.close()
 
@@ -173,7 +174,7 @@ class Namespace:
         try:
             response: Any = method(namespace=self.name, _preload_content=False, _request_timeout=timeout, **arguments)
         except urllib3.exceptions.HTTPError as error:
-            raise BrokenError(str(error)) from error
+            raise BrokenError(_cause(error)) from error
         except ApiException as error:  # the client up to release 36; status 0 is trouble with TLS
             if not error.status:
                 raise BrokenError(str(error.reason)) from error
@@ -184,6 +185,11 @@ class Namespace:
         if not 200 <= response.status <= 299:
             raise _refusal(response.status, response.data, response.headers)
         return response
+
+
+def _cause(error: urllib3.exceptions.HTTPError) -> str:
+    """Without the objects that urllib3 names before it."""
+    return str(getattr(error, "reason", None) or error).rpartition("): ")[2]
 
 
 def _refusal(status: int, body: str | bytes | None, headers: Mapping[str, str] | None) -> Refusal:

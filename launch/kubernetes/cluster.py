@@ -225,7 +225,10 @@ class KubernetesCluster:
     def _demand(self, name: str) -> Document:
         job = self._find(name)
         if job is None:
-            raise ConfigError(f"no job {name} in namespace {self._api.name}. `kubectl get jobs` lists those there are.")
+            selector = ",".join(f"{key}={value}" for key, value in APPLICATION.items())
+            jobs = self._api.call(self._api.batch.list_namespaced_job, "list jobs", label_selector=selector)["items"]
+            others = ", ".join(other["metadata"]["name"] for other in jobs) or "none"
+            raise ConfigError(f"no job {name} in namespace {self._api.name}; jobs of this program there: {others}.")
         return job
 
     def _pods(self, job: Document) -> list[Document]:

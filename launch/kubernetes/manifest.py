@@ -184,8 +184,10 @@ def read_config(job: Job) -> tuple[str, str]:
     try:
         text = Path(path).read_text(encoding="utf-8")
         document = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}. Give the run's configuration: … -- RUN.yaml") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is no YAML: {error}") from error
     overrides = dict(parse_override(argument) for argument in job.arguments if _is_override(argument))
     config = build_config(document, path, [("command line", overrides)])
     paths = {

@@ -274,7 +274,10 @@ def test_a_server_that_is_away_is_said_so(
     api: ApiServer, cluster: KubernetesCluster, manifest: str, waits: list[float]
 ) -> None:
     api.stop()
-    with pytest.raises(UnavailableError, match="cannot be reached"):
+    with pytest.raises(
+        UnavailableError,
+        match=r"127.0.0.1:\d+ cannot be reached \(Failed to establish a new connection: .* refused\)\.$",
+    ):
         cluster.submit(manifest)
     assert sum(waits) == pytest.approx(60)
 
@@ -312,7 +315,7 @@ def test_status_tells_what_pods_wait_for_and_how_they_ended(
     assert main(["kubernetes", "status", NAME]) == 0
     assert "error: loss is not finite" in capsys.readouterr().out
     assert main(["kubernetes", "status", "other"]) == 78
-    assert "no job other in namespace lab" in capsys.readouterr().err
+    assert "no job other in namespace lab; jobs of this program there: am." in capsys.readouterr().err
 
 
 def test_status_does_without_events_where_they_are_forbidden(
