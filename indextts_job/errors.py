@@ -2,6 +2,7 @@
 
     IndexTTSJobError        70  unexpected; retried, counts against a limit
     ├── NonFiniteError      70  a loss or gradient is not finite; the weights were not touched
+    ├── DeviceMemoryError   70  one sample does not fit the device; another device may have more
     ├── DataError           65  the data or a checkpoint is wrong; never retried
     ├── UnavailableError    69  storage is unreachable or full; retried, counts against a limit
     │   └── StorageFullError 69  no space is left
@@ -68,6 +69,10 @@ class AccessRefusedError(IndexTTSJobError):
 
 class NonFiniteError(IndexTTSJobError):
     """A loss or gradient is NaN or infinite; the weights were not touched."""
+
+
+class DeviceMemoryError(IndexTTSJobError):
+    """The device has too little memory for a single sample."""
 
 
 class ConfigError(IndexTTSJobError):

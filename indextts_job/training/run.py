@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
+from indextts_job.data.batch import PackedBatch
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.loader import Prefetcher, step_batches
 from indextts_job.data.order import ORDER_VERSION
@@ -170,16 +170,22 @@ def _train(
         recipe=config.recipe,
         grad_clip=config.optimizer.grad_clip,
     )
-    build = partial(step_batches, inputs.train_set, order, plan.capacity_tokens, inputs.model)
+    capacity = start.capacity
+
+    def build(step: int) -> list[PackedBatch]:
+        return step_batches(inputs.train_set, order, capacity.tokens, inputs.model, step)
+
     with Prefetcher(build, range(state.step, inputs.total_steps)) as prefetcher:
         work = AttemptWork(
             machinery=machinery,
             prefetcher=prefetcher,
+            build=build,
+            capacity=capacity,
             validation_set=inputs.validation_set,
             validation_samples=validation_samples,
-            capacity_tokens=plan.capacity_tokens,
             model_config=inputs.model,
             saver=saver,
+            emit=emit,
         )
         emit(
             AttemptStarted(

@@ -17,6 +17,7 @@ from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
 from indextts_job.report.console import human_bytes
 from indextts_job.report.events import Emit, Notice
+from indextts_job.training.capacity import Capacity
 from indextts_job.training.compatibility import Present, demand_same_run, extends_vocabulary
 from indextts_job.training.history import History
 from indextts_job.training.inputs import Inputs
@@ -40,6 +41,7 @@ class Start:
 
     state: TrainState
     plan: Plan
+    capacity: Capacity
     tags: tuple[str, ...]
     lineage: Mapping[str, Any]
 
@@ -131,10 +133,11 @@ def build(
         rows = _trained_rows(donor) if donor else None
         initialise(model, base, config.recipe.new_rows, derive_seed(config.recipe.seed), rows)
         state.carried = Carried(tensors=carried_tensors(model, base))
-    _describe(config, facts, plan, state, emit)
+    capacity = Capacity(plan.capacity_tokens, inputs.longest_tokens, own.storage, facts)
+    _describe(config, facts, replace(plan, capacity_tokens=capacity.tokens), state, emit)
     tags = point.name.tags if point and point.store is own else ()
     lineage = {"run": selection.legacy} if selection.legacy else _lineage(selection.point, own)
-    return Start(state=state, plan=plan, tags=tags, lineage=lineage)
+    return Start(state=state, plan=plan, capacity=capacity, tags=tags, lineage=lineage)
 
 
 def _lineage(point: ResumePoint | None, own: CheckpointStore) -> dict[str, Any]:

@@ -27,12 +27,20 @@ def build_optimizer(model: UnifiedVoice, config: OptimizerConfig) -> torch.optim
     """AdamW over all trained parameters, decaying only where it belongs."""
     decayed = [p for name, p in model.named_parameters() if _DECAYED.fullmatch(name)]
     others = [p for name, p in model.named_parameters() if not _DECAYED.fullmatch(name)]
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
         fused=True,
     )
+    # Now, not in the first update, where running out of memory would leave one of the groups updated.
+    for parameter in (*decayed, *others):
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
 
 
 @dataclass(slots=True)

@@ -125,6 +125,26 @@ def train_step(
         skips += 1
 
 
+def forget(machinery: Machinery, step: int) -> None:
+    """Put away what a step left that broke off anywhere, so that it can be done again from its start.
+
+    Gradients go. Moments and weights change in kernels that allocate nothing, so these have not run. The counts of
+    updates that the optimizer keeps beside each moment may have been raised before them; they are the step (R19).
+
+    Args:
+        machinery: What the step worked on.
+        step: The position; as many updates are done.
+    """
+    machinery.optimizer.zero_grad(set_to_none=True)
+    for values in machinery.optimizer.state.values():
+        values["step"].fill_(step)
+    if machinery.scaler.is_enabled():
+        machinery.scaler.scale(torch.zeros((), device=machinery.device))  # it begins to exist with its first use
+        machinery.scaler.update(machinery.scaler.get_scale())  # also forgets that gradients were unscaled
+    if machinery.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def mean_losses(sums: Sequence[LossSums], text_targets: int, mel_targets: int, recipe: RecipeConfig) -> Losses:
     """Losses over the samples of several micro-batches, from their sums and the counts of all targets."""
     text = _host_sum([part.text for part in sums]) / text_targets

@@ -1,5 +1,6 @@
 """The heavy parts of the training loop for one attempt on one machine: batches, step, validation, save."""
 
+import contextlib
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,34 +14,48 @@ from indextts_job.data.dataset import Dataset
 from indextts_job.data.loader import Prefetcher
 from indextts_job.hardware.plan import HardwareFacts, Plan
 from indextts_job.model.config import GPTConfig
+from indextts_job.report.events import Emit, Notice
+from indextts_job.training.capacity import Capacity
 from indextts_job.training.evaluate import evaluate, in_order
 from indextts_job.training.history import Losses
 from indextts_job.training.saver import BackgroundSaver, FinishedSave
 from indextts_job.training.state import TrainState
-from indextts_job.training.step import Discarded, Machinery, Updated, train_step
+from indextts_job.training.step import Discarded, Machinery, Updated, forget, train_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptWork:
-    """What the loop calls."""
+    """What the loop calls. Whatever runs out of the device's memory is done again in smaller pieces."""
 
     machinery: Machinery
     prefetcher: Prefetcher[list[PackedBatch]]
+    build: Callable[[int], list[PackedBatch]]
+    """Micro-batches of a step, within the capacity of now."""
+    capacity: Capacity
     validation_set: Dataset | None
     validation_samples: int
-    capacity_tokens: int
     model_config: GPTConfig
     saver: BackgroundSaver
+    emit: Emit
 
     def batches(self, step: int) -> Sequence[PackedBatch]:
         """See `loop.Work`."""
-        return self.prefetcher.get(step)
+        batches = self.prefetcher.get(step)
+        # Those that were built ahead know nothing of a capacity that was lowered since.
+        fits = all(batch.num_tokens <= self.capacity.tokens for batch in batches)
+        return batches if fits else self.build(step)
 
     def train(
         self, batches: Sequence[PackedBatch], step: int, rate: float, discard: Callable[[int], bool]
     ) -> Updated | Discarded:
         """See `loop.Work`."""
-        return train_step(self.machinery, batches, step, rate, discard)
+        while True:
+            with contextlib.suppress(torch.OutOfMemoryError):
+                return train_step(self.machinery, batches, step, rate, discard)
+            # Here the error is gone, and with it the frames that held on to tensors.
+            forget(self.machinery, step)
+            self._lower("a step", step)
+            batches = self.build(step)
 
     def validate(self, interrupted: Callable[[int], bool]) -> Losses | None:
         """See `loop.Work`."""
@@ -51,8 +66,15 @@ class AttemptWork:
             config.sample_tokens(dataset.text_lengths[i], dataset.code_lengths[i])
             for i in range(self.validation_samples)
         ]
-        batches = (collate(dataset.samples(indices), config) for indices in in_order(lengths, self.capacity_tokens))
-        return evaluate(self.machinery, batches, interrupted)
+        while True:
+            cut = in_order(lengths, self.capacity.tokens)
+            batches = (collate(dataset.samples(indices), config) for indices in cut)
+            with contextlib.suppress(torch.OutOfMemoryError):
+                return evaluate(self.machinery, batches, interrupted)
+            self._lower("a validation", 0)
+
+    def _lower(self, doing: str, step: int) -> None:
+        self.emit(Notice(step=step, topic="memory", message=self.capacity.lower(doing), warning=True))
 
     def save(self, state: TrainState, tags: tuple[str, ...]) -> None:
         """See `loop.Work`."""
