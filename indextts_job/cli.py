@@ -72,6 +72,7 @@ def _dispatch(arguments: Sequence[str], stop: StopSignals) -> int:
     if given.command == "train":
         given.settings += rest
         given.stop = stop
+        given.raw = list(arguments)
     return int(given.act(given))
 
 

@@ -257,6 +257,7 @@ def _check_values(config: RunConfig) -> None:
         "preemption.grace_seconds": (config.preemption.grace_seconds, 0),
         "hardware.capacity_tokens": (config.hardware.capacity_tokens, 0),
         "hardware.threads": (config.hardware.threads, 0),
+        "hardware.processes": (config.hardware.processes, 0),
         "report.log_interval_steps": (config.report.log_interval_steps, 1),
         "storage.retry_seconds": (config.storage.retry_seconds, 0),
         "storage.log_interval_seconds": (config.storage.log_interval_seconds, 0),

@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from indextts_job.commands import checkpoints
 from indextts_job.commands.parser import Commands
 from indextts_job.legacy import flags
 from indextts_job.preemption.signals import StopSignals
+from indextts_job.training import processes
 
 
 def add(commands: Commands) -> None:
@@ -55,6 +57,11 @@ def _train(given: argparse.Namespace) -> int:
     from indextts_job.training.ahead import begin_downloads
 
     config = _configuration(given.settings, keys)
+    processes.die_with_parent()
+    count = processes.wanted_processes(config.hardware, os.environ)
+    if count > 1:
+        command = [sys.executable, "-m", "indextts_job", *given.raw]
+        return processes.ProcessesOfNode(command, count).run()
     begin_downloads(config)
     if config.preemption.spot_notices:
         begin(lambda: _watch_notices(stop), "spot notices")
@@ -62,7 +69,8 @@ def _train(given: argparse.Namespace) -> int:
     from indextts_job.report.events import Notice
     from indextts_job.training.run import run_attempt
 
-    with ConsoleReport(sys.stdout) as console:
+    speaks = os.environ.get("RANK", "0") == "0"
+    with ConsoleReport(sys.stdout if speaks else io.StringIO()) as console:
         for note in notes:
             console(Notice(step=0, topic="flag", message=note))
         return run_attempt(config, stop, console, started_at_s)

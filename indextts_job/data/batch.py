@@ -82,9 +82,11 @@ def collate(samples: Sequence[Sample], config: GPTConfig) -> PackedBatch:
     """Lay samples end to end.
 
     Args:
-        samples: At least one; their order is kept.
+        samples: Their order is kept; none for a rank that has nothing to do in this turn.
         config: Token ids of starts and stops.
     """
+    if not samples:
+        return _nothing(config)
     text_sizes = np.array([len(sample.text_ids) + 2 for sample in samples])
     code_sizes = np.array([len(sample.codes) + 1 for sample in samples])
     sizes = CONDITIONING_TOKENS + text_sizes + code_sizes
@@ -119,6 +121,26 @@ def collate(samples: Sequence[Sample], config: GPTConfig) -> PackedBatch:
         code_rows=np.concatenate(code_rows),
         code_targets=_joined([sample.codes, [config.stop_mel_token]] for sample in samples),
         cu_seqlens=starts.astype(np.int32),
+    )
+
+
+def _nothing(config: GPTConfig) -> PackedBatch:
+    none = np.empty(0, dtype=np.int64)
+    return PackedBatch(
+        sample_indices=none,
+        sample_ids=(),
+        condition=np.empty((0, CONDITIONING_TOKENS - 2, config.model_dim), dtype=np.float32),
+        emotion=np.empty((0, config.model_dim), dtype=np.float32),
+        text_inputs=none,
+        text_positions=none,
+        code_inputs=none,
+        code_positions=none,
+        source_rows=none,
+        text_rows=none,
+        text_targets=none,
+        code_rows=none,
+        code_targets=none,
+        cu_seqlens=np.zeros(1, dtype=np.int32),
     )
 
 

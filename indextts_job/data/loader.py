@@ -13,7 +13,7 @@ from typing import Generic, Self, TypeVar
 from indextts_job.data.batch import PackedBatch, collate
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.order import Order
-from indextts_job.data.packing import pack
+from indextts_job.data.packing import Cut, bins_of_rank, pack
 from indextts_job.model.config import GPTConfig
 
 T = TypeVar("T")
@@ -79,19 +79,19 @@ class Prefetcher(Generic[T]):
                 return
 
 
-def step_batches(
-    dataset: Dataset, order: Order, capacity_tokens: int, config: GPTConfig, step: int
-) -> list[PackedBatch]:
-    """The packed micro-batches of one step.
+def step_batches(dataset: Dataset, order: Order, config: GPTConfig, cut: Cut, step: int) -> list[PackedBatch]:
+    """The packed micro-batches of one step on one rank; all ranks have the same number of them.
 
     Args:
         dataset: Where the samples are.
         order: Which samples the step holds.
-        capacity_tokens: Tokens of one micro-batch.
         config: The model.
+        cut: How this rank cuts a step.
         step: The position.
     """
     indices = [int(index) for index in order.samples_of(step)]
     lengths = [config.sample_tokens(dataset.text_lengths[i], dataset.code_lengths[i]) for i in indices]
-    samples = dataset.samples(indices)
-    return [collate([samples[slot] for slot in slots], config) for slots in pack(lengths, capacity_tokens)]
+    mine = bins_of_rank(pack(lengths, cut.capacity_tokens, cut.world_size), cut.rank, cut.world_size)
+    slots = [slot for taken in mine for slot in taken]
+    samples = dict(zip(slots, dataset.samples([indices[slot] for slot in slots]), strict=True))
+    return [collate([samples[slot] for slot in taken], config) for taken in mine]

@@ -6,6 +6,18 @@ plan and takes its bins; all ranks have the same number of bins, so that collect
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """How one process cuts the steps."""
+
+    capacity_tokens: int
+    """Of a micro-batch."""
+    rank: int = 0
+    world_size: int = 1
+
 
 Bin = tuple[int, ...]
 """Slots of the global batch that one micro-batch holds, ascending."""

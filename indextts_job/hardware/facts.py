@@ -13,20 +13,23 @@ BFLOAT16_CAPABILITY = (8, 0)
 """Ampere: the first compute capability with native bfloat16. `is_bf16_supported` counts emulation on older ones."""
 
 
-def read_facts(device: str) -> HardwareFacts:
+def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
     """Facts about the device that will compute.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
+        gpu: Which of the visible ones.
+        processes: That share this machine's CPUs.
     """
+    cpus = max(1, usable_cpus() // processes)
     if device != "cpu" and torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
+        properties = torch.cuda.get_device_properties(gpu)
         return HardwareFacts(
             device="cuda",
             name=properties.name,
             memory_bytes=properties.total_memory,
             bfloat16=(properties.major, properties.minor) >= BFLOAT16_CAPABILITY,
-            cpus=usable_cpus(),
+            cpus=cpus,
             driver=driver_version(),
         )
     return HardwareFacts(
@@ -34,7 +37,7 @@ def read_facts(device: str) -> HardwareFacts:
         name=platform.processor() or platform.machine(),
         memory_bytes=memory_limit_bytes(),
         bfloat16=False,
-        cpus=usable_cpus(),
+        cpus=cpus,
     )
 
 

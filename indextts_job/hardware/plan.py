@@ -33,7 +33,9 @@ class HardwareConfig:
     capacity_tokens: int = 0
     """Packed tokens per micro-batch; 0 = from the memory of the device."""
     threads: int = 0
-    """CPU threads of torch; 0 = the CPUs that this process may use."""
+    """CPU threads of torch; 0 = the CPUs that this process may use, shared with the other processes of the node."""
+    processes: int = 0
+    """Processes on this node, each with a GPU of its own; 0 = one per visible GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Validation over a fixed list of samples in a fixed order; leaves the model in training mode whatever happens."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -15,14 +16,18 @@ def evaluate(machinery: Machinery, batches: Iterable[PackedBatch], interrupted: 
 
     Args:
         machinery: The model and how to compute; the optimizer is not touched.
-        batches: The validation set, packed.
-        interrupted: Asked before every micro-batch with the number of samples done; True gives up.
+        batches: The validation set, packed; this rank's share of it, with as many micro-batches as any other has.
+        interrupted: Asked before every micro-batch with the number of samples done here; True gives up.
 
     Returns:
         The losses, or None when interrupted.
+
+    Raises:
+        torch.OutOfMemoryError: On this or another rank.
     """
     sums: list[LossSums] = []
     done = text_targets = mel_targets = 0
+    out_of_memory = False
     machinery.model.eval()
     dtype = next(machinery.model.parameters()).dtype
     try:
@@ -30,13 +35,27 @@ def evaluate(machinery: Machinery, batches: Iterable[PackedBatch], interrupted: 
             for batch in batches:
                 if interrupted(done):
                     return None
-                sums.append(machinery.model(to_device(batch, machinery.device, dtype)))
+                if out_of_memory or not batch.num_samples:
+                    continue
+                out_of_memory = True
+                with contextlib.suppress(torch.OutOfMemoryError):
+                    sums.append(machinery.model(to_device(batch, machinery.device, dtype)))
+                    out_of_memory = False
                 done += batch.num_samples
                 text_targets += len(batch.text_targets)
                 mel_targets += len(batch.code_targets)
     finally:
         machinery.model.train()
-    return mean_losses(sums, text_targets, mel_targets, machinery.recipe)
+    if machinery.ranks.any(out_of_memory):
+        raise torch.OutOfMemoryError("out of memory in a validation, on this or another rank")
+    text, mel = machinery.ranks.add([text_targets, mel_targets])
+    return mean_losses(sums, text, mel, machinery)
+
+
+def shares(batches: Sequence[Sequence[int]], rank: int, world_size: int) -> Iterator[Sequence[int]]:
+    """One rank's share of micro-batches, by turns; nothing where a last turn has none left for it."""
+    for first in range(0, len(batches), world_size):
+        yield batches[first + rank] if first + rank < len(batches) else ()
 
 
 def in_order(lengths: Sequence[int], capacity_tokens: int) -> Iterator[list[int]]:

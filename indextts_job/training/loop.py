@@ -13,7 +13,7 @@ from indextts_job.checkpoint.retention import BEST, FINAL, PREEMPTED, Checkpoint
 from indextts_job.data.batch import PackedBatch
 from indextts_job.data.order import Order
 from indextts_job.errors import UnavailableError
-from indextts_job.preemption.deadline import Pace, Stop, finishes_in_time
+from indextts_job.preemption.deadline import Pace, Stop, StopRequest, finishes_in_time
 from indextts_job.report.events import (
     Emit,
     Notice,
@@ -23,6 +23,7 @@ from indextts_job.report.events import (
     Validated,
     ValidationProgress,
 )
+from indextts_job.training.distributed import Alone, Ranks
 from indextts_job.training.history import IntervalSums, Losses, Validation, ValidationConfig
 from indextts_job.training.saver import FinishedSave, SaveCancelledError
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
@@ -88,7 +89,7 @@ def _describes(saved: _Saved, state: TrainState) -> bool:
 class TrainingLoop:
     """Trains from a state until the run is complete or a stop is requested."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # it is handed its world, by name
         self,
         settings: LoopSettings,
         work: Work,
@@ -97,6 +98,7 @@ class TrainingLoop:
         emit: Emit,
         clock: Callable[[], float],
         risk: Callable[[], str] = str,
+        ranks: Ranks | None = None,
     ) -> None:
         self._settings = settings
         self._work = work
@@ -104,6 +106,8 @@ class TrainingLoop:
         self._emit = emit
         self._clock = clock
         self._risk = risk
+        self._ranks = ranks or Alone()
+        self._agreed: StopRequest | None = None
         self._risk_known = ""
         self._pace = Pace(save_s=settings.save_estimate_s)
         self._line_seconds = 0.0
@@ -130,7 +134,7 @@ class TrainingLoop:
                 return "complete"
             if (self._save_due(state) or self._risk_rose(state)) and self._previous_save_done():
                 self._begin_save(state)
-            if self._stop():
+            if self._agreed_stop():
                 self._announce_stop(state, 0, 0, "between cycles")
                 break
             if not self._train(state):
@@ -143,7 +147,7 @@ class TrainingLoop:
         """One step; False when a stop request discarded it or came while it was finished."""
         step = state.step
         batches = self._work.batches(step)
-        asked = _StopDuringStep(self._stop, self._clock, self._pace, len(batches))
+        asked = _StopDuringStep(self._agreed_stop, self._ranks, self._clock, self._pace, len(batches))
         rate = learning_rate(step, self._settings.total_steps, self._settings.schedule)
         started_s = self._clock()
         outcome = self._work.train(batches, step, rate, asked)
@@ -174,7 +178,7 @@ class TrainingLoop:
 
         def interrupted(done: int) -> bool:
             self._emit(ValidationProgress(step=state.step, done=done, total=total))
-            return self._stop() is not None
+            return self._agreed_stop() is not None
 
         losses = self._work.validate(interrupted)
         if losses is None:
@@ -270,7 +274,7 @@ class TrainingLoop:
         """The last save of an attempt: waited for, and left out when the state is committed already."""
         older = self._in_flight
         # A tagged save is never given up: the best checkpoint is that step's and no later one's.
-        if older and not _describes(older, state) and self._stop():
+        if older and not _describes(older, state) and self._known_stop():
             gives_up = not older.tags and self._time_for_another_save()
             if gives_up:
                 self._work.cancel_save()
@@ -287,13 +291,22 @@ class TrainingLoop:
 
     def _time_for_another_save(self) -> bool:
         """Whether a save that begins now would be done before the deadline, if there is one."""
-        request, now_s = self._stop(), self._clock()
+        request, now_s = self._known_stop(), self._clock()
         # A save that already takes longer than the one before says how the storage is now.
         pace = replace(self._pace, save_s=max(self._pace.save_s, now_s - self._save_began_s))
         return request is not None and finishes_in_time(request, now_s, 0, pace)
 
+    def _agreed_stop(self) -> StopRequest | None:
+        """The stop request that all ranks act on; they ask at the same places."""
+        self._agreed = self._ranks.agree(self._stop())
+        return self._agreed
+
+    def _known_stop(self) -> StopRequest | None:
+        """The stop request as far as this rank knows, for what it does by itself."""
+        return self._agreed or self._stop()
+
     def _announce_stop(self, state: TrainState, done: int, of: int, decision: str) -> None:
-        request = self._stop()
+        request = self._known_stop()
         if request is not None and not self._stop_announced:
             self._stop_announced = True
             left_s = request.deadline_at_s - self._clock()
@@ -337,8 +350,9 @@ class TrainingLoop:
 class _StopDuringStep:
     """Answers the step between micro-batches; decides once, when the stop request is first seen."""
 
-    def __init__(self, stop: Stop, clock: Callable[[], float], pace: Pace, micro_batches: int) -> None:
+    def __init__(self, stop: Stop, ranks: Ranks, clock: Callable[[], float], pace: Pace, micro_batches: int) -> None:
         self._stop = stop
+        self._ranks = ranks
         self._clock = clock
         self._pace = pace
         self._micro_batches = micro_batches
@@ -349,7 +363,8 @@ class _StopDuringStep:
         request = self._stop()
         if request is None:
             return False
-        finish = finishes_in_time(request, self._clock(), micro_batches_left, self._pace)
+        in_time = finishes_in_time(request, self._clock(), micro_batches_left, self._pace)
+        finish = not self._ranks.any(not in_time)
         if not self.decision:
             self.micro_batches_done = self._micro_batches - micro_batches_left
         self.decision = "finish" if finish else "discard"

@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,10 +18,10 @@ from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
-from indextts_job.data.batch import PackedBatch
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.loader import Prefetcher, step_batches
 from indextts_job.data.order import ORDER_VERSION
+from indextts_job.data.packing import Cut
 from indextts_job.errors import (
     EXIT_OK,
     EXIT_SOFTWARE,
@@ -41,13 +42,14 @@ from indextts_job.report.journal import Journal, SampleLog
 from indextts_job.report.stream import EventStream
 from indextts_job.report.tensorboard import TensorBoardCurves
 from indextts_job.training import resume
+from indextts_job.training.distributed import Ranks, joined, read_place
 from indextts_job.training.inputs import Inputs, check_stop, read_inputs
 from indextts_job.training.loop import LoopSettings, TrainingLoop
-from indextts_job.training.saver import BackgroundSaver, SaverSettings
+from indextts_job.training.saver import BackgroundSaver, NoSaver, Saver, SaverSettings
 from indextts_job.training.start import Start, build, compare
 from indextts_job.training.state import count_parameters
 from indextts_job.training.step import Machinery
-from indextts_job.training.work import AttemptWork, environment
+from indextts_job.training.work import AttemptWork, CutStep, environment
 
 ASSUMED_SAVE_BYTES_PER_S = 200e6
 """Save rate until one is measured: a slow network disk. Too low only means that a cycle is discarded too early."""
@@ -89,17 +91,20 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, st
     laps = _Laps(time.monotonic() if started_at_s is None else started_at_s)
     laps.done("imports")
     emit = EventStream(console)
+    place = read_place(os.environ)
     files.configure_object_stores(config.storage)
     storage = open_storage(config.run, config.storage)
     _demand_writable(config.run)
     store = CheckpointStore(storage)
     # While the data is read and checked: the device's context, and the checkpoint to go on from.
-    reading_facts = begin(lambda: read_facts(config.hardware.device), "facts")
+    reading_facts = begin(lambda: read_facts(config.hardware.device, place.local_rank, place.local_world_size), "facts")
     selecting = begin(lambda: resume.select(config.resume, store), "checkpoint")
     from_base = config.resume.source in ("auto", "none") or resume.is_legacy(config.resume.source)
     inputs = read_inputs(config, stop, emit, console, needs_base=from_base and not store.names())
     laps.done("inputs and data")
     facts = reading_facts.result()
+    if facts.device == "cuda":
+        torch.cuda.set_device(place.local_rank)
     selection = compare(config, inputs, selecting.result(), emit)
     step = selection.point.name.step if selection.point and not selection.weights_only else 0
     begin(
@@ -110,41 +115,90 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, st
     start = build(config, inputs, facts, selection, store, emit)
     check_stop(stop)
     laps.done("model")
-    attempt = Fence(storage, _attempt_record(config, facts, start.state.step, previous_end(storage)))
+    with joined(place, start.plan.device) as ranks:
+        _demand_same_start(ranks, start.state.step)
+        start.capacity.tokens = ranks.smallest(start.capacity.tokens)
+        parts = _Parts(config=config, inputs=inputs, start=start, stop=stop, emit=emit, ranks=ranks)
+        if ranks.rank:
+            return _exit_code(_train(parts, NoSaver()))
+        return _lead(parts, facts, store, selection, laps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What an attempt is made of, ready to train."""
+
+    config: RunConfig
+    inputs: Inputs
+    start: Start
+    stop: StopSignals
+    emit: EventStream
+    ranks: Ranks
+
+
+def _lead(parts: _Parts, facts: HardwareFacts, store: CheckpointStore, selection: resume.Selection, laps: _Laps) -> int:
+    """Train as rank 0, the only writer of the run (I5)."""
+    config, inputs, start, emit, storage = parts.config, parts.inputs, parts.start, parts.emit, store.storage
+    step = start.state.step
+    attempt = Fence(storage, _attempt_record(parts, facts, previous_end(storage)))
     _tidy(store, emit)
-    emit(Notice(step=start.state.step, topic="run", message=f"{config.run}, attempt {attempt.attempt}"))
+    emit(Notice(step=step, topic="run", message=f"{config.run}, attempt {attempt.attempt}"))
     laps.done("run folder")
-    emit(Notice(step=start.state.step, topic="start-up", message=str(laps)))
-    emit.start(_run_readers(config, storage, attempt.attempt, inputs.train_set, start.state.step))
+    emit(Notice(step=step, topic="start-up", message=str(laps)))
+    emit.start(_run_readers(config, storage, attempt.attempt, inputs.train_set, step))
     settings = SaverSettings(
         store=store,
         fence=attempt,
-        attempt_start=start.state.step,
+        attempt_start=step,
         keep=config.checkpoint.keep,
         unreadable=selection.point.unreadable if selection.point and selection.point.store is store else (),
-        values=_constant_values(config, inputs, start, environment(facts, start.plan)),
+        values=_constant_values(config, inputs, start, environment(facts, start.plan, parts.ranks.world_size)),
         files={"tokenizer.model": inputs.tokenizer.content},
         emit=emit,
     )
     saver = BackgroundSaver(settings)
+    emit(
+        AttemptStarted(
+            step=step,
+            attempt=attempt.attempt,
+            total_steps=inputs.total_steps,
+            resumed_from=start.lineage.get("checkpoint"),
+            details=settings.values["environment"],
+        )
+    )
     outcome, code, message = "failed", EXIT_SOFTWARE, ""
     try:
-        outcome = _train(config, inputs, start, saver, stop, emit)
-        code = EXIT_OK if outcome == "complete" else EXIT_STOPPED
+        outcome = _train(parts, saver)
+        code = _exit_code(outcome)
     except BaseException as error:
         code, message = getattr(error, "exit_code", EXIT_SOFTWARE), f"{type(error).__name__}: {error}"
         # What was saved behind the training is worth finishing, whatever went wrong in front of it.
         saver.finished(wait_s=math.inf)
         raise
     finally:
-        emit(AttemptEnded(step=start.state.step, outcome=outcome, exit_code=code, message=message))
+        emit(AttemptEnded(step=step, outcome=outcome, exit_code=code, message=message))
         storage.flush()
     return code
 
 
-def _train(
-    config: RunConfig, inputs: Inputs, start: Start, saver: BackgroundSaver, stop: StopSignals, emit: Emit
-) -> str:
+def _exit_code(outcome: str) -> int:
+    return EXIT_OK if outcome == "complete" else EXIT_STOPPED
+
+
+def _demand_same_start(ranks: Ranks, step: int) -> None:
+    """All ranks look for the newest checkpoint by themselves, in the same moment.
+
+    Raises:
+        UnavailableError: They found different ones.
+    """
+    steps = set(ranks.joined([step]))
+    if len(steps) > 1:
+        found = ", ".join(map(str, sorted(steps)))
+        raise UnavailableError(f"the ranks would start from different steps: {found}. Start again.")
+
+
+def _train(parts: _Parts, saver: Saver) -> str:
+    config, inputs, start, emit, ranks = parts.config, parts.inputs, parts.start, parts.emit, parts.ranks
     state, plan, order = start.state, start.plan, inputs.order
     validation_samples = 0
     if inputs.validation_set:
@@ -169,11 +223,13 @@ def _train(
         precision=plan.precision,
         recipe=config.recipe,
         grad_clip=config.optimizer.grad_clip,
+        ranks=ranks,
     )
     capacity = start.capacity
 
-    def build(step: int) -> list[PackedBatch]:
-        return step_batches(inputs.train_set, order, capacity.tokens, inputs.model, step)
+    def build(step: int) -> CutStep:
+        cut = Cut(capacity_tokens=capacity.tokens, rank=ranks.rank, world_size=ranks.world_size)
+        return CutStep(cut.capacity_tokens, step_batches(inputs.train_set, order, inputs.model, cut, step))
 
     with Prefetcher(build, range(state.step, inputs.total_steps)) as prefetcher:
         work = AttemptWork(
@@ -187,16 +243,9 @@ def _train(
             saver=saver,
             emit=emit,
         )
-        emit(
-            AttemptStarted(
-                step=state.step,
-                attempt=saver.settings.fence.attempt,
-                total_steps=inputs.total_steps,
-                resumed_from=start.lineage.get("checkpoint"),
-                details=saver.settings.values["environment"],
-            )
+        loop = TrainingLoop(
+            settings, work, stop=parts.stop, emit=emit, clock=time.monotonic, risk=lambda: parts.stop.risk, ranks=ranks
         )
-        loop = TrainingLoop(settings, work, stop=stop, emit=emit, clock=time.monotonic, risk=lambda: stop.risk)
         return loop.run(state, start.tags)
 
 
@@ -220,17 +269,18 @@ def _demand_writable(run: str) -> None:
         raise ConfigError(f"run: {existing} is not writable. Choose another folder (--output-dir) or its permissions.")
 
 
-def _attempt_record(config: RunConfig, facts: HardwareFacts, step: int, previous: str) -> dict[str, Any]:
+def _attempt_record(parts: _Parts, facts: HardwareFacts, previous: str) -> dict[str, Any]:
+    world_size = parts.ranks.world_size
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "pid": os.getpid(),
         "node": platform.node(),
-        "device": facts.name,
+        "device": facts.name if world_size == 1 else f"{world_size} x {facts.name}",
         "driver": facts.driver,
         "scheduler": read_scheduler(os.environ),
         "previous_end": previous,
-        "step": step,
-        "resume": config.resume.source,
+        "step": parts.start.state.step,
+        "resume": parts.config.resume.source,
     }
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -53,6 +53,34 @@ class FinishedSave:
 
 class SaveCancelledError(UnavailableError):
     """A newer state is to be saved instead, and there is time for it."""
+
+
+class Saver(Protocol):
+    """Who saves for the loop."""
+
+    def save(self, state: TrainState, tags: tuple[str, ...]) -> None:
+        """Begin to save a state; returns when it may be changed."""
+
+    def finished(self, *, wait_s: float) -> FinishedSave | None:
+        """What became of the save in flight; None if there is none, or it is not done within `wait_s`."""
+
+    def cancel(self) -> None:
+        """Give up the save in flight."""
+
+
+class NoSaver:
+    """Of the ranks that leave it to rank 0: their state is the same."""
+
+    def save(self, state: TrainState, tags: tuple[str, ...]) -> None:
+        """Nothing."""
+
+    def finished(self, *, wait_s: float) -> FinishedSave | None:
+        """At once."""
+        del wait_s
+        return FinishedSave(seconds=0.0)
+
+    def cancel(self) -> None:
+        """Nothing."""
 
 
 class BackgroundSaver:

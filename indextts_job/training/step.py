@@ -4,10 +4,11 @@ The update does not depend on how the samples are cut (I3): micro-batches contri
 numbers of text and code targets of all of them. Either the whole step is applied or nothing of it (I1).
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from indextts_job.data.order import derive_seed
 from indextts_job.errors import MAX_FINDINGS_SHOWN, NonFiniteError
 from indextts_job.hardware.plan import Precision
 from indextts_job.model.unified_voice import LossSums, UnifiedVoice, to_device
+from indextts_job.training.distributed import Alone, Ranks
 from indextts_job.training.history import Losses
 from indextts_job.training.recipe import RecipeConfig
 
@@ -37,6 +39,7 @@ class Machinery:
     precision: Precision
     recipe: RecipeConfig
     grad_clip: float
+    ranks: Ranks = field(default_factory=Alone)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +68,9 @@ class Discarded:
 
 @dataclass(frozen=True, slots=True)
 class _Counts:
-    text: int
-    mel: int
+    text: float
+    mel: float
+    tokens: float
 
 
 def train_step(
@@ -80,40 +84,55 @@ def train_step(
 
     Args:
         machinery: Model, optimizer and how to compute.
-        batches: All micro-batches of the step.
+        batches: This rank's micro-batches of the step; all ranks have the same number of them.
         step: The position; keys dropout.
         learning_rate: Of this update.
         discard: Asked before every micro-batch with the number still to do; True gives the cycle up.
 
     Raises:
         NonFiniteError: A loss or gradient is not finite. Nothing was applied.
+        torch.OutOfMemoryError: On this or another rank. Nothing was applied; `forget` comes before another try.
     """
+    ranks = machinery.ranks
     counts = _Counts(
-        text=sum(len(batch.text_targets) for batch in batches),
-        mel=sum(len(batch.code_targets) for batch in batches),
+        *ranks.add(
+            [
+                sum(len(batch.text_targets) for batch in batches),
+                sum(len(batch.code_targets) for batch in batches),
+                sum(batch.num_tokens for batch in batches),
+            ]
+        )
     )
     skips = 0
     while True:
         started_s = time.monotonic()
         machinery.optimizer.zero_grad(set_to_none=True)
         sums: list[LossSums] = []
+        out_of_memory = False
         for index, batch in enumerate(batches):
             if discard(len(batches) - index):
                 machinery.optimizer.zero_grad(set_to_none=True)
                 return Discarded(index)
             # Dropout is a function of (seed, step, micro-batch): a repeated step draws the same masks (I2).
-            torch.manual_seed(derive_seed(machinery.recipe.seed, step, index))
-            sums.append(_accumulate(machinery, batch, counts))
-        losses = mean_losses(sums, counts.text, counts.mel, machinery.recipe)
+            torch.manual_seed(derive_seed(machinery.recipe.seed, step, index * ranks.world_size + ranks.rank))
+            # Who has run out of memory goes on to ask with the others, and to tell them in the end.
+            if batch.num_samples and not out_of_memory:
+                done = _accumulate_if_it_fits(machinery, batch, counts)
+                out_of_memory = done is None
+                sums += [done] if done else []
+        if ranks.any(out_of_memory):
+            raise torch.OutOfMemoryError("out of memory in a micro-batch, on this or another rank")
+        losses = mean_losses(sums, counts.text, counts.mel, machinery)
         computed_s = time.monotonic()
+        ranks.add_gradients(machinery.model.parameters())
         grad_norm = _unscaled_norm(machinery)
         if math.isfinite(grad_norm) and math.isfinite(losses.total):
             _apply(machinery, learning_rate)
             return Updated(
                 losses=losses,
                 grad_norm=grad_norm,
-                samples=tuple(int(i) for batch in batches for i in batch.sample_indices),
-                tokens=sum(batch.num_tokens for batch in batches),
+                samples=ranks.joined([int(i) for batch in batches for i in batch.sample_indices]),
+                tokens=int(counts.tokens),
                 scaler_skips=skips,
                 micro_batch_s=(computed_s - started_s) / len(batches),
                 update_s=time.monotonic() - computed_s,
@@ -145,14 +164,26 @@ def forget(machinery: Machinery, step: int) -> None:
         torch.cuda.empty_cache()
 
 
-def mean_losses(sums: Sequence[LossSums], text_targets: int, mel_targets: int, recipe: RecipeConfig) -> Losses:
-    """Losses over the samples of several micro-batches, from their sums and the counts of all targets."""
-    text = _host_sum([part.text for part in sums]) / text_targets
-    mel = _host_sum([part.mel for part in sums]) / mel_targets
+def mean_losses(sums: Sequence[LossSums], text_targets: float, mel_targets: float, machinery: Machinery) -> Losses:
+    """Losses over the samples of several micro-batches of all ranks.
+
+    Args:
+        sums: Of this rank's micro-batches.
+        text_targets: Of all ranks.
+        mel_targets: Of all ranks.
+        machinery: Adds up, and has the weights of the total.
+    """
+    own = [
+        _host_sum([part.text for part in sums]),
+        _host_sum([part.mel for part in sums]),
+        _host_sum([part.mel_correct for part in sums]),
+    ]
+    text_sum, mel_sum, correct = machinery.ranks.add(own)
+    text, mel, recipe = text_sum / text_targets, mel_sum / mel_targets, machinery.recipe
     return Losses(
         text_loss=text,
         mel_loss=mel,
-        mel_top1=_host_sum([part.mel_correct for part in sums]) / mel_targets,
+        mel_top1=correct / mel_targets,
         total=recipe.text_loss_weight * text + recipe.mel_loss_weight * mel,
     )
 
@@ -173,7 +204,15 @@ def _accumulate(machinery: Machinery, batch: PackedBatch, counts: _Counts) -> Lo
     return LossSums(sums.text.detach(), sums.mel.detach(), sums.mel_correct)
 
 
+def _accumulate_if_it_fits(machinery: Machinery, batch: PackedBatch, counts: _Counts) -> LossSums | None:
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return _accumulate(machinery, batch, counts)
+    return None
+
+
 def _host_sum(values: Sequence[Tensor]) -> float:
+    if not values:
+        return 0.0
     return float(torch.stack(list(values)).double().sum())
 
 
@@ -203,9 +242,10 @@ def _scale_lowered(scaler: torch.amp.GradScaler) -> bool:
 def _non_finite(
     step: int, batches: Sequence[PackedBatch], sums: Sequence[LossSums], grad_norm: float
 ) -> NonFiniteError:
+    computed = [batch for batch in batches if batch.num_samples]
     bad = [
         batch
-        for batch, part in zip(batches, sums, strict=True)
+        for batch, part in zip(computed, sums, strict=True)
         if not bool(torch.isfinite(part.text) & torch.isfinite(part.mel))
     ]
     names = [name for batch in bad or batches for name in batch.sample_ids]

@@ -16,11 +16,20 @@ from indextts_job.hardware.plan import HardwareFacts, Plan
 from indextts_job.model.config import GPTConfig
 from indextts_job.report.events import Emit, Notice
 from indextts_job.training.capacity import Capacity
-from indextts_job.training.evaluate import evaluate, in_order
+from indextts_job.training.evaluate import evaluate, in_order, shares
 from indextts_job.training.history import Losses
-from indextts_job.training.saver import BackgroundSaver, FinishedSave
+from indextts_job.training.saver import FinishedSave, Saver
 from indextts_job.training.state import TrainState
 from indextts_job.training.step import Discarded, Machinery, Updated, forget, train_step
+
+
+@dataclass(frozen=True, slots=True)
+class CutStep:
+    """The micro-batches of a step."""
+
+    capacity_tokens: int
+    """That they were cut for."""
+    batches: list[PackedBatch]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,22 +37,21 @@ class AttemptWork:
     """What the loop calls. Whatever runs out of the device's memory is done again in smaller pieces."""
 
     machinery: Machinery
-    prefetcher: Prefetcher[list[PackedBatch]]
-    build: Callable[[int], list[PackedBatch]]
-    """Micro-batches of a step, within the capacity of now."""
+    prefetcher: Prefetcher[CutStep]
+    build: Callable[[int], CutStep]
+    """A step, cut for the capacity of now."""
     capacity: Capacity
     validation_set: Dataset | None
     validation_samples: int
     model_config: GPTConfig
-    saver: BackgroundSaver
+    saver: Saver
     emit: Emit
 
     def batches(self, step: int) -> Sequence[PackedBatch]:
         """See `loop.Work`."""
-        batches = self.prefetcher.get(step)
-        # Those that were built ahead know nothing of a capacity that was lowered since.
-        fits = all(batch.num_tokens <= self.capacity.tokens for batch in batches)
-        return batches if fits else self.build(step)
+        ahead = self.prefetcher.get(step)
+        # What was cut before the capacity was lowered is cut again, also where it would fit: other ranks' may not.
+        return (ahead if ahead.capacity_tokens == self.capacity.tokens else self.build(step)).batches
 
     def train(
         self, batches: Sequence[PackedBatch], step: int, rate: float, discard: Callable[[int], bool]
@@ -55,7 +63,7 @@ class AttemptWork:
             # Here the error is gone, and with it the frames that held on to tensors.
             forget(self.machinery, step)
             self._lower("a step", step)
-            batches = self.build(step)
+            batches = self.build(step).batches
 
     def validate(self, interrupted: Callable[[int], bool]) -> Losses | None:
         """See `loop.Work`."""
@@ -67,8 +75,9 @@ class AttemptWork:
             for i in range(self.validation_samples)
         ]
         while True:
-            cut = in_order(lengths, self.capacity.tokens)
-            batches = (collate(dataset.samples(indices), config) for indices in cut)
+            cut = list(in_order(lengths, self.capacity.tokens))
+            mine = shares(cut, self.machinery.ranks.rank, self.machinery.ranks.world_size)
+            batches = (collate(dataset.samples(indices), config) for indices in mine)
             with contextlib.suppress(torch.OutOfMemoryError):
                 return evaluate(self.machinery, batches, interrupted)
             self._lower("a validation", 0)
@@ -89,7 +98,7 @@ class AttemptWork:
         self.saver.cancel()
 
 
-def environment(facts: HardwareFacts, plan: Plan) -> dict[str, Any]:
+def environment(facts: HardwareFacts, plan: Plan, world_size: int) -> dict[str, Any]:
     """What the attempt runs on, for people who read a checkpoint later."""
     return {
         "indextts_job": version("indextts-job"),
@@ -99,4 +108,5 @@ def environment(facts: HardwareFacts, plan: Plan) -> dict[str, Any]:
         "node": platform.node(),
         "hardware": asdict(facts),
         "plan": asdict(plan),
+        "world_size": world_size,
     }

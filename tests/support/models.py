@@ -10,6 +10,7 @@ from indextts_job.data.packing import pack
 from indextts_job.model.config import ConformerConfig, GPTConfig
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import Vocabulary
+from indextts_job.training.distributed import Alone, Ranks
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.state import build_optimizer
 from indextts_job.training.step import Machinery
@@ -80,7 +81,12 @@ def micro_batches(samples: Sequence[Sample], capacity: int) -> list[PackedBatch]
 
 
 def machinery(
-    model: UnifiedVoice, *, precision: str = "float32", dropout: float = 0.0, grad_clip: float = 1.0
+    model: UnifiedVoice,
+    *,
+    precision: str = "float32",
+    dropout: float = 0.0,
+    grad_clip: float = 1.0,
+    ranks: Ranks | None = None,
 ) -> Machinery:
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "float16")
     return Machinery(
@@ -91,6 +97,7 @@ def machinery(
         precision=precision,  # type: ignore[arg-type]
         recipe=RecipeConfig(dropout=dropout),
         grad_clip=grad_clip,
+        ranks=ranks or Alone(),
     )
 
 

@@ -1,0 +1,209 @@
+"""Several processes that train one run: who they are, what they add up, and what they agree on.
+
+All ranks walk through the same loop in lockstep. Whatever steers it is either a function of the step, or agreed here;
+nobody decides alone. A process group of one costs nothing: `Alone`.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from indextts_job.errors import UnavailableError
+from indextts_job.preemption.deadline import StopRequest
+
+TIMEOUT = timedelta(minutes=10)
+"""A rank that is silent for so long is dead, or on a network that is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Which of several processes this is, as torchrun tells."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    """Among the processes of this node: the GPU to use."""
+    local_world_size: int = 1
+
+    rendezvous: str = "env://"
+    """Where the ranks meet."""
+
+
+def read_place(environment: Mapping[str, str]) -> Place:
+    """Alone unless the variables that torchrun sets are there."""
+    return Place(
+        rank=int(environment.get("RANK", "0")),
+        world_size=int(environment.get("WORLD_SIZE", "1")),
+        local_rank=int(environment.get("LOCAL_RANK", "0")),
+        local_world_size=int(environment.get("LOCAL_WORLD_SIZE", "1")),
+        rendezvous=environment.get("INDEXTTS_RENDEZVOUS", "env://"),
+    )
+
+
+class Ranks(Protocol):
+    """What processes do together. Every method but the properties is called by all of them, in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """Of this process; 0 saves and reports."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum of every gradient over all ranks, in place; a missing one counts as zero."""
+
+    def add(self, values: Sequence[float]) -> list[float]:
+        """Sums over all ranks, in float64."""
+
+    def any(self, flag: bool) -> bool:  # noqa: FBT001  # the one thing it is about
+        """Whether it is so on some rank."""
+
+    def smallest(self, value: int) -> int:
+        """The least of all ranks' values."""
+
+    def joined(self, values: Sequence[int]) -> tuple[int, ...]:
+        """All ranks' values, in the order of the ranks."""
+
+    def agree(self, request: StopRequest | None) -> StopRequest | None:
+        """The stop request of whoever has to leave first; None if nobody has to."""
+
+
+class Alone:
+    """One process."""
+
+    rank = 0
+    world_size = 1
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Nothing to add."""
+
+    def add(self, values: Sequence[float]) -> list[float]:
+        """Its own."""
+        return list(values)
+
+    def any(self, flag: bool) -> bool:  # noqa: FBT001
+        """Its own."""
+        return flag
+
+    def smallest(self, value: int) -> int:
+        """Its own."""
+        return value
+
+    def joined(self, values: Sequence[int]) -> tuple[int, ...]:
+        """Its own."""
+        return tuple(values)
+
+    def agree(self, request: StopRequest | None) -> StopRequest | None:
+        """Its own."""
+        return request
+
+
+class Group:
+    """Several processes, over torch.distributed: gloo for numbers on the host, NCCL for gradients on GPUs."""
+
+    def __init__(self, place: Place) -> None:
+        self.rank = place.rank
+        self.world_size = place.world_size
+        self._place = place
+        self._reason = ""
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """See `Ranks`. The order of the sum is fixed for a world size, and the result the same on all ranks (I2)."""
+        with _together(self._place):
+            pending = []
+            for parameter in parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                pending.append(dist.all_reduce(parameter.grad, async_op=True))
+            for work in pending:
+                if work is not None:
+                    work.wait()
+
+    def add(self, values: Sequence[float]) -> list[float]:
+        """See `Ranks`."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def any(self, flag: bool) -> bool:  # noqa: FBT001
+        """See `Ranks`."""
+        return self._reduced([float(flag)], dist.ReduceOp.MAX)[0] > 0
+
+    def smallest(self, value: int) -> int:
+        """See `Ranks`."""
+        return int(self._reduced([float(value)], dist.ReduceOp.MIN)[0])
+
+    def joined(self, values: Sequence[int]) -> tuple[int, ...]:
+        """See `Ranks`."""
+        found: list[Sequence[int]] = [()] * self.world_size
+        with _together(self._place):
+            dist.all_gather_object(found, tuple(values))
+        return tuple(value for part in found for value in part)
+
+    def agree(self, request: StopRequest | None) -> StopRequest | None:
+        """See `Ranks`. Deadlines travel as seconds that are left: each machine has its own clock."""
+        now_s = time.monotonic()
+        left_s = request.deadline_at_s - now_s if request else math.inf
+        asked, negative_left_s = self._reduced([float(request is not None), -left_s], dist.ReduceOp.MAX)
+        if not asked:
+            return None
+        if not self._reason:  # the same on all ranks, so they all come here
+            reasons: list[str] = [""] * self.world_size
+            with _together(self._place):
+                dist.all_gather_object(reasons, request.reason if request else "")
+            self._reason = next(filter(None, reasons))
+        began_s = request.requested_at_s if request else now_s
+        return StopRequest(self._reason, began_s, now_s - negative_left_s)
+
+    def _reduced(self, values: Sequence[float], how: dist.ReduceOp.RedOpType) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64)
+        with _together(self._place):
+            dist.all_reduce(tensor, op=how)
+        return [float(value) for value in tensor]
+
+
+@contextmanager
+def joined(place: Place, device: str) -> Iterator[Ranks]:
+    """Wait for all ranks, and train with them.
+
+    Args:
+        place: Of this process.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        UnavailableError: They did not come together, or one was lost.
+    """
+    if place.world_size == 1:
+        yield Alone()
+        return
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    with _together(place):
+        dist.init_process_group(
+            backend, init_method=place.rendezvous, rank=place.rank, world_size=place.world_size, timeout=TIMEOUT
+        )
+    try:
+        yield Group(place)
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _together(place: Place) -> Iterator[None]:
+    """What goes wrong here is the loss of another rank; gloo has no error of its own for that."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UnavailableError(
+            f"rank {place.rank} of {place.world_size} lost the others: {str(error).splitlines()[0]} Look for the first "
+            "error among the ranks. The last checkpoint is intact."
+        ) from error

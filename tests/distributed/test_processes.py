@@ -1,0 +1,88 @@
+"""Several processes of one node as one: their exit codes, their signals, their end."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from indextts_job.hardware.plan import HardwareConfig
+from indextts_job.training import processes
+from indextts_job.training.processes import ProcessesOfNode, wanted_processes
+from tests.support.waiting import wait_until
+
+
+def run(script: str, count: int = 3) -> int:
+    """Run ranks that execute a script; the signal handlers of this process are put back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    whole = f"import os, sys, signal\nrank = int(os.environ['RANK'])\n{script}"
+    try:
+        return ProcessesOfNode([sys.executable, "-c", whole], count).run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ("sys.exit(0)", 0),
+        ("sys.exit(75)", 75),
+        ("sys.exit(75 if rank == 1 else 0)", 75),
+        ("sys.exit(78)", 78),
+        ("sys.exit([69, 65, 69][rank])", 65),  # the loss of a rank is never the cause
+        ("os.kill(os.getpid(), signal.SIGKILL if rank == 2 else signal.SIGCONT)", 137),
+    ],
+)
+def test_the_exit_code_is_that_of_the_cause(script: str, code: int) -> None:
+    assert run(script) == code
+
+
+def test_who_does_not_end_after_a_failure_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "LINGER_S", 0.2)
+    assert run("rank == 1 and sys.exit(70)\nsignal.pause()") == 70
+    assert run("rank == 0 and sys.exit(0)\nsignal.pause()") == 0
+
+
+def test_rank_0_is_given_the_time_for_its_save(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(processes, "LINGER_S", 0.0)
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    # The others have stopped; rank 0 saves until rank 2, which is late too, lets it.
+    script = f"rank == 0 and open({str(gate)!r}).read()\nrank == 2 and open({str(gate)!r}, 'w').close()\nsys.exit(75)"
+    assert run(script) == 75
+
+
+def test_an_error_of_another_rank_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    script = "print('out', rank)\nrank == 2 and sys.exit('error: disk on fire') or sys.exit(0)"
+    assert run(script) == 1
+    shown = capfd.readouterr()
+    assert shown.out.splitlines() == ["out 0"]
+    assert "error: rank 2 of 3: disk on fire" in shown.err
+
+
+def test_a_signal_reaches_every_rank(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        listen = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))"
+        tell = f"open({str(tmp_path)!r} + f'/{{rank}}', 'w').close()"
+        os._exit(run(f"{listen}\n{tell}\nsignal.pause()"))
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 3, "three ranks")
+    os.kill(child, signal.SIGTERM)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 75
+
+
+def test_there_are_as_many_as_gpus(tmp_path: Path) -> None:
+    auto = HardwareConfig()
+    for name in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / name).mkdir()
+    assert wanted_processes(auto, {}, tmp_path) == 2
+    assert wanted_processes(auto, {}, tmp_path / "missing") == 1
+    assert wanted_processes(auto, {"CUDA_VISIBLE_DEVICES": "3"}, tmp_path) == 1
+    assert wanted_processes(auto, {"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b,MIG-c"}, tmp_path) == 3
+    assert wanted_processes(auto, {"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == 1
+    assert wanted_processes(HardwareConfig(device="cpu"), {}, tmp_path) == 1
+    assert wanted_processes(HardwareConfig(device="cpu", processes=4), {}, tmp_path) == 4
+    assert wanted_processes(HardwareConfig(processes=4), {"RANK": "1"}, tmp_path) == 1  # somebody has started them

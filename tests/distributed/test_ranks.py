@@ -1,0 +1,162 @@
+"""Several processes train one run: the same samples, the same mathematics, one stop, one checkpoint."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from indextts_job.demo.world import World
+from indextts_job.training.state import WEIGHTS
+from tests.support.attempts import attempt
+from tests.support.runs import config_for, newest, samples, store_of
+from tests.support.waiting import wait_until
+from tests.support.warm_parent import REPOSITORY
+
+KEYS: dict[str, object] = {"recipe__dropout": 0.0, "schedule__max_steps": 40, "schedule__epochs": 100}
+
+
+def started(world: World, run: Path, count: int, **keys: object) -> "subprocess.Popen[str]":
+    config = run.with_name(f"{run.name}-{count}.yaml")
+    document = config_for(world, run, hardware__processes=count, **{**KEYS, **keys}).to_json()
+    config.write_text(yaml.safe_dump(document), encoding="utf-8")
+    command = [sys.executable, "-m", "indextts_job", "train", str(config), "--grace-seconds", "60"]
+    own = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY, env=own
+    )
+
+
+def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def pid_of_rank(process: "subprocess.Popen[str]", rank: int) -> int:
+    """The process of a rank, found among the children."""
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if f"RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes().replace(b"LOCAL_RANK", b""):
+            return int(child)
+    raise LookupError(f"no rank {rank}")
+
+
+def trained(run: Path, attempt_number: int) -> bool:
+    path = run / f"samples/attempt-{attempt_number:04d}.jsonl"
+    return path.exists() and len(path.read_text(encoding="utf-8").splitlines()) > 3
+
+
+def weights(run: Path) -> torch.Tensor:
+    tensors = store_of(run).load(newest(run), (WEIGHTS,))
+    return torch.cat([tensors[key].flatten() for key in sorted(tensors)])
+
+
+def same_samples(one: Path, other: Path) -> bool:
+    def sets(run: Path) -> dict[int, list[str]]:
+        return {step: sorted(ids) for step, ids in samples(run).items()}
+
+    return sets(one) == sets(other)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("one") / "run"
+    assert attempt(config_for(world, run, **KEYS)).code == 0
+    return run
+
+
+def stepped(capacity: int, count: int, folder: Path) -> dict[str, Any]:
+    output = folder / f"{count}.pt"
+    command = [sys.executable, "-m", "tests.distributed.worker", "step", str(capacity), str(output)]
+    base = {**os.environ, "WORLD_SIZE": str(count), "INDEXTTS_RENDEZVOUS": f"file://{folder}/meet-{count}"}
+    ranks = [
+        subprocess.Popen(command, cwd=REPOSITORY, env={**base, "RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"})
+        for rank in range(count)
+    ]
+    assert [rank.wait(120) for rank in ranks] == [0] * count
+    found: dict[str, Any] = torch.load(output, weights_only=False)
+    return found
+
+
+def test_the_update_does_not_know_how_many_ranks_there_are(tmp_path: Path) -> None:
+    # With 4 ranks and this capacity there are more micro-batches than samples: some ranks have nothing to do.
+    expected = stepped(100, 1, tmp_path)
+    for count in (2, 4):
+        found = stepped(100, count, tmp_path)
+        assert torch.allclose(found["weights"], expected["weights"], rtol=0, atol=1e-10)
+        assert found["losses"].total == pytest.approx(expected["losses"].total, rel=1e-12)
+        assert found["norm"] == pytest.approx(expected["norm"], rel=1e-10)
+        assert found["samples"] == expected["samples"]
+
+
+def test_a_run_on_three_ranks_is_the_run_on_one(world: World, undisturbed: Path, tmp_path: Path) -> None:
+    code, output = ended(started(world, tmp_path / "run", 3))
+    assert code == 0, output
+    assert output.count("complete at step") == 1  # rank 0 speaks
+    assert same_samples(tmp_path / "run", undisturbed)
+    assert torch.allclose(weights(tmp_path / "run"), weights(undisturbed), rtol=1e-4, atol=2e-5)
+
+
+def test_the_same_ranks_give_the_same_bits(world: World, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        code, output = ended(started(world, tmp_path / name, 2, recipe__dropout=0.1))
+        assert code == 0, output
+    assert torch.equal(weights(tmp_path / "one"), weights(tmp_path / "other"))
+
+
+def test_a_preempted_rank_stops_all_at_one_step_with_one_checkpoint(
+    world: World, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = started(world, run, 3, checkpoint__interval_steps=0)
+    wait_until(lambda: trained(run, 1), "some steps")
+    os.kill(pid_of_rank(process, 2), signal.SIGTERM)
+    code, output = ended(process)
+    assert code == 75, output
+    assert "SIGTERM" in output
+    (name,) = store_of(run).names()
+    assert name.step == max(samples(run))
+    assert ended(started(world, run, 2))[0] == 0
+    assert same_samples(run, undisturbed)
+    assert torch.allclose(weights(run), weights(undisturbed), rtol=1e-4, atol=2e-5)
+
+
+def test_a_killed_rank_ends_the_others_and_names_itself(world: World, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = started(world, run, 2)
+    wait_until(lambda: trained(run, 1), "some steps")
+    os.kill(pid_of_rank(process, 1), signal.SIGKILL)
+    code, output = ended(process)
+    assert code == 137, output
+    assert "rank 1 of 2: it ended with exit code 137" in output
+
+
+def test_world_sizes_change_at_random_kills(world: World, undisturbed: Path, tmp_path: Path) -> None:
+    chance, run = random.Random(5), tmp_path / "run"
+    lives = ((3, signal.SIGKILL), (1, signal.SIGTERM), (4, signal.SIGTERM), (2, signal.SIGKILL))
+    for number, (count, kind) in enumerate(lives, start=1):
+        process = started(world, run, count)
+        wait_until(partial(trained, run, number), "some steps")
+        os.kill(process.pid if count == 1 else pid_of_rank(process, chance.randrange(count)), kind)
+        assert ended(process)[0] == (75 if kind == signal.SIGTERM else 137)
+    assert attempt(config_for(world, run, **KEYS)).code == 0
+    assert same_samples(run, undisturbed)
+    assert torch.allclose(weights(run), weights(undisturbed), rtol=1e-4, atol=2e-5)
+
+
+def test_one_rank_s_memory_is_everybody_s(world: World, undisturbed: Path, tmp_path: Path) -> None:
+    run, config = tmp_path / "run", tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(config_for(world, run, **KEYS).to_json()), encoding="utf-8")
+    command = [sys.executable, "-m", "tests.distributed.worker", "out-of-memory", "1", str(config)]
+    script = f"from indextts_job.training.processes import ProcessesOfNode\nexit(ProcessesOfNode({command}, 2).run())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ran out of memory with micro-batches of up to 200 tokens" in done.stdout
+    assert same_samples(run, undisturbed)
+    assert torch.allclose(weights(run), weights(undisturbed), rtol=1e-4, atol=2e-5)
