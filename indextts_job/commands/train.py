@@ -61,7 +61,7 @@ def _train(given: argparse.Namespace) -> int:
     count = processes.wanted_processes(config.hardware, os.environ)
     if count > 1:
         command = [sys.executable, "-m", "indextts_job", *given.raw]
-        return processes.ProcessesOfNode(command, count).run()
+        return processes.ProcessesOfNode(command, count, lambda: stop() is not None).run()
     begin_downloads(config)
     if config.preemption.spot_notices:
         begin(lambda: _watch_notices(stop), "spot notices")

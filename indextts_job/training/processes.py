@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -75,6 +75,8 @@ class ProcessesOfNode:
 
     command: Sequence[str]
     count: int
+    stopped: Callable[[], bool] = lambda: False
+    """Whether a stop was requested before this listened."""
     _ranks: list[_Rank] = field(default_factory=list)
     _signals: list[int] = field(default_factory=list)
     """Those that came before there was anybody to tell."""
@@ -87,6 +89,8 @@ class ProcessesOfNode:
         """
         for stop in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(stop, self._forward)
+        if self.stopped():
+            self._signals.append(signal.SIGTERM)
         with tempfile.TemporaryDirectory(prefix="indextts-ranks-") as folder:
             try:
                 for number in range(self.count):

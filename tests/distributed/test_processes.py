@@ -74,6 +74,16 @@ def test_a_signal_reaches_every_rank(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(status) == 75
 
 
+def test_a_signal_that_came_too_early_reaches_them_too() -> None:
+    command = [sys.executable, "-c", "import signal; signal.pause()"]
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    try:
+        assert ProcessesOfNode(command, 2, lambda: True).run() == 143
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_there_are_as_many_as_gpus(tmp_path: Path) -> None:
     auto = HardwareConfig()
     for name in ("0000:01:00.0", "0000:02:00.0"):
