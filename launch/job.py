@@ -19,8 +19,9 @@ class Job:
     name: str = "indextts"
     image: str = ""
     """Container image; empty where the launcher may use an installed `indextts-job`."""
+    nodes: int = 1
     gpus: int = 1
-    """Per node."""
+    """Per node; the trainer starts a process for each."""
     cpus: int = 8
     memory_gib: int = 64
     grace_seconds: int = 60

@@ -52,6 +52,7 @@ def render(job: Job, options: SlurmOptions) -> str:
         partition=_directive("partition", options.partition),
         slices=options.slices,
         time=options.time_limit,
+        nodes=job.nodes,
         gpus=f"#SBATCH --gres=gpu:{job.gpus}" if job.gpus else "##SBATCH --gres=gpu:…",
         cpus=job.cpus,
         memory=job.memory_gib,

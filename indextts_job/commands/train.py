@@ -59,9 +59,10 @@ def _train(given: argparse.Namespace) -> int:
     config = _configuration(given.settings, keys)
     processes.die_with_parent()
     count = processes.wanted_processes(config.hardware, os.environ)
-    if count > 1:
+    nodes = processes.read_nodes(os.environ)
+    if "RANK" not in os.environ and max(count, nodes.count) > 1:
         command = [sys.executable, "-m", "indextts_job", *given.raw]
-        return processes.ProcessesOfNode(command, count, lambda: stop() is not None).run()
+        return processes.ProcessesOfNode(command, count, lambda: stop() is not None, nodes).run()
     begin_downloads(config)
     if config.preemption.spot_notices:
         begin(lambda: _watch_notices(stop), "spot notices")

@@ -3,8 +3,10 @@
 A plan never changes what a step computes (I3), only how it is cut and in which precision.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from indextts_job.errors import ConfigError
 from indextts_job.model.config import GPTConfig
@@ -15,6 +17,8 @@ CPU_CAPACITY_TOKENS = 4096
 """On a CPU a larger micro-batch gains nothing (`bench/packing.py`)."""
 MEMORY_SHARE = 0.85
 """Share of the device's memory that the plan uses; the rest is for kernels' workspace and fragmentation."""
+FREE_SHARE = 0.92
+"""The same of what is free, where others have taken some of it: the driver's own share is out already."""
 ACTIVATION_BYTES_PER_WIDTH = 34
 """Bytes of activations per token, layer and unit of width in 16-bit training with fused attention: Korthikanti et
 al. 2022, "Reducing Activation Recomputation in Large Transformer Models", equation 1 without its attention term."""
@@ -32,6 +36,8 @@ class HardwareConfig:
     """auto = bfloat16 where the GPU has it, else float16 with a scaler on a GPU, float32 on a CPU."""
     capacity_tokens: int = 0
     """Packed tokens per micro-batch; 0 = from the memory of the device."""
+    recompute: Literal["auto", "always", "never"] = "auto"
+    """Compute activations again in backward, not keep them; auto = when the longest sample does not fit otherwise."""
     threads: int = 0
     """CPU threads of torch; 0 = the CPUs that this process may use, shared with the other processes of the node."""
     processes: int = 0
@@ -51,6 +57,8 @@ class HardwareFacts:
     cpus: int
     """CPUs that the process may use, by affinity and cgroup quota."""
     driver: str = ""
+    free_bytes: int = 0
+    """Of the GPU's memory, when it was looked at; 0 = not known. Others may use it too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +69,7 @@ class Plan:
     precision: Precision
     capacity_tokens: int
     threads: int
+    recompute: bool = False
 
 
 def make_plan(
@@ -94,20 +103,67 @@ def make_plan(
             f"hardware.capacity_tokens is {config.capacity_tokens}, but the longest sample has {longest_tokens} "
             "tokens. Use at least that, or 0 for automatic."
         )
-    capacity = config.capacity_tokens or max(
-        longest_tokens, _automatic_capacity(facts, model, trained_parameters, precision)
-    )
+    recompute = config.recompute == "always"
+    tokens = config.capacity_tokens or _automatic_capacity(facts, model, trained_parameters, precision, recompute)
+    if config.recompute == "auto" and tokens < longest_tokens:
+        recompute = True
+        tokens = _automatic_capacity(facts, model, trained_parameters, precision, recompute)
     return Plan(
         device=facts.device,
         precision=precision,
-        capacity_tokens=capacity,
+        capacity_tokens=max(longest_tokens, tokens),
         threads=config.threads or facts.cpus,
+        recompute=recompute,
     )
 
 
-def _automatic_capacity(facts: HardwareFacts, model: GPTConfig, trained_parameters: int, precision: Precision) -> int:
+def in_samples(capacity_tokens: int, mean_tokens: float, global_batch_samples: int, world_size: int) -> str:
+    """The shape of a step in the words of those who count sequences.
+
+    Args:
+        capacity_tokens: Of a micro-batch.
+        mean_tokens: Of a sample.
+        global_batch_samples: Samples of a step.
+        world_size: Processes that share it.
+    """
+    turns = math.ceil(global_batch_samples * mean_tokens / (capacity_tokens * world_size))
+    each = global_batch_samples / (turns * world_size)
+    ranks = f" x {world_size} processes" if world_size > 1 else ""
+    return f"about {each:.3g} sequences x {turns} micro-batches{ranks} = global batch {global_batch_samples}"
+
+
+def changes(before: Mapping[str, Any], facts: HardwareFacts, plan: Plan) -> list[str]:
+    """What is different from the attempt that wrote a checkpoint, for people.
+
+    Args:
+        before: `hardware` and `plan` as that checkpoint records them.
+        facts: What is here.
+        plan: Made from it.
+    """
+    hardware, planned = before.get("hardware") or {}, before.get("plan") or {}
+    pairs = (
+        ("device", hardware.get("name"), facts.name),
+        ("precision", planned.get("precision"), plan.precision),
+        ("tokens per micro-batch", planned.get("capacity_tokens"), plan.capacity_tokens),
+    )
+    return [f"{what} {old} -> {new}" for what, old, new in pairs if old is not None and old != new]
+
+
+def _automatic_capacity(
+    facts: HardwareFacts,
+    model: GPTConfig,
+    trained_parameters: int,
+    precision: Precision,
+    recompute: bool,  # noqa: FBT001  # of an inner function
+) -> int:
     if facts.device == "cpu":
         return CPU_CAPACITY_TOKENS
-    per_token = ACTIVATION_BYTES_PER_WIDTH * model.model_dim * model.layers * (2 if precision == "float32" else 1)
-    free = MEMORY_SHARE * facts.memory_bytes - STATE_BYTES_PER_PARAMETER * trained_parameters
+    wide = 2 if precision == "float32" else 1
+    per_token = ACTIVATION_BYTES_PER_WIDTH * model.model_dim * model.layers * wide
+    if recompute:  # the float32 input of every block, and all of the one that is computed again
+        per_token = (4 * model.layers + ACTIVATION_BYTES_PER_WIDTH * wide) * model.model_dim
+    usable = MEMORY_SHARE * facts.memory_bytes
+    if facts.free_bytes:
+        usable = min(usable, FREE_SHARE * facts.free_bytes)
+    free = usable - STATE_BYTES_PER_PARAMETER * trained_parameters
     return max(0, int(free / per_token))

@@ -126,7 +126,9 @@ def overrides(given: argparse.Namespace, environment: Mapping[str, str]) -> tupl
     if given.amp:
         notes.append("--amp: precision follows the hardware (hardware.precision: auto)")
     if given.grad_checkpointing:
-        notes.append("--grad-checkpointing: not needed, micro-batches are cut to fit the memory")
+        notes.append(
+            "--grad-checkpointing: not needed, micro-batches fit the memory (hardware.recompute=always forces it)"
+        )
     return keys, notes
 
 

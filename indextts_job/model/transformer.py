@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -141,6 +142,8 @@ class Transformer(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
+        self.recompute = False
+        """Keep only the inputs of the blocks, compute the rest again in backward: a third more work, the same bits."""
         self.h = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.ln_f = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
 
@@ -148,6 +151,9 @@ class Transformer(nn.Module):
         """[tokens, dim] -> [tokens, dim]."""
         x = F.dropout(x, self.dropout, self.training)
         for block in self.h:
-            x = block(x, edges)
+            if self.recompute and self.training:
+                x = checkpoint(block, x, edges, use_reentrant=False)
+            else:
+                x = block(x, edges)
         output: Tensor = self.ln_f(x)
         return output

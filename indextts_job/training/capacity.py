@@ -1,6 +1,7 @@
 """How many packed tokens a micro-batch may have here, lowered when the device runs out of memory, and remembered.
 
 The capacity decides how a step is cut, never what it computes (I3), so it may change between two tries of one step.
+When it cannot go lower, activations are computed again instead of kept.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import re
 
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.errors import DeviceMemoryError, IndexTTSJobError
-from indextts_job.hardware.plan import HardwareFacts
+from indextts_job.hardware.plan import HardwareFacts, Plan
 
 FOLDER = "hardware"
 LOWERED_TO = 0.8
@@ -19,22 +20,23 @@ LOWERED_TO = 0.8
 class Capacity:
     """Tokens of a micro-batch on this kind of device, for this run."""
 
-    def __init__(self, tokens: int, least_tokens: int, storage: RunStorage, facts: HardwareFacts) -> None:
+    def __init__(self, plan: Plan, longest: tuple[int, str], storage: RunStorage, facts: HardwareFacts) -> None:
         """Begin with what was planned, or with what an earlier attempt on such a device had to go down to.
 
         Args:
-            tokens: Planned.
-            least_tokens: Of the longest sample: one must fit.
+            plan: Of this attempt.
+            longest: Tokens and name of the longest sample: it must fit.
             storage: The run, which remembers.
             facts: The device.
         """
-        self._least_tokens = least_tokens
+        self._least_tokens, self._longest = longest
         self._storage = storage
         kind = re.sub(r"[^a-z0-9]+", "-", f"{facts.name} {facts.memory_bytes / 2**30:.0f} gib".lower()).strip("-")
         self._key = f"{FOLDER}/{kind}.json"
         self._device = facts.name
-        self.planned_tokens = tokens
-        self.tokens = max(least_tokens, min(tokens, self._remembered()))
+        tokens, recompute = self._remembered(plan)
+        self.tokens = max(self._least_tokens, min(plan.capacity_tokens, tokens))
+        self.recompute = plan.recompute or recompute
 
     def lower(self, doing: str) -> str:
         """Go down after an out of memory.
@@ -46,25 +48,33 @@ class Capacity:
             What to tell the user.
 
         Raises:
-            DeviceMemoryError: Micro-batches hold no more than the longest sample already.
+            DeviceMemoryError: Not even the longest sample fits, with nothing kept.
         """
-        if self.tokens <= self._least_tokens:
+        before = self.tokens
+        if before > self._least_tokens:
+            self.tokens = max(self._least_tokens, int(before * LOWERED_TO))
+            remedy = f"done again with {self.tokens}"
+        elif not self.recompute:
+            self.recompute = True
+            remedy = "done again without keeping activations"
+        else:
             raise DeviceMemoryError(
-                f"{doing} does not fit the memory of {self._device}, even with micro-batches of {self.tokens} tokens, "
-                "the longest sample. Use a larger GPU, leave long samples out, or free the memory that others use "
-                "(nvidia-smi). The last checkpoint is intact."
+                f"{doing} does not fit the memory of {self._device}, even with micro-batches of {before} tokens, as "
+                f"many as the longest sample, {self._longest}, and no activations kept. Use a larger GPU, leave long "
+                "samples out, or free the memory that others use (nvidia-smi). The last checkpoint is intact."
             )
-        before, self.tokens = self.tokens, max(self._least_tokens, int(self.tokens * LOWERED_TO))
         # Worth keeping, not worth failing for.
         with contextlib.suppress(IndexTTSJobError, OSError):
-            self._storage.write(self._key, json.dumps({"capacity_tokens": self.tokens}).encode())
+            document = {"capacity_tokens": self.tokens, "recompute": self.recompute}
+            self._storage.write(self._key, json.dumps(document).encode())
         return (
-            f"{doing} ran out of memory with micro-batches of up to {before} tokens; done again with {self.tokens}, "
-            f"which is remembered for {self._device}"
+            f"{doing} ran out of memory with micro-batches of up to {before} tokens; {remedy}, which is remembered for "
+            f"{self._device}"
         )
 
-    def _remembered(self) -> int:
+    def _remembered(self, plan: Plan) -> tuple[int, bool]:
         try:
-            return int(json.loads(self._storage.read(self._key))["capacity_tokens"])
+            document = json.loads(self._storage.read(self._key))
+            return int(document["capacity_tokens"]), bool(document["recompute"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return self.planned_tokens
+            return plan.capacity_tokens, False

@@ -19,8 +19,8 @@ from torch import nn
 from indextts_job.errors import UnavailableError
 from indextts_job.preemption.deadline import StopRequest
 
-TIMEOUT = timedelta(minutes=10)
-"""A rank that is silent for so long is dead, or on a network that is."""
+TIMEOUT = timedelta(minutes=30)
+"""For all ranks to come, and for the last save of rank 0. One that dies is noticed at once, by its connections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,14 +37,20 @@ class Inputs:
     total_steps: int
 
     @property
-    def longest_tokens(self) -> int:
-        """Rows of the longest sample."""
+    def longest(self) -> tuple[int, str]:
+        """Rows of the longest sample, and its name."""
         sets = (self.train_set, self.validation_set) if self.validation_set else (self.train_set,)
         return max(
-            self.model.sample_tokens(text, codes)
+            (self.model.sample_tokens(text, codes), entry.id)
             for dataset in sets
-            for text, codes in zip(dataset.text_lengths, dataset.code_lengths, strict=True)
+            for text, codes, entry in zip(dataset.text_lengths, dataset.code_lengths, dataset.entries, strict=True)
         )
+
+    @property
+    def mean_tokens(self) -> float:
+        """Rows of a training sample, on average."""
+        lengths = zip(self.train_set.text_lengths, self.train_set.code_lengths, strict=True)
+        return sum(self.model.sample_tokens(text, codes) for text, codes in lengths) / len(self.train_set)
 
 
 def check_stop(stop: Stop) -> None:

@@ -1,6 +1,7 @@
 """One process per GPU of this node: started, signalled and ended together. Imports no torch.
 
-Does what torchrun does on one node, and keeps what torchrun loses: the exit code (I8), and the whole grace period.
+Does what torchrun does with a fixed number of nodes, and keeps what torchrun loses: the exit code (I8), and the whole
+grace period.
 """
 
 import ctypes
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from indextts_job.errors import EXIT_OK, EXIT_STOPPED, EXIT_UNAVAILABLE
+from indextts_job.errors import EXIT_OK, EXIT_STOPPED, EXIT_UNAVAILABLE, ConfigError
 from indextts_job.hardware.plan import HardwareConfig
 
 RENDEZVOUS = "INDEXTTS_RENDEZVOUS"
@@ -26,6 +27,30 @@ POLL_S = 0.05
 SHOWN_BYTES = 4000
 ENDED_WELL = (EXIT_OK, EXIT_STOPPED)
 _PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nodes:
+    """Which of several nodes this is. All of them have the same number of processes."""
+
+    count: int = 1
+    index: int = 0
+    meeting: str = ""
+    """`host:port` on the first of them; unused for one node."""
+
+
+def read_nodes(environment: Mapping[str, str]) -> Nodes:
+    """From what the launchers set; the index is SLURM's, or that of an Indexed Job.
+
+    Raises:
+        ConfigError: Several nodes, and no place to meet.
+    """
+    count = int(environment.get("INDEXTTS_NODES", "1"))
+    meeting = environment.get("INDEXTTS_MEETING", "")
+    if count > 1 and not meeting:
+        raise ConfigError(f"INDEXTTS_NODES is {count}, but INDEXTTS_MEETING (host:port on the first node) is not set.")
+    index = environment.get("JOB_COMPLETION_INDEX", environment.get("SLURM_NODEID", "0"))
+    return Nodes(count=count, index=int(environment.get("INDEXTTS_NODE", index)) if count > 1 else 0, meeting=meeting)
 
 
 def wanted_processes(
@@ -71,12 +96,13 @@ class _Rank:
 
 @dataclass
 class ProcessesOfNode:
-    """The ranks of this node, from their start to their end."""
+    """The ranks of this node, from their start to their end. The last thing that ranks do is to wait for rank 0."""
 
     command: Sequence[str]
     count: int
     stopped: Callable[[], bool] = lambda: False
     """Whether a stop was requested before this listened."""
+    nodes: Nodes = field(default_factory=Nodes)
     _ranks: list[_Rank] = field(default_factory=list)
     _signals: list[int] = field(default_factory=list)
     """Those that came before there was anybody to tell."""
@@ -93,8 +119,8 @@ class ProcessesOfNode:
             self._signals.append(signal.SIGTERM)
         with tempfile.TemporaryDirectory(prefix="indextts-ranks-") as folder:
             try:
-                for number in range(self.count):
-                    self._ranks.append(self._start(number, Path(folder)))
+                for local in range(self.count):
+                    self._ranks.append(self._start(local, Path(folder)))
                 for received in self._signals:
                     self._forward(received, None)
                 return self._wait()
@@ -104,15 +130,18 @@ class ProcessesOfNode:
                         rank.process.kill()
                     rank.process.wait()
 
-    def _start(self, number: int, folder: Path) -> _Rank:
+    def _start(self, local: int, folder: Path) -> _Rank:
+        number = self.nodes.index * self.count + local
+        alone = self.nodes.count == 1
         environment = {
-            "GLOO_SOCKET_IFNAME": "lo",  # they are all here, and a container's host name may lead nowhere
+            # All are here, and a container's host name may lead nowhere.
+            **({"GLOO_SOCKET_IFNAME": "lo"} if alone else {}),
             **os.environ,
             "RANK": str(number),
-            "LOCAL_RANK": str(number),
-            "WORLD_SIZE": str(self.count),
+            "LOCAL_RANK": str(local),
+            "WORLD_SIZE": str(self.nodes.count * self.count),
             "LOCAL_WORLD_SIZE": str(self.count),
-            RENDEZVOUS: f"file://{folder}/rendezvous",
+            RENDEZVOUS: f"file://{folder}/rendezvous" if alone else f"tcp://{self.nodes.meeting}",
         }
         # A session of its own: Ctrl+C reaches each of them once, through this process.
         if number == 0:
@@ -135,14 +164,14 @@ class ProcessesOfNode:
 
     def _wait(self) -> int:
         give_up_at_s: float | None = None
-        failed: _Rank | None = None
+        failed: list[_Rank] = []
         while any(rank.code is None for rank in self._ranks):
             for rank in self._newly_ended():
-                if failed is None and rank.code not in ENDED_WELL and not rank.killed_by_us:
-                    failed = rank
-                    self._report(rank)
-                # Rank 0 saves; nobody is needed after it, and all are after any other.
-                if give_up_at_s is None and (rank.number == 0 or rank.code not in ENDED_WELL):
+                well = rank.code in ENDED_WELL
+                if not well and not rank.killed_by_us:
+                    failed.append(rank)
+                # Rank 0 saves; nobody is needed after it, and it is needed after all others.
+                if give_up_at_s is None and (rank.number == 0 or not well):
                     give_up_at_s = time.monotonic() + LINGER_S
             if give_up_at_s is not None and time.monotonic() > give_up_at_s:
                 for rank in self._ranks:
@@ -150,21 +179,26 @@ class ProcessesOfNode:
                         rank.killed_by_us = True
                         rank.process.kill()
             time.sleep(POLL_S)
-        if failed is not None and failed.code is not None:
-            return failed.code
-        return EXIT_STOPPED if any(rank.code == EXIT_STOPPED for rank in self._ranks) else EXIT_OK
+        # To have lost another rank is never the cause: also not when rank 0 has left for a newer attempt.
+        causes = [rank for rank in failed if rank.code != EXIT_UNAVAILABLE]
+        left_well = any(rank.number == 0 and rank.code in ENDED_WELL for rank in self._ranks)
+        if not causes and (not failed or left_well):
+            return EXIT_STOPPED if any(rank.code == EXIT_STOPPED for rank in self._ranks) else EXIT_OK
+        cause = (causes or failed)[0]
+        self._report(cause)
+        return cause.code or EXIT_OK
 
     def _newly_ended(self) -> list[_Rank]:
-        """Those that lost the others come after the one whose loss it was."""
         ended = []
         for rank in self._ranks:
             code = rank.process.poll()
             if rank.code is None and code is not None:
                 rank.code = 128 - code if code < 0 else code
                 ended.append(rank)
-        return sorted(ended, key=lambda rank: rank.code == EXIT_UNAVAILABLE)
+        return ended
 
     def _report(self, rank: _Rank) -> None:
         words = rank.last_words() or f"it ended with exit code {rank.code}"
         if rank.number:
-            print(f"error: rank {rank.number} of {self.count}: {words.removeprefix('error: ')}", file=sys.stderr)  # noqa: T201
+            total = self.nodes.count * self.count
+            print(f"error: rank {rank.number} of {total}: {words.removeprefix('error: ')}", file=sys.stderr)  # noqa: T201

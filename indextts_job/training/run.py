@@ -32,7 +32,7 @@ from indextts_job.errors import (
     UnavailableError,
 )
 from indextts_job.hardware.facts import read_facts
-from indextts_job.hardware.plan import HardwareFacts
+from indextts_job.hardware.plan import HardwareFacts, in_samples
 from indextts_job.hardware.scheduler import read_scheduler
 from indextts_job.preemption.signals import StopSignals
 from indextts_job.report.attempts import previous_end
@@ -119,9 +119,10 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, st
         _demand_same_start(ranks, start.state.step)
         start.capacity.tokens = ranks.smallest(start.capacity.tokens)
         parts = _Parts(config=config, inputs=inputs, start=start, stop=stop, emit=emit, ranks=ranks)
-        if ranks.rank:
-            return _exit_code(_train(parts, NoSaver()))
-        return _lead(parts, facts, store, selection, laps)
+        code = _exit_code(_train(parts, NoSaver())) if ranks.rank else _lead(parts, facts, store, selection, laps)
+        # Nobody ends before the last save is done: launchers take the first end of a rank for that of all.
+        ranks.any(False)  # noqa: FBT003  # a barrier
+        return code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +145,9 @@ def _lead(parts: _Parts, facts: HardwareFacts, store: CheckpointStore, selection
     _tidy(store, emit)
     emit(Notice(step=step, topic="run", message=f"{config.run}, attempt {attempt.attempt}"))
     laps.done("run folder")
+    samples = config.recipe.global_batch_samples
+    shape = in_samples(start.capacity.tokens, inputs.mean_tokens, samples, parts.ranks.world_size)
+    emit(Notice(step=step, topic="plan", message=shape))
     emit(Notice(step=step, topic="start-up", message=str(laps)))
     emit.start(_run_readers(config, storage, attempt.attempt, inputs.train_set, step))
     settings = SaverSettings(

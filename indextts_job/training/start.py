@@ -10,7 +10,7 @@ from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
 from indextts_job.data.order import ORDER_VERSION, derive_seed
 from indextts_job.errors import UnavailableError
-from indextts_job.hardware.plan import HardwareFacts, Plan, make_plan
+from indextts_job.hardware.plan import HardwareFacts, Plan, changes, make_plan
 from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors, initialise
 from indextts_job.model.tokenizer import Tokenizer
 from indextts_job.model.unified_voice import UnifiedVoice
@@ -116,7 +116,7 @@ def build(
     else:
         raise UnavailableError(f"{config.run}: its checkpoints vanished while it was being started. Start again.")
     model = UnifiedVoice(inputs.model, vocabulary, config.recipe.dropout)
-    plan = make_plan(facts, config.hardware, inputs.model, count_parameters(model), inputs.longest_tokens)
+    plan = make_plan(facts, config.hardware, inputs.model, count_parameters(model), inputs.longest[0])
     if plan.device == "cpu":
         torch.set_num_threads(plan.threads)
     model.to(plan.device)
@@ -133,8 +133,13 @@ def build(
         rows = _trained_rows(donor) if donor else None
         initialise(model, base, config.recipe.new_rows, derive_seed(config.recipe.seed), rows)
         state.carried = Carried(tensors=carried_tensors(model, base))
-    capacity = Capacity(plan.capacity_tokens, inputs.longest_tokens, own.storage, facts)
-    _describe(config, facts, replace(plan, capacity_tokens=capacity.tokens), state, emit)
+    capacity = Capacity(plan, inputs.longest, own.storage, facts)
+    plan = replace(plan, capacity_tokens=capacity.tokens, recompute=capacity.recompute)
+    model.gpt.recompute = plan.recompute
+    _describe(config, facts, plan, state, emit)
+    if point and (changed := changes(point.manifest.values["environment"], facts, plan)):
+        message = f"since the checkpoint: {', '.join(changed)}; the samples of each step are the same"
+        emit(Notice(step=state.step, topic="plan", message=message))
     tags = point.name.tags if point and point.store is own else ()
     lineage = {"run": selection.legacy} if selection.legacy else _lineage(selection.point, own)
     return Start(state=state, plan=plan, capacity=capacity, tags=tags, lineage=lineage)
@@ -189,6 +194,7 @@ def _describe(config: RunConfig, facts: HardwareFacts, plan: Plan, state: TrainS
     def say(topic: str, message: str) -> None:
         emit(Notice(step=state.step, topic=topic, message=message))
 
+    again = ", activations are computed again" if plan.recompute else ""
     driver = f", driver {facts.driver}" if facts.driver else ""
     say(
         "hardware",
@@ -197,7 +203,7 @@ def _describe(config: RunConfig, facts: HardwareFacts, plan: Plan, state: TrainS
     say(
         "plan",
         f"global batch {config.recipe.global_batch_samples} samples in micro-batches of up to {plan.capacity_tokens} "
-        f"tokens, {plan.precision}, {plan.threads} threads",
+        f"tokens, {plan.precision}, {plan.threads} threads{again}",
     )
     vocabulary = state.model.vocabulary
     if vocabulary.extended:

@@ -83,7 +83,9 @@ class AttemptWork:
             self._lower("a validation", 0)
 
     def _lower(self, doing: str, step: int) -> None:
-        self.emit(Notice(step=step, topic="memory", message=self.capacity.lower(doing), warning=True))
+        message = self.capacity.lower(doing)
+        self.machinery.model.gpt.recompute = self.capacity.recompute
+        self.emit(Notice(step=step, topic="memory", message=message, warning=True))
 
     def save(self, state: TrainState, tags: tuple[str, ...]) -> None:
         """See `loop.Work`."""

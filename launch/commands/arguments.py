@@ -20,7 +20,8 @@ def add_job_arguments(parser: argparse.ArgumentParser, **not_here: str) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
     parser.add_argument("--name", default="", help=not_here.get("name", f"of the job (default: {job.name})"))
     parser.add_argument("--image", default="", help=not_here.get("image", "container image"))
-    parser.add_argument("--gpus", type=int, default=job.gpus, help=f"(default: {job.gpus})")
+    parser.add_argument("--nodes", type=int, default=job.nodes, help=f"(default: {job.nodes})")
+    parser.add_argument("--gpus", type=int, default=job.gpus, help=f"per node (default: {job.gpus})")
     parser.add_argument("--cpus", type=int, default=job.cpus, help=f"(default: {job.cpus})")
     parser.add_argument("--memory-gib", type=int, default=job.memory_gib, help=f"(default: {job.memory_gib})")
     text = f"from a stop signal to the kill (default: {job.grace_seconds})"
@@ -52,6 +53,7 @@ def job_of(given: argparse.Namespace) -> Job:
         arguments=train_arguments(given) or job.arguments,
         name=given.name or job.name,
         image=given.image,
+        nodes=given.nodes,
         gpus=given.gpus,
         cpus=given.cpus,
         memory_gib=given.memory_gib,

@@ -8,7 +8,16 @@ import yaml
 
 from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError, findings_message
 from launch.kubernetes.api import BrokenError, Document, Namespace, Refusal
-from launch.kubernetes.describe import PodRow, ended_state, has_ended, has_started, node_of, pod_row, state_text
+from launch.kubernetes.describe import (
+    PodRow,
+    ended_state,
+    has_ended,
+    has_started,
+    index_of,
+    node_of,
+    pod_row,
+    state_text,
+)
 from launch.kubernetes.manifest import APPLICATION, CONTAINER, comparable, differences
 
 WATCH_S = 60
@@ -108,6 +117,8 @@ class KubernetesCluster:
             # Left by an earlier job, and immutable.
             self._api.remove(core.delete_namespaced_config_map, name)
             self._api.create(core.create_namespaced_config_map, config)
+        if "Service" in documents:
+            self._api.create(core.create_namespaced_service, documents["Service"])
         account = documents.get("ServiceAccount")
         if account and not self._api.create(core.create_namespaced_service_account, account):
             annotations = account["metadata"].get("annotations")
@@ -142,7 +153,9 @@ class KubernetesCluster:
         while job and job["metadata"]["uid"] == uid:
             for pod in self._pods(job):
                 pod_name = pod["metadata"]["name"]
-                if pod_name in done or not has_started(pod):
+                # Of several nodes the first speaks; to follow another would be to wait in silence.
+                silent = follow and index_of(pod) > 0
+                if silent or pod_name in done or not has_started(pod):
                     continue
                 if not self._print(pod_name, printed, write, follow=follow):
                     self._api.wait(1.0)  # it broke off; asked for again from there
@@ -195,6 +208,7 @@ class KubernetesCluster:
         for look, remove in (
             (core.read_namespaced_config_map, core.delete_namespaced_config_map),
             (core.read_namespaced_service_account, core.delete_namespaced_service_account),
+            (core.read_namespaced_service, core.delete_namespaced_service),
         ):
             left = self._api.look(look, name)
             if left and APPLICATION.items() <= (left["metadata"].get("labels") or {}).items():

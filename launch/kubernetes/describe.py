@@ -100,6 +100,11 @@ def has_ended(pod: Object) -> bool:
     return "terminated" in _container_state(pod)
 
 
+def index_of(pod: Object) -> int:
+    """Of an Indexed Job; 0 in others."""
+    return int((pod["metadata"].get("labels") or {}).get("batch.kubernetes.io/job-completion-index", "0"))
+
+
 def node_of(pod: Object) -> str:
     """The node that a pod was given; empty before that."""
     return str((pod.get("spec") or {}).get("nodeName", ""))

@@ -25,6 +25,7 @@ CONFIG_PATH = "/etc/indextts-job/run.yaml"
 """Of the run's configuration, in the container."""
 CONTAINER = "trainer"
 APPLICATION = {"app.kubernetes.io/name": "indextts-job"}
+MEETING_PORT = 29400
 GENERATED_LABELS = tuple(
     f"{prefix}{name}" for prefix in ("", "batch.kubernetes.io/") for name in ("job-name", "controller-uid")
 )
@@ -102,6 +103,8 @@ def render(job: Job, options: KubernetesOptions) -> str:
             f"name {job.name!r}: Kubernetes accepts lowercase letters, digits and '-', beginning and ending with a "
             "letter or digit, at most 63 of them."
         )
+    if len(f"{job.name}-{job.nodes - 1}") > 63:
+        raise ConfigError(f"name {job.name!r}: with {job.nodes} nodes their number is added; give a shorter one.")
     labels = {**APPLICATION, "app.kubernetes.io/instance": job.name}
     gpu_toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
     tolerations = [*([gpu_toleration] if job.gpus else []), *options.tolerations]
@@ -110,6 +113,9 @@ def render(job: Job, options: KubernetesOptions) -> str:
         labels=_block({"labels": labels}, 2),
         annotations=_optional("annotations", dict(options.identity), 2),
         config=_indented(options.config, 4),
+        service=_block(_service(job, labels), 0) if job.nodes > 1 else NOTHING,
+        indexed=_block(_indexed(job), 2) if job.nodes > 1 else NOTHING,
+        subdomain=_optional("subdomain", job.name if job.nodes > 1 else "", 6),
         backoff_limit=options.backoff_limit,
         ttl=options.keep_days * 86400,
         pod_labels=_block({"labels": {**labels, **options.pod_labels}}, 6),
@@ -120,13 +126,15 @@ def render(job: Job, options: KubernetesOptions) -> str:
         tolerations=_optional("tolerations", [dict(toleration) for toleration in tolerations], 6),
         image=job.image or "registry.example.com/indextts-job:0.1.0",
         arguments=json.dumps(_arguments(job), ensure_ascii=False),
-        environment=_environment(options),
+        environment=_environment(job, options),
         cpus=job.cpus,
         memory=job.memory_gib,
         storage=f"{options.scratch_gib}Gi",
         gpus=f'              nvidia.com/gpu: "{job.gpus}"' if job.gpus else NOTHING,
     )
-    parts = [part for part in text.split(SEPARATOR) if not (options.service_account and ACCOUNT_KIND in part)]
+    unwanted = [NOTHING + "\n"]
+    parts = [part for part in text.split(SEPARATOR) if part not in unwanted]
+    parts = [part for part in parts if not (options.service_account and ACCOUNT_KIND in part)]
     return "".join(line for line in SEPARATOR.join(parts).splitlines(keepends=True) if NOTHING not in line)
 
 
@@ -136,8 +144,31 @@ def _arguments(job: Job) -> list[str]:
     return ["train", CONFIG_PATH, "--grace-seconds", "$(GRACE_SECONDS)", *overrides]
 
 
-def _environment(options: KubernetesOptions) -> str:
+def _service(job: Job, labels: Mapping[str, str]) -> dict[str, Any]:
+    """Gives the pods of several nodes names that last."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": job.name, "labels": dict(labels)},
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {"batch.kubernetes.io/job-name": job.name},
+            "ports": [{"name": "meeting", "port": MEETING_PORT}],
+        },
+    }
+
+
+def _indexed(job: Job) -> dict[str, Any]:
+    return {"completionMode": "Indexed", "completions": job.nodes, "parallelism": job.nodes}
+
+
+def _environment(job: Job, options: KubernetesOptions) -> str:
     lines = []
+    if job.nodes > 1:
+        meeting = f"{job.name}-0.{job.name}:{MEETING_PORT}"
+        pairs = {"INDEXTTS_NODES": str(job.nodes), "INDEXTTS_MEETING": meeting}
+        lines.append(_block([{"name": name, "value": value} for name, value in pairs.items()], 12))
     if options.endpoint_url:
         lines.append(_block([{"name": "AWS_ENDPOINT_URL", "value": options.endpoint_url}], 12))
     if options.secret:
@@ -145,7 +176,7 @@ def _environment(options: KubernetesOptions) -> str:
     return "\n".join(lines) or NOTHING
 
 
-def _optional(key: str, value: Mapping[str, Any] | Sequence[Any], indent: int) -> str:
+def _optional(key: str, value: Mapping[str, Any] | Sequence[Any] | str, indent: int) -> str:
     """Nothing at all when empty: the API server drops an empty field, and `kubectl apply` would add it each time."""
     return _block({key: value}, indent) if value else NOTHING
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareConfig
 from indextts_job.training import processes
-from indextts_job.training.processes import ProcessesOfNode, wanted_processes
+from indextts_job.training.processes import Nodes, ProcessesOfNode, read_nodes, wanted_processes
 from tests.support.waiting import wait_until
 
 
@@ -32,6 +33,8 @@ def run(script: str, count: int = 3) -> int:
         ("sys.exit(75 if rank == 1 else 0)", 75),
         ("sys.exit(78)", 78),
         ("sys.exit([69, 65, 69][rank])", 65),  # the loss of a rank is never the cause
+        ("sys.exit([75, 69, 69][rank])", 75),
+        ("sys.exit([69, 69, 0][rank])", 69),
         ("os.kill(os.getpid(), signal.SIGKILL if rank == 2 else signal.SIGCONT)", 137),
     ],
 )
@@ -82,6 +85,17 @@ def test_a_signal_that_came_too_early_reaches_them_too() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_node_knows_its_place_from_its_launcher() -> None:
+    several = {"INDEXTTS_NODES": "4", "INDEXTTS_MEETING": "n1:29400"}
+    assert read_nodes({}) == Nodes()
+    assert read_nodes({"SLURM_NODEID": "3", "INDEXTTS_NODES": "1"}) == Nodes()
+    assert read_nodes({**several, "SLURM_NODEID": "3"}) == Nodes(count=4, index=3, meeting="n1:29400")
+    assert read_nodes({**several, "JOB_COMPLETION_INDEX": "2"}).index == 2
+    assert read_nodes({**several, "INDEXTTS_NODE": "1", "SLURM_NODEID": "3"}).index == 1
+    with pytest.raises(ConfigError, match="INDEXTTS_MEETING"):
+        read_nodes({"INDEXTTS_NODES": "4"})
 
 
 def test_there_are_as_many_as_gpus(tmp_path: Path) -> None:

@@ -17,18 +17,21 @@ from indextts_job.demo.world import World
 from indextts_job.training.state import WEIGHTS
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, newest, samples, store_of
+from tests.support.servers import free_ports
 from tests.support.waiting import wait_until
 from tests.support.warm_parent import REPOSITORY
 
 KEYS: dict[str, object] = {"recipe__dropout": 0.0, "schedule__max_steps": 40, "schedule__epochs": 100}
 
 
-def started(world: World, run: Path, count: int, **keys: object) -> "subprocess.Popen[str]":
+def started(
+    world: World, run: Path, count: int, environment: dict[str, str] | None = None, **keys: object
+) -> "subprocess.Popen[str]":
     config = run.with_name(f"{run.name}-{count}.yaml")
     document = config_for(world, run, hardware__processes=count, **{**KEYS, **keys}).to_json()
     config.write_text(yaml.safe_dump(document), encoding="utf-8")
     command = [sys.executable, "-m", "indextts_job", "train", str(config), "--grace-seconds", "60"]
-    own = {**os.environ, "OMP_NUM_THREADS": "1"}
+    own = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY, env=own
     )
@@ -160,3 +163,37 @@ def test_one_rank_s_memory_is_everybody_s(world: World, undisturbed: Path, tmp_p
     assert "ran out of memory with micro-batches of up to 200 tokens" in done.stdout
     assert same_samples(run, undisturbed)
     assert torch.allclose(weights(run), weights(undisturbed), rtol=1e-4, atol=2e-5)
+
+
+def test_two_nodes_stop_together_and_go_on(world: World, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def nodes() -> "list[subprocess.Popen[str]]":
+        (port,) = free_ports(1)
+        common = {"INDEXTTS_NODES": "2", "INDEXTTS_MEETING": f"127.0.0.1:{port}", "GLOO_SOCKET_IFNAME": "lo"}
+        return [started(world, run, 1, {**common, "INDEXTTS_NODE": str(index)}) for index in range(2)]
+
+    first, second = nodes()
+    wait_until(lambda: trained(run, 1), "some steps")
+    second.send_signal(signal.SIGTERM)
+    for process in (first, second):
+        code, output = ended(process)
+        assert code == 75, output
+    (name,) = [name for name in store_of(run).names() if "preempted" in name.tags]
+    assert name.step == max(samples(run))
+    assert [ended(process)[0] for process in nodes()] == [0, 0]
+    assert same_samples(run, undisturbed)
+    assert torch.allclose(weights(run), weights(undisturbed), rtol=1e-4, atol=2e-5)
+
+
+def test_a_lost_node_ends_the_other(world: World, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (port,) = free_ports(1)
+    common = {"INDEXTTS_NODES": "2", "INDEXTTS_MEETING": f"127.0.0.1:{port}", "GLOO_SOCKET_IFNAME": "lo"}
+    first, second = (started(world, run, 1, {**common, "INDEXTTS_NODE": str(index)}) for index in range(2))
+    wait_until(lambda: trained(run, 1), "some steps")
+    os.kill(pid_of_rank(second, 1), signal.SIGKILL)
+    assert ended(second)[0] == 137
+    code, output = ended(first)
+    assert code == 69, output
+    assert "rank 0 of 2 lost the others" in output

@@ -15,6 +15,7 @@ KINDS = {
     "jobs": ("batch", "Job"),
     "configmaps": ("", "ConfigMap"),
     "serviceaccounts": ("", "ServiceAccount"),
+    "services": ("", "Service"),
     "pods": ("", "Pod"),
     "events": ("", "Event"),
 }
@@ -167,7 +168,7 @@ DISCOVERY: dict[str, Document] = {
         "apiVersion": "v1",
         "groups": [{"name": "batch", "versions": [_BATCH], "preferredVersion": _BATCH}],
     },
-    "/api/v1": _resources("v1", ("configmaps", "serviceaccounts", "pods", "events")),
+    "/api/v1": _resources("v1", ("configmaps", "serviceaccounts", "services", "pods", "events")),
     "/apis/batch/v1": _resources("batch/v1", ("jobs",)),
     "/version": {"major": "1", "minor": "36", "gitVersion": "v1.36.0"},
 }

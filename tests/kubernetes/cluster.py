@@ -63,19 +63,20 @@ class Cluster:
         """The job as it is stored."""
         return self.objects["jobs", name]
 
-    def start_pod(self, job_name: str) -> str:
-        """The Job controller creates a pod, and its container starts."""
+    def start_pod(self, job_name: str, index: int | None = None) -> str:
+        """The Job controller creates a pod, of an Indexed Job if there is an index, and its container starts."""
         with self.changed:
             job = self.job(job_name)
             template = job["spec"]["template"]
             self._serial += 1
             name = f"{job_name}-{self._serial:05d}"
+            own = {} if index is None else {"batch.kubernetes.io/job-completion-index": str(index)}
             pod = {
                 "apiVersion": "v1",
                 "kind": "Pod",
                 "metadata": {
                     "name": name,
-                    "labels": template["metadata"]["labels"],
+                    "labels": {**template["metadata"]["labels"], **own},
                     "creationTimestamp": f"2026-11-21T12:00:{self._serial:02d}Z",
                 },
                 "spec": {**template["spec"], "nodeName": f"node-{self._serial}"},
@@ -327,7 +328,8 @@ def _demand_known_fields(document: Document) -> None:
 def _default_and_check(job: Document) -> None:
     _demand_valid(job)
     spec, metadata = job["spec"], job["metadata"]
-    spec |= {"parallelism": 1, "completions": 1, "completionMode": "NonIndexed", "suspend": False}
+    filled_in = {"parallelism": 1, "completions": 1, "completionMode": "NonIndexed", "suspend": False}
+    spec |= {**filled_in, **spec}
     generated = {"job-name": metadata["name"], "controller-uid": metadata["uid"]}
     generated |= {f"batch.kubernetes.io/{key}": value for key, value in generated.items()}
     spec["selector"] = {"matchLabels": {"batch.kubernetes.io/controller-uid": metadata["uid"]}}

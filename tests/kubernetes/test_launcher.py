@@ -444,6 +444,26 @@ def test_cancel_leaves_what_is_not_its_own(api: ApiServer, cluster: KubernetesCl
     assert set(api.cluster.objects) == {("serviceaccounts", NAME)}
 
 
+def test_several_nodes_are_submitted_followed_and_cancelled_as_one(
+    api: ApiServer, cluster: KubernetesCluster, submit: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit("--nodes", "2", "--gpus", "8") == 0
+    assert submit("--nodes", "2", "--gpus", "8") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert submit("--nodes", "3", "--gpus", "8") == 78
+    assert "completions: 2 runs, 3 asked for" in capsys.readouterr().err
+    assert ("services", NAME) in api.cluster.objects
+    silent, speaking = api.cluster.start_pod(NAME, 1), api.cluster.start_pod(NAME, 0)
+    api.cluster.print_line(speaking, "step 1")
+    lines: list[str] = []
+    api.cluster.end_pod(speaking, 0)  # the stand-in's Job is complete then
+    cluster.logs(NAME, lines.append, follow=True)
+    assert lines == [f"── {speaking}", "step 1", "── job am: complete"]
+    api.cluster.end_pod(silent, 0)
+    cluster.cancel(NAME)
+    assert api.cluster.objects == {}
+
+
 # ---- kubectl
 
 

@@ -269,6 +269,26 @@ def test_a_job_s_values_reach_the_manifest(tmp_path: Path) -> None:
         kubernetes_validate.validate(document, VERSION, strict=True)
 
 
+def test_several_nodes_have_names_to_meet_by() -> None:
+    text = render(Job(name="am", nodes=3, gpus=8), KubernetesOptions())
+    found = by_kind(text)
+    for document in found.values():
+        kubernetes_validate.validate(document, VERSION, strict=True)
+    spec = found["Job"]["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 3)
+    pod = spec["template"]["spec"]
+    service = found["Service"]
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True  # the others look for the first before it is ready
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": "am"}
+    values = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+    assert values["INDEXTTS_NODES"] == "3"
+    assert values["INDEXTTS_MEETING"] == f"am-0.{pod['subdomain']}:{service['spec']['ports'][0]['port']}"
+    with pytest.raises(ConfigError, match="shorter"):
+        render(Job(name="a" * 62, nodes=3), KubernetesOptions())
+
+
 @pytest.mark.parametrize("name", ["", "Am", "a_b", "-a", "a.b", "a" * 64])
 def test_a_name_that_kubernetes_refuses_is_refused_here(name: str) -> None:
     with pytest.raises(ConfigError, match="lowercase letters, digits"):

@@ -99,7 +99,7 @@ def test_the_capacity_is_remembered_and_said(world: World, tmp_path: Path, arm: 
     arm("forward", 5)
     assert attempt(config_for(world, run, schedule__max_steps=8)).code == 0
     (remembered,) = (run / "hardware").iterdir()
-    assert json.loads(remembered.read_text()) == {"capacity_tokens": LOWERED}
+    assert json.loads(remembered.read_text()) == {"capacity_tokens": LOWERED, "recompute": False}
     again = attempt(config_for(world, run, schedule__max_steps=12, resume__accept=["schedule.max_steps"]))
     assert again.code == 0, again.error
     assert f"micro-batches of up to {LOWERED} tokens" in again.output
@@ -109,12 +109,31 @@ def test_the_capacity_is_remembered_and_said(world: World, tmp_path: Path, arm: 
     assert "micro-batches of up to 200 tokens" in last.output
 
 
+def test_activations_computed_again_give_the_same_bits(world: World, tmp_path: Path) -> None:
+    for name, recompute in (("kept", "never"), ("again", "always")):
+        ended = attempt(config_for(world, tmp_path / name, hardware__recompute=recompute))
+        assert ended.code == 0, ended.error
+        assert ("activations are computed again" in ended.output) == (recompute == "always")
+    assert state_of(newest(tmp_path / "kept")) == state_of(newest(tmp_path / "again"))
+
+
+def test_the_last_resort_is_to_keep_nothing(world: World, tmp_path: Path, arm: Arm) -> None:
+    refused = attempt(config_for(world, tmp_path / "run", hardware__capacity_tokens=1))
+    longest = int(refused.error.partition("the longest sample has ")[2].partition(" ")[0])
+    arm("forward", 2)
+    ended = attempt(config_for(world, tmp_path / "run", hardware__capacity_tokens=longest))
+    assert ended.code == 0, ended.error
+    assert "done again without keeping activations" in ended.output
+    assert attempt(config_for(world, tmp_path / "calm", hardware__capacity_tokens=longest)).code == 0
+    assert state_of(newest(tmp_path / "run")) == state_of(newest(tmp_path / "calm"))
+
+
 @pytest.mark.parametrize("phase", ["forward", "validation"])
 def test_when_a_single_sample_does_not_fit_it_says_so(world: World, tmp_path: Path, arm: Arm, phase: str) -> None:
     arm(phase, -1)
     ended = attempt(config_for(world, tmp_path / "run"))
     assert ended.code == 70
     assert "even with micro-batches of" in ended.error
-    assert "the longest sample" in ended.error
+    assert "as many as the longest sample, val_" in ended.error
     if phase == "validation":
         assert newest(tmp_path / "run").name.step == 4  # the last commit stands

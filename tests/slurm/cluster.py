@@ -1,7 +1,7 @@
 """A real SLURM on loopback: munged, slurmctld and slurmd of the Debian packages, as root, stopped by their pids.
 
 No systemd, no cgroups, no database. Two partitions share one node: `spot` is preempted by requeue after a grace
-period, `ondemand` is what preempts it.
+period, `ondemand` is what preempts it. `pair` is that node and a second one, both played by this machine.
 """
 
 import os
@@ -23,7 +23,7 @@ NODE_TIMEOUT_S = 5
 
 @dataclass
 class Cluster:
-    """One node, two partitions."""
+    """Two nodes, three partitions."""
 
     folder: Path
     grace_s: int = 20
@@ -52,16 +52,20 @@ class Cluster:
         wait_until((run / "munge.socket").exists, "munged listens")
         self._daemon("slurmctld", ["slurmctld", "-D", "-f", str(self.folder / "slurm.conf")])
         self.start_node()
+        self.start_node(_second())
 
-    def start_node(self) -> None:
+    def start_node(self, name: str = "") -> None:
         """Start slurmd; after `lose_node`, as a machine that comes back."""
-        self._daemon("slurmd", ["slurmd", "-D", "-f", str(self.folder / "slurm.conf")])
-        wait_until(self._node_is_ready, "the node is ready")
+        name = name or _host()
+        (self.folder / "spool" / name).mkdir(exist_ok=True)
+        daemon = "slurmd" if name == _host() else name
+        self._daemon(daemon, ["slurmd", "-D", "-N", name, "-f", str(self.folder / "slurm.conf")])
+        wait_until(lambda: self._is_ready(name), f"node {name} is ready")
 
-    def _node_is_ready(self) -> bool:
-        state = self.call("sinfo", "-h", "-o", "%T", check=False).split("\n")[0].strip()
+    def _is_ready(self, name: str) -> bool:
+        state = self.call("sinfo", "-h", "-n", name, "-o", "%T", check=False).split("\n")[0].strip()
         if state.startswith("down"):
-            self.call("scontrol", "update", f"NodeName={_host()}", "State=RESUME", check=False)
+            self.call("scontrol", "update", f"NodeName={name}", "State=RESUME", check=False)
         return state in ("idle", "mixed", "allocated", "completing")
 
     def lose_node(self) -> None:
@@ -75,7 +79,7 @@ class Cluster:
     def stop(self) -> None:
         """Cancel everything, then stop the daemons."""
         self.call("scancel", "--full", "--signal=KILL", "--user=root", check=False)
-        for name in ("slurmd", "slurmctld", "munged"):
+        for name in ("slurmd", _second(), "slurmctld", "munged"):
             self._kill(name, 15)
 
     def call(self, *command: str, check: bool = True, cwd: Path | None = None, script: str | None = None) -> str:
@@ -125,7 +129,7 @@ class Cluster:
             process.wait()
 
     def _configuration(self) -> str:
-        host, (ctld, slurmd) = _host(), free_ports(2)
+        host, second, (ctld, slurmd, other) = _host(), _second(), free_ports(3)
         run, log = self.folder / "run", self.folder / "log"
         lines = f"""
             ClusterName=test
@@ -136,11 +140,11 @@ class Cluster:
             AuthType=auth/munge
             AuthInfo=socket={run}/munge.socket,cred_expire=5
             StateSaveLocation={self.folder}/state
-            SlurmdSpoolDir={self.folder}/spool
+            SlurmdSpoolDir={self.folder}/spool/%n
             SlurmctldPidFile={run}/slurmctld.pid
-            SlurmdPidFile={run}/slurmd.pid
+            SlurmdPidFile={run}/slurmd-%n.pid
             SlurmctldLogFile={log}/slurmctld.log
-            SlurmdLogFile={log}/slurmd.log
+            SlurmdLogFile={log}/slurmd-%n.log
             ProctrackType=proctrack/linuxproc
             TaskPlugin=task/none
             JobAcctGatherType=jobacct_gather/none
@@ -162,10 +166,16 @@ class Cluster:
             SlurmctldTimeout=10
             SlurmdTimeout={NODE_TIMEOUT_S}
             NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 Port={slurmd} CPUs=2 RealMemory=4000
+            NodeName={second} NodeHostname={host} NodeAddr=127.0.0.1 Port={other} CPUs=2 RealMemory=4000
             PartitionName=spot Nodes={host} Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={self.grace_s}
             PartitionName=ondemand Nodes={host} PriorityTier=100 PreemptMode=OFF
+            PartitionName=pair Nodes={host},{second} PriorityTier=1 PreemptMode=REQUEUE GraceTime={self.grace_s}
         """
         return "\n".join(line.strip() for line in lines.strip().splitlines()) + "\n"
+
+
+def _second() -> str:
+    return f"{_host()}-2"
 
 
 def _host() -> str:

@@ -19,6 +19,7 @@ from indextts_job.demo.world import World
 from indextts_job.report.attempts import attempts
 from tests.s3.conftest import Connect
 from tests.slurm.cluster import KILL_WAIT_S, Cluster
+from tests.support.attempts import attempt
 from tests.support.fault_proxy import HeldLine, proxy
 from tests.support.runs import config_for, curve, newest, samples, state_of, store_of
 from tests.support.servers import Server
@@ -301,3 +302,27 @@ def test_the_launcher_makes_the_folder_of_the_logs(
     wait_until(ended(cluster, chain), "the chain is over")
     assert "complete at step 40" in (desk / folder / f"indextts-{chain}.log").read_text(encoding="utf-8")
     assert "complete at step 40" in launch(cluster, desk, "logs", chain)
+
+
+def test_two_nodes_are_preempted_together_and_go_on(
+    cluster: Cluster, world: World, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # both nodes are this machine
+    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    keys: dict[str, Any] = {**LONG, "schedule__max_steps": 150, "checkpoint__interval_steps": 20}
+    assert attempt(config_for(world, undisturbed, recipe__dropout=0.0, **keys)).code == 0
+    write_config(desk, world, run, recipe__dropout=0.0, **keys)
+    chain = submit(cluster, desk, "--partition=pair", "--nodes=2")
+    wait_until(progressed(cluster, chain, run, 20), "progress on two nodes")
+    assert len(trainers(desk)) == 2 * 2  # on each node a parent and its rank
+    other = cluster.occupy(desk)
+    wait_until(lambda: cluster.state(other) == "RUNNING", "the job of higher priority runs")
+    cluster.call("scancel", other)
+    wait_until(lambda: over(cluster, chain), "the chain is over", 300)
+    (last,) = [row for row in attempts(open_storage(str(run))) if row["outcome"] == "complete"]
+    assert last["device"].startswith("2 x ")
+    assert "complete at step 150" in log_of(desk, chain)
+    used, expected = samples(run), samples(undisturbed)
+    assert {step: sorted(ids) for step, ids in used.items()} == {step: sorted(ids) for step, ids in expected.items()}
+    rows = [row["outcome"] for row in attempts(open_storage(str(run)))]
+    assert rows == ["stopped", "complete"]

@@ -7,7 +7,14 @@ import pytest
 
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.facts import read_facts, usable_cpus
-from indextts_job.hardware.plan import CPU_CAPACITY_TOKENS, HardwareConfig, HardwareFacts, make_plan
+from indextts_job.hardware.plan import (
+    CPU_CAPACITY_TOKENS,
+    HardwareConfig,
+    HardwareFacts,
+    changes,
+    in_samples,
+    make_plan,
+)
 from indextts_job.hardware.scheduler import read_scheduler
 from indextts_job.model.config import ConformerConfig, GPTConfig
 
@@ -39,6 +46,53 @@ def test_a_gpu_gets_the_precision_and_capacity_it_can_bear(
     plan = make_plan(facts, AUTO, MODEL, TRAINED, 700)
     assert plan.precision == precision
     assert plan.capacity_tokens >= least_samples * MEAN_SAMPLE_TOKENS
+
+
+GIBS = {
+    "RTX 3060 12 GB": 11.6, "RTX 4070 12 GB": 11.7, "T4": 14.6, "RTX 4080": 15.7, "V100 16 GB": 15.8, "A4000": 15.7,
+    "V100 32 GB": 31.7, "A10": 22.1, "L4": 22.0, "A30": 23.7, "RTX 3090": 23.7, "RTX 4090": 23.6, "A5000": 23.7,
+    "RTX 5090": 31.4, "A100 40 GB": 39.4, "A40": 44.4, "L40S": 44.4, "A100 80 GB": 79.2, "H100": 79.1, "H200": 139.8,
+    "MIG 1g.10gb": 9.5, "MIG 3g.40gb": 39.2,
+}  # fmt: skip
+"""What each has, in GiB; MIG slices too."""
+WITHOUT_BFLOAT16 = ("T4", "V100 16 GB", "V100 32 GB")
+
+
+@pytest.mark.parametrize("name", GIBS)
+def test_every_card_gets_a_plan_that_fits_it(name: str) -> None:
+    native = name not in WITHOUT_BFLOAT16
+    facts = replace(L4, name=name, memory_bytes=int(GIBS[name] * GIB), bfloat16=native)
+    plan = make_plan(facts, AUTO, MODEL, TRAINED, 700)
+    assert plan.precision == ("bfloat16" if native else "float16")
+    state = 16 * TRAINED
+    per_token = (4 * MODEL.layers + 34 if plan.recompute else 34 * MODEL.layers) * MODEL.model_dim
+    assert state + per_token * plan.capacity_tokens <= 0.85 * facts.memory_bytes
+    assert plan.capacity_tokens >= 700
+    assert plan.recompute == (GIBS[name] < 10)
+
+
+def test_memory_that_others_use_is_not_planned_with() -> None:
+    shared = replace(L4, free_bytes=14 * GIB)
+    assert make_plan(shared, AUTO, MODEL, TRAINED, 700).capacity_tokens < 0.6 * (
+        make_plan(L4, AUTO, MODEL, TRAINED, 700).capacity_tokens
+    )
+    all_free = replace(L4, free_bytes=int(21.6 * GIB))
+    assert make_plan(all_free, AUTO, MODEL, TRAINED, 700) == make_plan(L4, AUTO, MODEL, TRAINED, 700)
+
+
+def test_a_plan_is_told_in_sequences_and_in_what_changed() -> None:
+    assert in_samples(8 * 418, 418, 32, 1) == "about 8 sequences x 4 micro-batches = global batch 32"
+    assert in_samples(8 * 418, 418, 32, 2) == "about 8 sequences x 2 micro-batches x 2 processes = global batch 32"
+    assert in_samples(10**6, 418, 32, 1) == "about 32 sequences x 1 micro-batches = global batch 32"
+    plan = make_plan(A100, AUTO, MODEL, TRAINED, 700)
+    before = {"hardware": {"name": "Tesla V100"}, "plan": {"precision": "float16", "capacity_tokens": 3000}}
+    tokens = plan.capacity_tokens
+    assert changes(before, A100, plan) == [
+        "device Tesla V100 -> NVIDIA A100 80GB",
+        "precision float16 -> bfloat16",
+        f"tokens per micro-batch 3000 -> {tokens}",
+    ]
+    assert changes({}, A100, plan) == []
 
 
 def test_a_cpu_computes_in_float32() -> None:
