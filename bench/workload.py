@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from indextts_job.data.batch import Sample
+from indextts_job.hardware.plan import Precision
 from indextts_job.model.config import ConformerConfig, GPTConfig
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import Vocabulary
@@ -15,6 +16,24 @@ _CONFORMER = ConformerConfig(output_size=8, linear_units=8, attention_heads=1, n
 CODES_PER_SECOND = 50
 TEXT_TOKENS_PER_SECOND = 3.5
 PIECES = 2400
+
+
+FULL = GPTConfig(
+    model_dim=1280,
+    layers=24,
+    heads=20,
+    max_text_tokens=600,
+    max_mel_tokens=1815,
+    number_text_tokens=12000,
+    number_mel_codes=8194,
+    start_mel_token=8192,
+    stop_mel_token=8193,
+    start_text_token=0,
+    stop_text_token=1,
+    condition_module=_CONFORMER,
+    emo_condition_module=_CONFORMER,
+)
+"""The released model's trained part."""
 
 
 def model_config(width: int = 256, layers: int = 4) -> GPTConfig:
@@ -59,19 +78,28 @@ def tokens_of(sample: Sample, config: GPTConfig) -> int:
     return config.sample_tokens(len(sample.text_ids), len(sample.codes))
 
 
-def machinery(config: GPTConfig, *, base_pieces: int = PIECES, dropout: float = 0.0) -> Machinery:
-    """A freshly initialised model on the CPU in float32, ready to train."""
+def machinery(
+    config: GPTConfig,
+    *,
+    pieces: int = PIECES,
+    base_pieces: int = PIECES,
+    dropout: float = 0.0,
+    device: str = "cpu",
+    precision: Precision = "float32",
+) -> Machinery:
+    """A freshly initialised model, ready to train."""
     torch.manual_seed(0)
-    model = UnifiedVoice(config, Vocabulary(PIECES, base_pieces), dropout)
+    model = UnifiedVoice(config, Vocabulary(pieces, base_pieces), dropout)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.02)
+    model.to(device)
     return Machinery(
         model=model.train(),
         optimizer=build_optimizer(model, OptimizerConfig()),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        device=torch.device("cpu"),
-        precision="float32",
+        scaler=torch.amp.GradScaler(device, enabled=precision == "float16"),
+        device=torch.device(device),
+        precision=precision,
         recipe=RecipeConfig(dropout=dropout),
         grad_clip=1.0,
     )
