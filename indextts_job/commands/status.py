@@ -1,10 +1,11 @@
-"""`indextts-job status`: the attempts of a run."""
+"""`indextts-job status`: where a run stands, and its attempts."""
 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
 import argparse
 import json
 import sys
+from datetime import UTC, datetime
 
 from indextts_job import errors
 from indextts_job.commands.parser import Commands
@@ -12,7 +13,9 @@ from indextts_job.commands.parser import Commands
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    status = commands.add_parser("status", help="the attempts of a run: where each ran, how far it came, how it ended")
+    status = commands.add_parser(
+        "status", help="where a run stands, and every attempt: where it ran, how far it came, how it ended"
+    )
     status.add_argument("run", help="run folder or URL")
     status.add_argument("--json", action="store_true", help="for programs")
     status.set_defaults(act=_status)
@@ -25,6 +28,7 @@ def _status(given: argparse.Namespace) -> int:
     from indextts_job import files
     from indextts_job.checkpoint.remote import open_storage
     from indextts_job.report.attempts import attempts, scheduler_text
+    from indextts_job.report.standing import standing
     from indextts_job.retry import StorageConfig
 
     files.configure_object_stores(StorageConfig())
@@ -34,6 +38,8 @@ def _status(given: argparse.Namespace) -> int:
         return errors.EXIT_OK
     if not rows:
         raise errors.ConfigError(f"{given.run}: no run here; it holds no attempts.")
+    for name, text in standing(rows, datetime.now(UTC)):
+        print(f"{name:<12}{text}")  # noqa: T201
     table = Table("attempt", "started", "scheduler", "node", "device", "steps", "committed", "ended", "how")
     for row in rows:
         how = f"{row['outcome']} ({row['exit_code']})" if row["outcome"] else "runs, or was killed"

@@ -9,6 +9,8 @@ from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.report.journal import EVENTS
 
 READERS = 16
+LAST_OF = {"TrainLine": "train", "Validated": "validation", "Committed": "checkpoint"}
+"""Events of which the last one is kept, and under what name."""
 
 
 def attempts(storage: RunStorage) -> list[dict[str, Any]]:
@@ -20,7 +22,8 @@ def attempts(storage: RunStorage) -> list[dict[str, Any]]:
     Returns:
         The record of each attempt with `attempt`, `from_step`, `committed_step` (of its last checkpoint), `last_step`
         (the last one it told of), `ended` (UTC time), `outcome` and `exit_code`; the last three empty while it runs or
-        when it was killed.
+        when it was killed. Of its last events: `train` (TrainLine), `validation` (Validated), `checkpoint` (Committed),
+        `total_steps`, and `heard` (UTC time of anything).
     """
     names = sorted(name for name in storage.list(FOLDER) if name.endswith(".json"))
     journals = storage.list(EVENTS)
@@ -43,6 +46,9 @@ def _row(storage: RunStorage, name: str, has_journal: bool) -> dict[str, Any]:  
         "ended": "",
         "outcome": "",
         "exit_code": None,
+        "total_steps": None,
+        "heard": record.get("started", ""),
+        **dict.fromkeys(LAST_OF.values()),
     }
     lines = (
         storage.read(f"{EVENTS}/attempt-{number}.jsonl").decode(errors="replace").splitlines() if has_journal else []
@@ -53,8 +59,13 @@ def _row(storage: RunStorage, name: str, has_journal: bool) -> dict[str, Any]:  
         except ValueError:
             continue  # cut off by a kill
         row["last_step"] = max(row["last_step"], event["step"])
+        row["heard"] = event["time"]
+        if event["event"] in LAST_OF:
+            row[LAST_OF[event["event"]]] = event
         if event["event"] == "Committed":
             row["committed_step"] = event["step"]
+        elif event["event"] == "AttemptStarted":
+            row["total_steps"] = event["total_steps"]
         elif event["event"] == "AttemptEnded":
             row |= {"ended": event["time"], "outcome": event["outcome"], "exit_code": event["exit_code"]}
     return row
