@@ -30,8 +30,8 @@ GENERATED_LABELS = tuple(
     f"{prefix}{name}" for prefix in ("", "batch.kubernetes.io/") for name in ("job-name", "controller-uid")
 )
 """Set by the API server on the pod template of every Job."""
-SEPARATOR = "---\n"
-ACCOUNT_KIND = "kind: ServiceAccount\n"
+SEPARATOR = "\n---\n"
+ACCOUNT_KIND = "\nkind: ServiceAccount\n"
 NOTHING = "\0"
 """In place of an optional part: its line is dropped."""
 Cloud = Literal["eks", "gke", "aks"]
@@ -132,8 +132,7 @@ def render(job: Job, options: KubernetesOptions) -> str:
         storage=f"{options.scratch_gib}Gi",
         gpus=f'              nvidia.com/gpu: "{job.gpus}"' if job.gpus else NOTHING,
     )
-    unwanted = [NOTHING + "\n"]
-    parts = [part for part in text.split(SEPARATOR) if part not in unwanted]
+    parts = [part for part in text.split(SEPARATOR) if part != NOTHING]
     parts = [part for part in parts if not (options.service_account and ACCOUNT_KIND in part)]
     return "".join(line for line in SEPARATOR.join(parts).splitlines(keepends=True) if NOTHING not in line)
 

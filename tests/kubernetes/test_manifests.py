@@ -248,7 +248,7 @@ def test_a_job_s_values_reach_the_manifest(tmp_path: Path) -> None:
         arguments=("run.yaml", "recipe.seed=3", "a=$(HOME)"), name="am", image="r/i:1", gpus=0, cpus=2, memory_gib=8
     )
     options = KubernetesOptions(
-        config="run: s3://b/r\n\ndata: {train_manifests: ['s3://b/Ḏ']}\n",
+        config="---\nrun: s3://b/r # kind: ServiceAccount\n\ndata: {train_manifests: ['s3://b/Ḏ']}\n",
         service_account="mine",
         node_selector={"gpu": "l4"},
         endpoint_url="http://s",
