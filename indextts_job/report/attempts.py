@@ -23,7 +23,7 @@ def attempts(storage: RunStorage) -> list[dict[str, Any]]:
         The record of each attempt with `attempt`, `from_step`, `committed_step` (of its last checkpoint), `last_step`
         (the last one it told of), `ended` (UTC time), `outcome` and `exit_code`; the last three empty while it runs or
         when it was killed. Of its last events: `train` (TrainLine), `validation` (Validated), `checkpoint` (Committed),
-        `total_steps`, and `heard` (UTC time of anything).
+        `total_steps`, `heard` (UTC time of anything), `trained` (of the first step) and `spent` (every TimeSpent).
     """
     names = sorted(name for name in storage.list(FOLDER) if name.endswith(".json"))
     journals = storage.list(EVENTS)
@@ -47,6 +47,8 @@ def _row(storage: RunStorage, name: str, has_journal: bool) -> dict[str, Any]:  
         "outcome": "",
         "exit_code": None,
         "total_steps": None,
+        "trained": "",
+        "spent": [],
         "heard": record.get("started", ""),
         **dict.fromkeys(LAST_OF.values()),
     }
@@ -65,7 +67,9 @@ def _row(storage: RunStorage, name: str, has_journal: bool) -> dict[str, Any]:  
         if event["event"] == "Committed":
             row["committed_step"] = event["step"]
         elif event["event"] == "AttemptStarted":
-            row["total_steps"] = event["total_steps"]
+            row |= {"total_steps": event["total_steps"], "trained": event["time"]}
+        elif event["event"] == "TimeSpent":
+            row["spent"].append(event)
         elif event["event"] == "AttemptEnded":
             row |= {"ended": event["time"], "outcome": event["outcome"], "exit_code": event["exit_code"]}
     return row

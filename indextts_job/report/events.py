@@ -102,6 +102,19 @@ class Committed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TimeSpent(Event):
+    """Where the time of the attempt went until this step: when a save of it begins, and at the end."""
+
+    steps_s: float
+    """In steps that were applied."""
+    data_s: float
+    """Waiting for micro-batches."""
+    validation_s: float
+    saves_s: float
+    """Waiting for saves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StopNoticed(Event):
     """A stop request was seen, and what became of the cycle in flight."""
 

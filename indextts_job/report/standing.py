@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from indextts_job.report.console import human_seconds
+from indextts_job.report.goodput import goodput_text
 
 SILENT_S = 300.0
 """An attempt that has said nothing for so long, and no end, was killed, or hangs, or has very long steps."""
@@ -39,6 +40,8 @@ def standing(rows: Sequence[Row], now: datetime) -> list[tuple[str, str]]:
         lines.append(("checkpoint", f"step {checkpoint['step']}, {_ago(checkpoint['time'], now)}"))
     redone = sum(_lost(row, rows[index + 1]) for index, row in enumerate(rows[:-1]))
     lines.append(("attempts", f"{len(rows)}, {redone} steps done again"))
+    if goodput := goodput_text(rows):
+        lines.append(("goodput", goodput))
     return lines
 
 

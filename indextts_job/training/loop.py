@@ -5,7 +5,8 @@ validation that a kill interrupted is made up for, one that is recorded is not r
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -19,6 +20,7 @@ from indextts_job.report.events import (
     Notice,
     StepDone,
     StopNoticed,
+    TimeSpent,
     TrainLine,
     Validated,
     ValidationProgress,
@@ -116,6 +118,7 @@ class TrainingLoop:
         self._save_began_s = 0.0
         self._in_flight: _Saved | None = None
         self._stop_announced = False
+        self._spent_s = dict.fromkeys(("steps", "data", "validation", "saves"), 0.0)
 
     def run(self, state: TrainState, saved_tags: tuple[str, ...] = ()) -> Literal["complete", "stopped"]:
         """Train.
@@ -125,6 +128,11 @@ class TrainingLoop:
             saved_tags: Tags of the checkpoint that `state` was loaded from.
         """
         self._saved = _Saved(state.step, len(state.history.validations), saved_tags)
+        outcome = self._run(state)
+        self._emit_time_spent(state)
+        return outcome
+
+    def _run(self, state: TrainState) -> Literal["complete", "stopped"]:
         while True:
             self._collect_save(wait_s=0)
             if self._validation_due(state) and not self._validate(state):
@@ -146,7 +154,8 @@ class TrainingLoop:
     def _train(self, state: TrainState) -> bool:
         """One step; False when a stop request discarded it or came while it was finished."""
         step = state.step
-        batches = self._work.batches(step)
+        with self._timed("data"):
+            batches = self._work.batches(step)
         asked = _StopDuringStep(self._agreed_stop, self._ranks, self._clock, self._pace, len(batches))
         rate = learning_rate(step, self._settings.total_steps, self._settings.schedule)
         started_s = self._clock()
@@ -156,6 +165,7 @@ class TrainingLoop:
         if isinstance(outcome, Discarded):
             return False
         seconds = self._clock() - started_s
+        self._spent_s["steps"] += seconds
         self._pace = replace(self._pace, micro_batch_s=outcome.micro_batch_s, update_s=outcome.update_s)
         state.step = step + 1
         state.history = replace(
@@ -180,7 +190,8 @@ class TrainingLoop:
             self._emit(ValidationProgress(step=state.step, done=done, total=total))
             return self._agreed_stop() is not None
 
-        losses = self._work.validate(interrupted)
+        with self._timed("validation"):
+            losses = self._work.validate(interrupted)
         if losses is None:
             self._announce_stop(state, 0, 0, "validation postponed")
             return False
@@ -236,9 +247,11 @@ class TrainingLoop:
     def _begin_save(self, state: TrainState, *tags: str) -> None:
         """Save behind the training; waits for the save before it, if that is not done."""
         self._collect_save(wait_s=math.inf)
+        self._emit_time_spent(state)
         every = (*tags, BEST) if state.history.improved_at(state.step) else tags
         self._save_began_s = self._clock()
-        self._work.save(state, every)
+        with self._timed("saves"):
+            self._work.save(state, every)
         self._in_flight = _Saved(state.step, len(state.history.validations), every)
 
     def _previous_save_done(self) -> bool:
@@ -253,7 +266,8 @@ class TrainingLoop:
         One that failed for want of storage is made up for at the next interval; failing twice in a row ends the
         attempt, and so does the first failure when `tolerant` is off.
         """
-        finished = self._work.finished_save(wait_s=wait_s)
+        with self._timed("saves"):
+            finished = self._work.finished_save(wait_s=wait_s)
         if finished is None or self._in_flight is None:
             return
         in_flight, self._in_flight = self._in_flight, None
@@ -320,6 +334,18 @@ class TrainingLoop:
                     decision=decision,
                 )
             )
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started_s = self._clock()
+        try:
+            yield
+        finally:
+            self._spent_s[part] += self._clock() - started_s
+
+    def _emit_time_spent(self, state: TrainState) -> None:
+        seconds = {f"{part}_s": spent_s for part, spent_s in self._spent_s.items()}
+        self._emit(TimeSpent(step=state.step, **seconds))
 
     def _count(self, outcome: Updated, seconds: float) -> None:
         self._line_seconds += seconds

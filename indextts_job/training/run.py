@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import torch
@@ -61,6 +61,10 @@ class _Laps:
     def __init__(self, started_at_s: float) -> None:
         self._started_at_s = self._last_s = started_at_s
         self._laps: list[str] = []
+
+    def began(self) -> datetime:
+        """The time at which it began."""
+        return datetime.now(UTC) - timedelta(seconds=time.monotonic() - self._started_at_s)
 
     def done(self, name: str) -> None:
         """One part of it is over."""
@@ -141,7 +145,7 @@ def _lead(parts: _Parts, facts: HardwareFacts, store: CheckpointStore, selection
     """Train as rank 0, the only writer of the run (I5)."""
     config, inputs, start, emit, storage = parts.config, parts.inputs, parts.start, parts.emit, store.storage
     step = start.state.step
-    attempt = Fence(storage, _attempt_record(parts, facts, previous_end(storage)))
+    attempt = Fence(storage, _attempt_record(parts, facts, laps.began(), previous_end(storage)))
     _tidy(store, emit)
     emit(Notice(step=step, topic="run", message=f"{config.run}, attempt {attempt.attempt}"))
     laps.done("run folder")
@@ -273,10 +277,11 @@ def _demand_writable(run: str) -> None:
         raise ConfigError(f"run: {existing} is not writable. Choose another folder (--output-dir) or its permissions.")
 
 
-def _attempt_record(parts: _Parts, facts: HardwareFacts, previous: str) -> dict[str, Any]:
+def _attempt_record(parts: _Parts, facts: HardwareFacts, launched: datetime, previous: str) -> dict[str, Any]:
     world_size = parts.ranks.world_size
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "launched": launched.isoformat(timespec="milliseconds"),
         "pid": os.getpid(),
         "node": platform.node(),
         "device": facts.name if world_size == 1 else f"{world_size} x {facts.name}",

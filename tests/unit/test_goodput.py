@@ -1,0 +1,77 @@
+"""Where the time went: crafted histories, and a real run."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indextts_job.checkpoint.remote import open_storage
+from indextts_job.demo.world import World
+from indextts_job.report.attempts import attempts
+from indextts_job.report.goodput import goodput_text, where_time_went
+from tests.support.attempts import attempt
+from tests.support.runs import config_for
+
+BEGIN = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+
+
+def at(seconds: float) -> str:
+    return (BEGIN + timedelta(seconds=seconds)).isoformat()
+
+
+def spent(step: int, steps: float, data: float = 0.0, validation: float = 0.0, saves: float = 0.0) -> dict[str, Any]:
+    return {"step": step, "steps_s": steps, "data_s": data, "validation_s": validation, "saves_s": saves}
+
+
+def row(launched: float, trained: float, ended: float, *accounts: dict[str, Any], from_step: int = 0) -> dict[str, Any]:
+    times = {"launched": at(launched), "trained": at(trained), "ended": at(ended), "heard": at(ended)}
+    return {**times, "from_step": from_step, "spent": list(accounts)}
+
+
+def test_a_run_that_nothing_disturbed() -> None:
+    rows = [row(0, 10, 110, spent(50, 40.0), spent(100, 90.0, data=2.0, validation=5.0, saves=1.0))]
+    assert where_time_went(rows) == pytest.approx(
+        {"steps": 90, "waiting": 0, "start-up": 10, "data": 2, "validation": 5, "saves": 1, "lost": 2}
+    )
+    assert (
+        goodput_text(rows)
+        == "81.8% in steps that count; start-up 9.1%, data 1.8%, validation 4.5%, saves 0.9%, lost 1.8%"
+    )
+
+
+def test_what_a_kill_takes_back_is_lost() -> None:
+    killed = row(0, 10, 100, spent(20, 30.0), spent(40, 60.0))
+    killed["ended"] = ""
+    # Step 40 was being saved when it was killed: the next attempt goes on from 20.
+    rows = [killed, row(160, 170, 270, spent(120, 98.0), from_step=20)]
+    found = where_time_went(rows)
+    assert found["steps"] == 30 + 98
+    assert found["lost"] == pytest.approx((100 - 10 - 30) + 2)
+    assert found["waiting"] == 60
+    assert sum(found.values()) == pytest.approx(270)
+
+
+def test_a_kill_before_the_first_checkpoint_loses_all_of_it() -> None:
+    rows = [row(0, 10, 100, spent(20, 80.0)), row(100, 110, 210, spent(40, 95.0))]
+    found = where_time_went(rows)
+    assert found["steps"] == 95
+    assert found["lost"] == pytest.approx(90 + 5)
+
+
+def test_attempts_that_did_not_account_are_left_out() -> None:
+    assert goodput_text([{"started": at(0), "trained": "", "spent": []}]) == ""
+
+
+def test_a_real_run_accounts_for_all_of_its_time(world: World, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert attempt(config_for(world, run)).code == 0
+    rows = attempts(open_storage(str(run)))
+    (only,) = rows
+    found = where_time_went(rows)
+    wall_s = (datetime.fromisoformat(only["ended"]) - datetime.fromisoformat(only["launched"])).total_seconds()
+    assert sum(found.values()) == pytest.approx(wall_s, abs=0.01)
+    assert all(seconds >= 0 for seconds in found.values())
+    assert found["steps"] > 0
+    assert found["validation"] > 0
+    assert [entry["step"] for entry in only["spent"]][-1] == 24
