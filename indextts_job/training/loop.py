@@ -5,8 +5,7 @@ validation that a kill interrupted is made up for, one that is recorded is not r
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -20,7 +19,6 @@ from indextts_job.report.events import (
     Notice,
     StepDone,
     StopNoticed,
-    TimeSpent,
     TrainLine,
     Validated,
     ValidationProgress,
@@ -31,6 +29,8 @@ from indextts_job.training.saver import FinishedSave, SaveCancelledError
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import TrainState
 from indextts_job.training.step import Discarded, Updated
+from indextts_job.training.stop_decision import StopDecision
+from indextts_job.training.timekeeping import Timekeeper
 
 LOOK_FOR_STOP_S = 0.2
 """How often a wait for a save looks for a stop request."""
@@ -112,13 +112,11 @@ class TrainingLoop:
         self._agreed: StopRequest | None = None
         self._risk_known = ""
         self._pace = Pace(save_s=settings.save_estimate_s)
-        self._line_seconds = 0.0
-        self._line_samples = self._line_tokens = self._line_steps = 0
+        self._time = Timekeeper(clock)
         self._failed_saves = 0
         self._save_began_s = 0.0
         self._in_flight: _Saved | None = None
         self._stop_announced = False
-        self._spent_s = dict.fromkeys(("steps", "data", "validation", "saves"), 0.0)
 
     def run(self, state: TrainState, saved_tags: tuple[str, ...] = ()) -> Literal["complete", "stopped"]:
         """Train.
@@ -129,7 +127,7 @@ class TrainingLoop:
         """
         self._saved = _Saved(state.step, len(state.history.validations), saved_tags)
         outcome = self._run(state)
-        self._emit_time_spent(state)
+        self._emit(self._time.spent(state.step))
         return outcome
 
     def _run(self, state: TrainState) -> Literal["complete", "stopped"]:
@@ -154,9 +152,9 @@ class TrainingLoop:
     def _train(self, state: TrainState) -> bool:
         """One step; False when a stop request discarded it or came while it was finished."""
         step = state.step
-        with self._timed("data"):
+        with self._time.spending("data"):
             batches = self._work.batches(step)
-        asked = _StopDuringStep(self._agreed_stop, self._ranks, self._clock, self._pace, len(batches))
+        asked = StopDecision(self._agreed_stop, self._ranks, self._clock, self._pace, len(batches))
         rate = learning_rate(step, self._settings.total_steps, self._settings.schedule)
         started_s = self._clock()
         outcome = self._work.train(batches, step, rate, asked)
@@ -165,7 +163,6 @@ class TrainingLoop:
         if isinstance(outcome, Discarded):
             return False
         seconds = self._clock() - started_s
-        self._spent_s["steps"] += seconds
         self._pace = replace(self._pace, micro_batch_s=outcome.micro_batch_s, update_s=outcome.update_s)
         state.step = step + 1
         state.history = replace(
@@ -176,7 +173,7 @@ class TrainingLoop:
             interval=state.history.interval.plus(outcome.losses, outcome.grad_norm),
         )
         self._emit(StepDone(step=state.step, samples=outcome.samples, tokens=outcome.tokens, seconds=seconds))
-        self._count(outcome, seconds)
+        self._time.step_done(outcome, seconds)
         if state.step % self._settings.log_interval_steps == 0 or state.step == self._settings.total_steps:
             self._emit_line(state, rate)
         return True
@@ -190,7 +187,7 @@ class TrainingLoop:
             self._emit(ValidationProgress(step=state.step, done=done, total=total))
             return self._agreed_stop() is not None
 
-        with self._timed("validation"):
+        with self._time.spending("validation"):
             losses = self._work.validate(interrupted)
         if losses is None:
             self._announce_stop(state, 0, 0, "validation postponed")
@@ -247,10 +244,10 @@ class TrainingLoop:
     def _begin_save(self, state: TrainState, *tags: str) -> None:
         """Save behind the training; waits for the save before it, if that is not done."""
         self._collect_save(wait_s=math.inf)
-        self._emit_time_spent(state)
+        self._emit(self._time.spent(state.step))
         every = (*tags, BEST) if state.history.improved_at(state.step) else tags
         self._save_began_s = self._clock()
-        with self._timed("saves"):
+        with self._time.spending("saves"):
             self._work.save(state, every)
         self._in_flight = _Saved(state.step, len(state.history.validations), every)
 
@@ -266,7 +263,7 @@ class TrainingLoop:
         One that failed for want of storage is made up for at the next interval; failing twice in a row ends the
         attempt, and so does the first failure when `tolerant` is off.
         """
-        with self._timed("saves"):
+        with self._time.spending("saves"):
             finished = self._work.finished_save(wait_s=wait_s)
         if finished is None or self._in_flight is None:
             return
@@ -335,27 +332,8 @@ class TrainingLoop:
                 )
             )
 
-    @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        started_s = self._clock()
-        try:
-            yield
-        finally:
-            self._spent_s[part] += self._clock() - started_s
-
-    def _emit_time_spent(self, state: TrainState) -> None:
-        seconds = {f"{part}_s": spent_s for part, spent_s in self._spent_s.items()}
-        self._emit(TimeSpent(step=state.step, **seconds))
-
-    def _count(self, outcome: Updated, seconds: float) -> None:
-        self._line_seconds += seconds
-        self._line_samples += len(outcome.samples)
-        self._line_tokens += outcome.tokens
-        self._line_steps += 1
-
     def _emit_line(self, state: TrainState, rate: float) -> None:
-        seconds = max(self._line_seconds, 1e-9)
-        left = self._settings.total_steps - state.step
+        samples_per_s, tokens_per_s, seconds_per_step = self._time.rates()
         self._emit(
             TrainLine(
                 step=state.step,
@@ -363,35 +341,9 @@ class TrainingLoop:
                 losses=state.history.interval.mean(),
                 learning_rate=rate,
                 grad_norm=state.history.interval.grad_norm / state.history.interval.steps,
-                samples_per_s=self._line_samples / seconds,
-                tokens_per_s=self._line_tokens / seconds,
-                eta_s=left * seconds / self._line_steps,
+                samples_per_s=samples_per_s,
+                tokens_per_s=tokens_per_s,
+                eta_s=(self._settings.total_steps - state.step) * seconds_per_step,
             )
         )
         state.history = replace(state.history, interval=IntervalSums())
-        self._line_seconds = 0.0
-        self._line_samples = self._line_tokens = self._line_steps = 0
-
-
-class _StopDuringStep:
-    """Answers the step between micro-batches; decides once, when the stop request is first seen."""
-
-    def __init__(self, stop: Stop, ranks: Ranks, clock: Callable[[], float], pace: Pace, micro_batches: int) -> None:
-        self._stop = stop
-        self._ranks = ranks
-        self._clock = clock
-        self._pace = pace
-        self._micro_batches = micro_batches
-        self.decision = ""
-        self.micro_batches_done = 0
-
-    def __call__(self, micro_batches_left: int) -> bool:
-        request = self._stop()
-        if request is None:
-            return False
-        in_time = finishes_in_time(request, self._clock(), micro_batches_left, self._pace)
-        finish = not self._ranks.any(not in_time)
-        if not self.decision:
-            self.micro_batches_done = self._micro_batches - micro_batches_left
-        self.decision = "finish" if finish else "discard"
-        return not finish

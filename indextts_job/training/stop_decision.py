@@ -1,0 +1,35 @@
+"""Whether the step in flight is finished or discarded, once a stop is requested. The same answer on every rank."""
+
+from collections.abc import Callable
+
+from indextts_job.preemption.deadline import Pace, Stop, finishes_in_time
+from indextts_job.training.distributed import Ranks
+
+
+class StopDecision:
+    """Answers the step between micro-batches; decides once, when the stop request is first seen."""
+
+    def __init__(self, stop: Stop, ranks: Ranks, clock: Callable[[], float], pace: Pace, micro_batches: int) -> None:
+        self._stop = stop
+        self._ranks = ranks
+        self._clock = clock
+        self._pace = pace
+        self._micro_batches = micro_batches
+        self.decision = ""
+        self.micro_batches_done = 0
+
+    def __call__(self, micro_batches_left: int) -> bool:
+        """Whether to give the step up.
+
+        Args:
+            micro_batches_left: How many the step still needs.
+        """
+        request = self._stop()
+        if request is None:
+            return False
+        in_time = finishes_in_time(request, self._clock(), micro_batches_left, self._pace)
+        finish = not self._ranks.any(not in_time)
+        if not self.decision:
+            self.micro_batches_done = self._micro_batches - micro_batches_left
+        self.decision = "finish" if finish else "discard"
+        return not finish
