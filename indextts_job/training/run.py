@@ -184,7 +184,7 @@ def _lead(parts: _Parts, facts: HardwareFacts, store: CheckpointStore, selection
         saver.finished(wait_s=math.inf)
         raise
     finally:
-        emit(AttemptEnded(step=step, outcome=outcome, exit_code=code, message=message))
+        emit(AttemptEnded(step=start.state.step, outcome=outcome, exit_code=code, message=message))
         storage.flush()
     return code
 

@@ -123,8 +123,7 @@ def test_a_preempted_rank_stops_all_at_one_step_with_one_checkpoint(
     code, output = ended(process)
     assert code == 75, output
     assert "SIGTERM" in output
-    (name,) = store_of(run).names()
-    assert name.step == max(samples(run))
+    assert newest(run).name.step == max(samples(run))
     assert ended(started(world, run, 2))[0] == 0
     assert same_samples(run, undisturbed)
     assert torch.allclose(weights(run), weights(undisturbed), rtol=1e-4, atol=2e-5)
@@ -179,8 +178,7 @@ def test_two_nodes_stop_together_and_go_on(world: World, undisturbed: Path, tmp_
     for process in (first, second):
         code, output = ended(process)
         assert code == 75, output
-    (name,) = [name for name in store_of(run).names() if "preempted" in name.tags]
-    assert name.step == max(samples(run))
+    assert newest(run).name.step == max(samples(run))
     assert [ended(process)[0] for process in nodes()] == [0, 0]
     assert same_samples(run, undisturbed)
     assert torch.allclose(weights(run), weights(undisturbed), rtol=1e-4, atol=2e-5)
