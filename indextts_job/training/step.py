@@ -7,7 +7,7 @@ numbers of text and code targets of all of them. Either the whole step is applie
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from indextts_job.data.batch import PackedBatch
 from indextts_job.data.order import derive_seed
-from indextts_job.errors import MAX_FINDINGS_SHOWN, NonFiniteError
+from indextts_job.errors import MAX_FINDINGS_SHOWN, DeviceMemoryError, NonFiniteError
 from indextts_job.hardware.plan import Precision
 from indextts_job.model.unified_voice import LossSums, UnifiedVoice, to_device
 from indextts_job.training.distributed import Alone, Ranks
@@ -92,6 +92,7 @@ def train_step(
     Raises:
         NonFiniteError: A loss or gradient is not finite. Nothing was applied.
         torch.OutOfMemoryError: On this or another rank. Nothing was applied; `forget` comes before another try.
+        DeviceMemoryError: In the update, where other ranks may be done with theirs.
     """
     ranks = machinery.ranks
     counts = _Counts(
@@ -124,10 +125,13 @@ def train_step(
             raise torch.OutOfMemoryError("out of memory in a micro-batch, on this or another rank")
         losses = mean_losses(sums, counts.text, counts.mel, machinery)
         computed_s = time.monotonic()
-        ranks.add_gradients(machinery.model.parameters())
-        grad_norm = _unscaled_norm(machinery)
-        if math.isfinite(grad_norm) and math.isfinite(losses.total):
-            _apply(machinery, learning_rate)
+        with _final_on_several_ranks(machinery):
+            ranks.add_gradients(machinery.model.parameters())
+            grad_norm = _unscaled_norm(machinery)
+            finite = math.isfinite(grad_norm) and math.isfinite(losses.total)
+            if finite:
+                _apply(machinery, learning_rate)
+        if finite:
             return Updated(
                 losses=losses,
                 grad_norm=grad_norm,
@@ -142,6 +146,20 @@ def train_step(
             machinery.optimizer.zero_grad(set_to_none=True)
             raise _non_finite(step, batches, sums, grad_norm)
         skips += 1
+
+
+@contextlib.contextmanager
+def _final_on_several_ranks(machinery: Machinery) -> Iterator[None]:
+    """From here on one rank cannot go back by itself."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if machinery.ranks.world_size == 1:
+            raise
+        raise DeviceMemoryError(
+            f"rank {machinery.ranks.rank} ran out of memory in the update, which the others may have done. Set "
+            "hardware.capacity_tokens lower. The last checkpoint is intact."
+        ) from error
 
 
 def forget(machinery: Machinery, step: int) -> None:

@@ -103,7 +103,7 @@ def render(job: Job, options: KubernetesOptions) -> str:
             f"name {job.name!r}: Kubernetes accepts lowercase letters, digits and '-', beginning and ending with a "
             "letter or digit, at most 63 of them."
         )
-    if len(f"{job.name}-{job.nodes - 1}") > 63:
+    if job.nodes > 1 and len(f"{job.name}-{job.nodes - 1}") > 63:
         raise ConfigError(f"name {job.name!r}: with {job.nodes} nodes their number is added; give a shorter one.")
     labels = {**APPLICATION, "app.kubernetes.io/instance": job.name}
     gpu_toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}

@@ -152,16 +152,28 @@ def test_world_sizes_change_at_random_kills(world: World, undisturbed: Path, tmp
     assert torch.allclose(weights(run), weights(undisturbed), rtol=1e-4, atol=2e-5)
 
 
-def test_one_rank_s_memory_is_everybody_s(world: World, undisturbed: Path, tmp_path: Path) -> None:
-    run, config = tmp_path / "run", tmp_path / "run.yaml"
+def out_of_memory(world: World, run: Path, phase: str) -> "subprocess.CompletedProcess[str]":
+    """Train on two ranks, of which the second runs out of memory once."""
+    config = run.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(config_for(world, run, **KEYS).to_json()), encoding="utf-8")
-    command = [sys.executable, "-m", "tests.distributed.worker", "out-of-memory", "1", str(config)]
+    command = [sys.executable, "-m", "tests.distributed.worker", "out-of-memory", "1", str(config), phase]
     script = f"from indextts_job.training.processes import ProcessesOfNode\nexit(ProcessesOfNode({command}, 2).run())"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+
+
+def test_one_rank_s_memory_is_everybody_s(world: World, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = out_of_memory(world, run, "forward")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ran out of memory with micro-batches of up to 200 tokens" in done.stdout
     assert same_samples(run, undisturbed)
     assert torch.allclose(weights(run), weights(undisturbed), rtol=1e-4, atol=2e-5)
+
+
+def test_a_rank_that_fails_in_its_update_does_not_go_back_alone(world: World, tmp_path: Path) -> None:
+    done = out_of_memory(world, tmp_path / "run", "update")
+    assert done.returncode == 70, done.stdout + done.stderr
+    assert "error: rank 1 of 2: rank 1 ran out of memory in the update" in done.stderr
 
 
 def test_two_nodes_stop_together_and_go_on(world: World, undisturbed: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ python -m tests.distributed.worker out-of-memory RANK CONFIG
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,18 +40,27 @@ def step(capacity: int, output: Path) -> None:
         torch.save(found, output)
 
 
-def out_of_memory(rank: int, config: str) -> int:
-    """Train; one rank runs out of memory in its fourth micro-batch."""
-    passes = 0
+def out_of_memory(rank: int, config: str, phase: str) -> int:
+    """Train; one rank runs out of memory in its fourth micro-batch, or in its second update."""
+    passes = updates = 0
+    update = torch.optim.AdamW.step
+
+    def counted(optimizer: torch.optim.AdamW, *given: Any) -> Any:
+        nonlocal updates
+        updates += 1
+        if (phase, updates, int(os.environ["RANK"])) == ("update", 2, rank):
+            raise torch.OutOfMemoryError("says the test")
+        return update(optimizer, *given)
 
     def forward(module: torch.nn.Module, _inputs: object) -> None:
         nonlocal passes
         if isinstance(module, UnifiedVoice) and module.training:
             passes += 1
-            if passes == 4 and int(os.environ["RANK"]) == rank:
+            if (phase, passes, int(os.environ["RANK"])) == ("forward", 4, rank):
                 raise torch.OutOfMemoryError("says the test")
 
     torch.nn.modules.module.register_module_forward_pre_hook(forward)
+    torch.optim.AdamW.step = counted  # type: ignore[assignment,method-assign]
     return main(["train", config])
 
 
@@ -59,4 +69,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "step":
         step(int(sys.argv[2]), Path(sys.argv[3]))
     else:
-        sys.exit(out_of_memory(int(sys.argv[2]), sys.argv[3]))
+        sys.exit(out_of_memory(int(sys.argv[2]), sys.argv[3], sys.argv[4]))
