@@ -22,7 +22,7 @@ from indextts_job.hardware.plan import HardwareConfig
 RENDEZVOUS = "INDEXTTS_RENDEZVOUS"
 """Where the ranks of one node meet; without it torchrun's variables are used."""
 LINGER_S = 30.0
-"""After a rank has failed, the others have so long to end by themselves; rank 0 may be in the middle of a save."""
+"""After a rank has ended, the others have so long to end too; if it failed, rank 0 may be in the middle of a save."""
 POLL_S = 0.05
 SHOWN_BYTES = 4000
 ENDED_WELL = (EXIT_OK, EXIT_STOPPED)
@@ -167,12 +167,11 @@ class ProcessesOfNode:
         failed: list[_Rank] = []
         while any(rank.code is None for rank in self._ranks):
             for rank in self._newly_ended():
-                well = rank.code in ENDED_WELL
-                if not well and not rank.killed_by_us:
+                if rank.code not in ENDED_WELL and not rank.killed_by_us:
                     failed.append(rank)
-                # Rank 0 saves; nobody is needed after it, and it is needed after all others.
-                if give_up_at_s is None and (rank.number == 0 or not well):
-                    give_up_at_s = time.monotonic() + LINGER_S
+                # They wait for the last save before they end, so after the first nobody is needed any more. Who has
+                # not come to train yet does not notice that the others have left.
+                give_up_at_s = give_up_at_s or time.monotonic() + LINGER_S
             if give_up_at_s is not None and time.monotonic() > give_up_at_s:
                 for rank in self._ranks:
                     if rank.code is None:
