@@ -1,5 +1,7 @@
 """A model and utterances in realistic proportions, small enough for a CPU."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -16,24 +18,6 @@ _CONFORMER = ConformerConfig(output_size=8, linear_units=8, attention_heads=1, n
 CODES_PER_SECOND = 50
 TEXT_TOKENS_PER_SECOND = 3.5
 PIECES = 2400
-
-
-FULL = GPTConfig(
-    model_dim=1280,
-    layers=24,
-    heads=20,
-    max_text_tokens=600,
-    max_mel_tokens=1815,
-    number_text_tokens=12000,
-    number_mel_codes=8194,
-    start_mel_token=8192,
-    stop_mel_token=8193,
-    start_text_token=0,
-    stop_text_token=1,
-    condition_module=_CONFORMER,
-    emo_condition_module=_CONFORMER,
-)
-"""The released model's trained part."""
 
 
 def model_config(width: int = 256, layers: int = 4) -> GPTConfig:
@@ -53,6 +37,16 @@ def model_config(width: int = 256, layers: int = 4) -> GPTConfig:
         condition_module=_CONFORMER,
         emo_condition_module=_CONFORMER,
     )
+
+
+FULL = replace(
+    model_config(1280, 24),
+    number_text_tokens=12000,
+    number_mel_codes=8194,
+    start_mel_token=8192,
+    stop_mel_token=8193,
+)
+"""The released model's trained part."""
 
 
 def utterances(count: int, config: GPTConfig, seed: int = 0) -> list[Sample]:
