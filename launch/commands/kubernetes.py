@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from indextts_job.errors import ConfigError
 from launch.commands.arguments import Parsers, add_job_arguments, job_of, say
 from launch.job import Job
-from launch.kubernetes.manifest import KubernetesOptions, name_of_run, read_config, render, spot
+from launch.kubernetes.manifest import KubernetesOptions, name_of_run, remote_config, render, spot
 
 if TYPE_CHECKING:
     from launch.kubernetes.cluster import KubernetesCluster
@@ -82,7 +82,7 @@ def _submit(given: argparse.Namespace) -> int:
         secret=given.secret,
     )
     if given.arguments or not given.dry_run:  # a dry run without arguments prints an example to edit
-        config, run = read_config(job)
+        config, run = remote_config(job)
         options = replace(options, config=config)
         job = replace(job, name=given.name or name_of_run(run))
         if not job.image:

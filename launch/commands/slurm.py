@@ -8,6 +8,7 @@ from rich.table import Table
 
 from launch.commands.arguments import Parsers, add_job_arguments, add_max_failures, job_of, say
 from launch.job import Job
+from launch.run_config import config_argument, read_config
 from launch.slurm import TASK_COLUMNS, SlurmCluster, SlurmOptions, last_error, render
 
 
@@ -51,10 +52,16 @@ def _submit(given: argparse.Namespace) -> int:
         log_folder=given.log_folder,
         environment=given.environment,
     )
-    script = render(job_of(given), options)
+    job = job_of(given)
+    script = render(job, options)
     if given.dry_run:
         print(script, end="")  # noqa: T201
         return 0
+    flags = any(
+        argument.startswith("-") for argument in job.arguments
+    )  # of the old trainer: its values look like files
+    if not flags and "://" not in config_argument(job):
+        read_config(job)  # a wrong key is better found now than when the job's turn has come
     number = SlurmCluster().submit(script, options)
     say(f"job {number} is queued; look at it with: indextts-launch slurm status {number}")
     return 0

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import yaml
 
-from indextts_job.config import build_config, parse_override
 from indextts_job.errors import ConfigError, findings_message
 from launch.job import Job
+from launch.run_config import config_argument, read_config
 
 FOLDER = Path(__file__).parent
 MANIFEST = FOLDER / "job.yaml.template"
@@ -195,12 +195,7 @@ def _indented(text: str, indent: int) -> str:
     return "\n".join(" " * indent + line if line.strip() else "" for line in text.rstrip().split("\n"))
 
 
-def config_argument(job: Job) -> str:
-    """The configuration file among the arguments of `indextts-job train`; empty if there is none."""
-    return next((argument for argument in job.arguments if not argument.startswith("-") and "=" not in argument), "")
-
-
-def read_config(job: Job) -> tuple[str, str]:
+def remote_config(job: Job) -> tuple[str, str]:
     """The text of the job's configuration, and the URL of its run; checked before anything is queued.
 
     Raises:
@@ -211,15 +206,7 @@ def read_config(job: Job) -> tuple[str, str]:
         raise ConfigError("no configuration given. Add one: indextts-launch kubernetes submit --image I -- run.yaml")
     if "://" in path:
         raise ConfigError(f"{path}: a Job keeps its own copy of the configuration; give a local file.")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        document = yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}. Give the run's configuration: … -- RUN.yaml") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is no YAML: {error}") from error
-    overrides = dict(parse_override(argument) for argument in job.arguments if _is_override(argument))
-    config = build_config(document, path, [("command line", overrides)])
+    text, config = read_config(job)
     paths = {
         "run": [config.run],
         "inputs.model_config": [config.inputs.model_config],
@@ -235,10 +222,6 @@ def read_config(job: Job) -> tuple[str, str]:
         headline = f"{path} names paths on the disk of a pod, which starts empty and is lost with it"
         raise ConfigError(findings_message(headline, local, "Give URLs: s3://…, gs://…, abfs://…"))
     return text, config.run
-
-
-def _is_override(argument: str) -> bool:
-    return "=" in argument and not argument.startswith("-")
 
 
 def name_of_run(run: str) -> str:

@@ -23,7 +23,7 @@ from launch.kubernetes.manifest import (
     comparable,
     differences,
     name_of_run,
-    read_config,
+    remote_config,
     render,
     spot,
 )
@@ -326,7 +326,7 @@ def config_file(folder: Path, **changes: object) -> Path:
 
 def test_a_configuration_is_checked_before_it_is_queued(tmp_path: Path) -> None:
     path = config_file(tmp_path)
-    text, run = read_config(Job(arguments=(str(path), "recipe.seed=3")))
+    text, run = remote_config(Job(arguments=(str(path), "recipe.seed=3")))
     assert run == "s3://b/runs/am"
     assert text == path.read_text(encoding="utf-8")
     for arguments, message in (
@@ -337,7 +337,7 @@ def test_a_configuration_is_checked_before_it_is_queued(tmp_path: Path) -> None:
         ((str(path), "run=runs/am"), r"disk of a pod.*\n  run: runs/am\n"),
     ):
         with pytest.raises(ConfigError, match=message):
-            read_config(Job(arguments=arguments))
+            remote_config(Job(arguments=arguments))
 
 
 def test_differences_name_the_field() -> None:

@@ -90,3 +90,22 @@ def test_the_last_error_of_a_log_is_found(tmp_path: Path) -> None:
     assert last_error(log) == ""
     log.write_text("x\n" * 100_000 + "error: first\nerror: second\nslurm  over\n")
     assert last_error(log) == "error: second"
+
+
+def test_a_wrong_configuration_is_found_before_it_is_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no SLURM to get as far as
+    assert main(["slurm", "submit"]) == 78
+    assert "run.yaml: No such file or directory" in capsys.readouterr().err
+    (tmp_path / "run.yaml").write_text("schedul: {}\n")
+    assert main(["slurm", "submit"]) == 78
+    assert "schedul" in capsys.readouterr().err
+    (tmp_path / "run.yaml").write_text("inputs: {tokenizer: t.model}\ndata: {train_manifests: [m.jsonl]}\n")
+    old = ["--config", "model.yaml", "--train-manifest", "m.jsonl"]
+    for arguments in (["run.yaml"], ["run.yaml", "recipe.seed=3"], ["s3://bucket/run.yaml"], old):
+        assert main(["slurm", "submit", "--", *arguments]) == 78
+        assert "sbatch not found" in capsys.readouterr().err
+    assert main(["slurm", "submit", "--", "run.yaml", "recipe.sed=3"]) == 78
+    assert "recipe.sed" in capsys.readouterr().err
