@@ -60,7 +60,8 @@ def _submit(given: argparse.Namespace) -> int:
     flags = any(
         argument.startswith("-") for argument in job.arguments
     )  # of the old trainer: its values look like files
-    if not flags and "://" not in config_argument(job):
+    path = config_argument(job)
+    if path and not flags and "://" not in path:
         read_config(job)  # a wrong key is better found now than when the job's turn has come
     number = SlurmCluster().submit(script, options)
     say(f"job {number} is queued; look at it with: indextts-launch slurm status {number}")

@@ -104,7 +104,7 @@ def test_a_wrong_configuration_is_found_before_it_is_queued(
     assert "schedul" in capsys.readouterr().err
     (tmp_path / "run.yaml").write_text("inputs: {tokenizer: t.model}\ndata: {train_manifests: [m.jsonl]}\n")
     old = ["--config", "model.yaml", "--train-manifest", "m.jsonl"]
-    for arguments in (["run.yaml"], ["run.yaml", "recipe.seed=3"], ["s3://bucket/run.yaml"], old):
+    for arguments in (["run.yaml"], ["run.yaml", "recipe.seed=3"], ["s3://bucket/run.yaml"], ["run=runs/am"], old):
         assert main(["slurm", "submit", "--", *arguments]) == 78
         assert "sbatch not found" in capsys.readouterr().err
     assert main(["slurm", "submit", "--", "run.yaml", "recipe.sed=3"]) == 78
