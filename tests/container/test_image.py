@@ -27,7 +27,7 @@ from tests.support.warm_parent import REPOSITORY
 _numbers = itertools.count()
 KEYS: dict[str, Any] = {
     "schedule__epochs": 100_000,
-    "schedule__max_steps": 900,
+    "schedule__max_steps": 600,
     "checkpoint__interval_steps": 100,
     "validation__interval_steps": 300,
     "report__log_interval_steps": 100,
@@ -104,7 +104,7 @@ def test_stopped_and_killed_containers_are_replaced_without_a_trace(
     assert second.stop(0) == 137
     third = start()
     assert third.wait() == 0, third.log()
-    assert "complete at step 900" in third.log()
+    assert "complete at step 600" in third.log()
     assert state_of(newest(s3_run)) == undisturbed(world, tmp_path)
 
 
