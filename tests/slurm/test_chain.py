@@ -177,7 +177,10 @@ def test_a_wrong_configuration_ends_the_chain_at_once_and_says_why(
     assert "error: tokenizer not found: /no/such/tokenizer.model" in shown
 
 
-def test_an_image_that_nothing_here_can_run_ends_the_chain_at_once(cluster: Cluster, desk: Path) -> None:
+def test_an_image_that_nothing_here_can_run_ends_the_chain_at_once(
+    cluster: Cluster, world: World, desk: Path, tmp_path: Path
+) -> None:
+    write_config(desk, world, tmp_path / "run")
     options = ("--cpus", "1", "--memory-gib", "1", "--gpus", "0", "--image", "trainer.sif")
     chain = launch(cluster, desk, "submit", *options, "run.yaml").partition("job ")[2].partition(" ")[0]
     wait_until(ended(cluster, chain), "the chain is over")
