@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 LAUNCHER_VARIABLE = "INDEXTTS_LAUNCHER"
 """Set by `indextts-launch local` to a name of its own."""
+RENDEZVOUS_VARIABLE = "INDEXTTS_RENDEZVOUS"
+"""Where ranks meet, set by the process that starts those of a node; without it torchrun's variables are used."""
 
 
 def read_scheduler(environment: Mapping[str, str]) -> dict[str, str]:

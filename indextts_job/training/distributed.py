@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from indextts_job.errors import UnavailableError
+from indextts_job.hardware.scheduler import RENDEZVOUS_VARIABLE
 from indextts_job.preemption.deadline import StopRequest
 
 TIMEOUT = timedelta(minutes=30)
@@ -44,7 +45,7 @@ def read_place(environment: Mapping[str, str]) -> Place:
         world_size=int(environment.get("WORLD_SIZE", "1")),
         local_rank=int(environment.get("LOCAL_RANK", "0")),
         local_world_size=int(environment.get("LOCAL_WORLD_SIZE", "1")),
-        rendezvous=environment.get("INDEXTTS_RENDEZVOUS", "env://"),
+        rendezvous=environment.get(RENDEZVOUS_VARIABLE, "env://"),
     )
 
 

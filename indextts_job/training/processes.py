@@ -18,9 +18,8 @@ from types import FrameType
 
 from indextts_job.errors import EXIT_OK, EXIT_STOPPED, EXIT_UNAVAILABLE, ConfigError
 from indextts_job.hardware.plan import HardwareConfig
+from indextts_job.hardware.scheduler import RENDEZVOUS_VARIABLE
 
-RENDEZVOUS = "INDEXTTS_RENDEZVOUS"
-"""Where the ranks of one node meet; without it torchrun's variables are used."""
 LINGER_S = 30.0
 """After a rank has ended, the others have so long to end too; if it failed, rank 0 may be in the middle of a save."""
 POLL_S = 0.05
@@ -75,7 +74,7 @@ def wanted_processes(
 
 def die_with_parent() -> None:
     """Do not outlive the process that started this one: two jobs would write one run."""
-    if RENDEZVOUS in os.environ and sys.platform == "linux":
+    if RENDEZVOUS_VARIABLE in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -141,7 +140,7 @@ class ProcessesOfNode:
             "LOCAL_RANK": str(local),
             "WORLD_SIZE": str(self.nodes.count * self.count),
             "LOCAL_WORLD_SIZE": str(self.count),
-            RENDEZVOUS: f"file://{folder}/rendezvous" if alone else f"tcp://{self.nodes.meeting}",
+            RENDEZVOUS_VARIABLE: f"file://{folder}/rendezvous" if alone else f"tcp://{self.nodes.meeting}",
         }
         # A session of its own: Ctrl+C reaches each of them once, through this process.
         if number == 0:
