@@ -38,6 +38,7 @@ from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.remote_files import PART_BYTES, RemoteFileSystem
 from indextts_job.report.events import Committed, Event
 from indextts_job.retry import StorageConfig
+from indextts_job.training.distributed import Alone
 from indextts_job.training.saver import BackgroundSaver, SaverSettings
 from indextts_job.training.state import TrainState
 from tests.support.servers import KEY, SECRET, Server, client_environment, running, seaweedfs
@@ -114,7 +115,6 @@ class Ours:
         self._store = CheckpointStore(storage)
         self.committed: list[Committed] = []
         settings = SaverSettings(
-            store=self._store,
             fence=Fence(storage, {}),
             attempt_start=0,
             keep=2,
@@ -123,7 +123,7 @@ class Ours:
             files={},
             emit=self._note,
         )
-        self._saver = BackgroundSaver(settings)
+        self._saver = BackgroundSaver(self._store, settings, Alone())
 
     def _note(self, event: Event) -> None:
         if isinstance(event, Committed):

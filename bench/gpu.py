@@ -22,7 +22,7 @@ from bench.workload import FULL, PIECES, machinery, model_config, tokens_of, utt
 from indextts_job.data.batch import PackedBatch, Sample, collate
 from indextts_job.data.packing import pack
 from indextts_job.hardware.facts import read_facts
-from indextts_job.hardware.plan import HardwareConfig, Plan, make_plan
+from indextts_job.hardware.plan import HardwareConfig, Needs, Plan, make_plan
 from indextts_job.model import transformer
 from indextts_job.model.config import GPTConfig
 from indextts_job.report.console import human_bytes
@@ -149,7 +149,9 @@ def main() -> None:
     parameters = count_parameters(probe.model)
     samples = utterances(given.samples, config)
     lengths = [tokens_of(sample, config) for sample in samples]
-    plan = make_plan(facts, HardwareConfig(), config, parameters, max(lengths))
+    plan = make_plan(
+        facts, HardwareConfig(), Needs(model=config, trained_parameters=parameters, longest_tokens=max(lengths))
+    )
     del probe
 
     def parts() -> Machinery:

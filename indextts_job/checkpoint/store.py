@@ -63,6 +63,16 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """Tensors that lie in the run by now, of which no checkpoint tells yet."""
+
+    objects: Mapping[str, StoredObject]
+    tensors: Mapping[str, StoredTensor]
+    new_bytes: int
+    """Of objects that were not there before."""
+
+
+@dataclass(frozen=True, slots=True)
 class CommitResult:
     """What a commit did."""
 
@@ -100,30 +110,55 @@ class CheckpointStore:
         Returns:
             The manifest, and how many bytes were new.
         """
+        return self.publish(name, content, [self.write(content.groups, go_on)], fence)
+
+    def write(self, groups: Sequence[Mapping[str, Tensor]], go_on: Callable[[], None] = lambda: None) -> Written:
+        """Write tensors that `publish` will name; until then nobody sees them.
+
+        Args:
+            groups: See `Content.groups`.
+            go_on: Raises when the save is to be given up; asked before every object.
+        """
         before = self._known_objects().copy()
-        objects = dict(content.carried_objects)
-        tensors = dict(content.carried)
-        for stored, entries in self._put_all(content.groups, go_on):
+        objects: dict[str, StoredObject] = {}
+        tensors: dict[str, StoredTensor] = {}
+        for stored, entries in self._put_all(groups, go_on):
             objects[stored.key] = stored
             tensors |= entries
-        named_files = {}
-        for file, data in content.files.items():
-            stored = self._put(data, "." + file.rpartition(".")[2])
-            objects[stored.key] = stored
-            named_files[file] = stored.key
+        return Written(objects, tensors, _new_bytes(objects, before))
+
+    def publish(
+        self, name: CheckpointName, content: Content, parts: Iterable[Written], fence: Callable[[], None]
+    ) -> CommitResult:
+        """Make a checkpoint of what one or several processes have written.
+
+        Args:
+            name: Its step, attempt and tags.
+            content: All of it but the groups, which `parts` have become.
+            parts: What was written.
+            fence: See `commit`.
+        """
+        before = self._known_objects().copy()
+        objects, tensors = dict(content.carried_objects), dict(content.carried)
+        written_bytes = 0
+        for part in parts:
+            objects |= part.objects
+            tensors |= part.tensors
+            written_bytes += part.new_bytes
+        files = {file: self._put(data, "." + file.rpartition(".")[2]) for file, data in content.files.items()}
         manifest = CheckpointManifest(
             name=name,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            objects=objects,
+            objects=objects | {stored.key: stored for stored in files.values()},
             tensors=tensors,
-            files=named_files,
+            files={file: stored.key for file, stored in files.items()},
             values=content.values,
         )
         document = manifest.to_json()
         fence()
         self.storage.write(f"{MANIFESTS}/{file_name(name)}", document)
-        written = sum(stored.size_bytes for key, stored in objects.items() if key not in before)
-        return CommitResult(manifest, written + len(document))
+        of_files = _new_bytes({stored.key: stored for stored in files.values()}, before)
+        return CommitResult(manifest, written_bytes + of_files + len(document))
 
     def manifest(self, name: CheckpointName) -> CheckpointManifest:
         """The manifest of one checkpoint.
@@ -228,6 +263,10 @@ class CheckpointStore:
             self.storage.delete(key)
         return len(orphans)
 
+    def look_again(self) -> None:
+        """Forget which objects are there: another process has removed some."""
+        self._known = None
+
     def _objects_if_readable(self, name: CheckpointName) -> Iterable[str]:
         try:
             return self.manifest(name).objects.keys()
@@ -315,6 +354,10 @@ _DTYPES = {
 def _tensor(content: Bytes, entry: StoredTensor) -> Tensor:
     """A tensor in the memory that its object was read into."""
     return torch.from_numpy(content[entry.start : entry.stop]).view(_DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def _new_bytes(objects: Mapping[str, StoredObject], before: Mapping[str, int]) -> int:
+    return sum(stored.size_bytes for key, stored in objects.items() if key not in before)
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> Iterable[dict[str, Tensor]]:

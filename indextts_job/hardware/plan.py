@@ -5,7 +5,7 @@ A plan never changes what a step computes (I3), only how it is cut and in which 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from indextts_job.errors import ConfigError
@@ -22,8 +22,10 @@ FREE_SHARE = 0.92
 ACTIVATION_BYTES_PER_WIDTH = 34
 """Bytes of activations per token, layer and unit of width in 16-bit training with fused attention: Korthikanti et
 al. 2022, "Reducing Activation Recomputation in Large Transformer Models", equation 1 without its attention term."""
-STATE_BYTES_PER_PARAMETER = 16
-"""float32 weight, gradient and two moments."""
+WEIGHT_BYTES_PER_PARAMETER, MOMENT_BYTES_PER_PARAMETER = 8, 8
+"""float32 weight and gradient; two moments, which several processes may share among them."""
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "bfloat16")
+"""What a GPU can compute in, the oldest ones' first: processes on unlike GPUs take what all of them can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,9 @@ class HardwareConfig:
     """Packed tokens per micro-batch; 0 = from the memory of the device."""
     recompute: Literal["auto", "always", "never"] = "auto"
     """Compute activations again in backward, not keep them; auto = when the longest sample does not fit otherwise."""
+    shard_optimizer: Literal["auto", "always", "never"] = "auto"
+    """Several processes keep the moments of a share of the weights each (ZeRO stage 1); auto = when the longest sample
+    does not fit otherwise. It changes no bit of the result."""
     threads: int = 0
     """CPU threads of torch; 0 = the CPUs that this process may use, shared with the other processes of the node."""
     processes: int = 0
@@ -62,6 +67,17 @@ class HardwareFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What is to be computed."""
+
+    model: GPTConfig
+    """Shapes, for the memory that a token takes."""
+    trained_parameters: int
+    longest_tokens: int
+    """Of the longest sample: the capacity is never below it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """How an attempt computes."""
 
@@ -70,23 +86,22 @@ class Plan:
     capacity_tokens: int
     threads: int
     recompute: bool = False
+    shard_optimizer: bool = False
 
 
 def make_plan(
     facts: HardwareFacts,
     config: HardwareConfig,
-    model: GPTConfig,
-    trained_parameters: int,
-    longest_tokens: int,
+    needs: Needs,
+    world_size: int = 1,
 ) -> Plan:
     """The plan for one attempt.
 
     Args:
         facts: What is here.
         config: What the user wishes.
-        model: Shapes, for the memory that a token takes.
-        trained_parameters: Number of trained weights.
-        longest_tokens: The longest sample; the capacity is never below it.
+        needs: What is to be computed.
+        world_size: Processes that train together.
 
     Raises:
         ConfigError: A wish that this machine or this dataset cannot fulfil.
@@ -98,23 +113,29 @@ def make_plan(
         precision = config.precision
     elif facts.device == "cuda":
         precision = "bfloat16" if facts.bfloat16 else "float16"
-    if config.capacity_tokens and config.capacity_tokens < longest_tokens:
+    longest = needs.longest_tokens
+    if config.capacity_tokens and config.capacity_tokens < longest:
         raise ConfigError(
-            f"hardware.capacity_tokens is {config.capacity_tokens}, but the longest sample has {longest_tokens} "
+            f"hardware.capacity_tokens is {config.capacity_tokens}, but the longest sample has {longest} "
             "tokens. Use at least that, or 0 for automatic."
         )
-    recompute = config.recompute == "always"
-    tokens = config.capacity_tokens or _automatic_capacity(facts, model, trained_parameters, precision, recompute)
-    if config.recompute == "auto" and tokens < longest_tokens:
-        recompute = True
-        tokens = _automatic_capacity(facts, model, trained_parameters, precision, recompute)
-    return Plan(
+    plan = Plan(
         device=facts.device,
         precision=precision,
-        capacity_tokens=max(longest_tokens, tokens),
+        capacity_tokens=config.capacity_tokens,
         threads=config.threads or facts.cpus,
-        recompute=recompute,
+        recompute=config.recompute == "always",
+        shard_optimizer=config.shard_optimizer == "always" and world_size > 1,
     )
+    # The cheap way to fit comes first: a share of the moments costs a broadcast, recomputation a third of the speed.
+    ways = [plan]
+    if config.shard_optimizer == "auto" and world_size > 1:
+        ways.append(replace(ways[-1], shard_optimizer=True))
+    if config.recompute == "auto":
+        ways.append(replace(ways[-1], recompute=True))
+    estimates = [(way, way.capacity_tokens or estimated_capacity(facts, way, needs, world_size)) for way in ways]
+    chosen, tokens = next((found for found in estimates if found[1] >= longest), estimates[-1])
+    return replace(chosen, capacity_tokens=max(longest, tokens))
 
 
 def in_samples(capacity_tokens: int, mean_tokens: float, global_batch_samples: int, world_size: int) -> str:
@@ -149,21 +170,21 @@ def changes(before: Mapping[str, Any], facts: HardwareFacts, plan: Plan) -> list
     return [f"{what} {old} -> {new}" for what, old, new in pairs if old is not None and old != new]
 
 
-def _automatic_capacity(
-    facts: HardwareFacts,
-    model: GPTConfig,
-    trained_parameters: int,
-    precision: Precision,
-    recompute: bool,  # noqa: FBT001  # of an inner function
-) -> int:
+def usable_bytes(facts: HardwareFacts) -> float:
+    """Of the device's memory, for this process."""
+    usable = MEMORY_SHARE * facts.memory_bytes
+    return min(usable, FREE_SHARE * facts.free_bytes) if facts.free_bytes else usable
+
+
+def estimated_capacity(facts: HardwareFacts, plan: Plan, needs: Needs, world_size: int) -> int:
+    """Tokens of a micro-batch, by arithmetic: what is planned with until it is measured."""
     if facts.device == "cpu":
         return CPU_CAPACITY_TOKENS
-    wide = 2 if precision == "float32" else 1
+    wide = 2 if plan.precision == "float32" else 1
+    model = needs.model
     per_token = ACTIVATION_BYTES_PER_WIDTH * model.model_dim * model.layers * wide
-    if recompute:  # the float32 input of every block, and all of the one that is computed again
+    if plan.recompute:  # the float32 input of every block, and all of the one that is computed again
         per_token = (4 * model.layers + ACTIVATION_BYTES_PER_WIDTH * wide) * model.model_dim
-    usable = MEMORY_SHARE * facts.memory_bytes
-    if facts.free_bytes:
-        usable = min(usable, FREE_SHARE * facts.free_bytes)
-    free = usable - STATE_BYTES_PER_PARAMETER * trained_parameters
+    moments = MOMENT_BYTES_PER_PARAMETER / (world_size if plan.shard_optimizer else 1)
+    free = usable_bytes(facts) - (WEIGHT_BYTES_PER_PARAMETER + moments) * needs.trained_parameters
     return max(0, int(free / per_token))

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from indextts_job.errors import UnavailableError
 from indextts_job.hardware.scheduler import RENDEZVOUS_VARIABLE
@@ -72,8 +72,14 @@ class Ranks(Protocol):
     def smallest(self, value: int) -> int:
         """The least of all ranks' values."""
 
-    def joined(self, values: Sequence[int]) -> tuple[int, ...]:
+    def gather(self, value: object) -> list[Any]:
         """All ranks' values, in the order of the ranks."""
+
+    def share(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
+        """Give every rank the values that a tensor has on the rank that owns it, in place."""
+
+    def beside(self) -> "Ranks":
+        """The same ranks, for a thread that talks to its like while the training goes on."""
 
     def agree(self, request: StopRequest | None) -> StopRequest | None:
         """The stop request of whoever has to leave first; None if nobody has to."""
@@ -100,9 +106,16 @@ class Alone:
         """Its own."""
         return value
 
-    def joined(self, values: Sequence[int]) -> tuple[int, ...]:
+    def gather(self, value: object) -> list[Any]:
         """Its own."""
-        return tuple(values)
+        return [value]
+
+    def share(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
+        """It has them."""
+
+    def beside(self) -> "Ranks":
+        """Itself."""
+        return self
 
     def agree(self, request: StopRequest | None) -> StopRequest | None:
         """Its own."""
@@ -112,23 +125,22 @@ class Alone:
 class Group:
     """Several processes, over torch.distributed: gloo for numbers on the host, NCCL for gradients on GPUs."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, group: dist.ProcessGroup | None = None) -> None:
         self.rank = place.rank
         self.world_size = place.world_size
         self._place = place
+        self._group = group
         self._reason = ""
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """See `Ranks`. The order of the sum is fixed for a world size, and the result the same on all ranks (I2)."""
         with _together(self._place):
-            pending = []
+            gradients = []
             for parameter in parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                pending.append(dist.all_reduce(parameter.grad, async_op=True))
-            for work in pending:
-                if work is not None:
-                    work.wait()
+                gradients.append(parameter.grad)
+            _wait(dist.all_reduce(gradient, group=self._group, async_op=True) for gradient in gradients)
 
     def add(self, values: Sequence[float]) -> list[float]:
         """See `Ranks`."""
@@ -142,12 +154,25 @@ class Group:
         """See `Ranks`."""
         return int(self._reduced([float(value)], dist.ReduceOp.MIN)[0])
 
-    def joined(self, values: Sequence[int]) -> tuple[int, ...]:
+    def gather(self, value: object) -> list[Any]:
         """See `Ranks`."""
-        found: list[Sequence[int]] = [()] * self.world_size
+        found: list[Any] = [None] * self.world_size
         with _together(self._place):
-            dist.all_gather_object(found, tuple(values))
-        return tuple(value for part in found for value in part)
+            dist.all_gather_object(found, value, group=self._group)
+        return found
+
+    def share(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
+        """See `Ranks`."""
+        with _together(self._place):
+            _wait(
+                dist.broadcast(tensor.detach(), owner, group=self._group, async_op=True)
+                for tensor, owner in zip(tensors, owners, strict=True)
+            )
+
+    def beside(self) -> Ranks:
+        """See `Ranks`. All ranks call it, in the same order with respect to what else they do together."""
+        with _together(self._place):
+            return Group(self._place, dist.new_group(backend="gloo", timeout=TIMEOUT))
 
     def agree(self, request: StopRequest | None) -> StopRequest | None:
         """See `Ranks`. Deadlines travel as seconds that are left: each machine has its own clock."""
@@ -157,18 +182,22 @@ class Group:
         if not asked:
             return None
         if not self._reason:  # the same on all ranks, so they all come here
-            reasons: list[str] = [""] * self.world_size
-            with _together(self._place):
-                dist.all_gather_object(reasons, request.reason if request else "")
-            self._reason = next(filter(None, reasons))
+            self._reason = next(filter(None, self.gather(request.reason if request else "")))
         began_s = request.requested_at_s if request else now_s
         return StopRequest(self._reason, began_s, now_s - negative_left_s)
 
     def _reduced(self, values: Sequence[float], how: dist.ReduceOp.RedOpType) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64)
         with _together(self._place):
-            dist.all_reduce(tensor, op=how)
+            dist.all_reduce(tensor, op=how, group=self._group)
         return [float(value) for value in tensor]
+
+
+def _wait(begun: Iterable[dist.Work | None]) -> None:
+    """Wait for all; they are begun before the first is waited for."""
+    for work in list(begun):
+        if work is not None:
+            work.wait()
 
 
 @contextmanager

@@ -235,10 +235,11 @@ class TrainingLoop:
     def _risk_rose(self, state: TrainState) -> bool:
         """Whether the machine has become likelier to be taken away: then a checkpoint is worth its price now."""
         risk = self._risk()
-        if risk == self._risk_known or state.step == 0:
+        if not self._ranks.any(risk != self._risk_known and state.step > 0):
             return False
         self._risk_known = risk
-        self._emit(Notice(step=state.step, topic="notice", message=f"{risk}: saving now, training goes on"))
+        message = f"{risk or 'another node is likelier to be taken away'}: saving now, training goes on"
+        self._emit(Notice(step=state.step, topic="notice", message=message))
         return not _describes(self._in_flight or self._saved, state)
 
     def _begin_save(self, state: TrainState, *tags: str) -> None:
@@ -255,7 +256,7 @@ class TrainingLoop:
         """Wait for the save before; False when a stop is requested meanwhile, which then decides what to save."""
         while self._in_flight and not self._stop():
             self._collect_save(wait_s=LOOK_FOR_STOP_S)
-        return not self._in_flight
+        return not self._ranks.any(self._in_flight is not None)
 
     def _collect_save(self, *, wait_s: float, tolerant: bool = True) -> None:
         """Take note of a save that has ended.
@@ -285,8 +286,9 @@ class TrainingLoop:
         """The last save of an attempt: waited for, and left out when the state is committed already."""
         older = self._in_flight
         # A tagged save is never given up: the best checkpoint is that step's and no later one's.
-        if older and not _describes(older, state) and self._known_stop():
-            gives_up = not older.tags and self._time_for_another_save()
+        replaced = older is not None and not _describes(older, state) and self._known_stop() is not None
+        gives_up = self._ranks.any(replaced and older is not None and not older.tags and self._time_for_another_save())
+        if older and (replaced or gives_up):
             if gives_up:
                 self._work.cancel_save()
                 decision = "given up for that of this step: there is time for it"

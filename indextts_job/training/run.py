@@ -45,7 +45,7 @@ from indextts_job.training import resume
 from indextts_job.training.distributed import Ranks, joined, read_place
 from indextts_job.training.inputs import Inputs, check_stop, read_inputs
 from indextts_job.training.loop import LoopSettings, TrainingLoop
-from indextts_job.training.saver import BackgroundSaver, NoSaver, Saver, SaverSettings
+from indextts_job.training.saver import BackgroundSaver, SaverSettings
 from indextts_job.training.start import Start, build, compare
 from indextts_job.training.state import count_parameters
 from indextts_job.training.step import Machinery
@@ -116,14 +116,21 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, st
     )  # the cache begins to fill
     check_stop(stop)
     laps.done("checkpoint")
-    start = build(config, inputs, facts, selection, store, emit)
-    check_stop(stop)
-    laps.done("model")
-    with joined(place, start.plan.device) as ranks:
+    with joined(place, facts.device) as ranks:
+        start = build(config, inputs, facts=facts, selection=selection, own=store, ranks=ranks, emit=emit)
+        check_stop(stop)
+        laps.done("model")
         _demand_same_start(ranks, start.state.step)
-        start.capacity.tokens = ranks.smallest(start.capacity.tokens)
-        parts = _Parts(config=config, inputs=inputs, start=start, stop=stop, emit=emit, ranks=ranks)
-        code = _exit_code(_train(parts, NoSaver())) if ranks.rank else _lead(parts, facts, store, selection, laps)
+        parts = _Parts(
+            config=config,
+            inputs=inputs,
+            start=start,
+            stop=stop,
+            emit=emit,
+            ranks=ranks,
+            ranks_of_saver=ranks.beside(),
+        )
+        code = _follow(parts, store) if ranks.rank else _lead(parts, facts, store, selection, laps)
         # Nobody ends before the last save is done: launchers take the first end of a rank for that of all.
         ranks.any(False)  # noqa: FBT003  # a barrier
         return code
@@ -139,6 +146,17 @@ class _Parts:
     stop: StopSignals
     emit: EventStream
     ranks: Ranks
+    ranks_of_saver: Ranks
+
+
+def _follow(parts: _Parts, store: CheckpointStore) -> int:
+    """Train as another rank than 0: says nothing, and writes its share of the checkpoints."""
+    saver = BackgroundSaver(store, None, parts.ranks_of_saver)
+    try:
+        return _exit_code(_train(parts, saver))
+    except BaseException:
+        saver.finished(wait_s=math.inf)
+        raise
 
 
 def _lead(parts: _Parts, facts: HardwareFacts, store: CheckpointStore, selection: resume.Selection, laps: _Laps) -> int:
@@ -155,7 +173,6 @@ def _lead(parts: _Parts, facts: HardwareFacts, store: CheckpointStore, selection
     emit(Notice(step=step, topic="start-up", message=str(laps)))
     emit.start(_run_readers(config, storage, attempt.attempt, inputs.train_set, step))
     settings = SaverSettings(
-        store=store,
         fence=attempt,
         attempt_start=step,
         keep=config.checkpoint.keep,
@@ -164,7 +181,7 @@ def _lead(parts: _Parts, facts: HardwareFacts, store: CheckpointStore, selection
         files={"tokenizer.model": inputs.tokenizer.content},
         emit=emit,
     )
-    saver = BackgroundSaver(settings)
+    saver = BackgroundSaver(store, settings, parts.ranks_of_saver)
     emit(
         AttemptStarted(
             step=step,
@@ -199,13 +216,13 @@ def _demand_same_start(ranks: Ranks, step: int) -> None:
     Raises:
         UnavailableError: They found different ones.
     """
-    steps = set(ranks.joined([step]))
+    steps = set(ranks.gather(step))
     if len(steps) > 1:
         found = ", ".join(map(str, sorted(steps)))
         raise UnavailableError(f"the ranks would start from different steps: {found}. Start again.")
 
 
-def _train(parts: _Parts, saver: Saver) -> str:
+def _train(parts: _Parts, saver: BackgroundSaver) -> str:
     config, inputs, start, emit, ranks = parts.config, parts.inputs, parts.start, parts.emit, parts.ranks
     state, plan, order = start.state, start.plan, inputs.order
     validation_samples = 0
@@ -232,6 +249,7 @@ def _train(parts: _Parts, saver: Saver) -> str:
         recipe=config.recipe,
         grad_clip=config.optimizer.grad_clip,
         ranks=ranks,
+        owners=start.owners,
     )
     capacity = start.capacity
 

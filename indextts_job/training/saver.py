@@ -1,16 +1,17 @@
 """Saves behind the training: the loop pays for one copy of the changed tensors, a thread writes them.
 
 At most one save is in flight. What the thread reports is handed to the loop when the loop asks, so events keep one
-writer and an error surfaces in the training thread.
+writer and an error surfaces in the training thread. Of several ranks each writes its share of the tensors, and rank 0
+makes a checkpoint of them; a save succeeds or fails on all of them alike.
 """
 
 import json
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,10 +20,13 @@ from indextts_job.checkpoint import describe
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.manifest import file_name
 from indextts_job.checkpoint.retention import CheckpointName
-from indextts_job.checkpoint.store import CheckpointStore, CommitResult, Content
-from indextts_job.errors import AccessRefusedError, DataError, UnavailableError
+from indextts_job.checkpoint.store import CheckpointStore, CommitResult, Content, Written
+from indextts_job.errors import AccessRefusedError, DataError, IndexTTSJobError, UnavailableError
 from indextts_job.report.events import Committed, Emit, Notice
+from indextts_job.training.distributed import Ranks
 from indextts_job.training.state import BASE, Carried, TrainState
+
+_T = TypeVar("_T")
 
 SUMMARY = "summary.json"
 """File of the run that says where it stands; written after every checkpoint."""
@@ -30,9 +34,8 @@ SUMMARY = "summary.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaverSettings:
-    """What stays the same in every save of an attempt."""
+    """What stays the same in every save of an attempt; known to rank 0, which publishes."""
 
-    store: CheckpointStore
     fence: Fence
     attempt_start: int
     keep: int
@@ -55,42 +58,31 @@ class SaveCancelledError(UnavailableError):
     """A newer state is to be saved instead, and there is time for it."""
 
 
-class Saver(Protocol):
-    """Who saves for the loop."""
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """What another rank is told of an error."""
 
-    def save(self, state: TrainState, tags: tuple[str, ...]) -> None:
-        """Begin to save a state; returns when it may be changed."""
-
-    def finished(self, *, wait_s: float) -> FinishedSave | None:
-        """What became of the save in flight; None if there is none, or it is not done within `wait_s`."""
-
-    def cancel(self) -> None:
-        """Give up the save in flight."""
-
-
-class NoSaver:
-    """Of the ranks that leave it to rank 0: their state is the same."""
-
-    def save(self, state: TrainState, tags: tuple[str, ...]) -> None:
-        """Nothing."""
-
-    def finished(self, *, wait_s: float) -> FinishedSave | None:
-        """At once."""
-        del wait_s
-        return FinishedSave(seconds=0.0)
-
-    def cancel(self) -> None:
-        """Nothing."""
+    error: Exception
 
 
 class BackgroundSaver:
     """Commits checkpoints of one attempt."""
 
-    def __init__(self, settings: SaverSettings) -> None:
-        self.settings = settings
+    def __init__(self, store: CheckpointStore, settings: SaverSettings | None, ranks: Ranks) -> None:
+        """A saver of one rank.
+
+        Args:
+            store: The run's checkpoints.
+            settings: For rank 0, which publishes; None for the others, which only write their share.
+            ranks: For the thread alone.
+        """
+        self._store = store
+        self._settings = settings
+        self._ranks = ranks
         self._thread: threading.Thread | None = None
         self._cancelled = threading.Event()
-        self._result: CommitResult | Exception | None = None
+        self._error: Exception | None = None
+        self._committed: CommitResult | None = None
         self._warning = ""
         self._buffers: dict[str, Tensor] = {}
         self._started_s = self._stall_s = self._ended_s = 0.0
@@ -105,17 +97,11 @@ class BackgroundSaver:
             raise RuntimeError("one save at a time")
         self._started_s = time.monotonic()
         self._cancelled.clear()
-        settings = self.settings
-        name = CheckpointName(state.step, settings.fence.attempt, settings.attempt_start, tags)
-        content = Content(
-            groups=self._staged(state.tensor_groups()),
-            carried=state.carried.stored,
-            carried_objects=state.carried.objects,
-            files=settings.files,
-            values={**settings.values, "history": state.history.to_json(), "scaler": state.scaler_values()},
-        )
+        groups = self._staged(state.tensor_groups())
+        publish = self._publication(state, tags) if self._settings else None
+        self._error = self._committed = None
         self._state = state
-        self._thread = threading.Thread(target=self._commit, args=(name, content), name="save", daemon=True)
+        self._thread = threading.Thread(target=self._save, args=(groups, publish), name="save", daemon=True)
         self._thread.start()
         self._stall_s = time.monotonic() - self._started_s
 
@@ -127,28 +113,28 @@ class BackgroundSaver:
         if self._thread.is_alive():
             return None
         self._thread = None
-        result, self._result = self._result, None
         seconds = self._ended_s - self._started_s
-        if isinstance(result, Exception) or result is None:
-            return FinishedSave(seconds=seconds, error=result or RuntimeError("the save ended without a result"))
-        manifest = result.manifest
+        if self._error is None and self._committed and self._settings:
+            self._report(self._committed, seconds, self._settings.emit)
+        return FinishedSave(seconds=seconds, error=self._error)
+
+    def _report(self, committed: CommitResult, seconds: float, emit: Emit) -> None:
+        manifest = committed.manifest
         if self._state.carried.tensors:
             self._state.carried = carried_by(manifest.tensors, manifest.objects)
-        step, emit = manifest.name.step, self.settings.emit
         emit(
             Committed(
-                step=step,
+                step=manifest.name.step,
                 name=file_name(manifest.name),
                 tags=manifest.name.tags,
-                bytes_written=result.bytes_written,
+                bytes_written=committed.bytes_written,
                 bytes_total=manifest.size_bytes,
                 seconds=seconds,
                 stall_seconds=self._stall_s,
             )
         )
         if self._warning:
-            emit(Notice(step=step, topic="checkpoint", message=self._warning, warning=True))
-        return FinishedSave(seconds=seconds)
+            emit(Notice(step=manifest.name.step, topic="checkpoint", message=self._warning, warning=True))
 
     def cancel(self) -> None:
         """Give up the save in flight at its next object; what it has written is kept for the next one."""
@@ -179,21 +165,62 @@ class BackgroundSaver:
             torch.cuda.synchronize()
         return staged
 
-    def _commit(self, name: CheckpointName, content: Content) -> None:
-        store = self.settings.store
-        self._warning = ""
-        try:
-            self._result = store.commit(name, content, self.settings.fence.check, self._go_on)
+    def _publication(self, state: TrainState, tags: tuple[str, ...]) -> Callable[[list[Written]], bool]:
+        """How rank 0 makes a checkpoint of what was written; the values are those of now."""
+        settings, store = self._settings, self._store
+        assert settings is not None  # noqa: S101  # rank 0 only
+        name = CheckpointName(state.step, settings.fence.attempt, settings.attempt_start, tags)
+        content = Content(
+            groups=(),
+            carried=state.carried.stored,
+            carried_objects=state.carried.objects,
+            files=settings.files,
+            values={**settings.values, "history": state.history.to_json(), "scaler": state.scaler_values()},
+        )
+
+        def publish(parts: list[Written]) -> bool:
+            self._committed = store.publish(name, content, parts, settings.fence.check)
             self._ended_s = time.monotonic()
+            self._warning = ""
+            try:
+                removed = store.retain(settings.keep, settings.unreadable)
+                store.storage.write(SUMMARY, json.dumps(describe.summary(store), indent=1).encode())
+            except (DataError, UnavailableError, AccessRefusedError) as error:
+                self._warning = f"old checkpoints were not removed, or {SUMMARY} not written: {error}"
+                return True
+            return bool(removed)
+
+        return publish
+
+    def _save(self, groups: Sequence[Mapping[str, Tensor]], publish: Callable[[list[Written]], bool] | None) -> None:
+        try:
+            parts = self._together(lambda: self._store.write(groups, self._go_on))
+            removed = self._together(lambda: publish(parts) if publish else False)
+            # What rank 0 has removed has to be written again if it comes back.
+            if publish is None and any(removed):
+                self._store.look_again()
         except Exception as error:  # noqa: BLE001  # raised again by the training thread
+            self._error = error
+        if self._error or publish is None:
             self._ended_s = time.monotonic()
-            self._result = error
-            return
+
+    def _together(self, work: Callable[[], _T]) -> list[_T]:
+        """What all ranks' work gives; fails on all of them if it fails on one."""
+        own: Exception | None = None
+        result: _T | _Failed
         try:
-            store.retain(self.settings.keep, self.settings.unreadable)
-            store.storage.write(SUMMARY, json.dumps(describe.summary(store), indent=1).encode())
-        except (DataError, UnavailableError, AccessRefusedError) as error:
-            self._warning = f"old checkpoints were not removed, or {SUMMARY} not written: {error}"
+            result = work()
+        except Exception as error:  # noqa: BLE001  # the others hear of it first
+            own = error
+            known = isinstance(error, IndexTTSJobError)
+            result = _Failed(error if known else IndexTTSJobError(f"{type(error).__name__}: {error}"))
+        found = self._ranks.gather(result)
+        if own:
+            raise own
+        for value in found:
+            if isinstance(value, _Failed):
+                raise value.error
+        return found
 
     def _go_on(self) -> None:
         if self._cancelled.is_set():

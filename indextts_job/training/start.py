@@ -1,6 +1,6 @@
 """The state to begin with: from the base checkpoint, or from a checkpoint of this or another run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
 from indextts_job.data.order import ORDER_VERSION, derive_seed
 from indextts_job.errors import UnavailableError
-from indextts_job.hardware.plan import HardwareFacts, Plan, changes, make_plan
+from indextts_job.hardware.plan import PRECISIONS, HardwareFacts, Needs, Plan, changes, make_plan
 from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors, initialise
 from indextts_job.model.tokenizer import Tokenizer
 from indextts_job.model.unified_voice import UnifiedVoice
@@ -19,6 +19,7 @@ from indextts_job.report.console import human_bytes
 from indextts_job.report.events import Emit, Notice
 from indextts_job.training.capacity import Capacity
 from indextts_job.training.compatibility import Present, demand_same_run, extends_vocabulary
+from indextts_job.training.distributed import Ranks
 from indextts_job.training.history import History
 from indextts_job.training.inputs import Inputs
 from indextts_job.training.resume import ResumePoint, Selection
@@ -31,6 +32,7 @@ from indextts_job.training.state import (
     TrainState,
     build_optimizer,
     count_parameters,
+    owners_of,
 )
 from indextts_job.training.takeover import install, take_over
 
@@ -42,6 +44,8 @@ class Start:
     state: TrainState
     plan: Plan
     capacity: Capacity
+    owners: Sequence[int]
+    """See `Machinery.owners`."""
     tags: tuple[str, ...]
     lineage: Mapping[str, Any]
 
@@ -94,12 +98,14 @@ def _extension(values: Mapping[str, Any], tokenizer: Tokenizer) -> str:
     )
 
 
-def build(
+def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
     config: RunConfig,
     inputs: Inputs,
+    *,
     facts: HardwareFacts,
     selection: Selection,
     own: CheckpointStore,
+    ranks: Ranks,
     emit: Emit,
 ) -> Start:
     """Model, optimizer and scaler on the device, with the values of the base or of a checkpoint."""
@@ -116,15 +122,9 @@ def build(
     else:
         raise UnavailableError(f"{config.run}: its checkpoints vanished while it was being started. Start again.")
     model = UnifiedVoice(inputs.model, vocabulary, config.recipe.dropout)
-    plan = make_plan(facts, config.hardware, inputs.model, count_parameters(model), inputs.longest[0])
-    if plan.device == "cpu":
-        torch.set_num_threads(plan.threads)
-    model.to(plan.device)
-    state = TrainState(
-        model=model,
-        optimizer=build_optimizer(model, config.optimizer),
-        scaler=torch.amp.GradScaler(plan.device, enabled=plan.precision == "float16"),
-    )
+    plan = _agreed(make_plan(facts, config.hardware, _needs(inputs, model), ranks.world_size), ranks)
+    owners = owners_of(model, ranks.world_size)
+    state = _empty_state(config, model, plan, [owner == ranks.rank for owner in owners])
     if point:
         _restore(state, point, own)
     elif imported:
@@ -133,7 +133,10 @@ def build(
         rows = _trained_rows(donor) if donor else None
         initialise(model, base, config.recipe.new_rows, derive_seed(config.recipe.seed), rows)
         state.carried = Carried(tensors=carried_tensors(model, base))
+    if ranks.rank:
+        state.carried = Carried()  # the base's tensors are written by rank 0
     capacity = Capacity(plan, inputs.longest, own.storage, facts)
+    capacity.tokens = ranks.smallest(capacity.tokens)
     plan = replace(plan, capacity_tokens=capacity.tokens, recompute=capacity.recompute)
     model.gpt.recompute = plan.recompute
     _describe(config, facts, plan, state, emit)
@@ -142,7 +145,42 @@ def build(
         emit(Notice(step=state.step, topic="plan", message=message))
     tags = point.name.tags if point and point.store is own else ()
     lineage = {"run": selection.legacy} if selection.legacy else _lineage(selection.point, own)
-    return Start(state=state, plan=plan, capacity=capacity, tags=tags, lineage=lineage)
+    return Start(
+        state=state,
+        plan=plan,
+        capacity=capacity,
+        owners=owners if plan.shard_optimizer else (),
+        tags=tags,
+        lineage=lineage,
+    )
+
+
+def _needs(inputs: Inputs, model: UnifiedVoice) -> Needs:
+    return Needs(model=inputs.model, trained_parameters=count_parameters(model), longest_tokens=inputs.longest[0])
+
+
+def _empty_state(config: RunConfig, model: UnifiedVoice, plan: Plan, owned: Sequence[bool]) -> TrainState:
+    """On the device, with memory for everything, and no values yet."""
+    if plan.device == "cpu":
+        torch.set_num_threads(plan.threads)
+    model.to(plan.device)
+    own = {name for (name, _), mine in zip(model.named_parameters(), owned, strict=True) if mine}
+    return TrainState(
+        model=model,
+        optimizer=build_optimizer(model, config.optimizer, own if plan.shard_optimizer else None),
+        scaler=torch.amp.GradScaler(plan.device, enabled=plan.precision == "float16"),
+        own=own,
+    )
+
+
+def _agreed(plan: Plan, ranks: Ranks) -> Plan:
+    """One plan for GPUs that need not be alike: gradients are added up, so all compute in the same precision."""
+    return replace(
+        plan,
+        precision=PRECISIONS[ranks.smallest(PRECISIONS.index(plan.precision))],
+        recompute=ranks.any(plan.recompute),
+        shard_optimizer=ranks.any(plan.shard_optimizer),
+    )
 
 
 def _lineage(point: ResumePoint | None, own: CheckpointStore) -> dict[str, Any]:
@@ -195,6 +233,7 @@ def _describe(config: RunConfig, facts: HardwareFacts, plan: Plan, state: TrainS
         emit(Notice(step=state.step, topic=topic, message=message))
 
     again = ", activations are computed again" if plan.recompute else ""
+    again += ", moments shared among the processes" if plan.shard_optimizer else ""
     driver = f", driver {facts.driver}" if facts.driver else ""
     say(
         "hardware",

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ class Machinery:
     recipe: RecipeConfig
     grad_clip: float
     ranks: Ranks = field(default_factory=Alone)
+    owners: Sequence[int] = ()
+    """The rank that updates each parameter and has its moments; empty = every rank all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +138,7 @@ def train_step(
             return Updated(
                 losses=losses,
                 grad_norm=grad_norm,
-                samples=ranks.joined([int(i) for batch in batches for i in batch.sample_indices]),
+                samples=tuple(chain.from_iterable(ranks.gather([int(i) for b in batches for i in b.sample_indices]))),
                 tokens=int(counts.tokens),
                 scaler_skips=skips,
                 micro_batch_s=(computed_s - started_s) / len(batches),
@@ -244,8 +247,14 @@ def _unscaled_norm(machinery: Machinery) -> float:
 def _apply(machinery: Machinery, learning_rate: float) -> None:
     for group in machinery.optimizer.param_groups:
         group["lr"] = learning_rate
+    parameters = list(machinery.model.parameters())
+    for parameter, owner in zip(parameters, machinery.owners, strict=False):
+        if owner != machinery.ranks.rank:
+            parameter.grad = None  # the optimizer leaves it alone then
     machinery.scaler.step(machinery.optimizer)
     machinery.scaler.update()
+    if machinery.owners:
+        machinery.ranks.share(parameters, machinery.owners)
 
 
 def _scale_lowered(scaler: torch.amp.GradScaler) -> bool:

@@ -18,7 +18,7 @@ from indextts_job.report.events import Emit, Notice
 from indextts_job.training.capacity import Capacity
 from indextts_job.training.evaluate import evaluate, in_order, shares
 from indextts_job.training.history import Losses
-from indextts_job.training.saver import FinishedSave, Saver
+from indextts_job.training.saver import BackgroundSaver, FinishedSave
 from indextts_job.training.state import TrainState
 from indextts_job.training.step import Discarded, Machinery, Updated, forget, train_step
 
@@ -44,7 +44,7 @@ class AttemptWork:
     validation_set: Dataset | None
     validation_samples: int
     model_config: GPTConfig
-    saver: Saver
+    saver: BackgroundSaver
     emit: Emit
 
     def batches(self, step: int) -> Sequence[PackedBatch]:

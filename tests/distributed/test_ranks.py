@@ -13,10 +13,12 @@ import pytest
 import torch
 import yaml
 
+from indextts_job.checkpoint.remote import open_storage
+from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.demo.world import World
 from indextts_job.training.state import WEIGHTS
 from tests.support.attempts import attempt
-from tests.support.runs import config_for, newest, samples, store_of
+from tests.support.runs import config_for, events, newest, samples, store_of
 from tests.support.servers import free_ports
 from tests.support.waiting import wait_until
 from tests.support.warm_parent import REPOSITORY
@@ -74,10 +76,12 @@ def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def stepped(capacity: int, count: int, folder: Path) -> dict[str, Any]:
-    output = folder / f"{count}.pt"
-    command = [sys.executable, "-m", "tests.distributed.worker", "step", str(capacity), str(output)]
-    base = {**os.environ, "WORLD_SIZE": str(count), "INDEXTTS_RENDEZVOUS": f"file://{folder}/meet-{count}"}
+def stepped(count: int, folder: Path, precision: str = "float64", moments: str = "whole") -> dict[str, Any]:
+    """Three steps on some ranks, in micro-batches of 100 tokens."""
+    name = f"{count}-{precision}-{moments}"
+    output = folder / f"{name}.pt"
+    command = [sys.executable, "-m", "tests.distributed.worker", "step", "100", str(output), precision, moments]
+    base = {**os.environ, "WORLD_SIZE": str(count), "INDEXTTS_RENDEZVOUS": f"file://{folder}/meet-{name}"}
     ranks = [
         subprocess.Popen(command, cwd=REPOSITORY, env={**base, "RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"})
         for rank in range(count)
@@ -89,13 +93,34 @@ def stepped(capacity: int, count: int, folder: Path) -> dict[str, Any]:
 
 def test_the_update_does_not_know_how_many_ranks_there_are(tmp_path: Path) -> None:
     # With 4 ranks and this capacity there are more micro-batches than samples: some ranks have nothing to do.
-    expected = stepped(100, 1, tmp_path)
+    expected = stepped(1, tmp_path)
     for count in (2, 4):
-        found = stepped(100, count, tmp_path)
+        found = stepped(count, tmp_path)
         assert torch.allclose(found["weights"], expected["weights"], rtol=0, atol=1e-10)
         assert found["losses"].total == pytest.approx(expected["losses"].total, rel=1e-12)
         assert found["norm"] == pytest.approx(expected["norm"], rel=1e-10)
         assert found["samples"] == expected["samples"]
+
+
+def test_sharing_the_moments_changes_no_bit(tmp_path: Path) -> None:
+    # In float16, where the scaler too has to know the gradients of all of them.
+    whole, shared = (stepped(3, tmp_path, "float16", moments) for moments in ("whole", "sharded"))
+    assert torch.equal(whole["weights"], shared["weights"])
+    assert whole["norm"] == shared["norm"]
+
+
+def test_moments_are_shared_or_not_at_every_start(world: World, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = started(world, run, 3, hardware__shard_optimizer="always", checkpoint__interval_steps=6)
+    wait_until(lambda: trained(run, 1), "some steps")
+    process.send_signal(signal.SIGTERM)
+    code, output = ended(process)
+    assert code == 75, output
+    assert "moments shared among the processes" in output
+    CheckpointStore(open_storage(str(run))).verify(newest(run))
+    assert ended(started(world, run, 2))[0] == 0
+    assert same_samples(run, undisturbed)
+    assert torch.allclose(weights(run), weights(undisturbed), rtol=1e-4, atol=2e-5)
 
 
 def test_a_run_on_three_ranks_is_the_run_on_one(world: World, undisturbed: Path, tmp_path: Path) -> None:
@@ -152,18 +177,18 @@ def test_world_sizes_change_at_random_kills(world: World, undisturbed: Path, tmp
     assert torch.allclose(weights(run), weights(undisturbed), rtol=1e-4, atol=2e-5)
 
 
-def out_of_memory(world: World, run: Path, phase: str) -> "subprocess.CompletedProcess[str]":
-    """Train on two ranks, of which the second runs out of memory once."""
+def with_trouble(world: World, run: Path, *trouble: str) -> "subprocess.CompletedProcess[str]":
+    """Train on two ranks, of which the second meets some trouble (`worker.py`)."""
     config = run.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(config_for(world, run, **KEYS).to_json()), encoding="utf-8")
-    command = [sys.executable, "-m", "tests.distributed.worker", "out-of-memory", "1", str(config), phase]
+    command = [sys.executable, "-m", "tests.distributed.worker", trouble[0], "1", str(config), *trouble[1:]]
     script = f"from indextts_job.training.processes import ProcessesOfNode\nexit(ProcessesOfNode({command}, 2).run())"
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=False)
 
 
 def test_one_rank_s_memory_is_everybody_s(world: World, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    done = out_of_memory(world, run, "forward")
+    done = with_trouble(world, run, "out-of-memory", "forward")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ran out of memory with micro-batches of up to 200 tokens" in done.stdout
     assert same_samples(run, undisturbed)
@@ -171,7 +196,7 @@ def test_one_rank_s_memory_is_everybody_s(world: World, undisturbed: Path, tmp_p
 
 
 def test_a_rank_that_fails_in_its_update_does_not_go_back_alone(world: World, tmp_path: Path) -> None:
-    done = out_of_memory(world, tmp_path / "run", "update")
+    done = with_trouble(world, tmp_path / "run", "out-of-memory", "update")
     assert done.returncode == 70, done.stdout + done.stderr
     assert "error: rank 1 of 2: rank 1 ran out of memory in the update" in done.stderr
 
@@ -207,3 +232,13 @@ def test_a_lost_node_ends_the_other(world: World, tmp_path: Path) -> None:
     code, output = ended(first)
     assert code == 69, output
     assert "rank 0 of 2 lost the others" in output
+
+
+def test_a_save_that_fails_on_one_rank_fails_on_all_and_is_made_up_for(world: World, tmp_path: Path) -> None:
+    done = with_trouble(world, tmp_path / "run", "full-disk")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no space left, says the test. Training goes on" in done.stdout
+    committed = [event["step"] for event in events(tmp_path / "run", "Committed")]
+    assert 4 not in committed  # where the first save began
+    assert committed[0] == 5
+    store_of(tmp_path / "run").verify(newest(tmp_path / "run"))

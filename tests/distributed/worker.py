@@ -1,36 +1,43 @@
-"""One rank of a test: a step of a small model in float64, or a whole attempt that runs out of memory once.
+"""One rank of a test: a few steps of a small model, or a whole attempt that runs out of memory once.
 
-python -m tests.distributed.worker step CAPACITY OUTPUT
-python -m tests.distributed.worker out-of-memory RANK CONFIG
+python -m tests.distributed.worker step CAPACITY OUTPUT PRECISION sharded|whole
+python -m tests.distributed.worker out-of-memory RANK CONFIG PHASE
+python -m tests.distributed.worker full-disk RANK CONFIG
 """
 
 import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
+from indextts_job.checkpoint.remote import open_storage
 from indextts_job.cli import main
 from indextts_job.data.batch import collate
 from indextts_job.data.packing import bins_of_rank, pack
+from indextts_job.errors import StorageFullError
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.training.distributed import joined, read_place
 from indextts_job.training.step import Updated, train_step
 from tests.support.models import SMALL, machinery, random_samples, small_model
+from tests.support.stores import FaultyStorage
 
 SAMPLES = 5
 
 
-def step(capacity: int, output: Path) -> None:
-    """Three steps in float64; rank 0 writes what came out."""
+def step(capacity: int, output: Path, precision: str, *, sharded: bool) -> None:
+    """Three steps; rank 0 writes what came out."""
     place = read_place(os.environ)
     samples = random_samples(SAMPLES)
     lengths = [SMALL.sample_tokens(len(sample.text_ids), len(sample.codes)) for sample in samples]
     bins = bins_of_rank(pack(lengths, capacity, place.world_size), place.rank, place.world_size)
     batches = [collate([samples[slot] for slot in taken], SMALL) for taken in bins]
     with joined(place, "cpu") as ranks:
-        parts = machinery(small_model().double(), ranks=ranks)
+        model = small_model()
+        model = model.double() if precision == "float64" else model
+        parts = machinery(model, precision=precision, ranks=ranks, sharded=sharded)
         outcomes = [train_step(parts, batches, number, 1e-3) for number in range(3)]
     if place.rank == 0:
         last = outcomes[-1]
@@ -64,9 +71,28 @@ def out_of_memory(rank: int, config: str, phase: str) -> int:
     return main(["train", config])
 
 
+def full_disk(rank: int, config: str) -> int:
+    """Train; one rank cannot write its share of the first checkpoint."""
+    writes = 0
+
+    def fault(_number: int, verb: str, key: str) -> None:
+        nonlocal writes
+        writes += verb == "write" and key.startswith("objects/")
+        if writes == 1 and int(os.environ["RANK"]) == rank:
+            writes += 1
+            raise StorageFullError("no space left, says the test.")
+
+    with mock.patch(
+        "indextts_job.training.run.open_storage", lambda *given: FaultyStorage(open_storage(*given), fault)
+    ):
+        return main(["train", config])
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "step":
-        step(int(sys.argv[2]), Path(sys.argv[3]))
+        step(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sharded=sys.argv[5] == "sharded")
+    elif sys.argv[1] == "full-disk":
+        sys.exit(full_disk(int(sys.argv[2]), sys.argv[3]))
     else:
         sys.exit(out_of_memory(int(sys.argv[2]), sys.argv[3], sys.argv[4]))

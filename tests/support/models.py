@@ -12,7 +12,7 @@ from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.training.distributed import Alone, Ranks
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
-from indextts_job.training.state import build_optimizer
+from indextts_job.training.state import build_optimizer, owners_of
 from indextts_job.training.step import Machinery
 
 _CONFORMER = ConformerConfig(output_size=8, linear_units=8, attention_heads=1, num_blocks=1)
@@ -87,17 +87,22 @@ def machinery(
     dropout: float = 0.0,
     grad_clip: float = 1.0,
     ranks: Ranks | None = None,
+    sharded: bool = False,
 ) -> Machinery:
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "float16")
+    ranks = ranks or Alone()
+    owners = owners_of(model, ranks.world_size)
+    mine = {name for (name, _), owner in zip(model.named_parameters(), owners, strict=True) if owner == ranks.rank}
     return Machinery(
         model=model.train(),
-        optimizer=build_optimizer(model, OptimizerConfig()),
+        optimizer=build_optimizer(model, OptimizerConfig(), mine if sharded else None),
         scaler=scaler,
         device=torch.device("cpu"),
         precision=precision,  # type: ignore[arg-type]
         recipe=RecipeConfig(dropout=dropout),
         grad_clip=grad_clip,
-        ranks=ranks or Alone(),
+        ranks=ranks,
+        owners=owners if sharded else (),
     )
 
 

@@ -11,6 +11,7 @@ from indextts_job.hardware.plan import (
     CPU_CAPACITY_TOKENS,
     HardwareConfig,
     HardwareFacts,
+    Needs,
     changes,
     in_samples,
     make_plan,
@@ -28,6 +29,12 @@ MODEL = GPTConfig(
 )
 TRAINED = 527_083_235
 MEAN_SAMPLE_TOKENS = 418
+
+
+def needs(longest_tokens: int) -> Needs:
+    return Needs(model=MODEL, trained_parameters=TRAINED, longest_tokens=longest_tokens)
+
+
 CPU = HardwareFacts(device="cpu", name="x86_64", memory_bytes=16 * GIB, bfloat16=False, cpus=8)
 L4 = HardwareFacts(device="cuda", name="NVIDIA L4", memory_bytes=int(22.0 * GIB), bfloat16=True, cpus=8)
 A100 = replace(L4, name="NVIDIA A100 80GB", memory_bytes=int(79.2 * GIB), cpus=12)
@@ -43,7 +50,7 @@ AUTO = HardwareConfig()
 def test_a_gpu_gets_the_precision_and_capacity_it_can_bear(
     facts: HardwareFacts, precision: str, least_samples: int
 ) -> None:
-    plan = make_plan(facts, AUTO, MODEL, TRAINED, 700)
+    plan = make_plan(facts, AUTO, needs(700))
     assert plan.precision == precision
     assert plan.capacity_tokens >= least_samples * MEAN_SAMPLE_TOKENS
 
@@ -62,7 +69,7 @@ WITHOUT_BFLOAT16 = ("T4", "V100 16 GB", "V100 32 GB")
 def test_every_card_gets_a_plan_that_fits_it(name: str) -> None:
     native = name not in WITHOUT_BFLOAT16
     facts = replace(L4, name=name, memory_bytes=int(GIBS[name] * GIB), bfloat16=native)
-    plan = make_plan(facts, AUTO, MODEL, TRAINED, 700)
+    plan = make_plan(facts, AUTO, needs(700))
     assert plan.precision == ("bfloat16" if native else "float16")
     state = 16 * TRAINED
     per_token = (4 * MODEL.layers + 34 if plan.recompute else 34 * MODEL.layers) * MODEL.model_dim
@@ -71,20 +78,30 @@ def test_every_card_gets_a_plan_that_fits_it(name: str) -> None:
     assert plan.recompute == (GIBS[name] < 10)
 
 
+def test_several_processes_share_the_moments_before_they_compute_twice() -> None:
+    small = replace(L4, memory_bytes=int(9.5 * GIB))
+    plans = [make_plan(small, AUTO, needs(700), world_size) for world_size in (1, 4)]
+    assert [(plan.shard_optimizer, plan.recompute) for plan in plans] == [(False, True), (True, False)]
+    never = HardwareConfig(shard_optimizer="never")
+    assert make_plan(small, never, needs(700), 4).recompute
+    assert not make_plan(L4, AUTO, needs(700), 4).shard_optimizer
+    always = HardwareConfig(shard_optimizer="always")
+    assert make_plan(L4, always, needs(700), 4).capacity_tokens > make_plan(L4, AUTO, needs(700), 4).capacity_tokens
+    assert not make_plan(L4, always, needs(700)).shard_optimizer  # nobody to share them with
+
+
 def test_memory_that_others_use_is_not_planned_with() -> None:
     shared = replace(L4, free_bytes=14 * GIB)
-    assert make_plan(shared, AUTO, MODEL, TRAINED, 700).capacity_tokens < 0.6 * (
-        make_plan(L4, AUTO, MODEL, TRAINED, 700).capacity_tokens
-    )
+    assert make_plan(shared, AUTO, needs(700)).capacity_tokens < 0.6 * (make_plan(L4, AUTO, needs(700)).capacity_tokens)
     all_free = replace(L4, free_bytes=int(21.6 * GIB))
-    assert make_plan(all_free, AUTO, MODEL, TRAINED, 700) == make_plan(L4, AUTO, MODEL, TRAINED, 700)
+    assert make_plan(all_free, AUTO, needs(700)) == make_plan(L4, AUTO, needs(700))
 
 
 def test_a_plan_is_told_in_sequences_and_in_what_changed() -> None:
     assert in_samples(8 * 418, 418, 32, 1) == "about 8 sequences x 4 micro-batches = global batch 32"
     assert in_samples(8 * 418, 418, 32, 2) == "about 8 sequences x 2 micro-batches x 2 processes = global batch 32"
     assert in_samples(10**6, 418, 32, 1) == "about 32 sequences x 1 micro-batches = global batch 32"
-    plan = make_plan(A100, AUTO, MODEL, TRAINED, 700)
+    plan = make_plan(A100, AUTO, needs(700))
     before = {"hardware": {"name": "Tesla V100"}, "plan": {"precision": "float16", "capacity_tokens": 3000}}
     tokens = plan.capacity_tokens
     assert changes(before, A100, plan) == [
@@ -96,24 +113,24 @@ def test_a_plan_is_told_in_sequences_and_in_what_changed() -> None:
 
 
 def test_a_cpu_computes_in_float32() -> None:
-    plan = make_plan(CPU, AUTO, MODEL, TRAINED, 700)
+    plan = make_plan(CPU, AUTO, needs(700))
     assert (plan.device, plan.precision, plan.threads) == ("cpu", "float32", 8)
     assert plan.capacity_tokens == CPU_CAPACITY_TOKENS
 
 
 def test_the_longest_sample_always_fits() -> None:
     tiny = replace(L4, memory_bytes=1 * GIB)
-    assert make_plan(tiny, AUTO, MODEL, TRAINED, 2452).capacity_tokens == 2452
+    assert make_plan(tiny, AUTO, needs(2452)).capacity_tokens == 2452
 
 
 def test_wishes_are_followed_or_refused() -> None:
     wish = HardwareConfig(precision="float32", capacity_tokens=900, threads=3)
-    plan = make_plan(L4, wish, MODEL, TRAINED, 700)
+    plan = make_plan(L4, wish, needs(700))
     assert (plan.precision, plan.capacity_tokens, plan.threads) == ("float32", 900, 3)
     with pytest.raises(ConfigError, match="the longest sample has 901"):
-        make_plan(L4, wish, MODEL, TRAINED, 901)
+        make_plan(L4, wish, needs(901))
     with pytest.raises(ConfigError, match="no GPU here"):
-        make_plan(CPU, HardwareConfig(device="cuda"), MODEL, TRAINED, 700)
+        make_plan(CPU, HardwareConfig(device="cuda"), needs(700))
 
 
 @pytest.mark.parametrize(("content", "expected"), [("max 100000", None), ("50000 100000", 1), ("150000 100000", 2)])

@@ -12,6 +12,7 @@ from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.report.events import Committed, Event
+from indextts_job.training.distributed import Alone
 from indextts_job.training.recipe import OptimizerConfig
 from indextts_job.training.saver import BackgroundSaver, SaveCancelledError, SaverSettings
 from indextts_job.training.state import Carried, TrainState, build_optimizer
@@ -36,7 +37,6 @@ class Held:
 
 def saver_on(storage: RunStorage, events: list[Event]) -> BackgroundSaver:
     settings = SaverSettings(
-        store=CheckpointStore(storage),
         fence=Fence(storage, {}),
         attempt_start=0,
         keep=3,
@@ -45,7 +45,7 @@ def saver_on(storage: RunStorage, events: list[Event]) -> BackgroundSaver:
         files={"tokenizer.model": b"pieces"},
         emit=events.append,
     )
-    return BackgroundSaver(settings)
+    return BackgroundSaver(CheckpointStore(storage), settings, Alone())
 
 
 def new_state(step: int = 4) -> TrainState:
