@@ -3,7 +3,7 @@
 The rival is the public trainer's formulation with the batch size that its table has for this much memory. Same
 weights, samples and optimizer, one process, by turns.
 
-    python -m bench.gpu [--samples 64] [--rounds 5] [--peak-tflops 989]
+    python -m bench.gpu [--samples 64] [--rounds 5] [--peak-tflops 989] [--compile]
     python -m bench.gpu --small                 the same code on a CPU and a small model; its figures mean nothing
 """
 
@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from unittest import mock
 
 import torch
@@ -22,10 +23,14 @@ from bench.workload import FULL, PIECES, machinery, model_config, tokens_of, utt
 from indextts_job.data.batch import PackedBatch, Sample, collate
 from indextts_job.data.packing import pack
 from indextts_job.hardware.facts import read_facts
-from indextts_job.hardware.plan import HardwareConfig, Needs, Plan, make_plan
+from indextts_job.hardware.memory import MEASURED_SHARE
+from indextts_job.hardware.peak import peak_flops
+from indextts_job.hardware.plan import HardwareConfig, Needs, Plan, make_plan, usable_bytes
 from indextts_job.model import transformer
 from indextts_job.model.config import GPTConfig
+from indextts_job.model.flops import training_flops
 from indextts_job.report.console import human_bytes
+from indextts_job.training.probe import CudaMeter, measured_line
 from indextts_job.training.state import count_parameters
 from indextts_job.training.step import Machinery, forget, train_step
 
@@ -48,14 +53,6 @@ def synchronised(work: Callable[[], object], device: str) -> Callable[[], None]:
             torch.cuda.synchronize()
 
     return run
-
-
-def flops_per_token(config: GPTConfig, parameters: int, mean_tokens: float) -> float:
-    """Of forward and backward: 6 per weight, and attention over half of the samples' squares.
-
-    Chowdhery et al. 2022, "PaLM", appendix B.
-    """
-    return 6 * parameters + 6 * config.layers * config.model_dim * mean_tokens
 
 
 def speed(parts: Callable[[], Machinery], samples: list[Sample], config: GPTConfig, plan: Plan, rounds: int) -> float:
@@ -83,6 +80,28 @@ def speed(parts: Callable[[], Machinery], samples: list[Sample], config: GPTConf
         print(f"{name:<28}{real / seconds[name]:>12.0f} real tokens/s{rows - real:>10} rows of padding")
     print(f"{'ratio':<28}{seconds['padded'] / seconds['packed']:>12.2f}")
     return real / seconds["packed"]
+
+
+def other_ways(parts: Callable[[], Machinery], batches: list[PackedBatch], rounds: int, *, compiled: bool) -> None:
+    """Print what deterministic kernels cost, and what torch.compile gives, against the usual way."""
+    device = parts().device.type
+    usual, strict, faster = parts(), parts(), parts() if compiled else None
+
+    def deterministic() -> None:
+        torch.use_deterministic_algorithms(mode=True)
+        train_step(strict, batches, 0, 1e-4)
+        torch.use_deterministic_algorithms(mode=False)
+
+    ways: dict[str, Callable[[], object]] = {
+        "usual": lambda: train_step(usual, batches, 0, 1e-4),
+        "deterministic": deterministic,
+    }
+    if faster:
+        faster.model.gpt.compile(dynamic=True)
+        ways["compiled"] = lambda: train_step(faster, batches, 0, 1e-4)
+    seconds = alternate({name: synchronised(way, device) for name, way in ways.items()}, rounds)
+    for name in list(ways)[1:]:
+        print(f"{name:<28}{seconds['usual'] / seconds[name]:>12.2f} of the usual speed")
 
 
 def same_bits(parts: Callable[[], Machinery], batches: list[PackedBatch]) -> bool:
@@ -135,8 +154,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=64, help="samples of a global batch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the card, dense, 16 bit; for MFU")
+    parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the card, dense, 16 bit, if it is not known")
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--compile", action="store_true", help="torch.compile too: minutes, and needs a C compiler")
     parser.add_argument("--small", action="store_true")
     given = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() and not given.small else "cpu"
@@ -165,15 +185,25 @@ def main() -> None:
         )
 
     print(f"{facts.name}, driver {facts.driver or 'none'}, torch {torch.__version__}, {parameters / 1e6:.0f} M trained")
-    print(f"plan: {plan.capacity_tokens} tokens per micro-batch, {plan.precision}")
+    print(f"plan by arithmetic: {plan.capacity_tokens} tokens per micro-batch, {plan.precision}")
+    if device == "cuda":
+        text, codes = (
+            statistics.mean(map(len, values)) for values in zip(*((s.text_ids, s.codes) for s in samples), strict=True)
+        )
+        line = measured_line(parts(), config, (text, codes), max(lengths), CudaMeter(), step=0)
+        if line:
+            plan = replace(plan, capacity_tokens=line.capacity_tokens(usable_bytes(facts, MEASURED_SHARE)))
+        print(f"measured: {line}, {plan.capacity_tokens} tokens per micro-batch")
     rate = speed(parts, samples, config, plan, given.rounds)
-    if given.peak_tflops:
-        used = rate * flops_per_token(config, parameters, sum(lengths) / len(lengths))
-        print(f"{'MFU':<28}{used / given.peak_tflops / 1e12:>12.1%}")
+    peak = given.peak_tflops * 1e12 or peak_flops(facts, plan.precision)
+    if peak:
+        flops = training_flops(config, pieces + 1, [(len(s.text_ids), len(s.codes)) for s in samples]) / sum(lengths)
+        print(f"{'MFU':<28}{rate * flops / peak:>12.1%}")
+    packed = batches_of(samples, config, plan.capacity_tokens)
+    other_ways(parts, packed, given.rounds, compiled=given.compile)
     one = parts()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    packed = batches_of(samples, config, plan.capacity_tokens)
     train_step(one, packed, 0, 1e-4)
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated()

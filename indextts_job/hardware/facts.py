@@ -31,6 +31,7 @@ def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
             bfloat16=(properties.major, properties.minor) >= BFLOAT16_CAPABILITY,
             cpus=cpus,
             driver=driver_version(),
+            capability=f"{properties.major}.{properties.minor}",
             free_bytes=torch.cuda.mem_get_info(gpu)[0],
         )
     return HardwareFacts(

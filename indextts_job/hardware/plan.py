@@ -37,12 +37,16 @@ class HardwareConfig:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto = bfloat16 where the GPU has it, else float16 with a scaler on a GPU, float32 on a CPU."""
     capacity_tokens: int = 0
-    """Packed tokens per micro-batch; 0 = from the memory of the device."""
+    """Packed tokens per micro-batch; 0 = as many as fit: two short micro-batches at the first start show what one
+    takes."""
     recompute: Literal["auto", "always", "never"] = "auto"
     """Compute activations again in backward, not keep them; auto = when the longest sample does not fit otherwise."""
     shard_optimizer: Literal["auto", "always", "never"] = "auto"
     """Several processes keep the moments of a share of the weights each (ZeRO stage 1); auto = when the longest sample
     does not fit otherwise. It changes no bit of the result."""
+    deterministic: bool = False
+    """Only kernels that give the same bits every time: on a GPU some of the fastest add up in any order. CPUs always
+    give the same bits."""
     threads: int = 0
     """CPU threads of torch; 0 = the CPUs that this process may use, shared with the other processes of the node."""
     processes: int = 0
@@ -62,6 +66,8 @@ class HardwareFacts:
     cpus: int
     """CPUs that the process may use, by affinity and cgroup quota."""
     driver: str = ""
+    capability: str = ""
+    """Compute capability of a GPU: "8.9", say."""
     free_bytes: int = 0
     """Of the GPU's memory, when it was looked at; 0 = not known. Others may use it too."""
 
@@ -170,9 +176,9 @@ def changes(before: Mapping[str, Any], facts: HardwareFacts, plan: Plan) -> list
     return [f"{what} {old} -> {new}" for what, old, new in pairs if old is not None and old != new]
 
 
-def usable_bytes(facts: HardwareFacts) -> float:
+def usable_bytes(facts: HardwareFacts, share: float = MEMORY_SHARE) -> float:
     """Of the device's memory, for this process."""
-    usable = MEMORY_SHARE * facts.memory_bytes
+    usable = share * facts.memory_bytes
     return min(usable, FREE_SHARE * facts.free_bytes) if facts.free_bytes else usable
 
 

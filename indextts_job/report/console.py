@@ -118,9 +118,11 @@ def _recent(event: TrainLine) -> str:
 
 
 def _train_line(event: TrainLine) -> str:
+    mfu = f" | MFU {event.mfu:.1%}" if event.mfu is not None else ""
     return (
         f"epoch {event.epoch:.2f} | step {event.step} | {_losses(event.losses)} | lr {event.learning_rate:.3g} | "
-        f"{event.samples_per_s:.1f} samples/s | {event.tokens_per_s:.0f} tokens/s | left {human_seconds(event.eta_s)}"
+        f"{event.samples_per_s:.1f} samples/s | {event.tokens_per_s:.0f} tokens/s{mfu} | "
+        f"left {human_seconds(event.eta_s)}"
     )
 
 

@@ -67,6 +67,8 @@ class TrainLine(Event):
     samples_per_s: float
     tokens_per_s: float
     eta_s: float
+    mfu: float | None = None
+    """Share of what the hardware could compute at best; None when that is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,9 @@ class TensorBoardCurves:
         if isinstance(event, TrainLine):
             points = _losses("train", event.losses)
             points |= {"train/lr": event.learning_rate, "train/grad_norm": event.grad_norm}
-            self._points(event.step, points | {"train/samples_per_s": event.samples_per_s})
+            points |= {"train/samples_per_s": event.samples_per_s, "train/tokens_per_s": event.tokens_per_s}
+            points |= {"train/mfu": event.mfu} if event.mfu is not None else {}
+            self._points(event.step, points)
         elif isinstance(event, Validated):
             self._points(event.step, _losses("val", event.losses))
 

@@ -1,4 +1,4 @@
-"""How many packed tokens a micro-batch may have here, lowered when the device runs out of memory, and remembered.
+"""How many packed tokens a micro-batch may have here: measured, lowered when the device runs out of memory, remembered.
 
 The capacity decides how a step is cut, never what it computes (I3), so it may change between two tries of one step.
 When it cannot go lower, activations are computed again instead of kept.
@@ -7,10 +7,14 @@ When it cannot go lower, activations are computed again instead of kept.
 import contextlib
 import json
 import re
+from collections.abc import Callable
+from typing import Any
 
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.errors import DeviceMemoryError, IndexTTSJobError
-from indextts_job.hardware.plan import HardwareFacts, Plan
+from indextts_job.hardware.memory import MEASURED_SHARE, MemoryLine, line_from_json
+from indextts_job.hardware.plan import HardwareFacts, Plan, usable_bytes
+from indextts_job.report.console import human_bytes
 
 FOLDER = "hardware"
 LOWERED_TO = 0.8
@@ -33,10 +37,42 @@ class Capacity:
         self._storage = storage
         kind = re.sub(r"[^a-z0-9]+", "-", f"{facts.name} {facts.memory_bytes / 2**30:.0f} gib".lower()).strip("-")
         self._key = f"{FOLDER}/{kind}.json"
-        self._device = facts.name
-        tokens, recompute = self._remembered(plan)
-        self.tokens = max(self._least_tokens, min(plan.capacity_tokens, tokens))
-        self.recompute = plan.recompute or recompute
+        self._facts = facts
+        self._memory = self._remembered()
+        self.tokens = self._bounded(plan.capacity_tokens)
+        self.recompute = plan.recompute or bool(self._memory.get("recompute"))
+
+    def measure(self, what: str, measured: Callable[[], MemoryLine | None], *, may_recompute: bool) -> str:
+        """Replace the estimate of the plan by what a measurement says.
+
+        Args:
+            what: For which the measurement holds; an earlier attempt's is taken when it was for the same.
+            measured: Measures with the activations kept or computed again, as `recompute` says.
+            may_recompute: Whether to compute activations again when the longest sample does not fit otherwise.
+
+        Returns:
+            What to tell the user; empty when nothing could be measured.
+        """
+        while True:
+            key = f"{what}, recompute" if self.recompute else what
+            lines = self._memory.setdefault("measured", {})
+            earlier = line_from_json(lines.get(key))
+            line = earlier or measured()
+            if line is None:
+                return ""
+            if earlier is None:
+                lines[key] = line.to_json()
+                self._keep()
+            tokens = line.capacity_tokens(usable_bytes(self._facts, MEASURED_SHARE))
+            if tokens >= self._least_tokens or self.recompute or not may_recompute:
+                break
+            self.recompute = True
+        self.tokens = self._bounded(tokens)
+        whence = "measured by an earlier attempt" if earlier else "measured"
+        return (
+            f"{whence}: {human_bytes(int(line.fixed_bytes))} and {human_bytes(int(1000 * line.bytes_per_token))} per "
+            f"1000 tokens; micro-batches of up to {self.tokens} tokens"
+        )
 
     def lower(self, doing: str) -> str:
         """Go down after an out of memory.
@@ -59,22 +95,30 @@ class Capacity:
             remedy = "done again without keeping activations"
         else:
             raise DeviceMemoryError(
-                f"{doing} does not fit the memory of {self._device}, even with micro-batches of {before} tokens, as "
-                f"many as the longest sample, {self._longest}, and no activations kept. Use a larger GPU, leave long "
-                "samples out, or free the memory that others use (nvidia-smi). The last checkpoint is intact."
+                f"{doing} does not fit the memory of {self._facts.name}, even with micro-batches of {before} tokens, "
+                f"as many as the longest sample, {self._longest}, and no activations kept. Use a larger GPU, leave "
+                "long samples out, or free the memory that others use (nvidia-smi). The last checkpoint is intact."
             )
-        # Worth keeping, not worth failing for.
-        with contextlib.suppress(IndexTTSJobError, OSError):
-            document = {"capacity_tokens": self.tokens, "recompute": self.recompute}
-            self._storage.write(self._key, json.dumps(document).encode())
+        self._memory |= {"capacity_tokens": self.tokens, "recompute": self.recompute}
+        self._keep()
         return (
             f"{doing} ran out of memory with micro-batches of up to {before} tokens; {remedy}, which is remembered for "
-            f"{self._device}"
+            f"{self._facts.name}"
         )
 
-    def _remembered(self, plan: Plan) -> tuple[int, bool]:
+    def _bounded(self, tokens: int) -> int:
+        """At least the longest sample, at most what an out of memory has left."""
+        left: int = self._memory.get("capacity_tokens", tokens)
+        return max(self._least_tokens, min(tokens, left))
+
+    def _keep(self) -> None:
+        # Worth keeping, not worth failing for.
+        with contextlib.suppress(IndexTTSJobError, OSError):
+            self._storage.write(self._key, json.dumps(self._memory).encode())
+
+    def _remembered(self) -> dict[str, Any]:
         try:
             document = json.loads(self._storage.read(self._key))
-            return int(document["capacity_tokens"]), bool(document["recompute"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return plan.capacity_tokens, False
+            return document if isinstance(document.get("capacity_tokens", 1), int) else {}
+        except (FileNotFoundError, ValueError, AttributeError):
+            return {}

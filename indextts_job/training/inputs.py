@@ -12,6 +12,7 @@ from indextts_job.data.sources import load_dataset
 from indextts_job.errors import StoppedError
 from indextts_job.model.base_checkpoint import BaseCheckpoint, load_base_checkpoint
 from indextts_job.model.config import GPTConfig, gpt_config
+from indextts_job.model.flops import training_flops
 from indextts_job.model.tokenizer import Tokenizer, demand_base_pieces, load_tokenizer
 from indextts_job.preemption.deadline import Stop
 from indextts_job.report.console import ConsoleReport
@@ -45,6 +46,19 @@ class Inputs:
             for dataset in sets
             for text, codes, entry in zip(dataset.text_lengths, dataset.code_lengths, dataset.entries, strict=True)
         )
+
+    @property
+    def usual(self) -> tuple[int, int]:
+        """Text and code tokens of a training sample, on average and rounded."""
+        texts, codes = self.train_set.text_lengths, self.train_set.code_lengths
+        return round(sum(texts) / len(texts)), round(sum(codes) / len(codes))
+
+    @property
+    def mean_flops(self) -> float:
+        """Operations per row of the training samples, on average."""
+        lengths = zip(self.train_set.text_lengths, self.train_set.code_lengths, strict=True)
+        flops = training_flops(self.model, self.tokenizer.pieces + 1, lengths)
+        return flops / (self.mean_tokens * len(self.train_set))
 
     @property
     def mean_tokens(self) -> float:

@@ -71,6 +71,8 @@ class LoopSettings:
     validation_samples: int
     checkpoint: CheckpointConfig
     log_interval_steps: int
+    peak_tokens_per_s: float = 0.0
+    """What the hardware could do at best, the divisor of MFU; 0 = not known."""
     save_estimate_s: float
     """How long a save may take, as long as none was measured."""
 
@@ -336,6 +338,7 @@ class TrainingLoop:
 
     def _emit_line(self, state: TrainState, rate: float) -> None:
         samples_per_s, tokens_per_s, seconds_per_step = self._time.rates()
+        peak = self._settings.peak_tokens_per_s
         self._emit(
             TrainLine(
                 step=state.step,
@@ -345,6 +348,7 @@ class TrainingLoop:
                 grad_norm=state.history.interval.grad_norm / state.history.interval.steps,
                 samples_per_s=samples_per_s,
                 tokens_per_s=tokens_per_s,
+                mfu=tokens_per_s / peak if peak else None,
                 eta_s=(self._settings.total_steps - state.step) * seconds_per_step,
             )
         )

@@ -32,6 +32,7 @@ from indextts_job.errors import (
     UnavailableError,
 )
 from indextts_job.hardware.facts import read_facts
+from indextts_job.hardware.peak import peak_flops
 from indextts_job.hardware.plan import HardwareFacts, in_samples
 from indextts_job.hardware.scheduler import read_scheduler
 from indextts_job.preemption.signals import StopSignals
@@ -48,7 +49,6 @@ from indextts_job.training.loop import LoopSettings, TrainingLoop
 from indextts_job.training.saver import BackgroundSaver, SaverSettings
 from indextts_job.training.start import Start, build, compare
 from indextts_job.training.state import count_parameters
-from indextts_job.training.step import Machinery
 from indextts_job.training.work import AttemptWork, CutStep, environment
 
 ASSUMED_SAVE_BYTES_PER_S = 200e6
@@ -124,13 +124,14 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, st
         parts = _Parts(
             config=config,
             inputs=inputs,
+            facts=facts,
             start=start,
             stop=stop,
             emit=emit,
             ranks=ranks,
             ranks_of_saver=ranks.beside(),
         )
-        code = _follow(parts, store) if ranks.rank else _lead(parts, facts, store, selection, laps)
+        code = _follow(parts, store) if ranks.rank else _lead(parts, store, selection, laps)
         # Nobody ends before the last save is done: launchers take the first end of a rank for that of all.
         ranks.any(False)  # noqa: FBT003  # a barrier
         return code
@@ -142,6 +143,7 @@ class _Parts:
 
     config: RunConfig
     inputs: Inputs
+    facts: HardwareFacts
     start: Start
     stop: StopSignals
     emit: EventStream
@@ -159,11 +161,11 @@ def _follow(parts: _Parts, store: CheckpointStore) -> int:
         raise
 
 
-def _lead(parts: _Parts, facts: HardwareFacts, store: CheckpointStore, selection: resume.Selection, laps: _Laps) -> int:
+def _lead(parts: _Parts, store: CheckpointStore, selection: resume.Selection, laps: _Laps) -> int:
     """Train as rank 0, the only writer of the run (I5)."""
     config, inputs, start, emit, storage = parts.config, parts.inputs, parts.start, parts.emit, store.storage
     step = start.state.step
-    attempt = Fence(storage, _attempt_record(parts, facts, laps.began(), previous_end(storage)))
+    attempt = Fence(storage, _attempt_record(parts, laps.began(), previous_end(storage)))
     _tidy(store, emit)
     emit(Notice(step=step, topic="run", message=f"{config.run}, attempt {attempt.attempt}"))
     laps.done("run folder")
@@ -177,7 +179,7 @@ def _lead(parts: _Parts, facts: HardwareFacts, store: CheckpointStore, selection
         attempt_start=step,
         keep=config.checkpoint.keep,
         unreadable=selection.point.unreadable if selection.point and selection.point.store is store else (),
-        values=_constant_values(config, inputs, start, environment(facts, start.plan, parts.ranks.world_size)),
+        values=_constant_values(config, inputs, start, environment(parts.facts, start.plan, parts.ranks.world_size)),
         files={"tokenizer.model": inputs.tokenizer.content},
         emit=emit,
     )
@@ -224,7 +226,7 @@ def _demand_same_start(ranks: Ranks, step: int) -> None:
 
 def _train(parts: _Parts, saver: BackgroundSaver) -> str:
     config, inputs, start, emit, ranks = parts.config, parts.inputs, parts.start, parts.emit, parts.ranks
-    state, plan, order = start.state, start.plan, inputs.order
+    state, order = start.state, inputs.order
     validation_samples = 0
     if inputs.validation_set:
         validation_samples = len(inputs.validation_set)
@@ -238,18 +240,8 @@ def _train(parts: _Parts, saver: BackgroundSaver) -> str:
         validation_samples=validation_samples,
         checkpoint=config.checkpoint,
         log_interval_steps=config.report.log_interval_steps,
+        peak_tokens_per_s=_peak_tokens_per_s(parts),
         save_estimate_s=3 * 4 * count_parameters(state.model) / ASSUMED_SAVE_BYTES_PER_S,
-    )
-    machinery = Machinery(
-        model=state.model,
-        optimizer=state.optimizer,
-        scaler=state.scaler,
-        device=torch.device(plan.device),
-        precision=plan.precision,
-        recipe=config.recipe,
-        grad_clip=config.optimizer.grad_clip,
-        ranks=ranks,
-        owners=start.owners,
     )
     capacity = start.capacity
 
@@ -259,7 +251,7 @@ def _train(parts: _Parts, saver: BackgroundSaver) -> str:
 
     with Prefetcher(build, range(state.step, inputs.total_steps)) as prefetcher:
         work = AttemptWork(
-            machinery=machinery,
+            machinery=start.machinery,
             prefetcher=prefetcher,
             build=build,
             capacity=capacity,
@@ -273,6 +265,12 @@ def _train(parts: _Parts, saver: BackgroundSaver) -> str:
             settings, work, stop=parts.stop, emit=emit, clock=time.monotonic, risk=lambda: parts.stop.risk, ranks=ranks
         )
         return loop.run(state, start.tags)
+
+
+def _peak_tokens_per_s(parts: _Parts) -> float:
+    """What the ranks' GPUs could do if they did nothing but the model's operations; 0 when that is not known."""
+    peaks = parts.ranks.gather(peak_flops(parts.facts, parts.start.plan.precision))
+    return sum(peaks) / parts.inputs.mean_flops if all(peaks) else 0.0
 
 
 def _tidy(store: CheckpointStore, emit: Emit) -> None:
@@ -295,8 +293,8 @@ def _demand_writable(run: str) -> None:
         raise ConfigError(f"run: {existing} is not writable. Choose another folder (--output-dir) or its permissions.")
 
 
-def _attempt_record(parts: _Parts, facts: HardwareFacts, launched: datetime, previous: str) -> dict[str, Any]:
-    world_size = parts.ranks.world_size
+def _attempt_record(parts: _Parts, launched: datetime, previous: str) -> dict[str, Any]:
+    world_size, facts = parts.ranks.world_size, parts.facts
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "launched": launched.isoformat(timespec="milliseconds"),

@@ -1,5 +1,6 @@
 """The state to begin with: from the base checkpoint, or from a checkpoint of this or another run."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
 from indextts_job.data.order import ORDER_VERSION, derive_seed
 from indextts_job.errors import UnavailableError
+from indextts_job.hardware.memory import MemoryLine
 from indextts_job.hardware.plan import PRECISIONS, HardwareFacts, Needs, Plan, changes, make_plan
 from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors, initialise
 from indextts_job.model.tokenizer import Tokenizer
@@ -22,6 +24,7 @@ from indextts_job.training.compatibility import Present, demand_same_run, extend
 from indextts_job.training.distributed import Ranks
 from indextts_job.training.history import History
 from indextts_job.training.inputs import Inputs
+from indextts_job.training.probe import CudaMeter, measured_line
 from indextts_job.training.resume import ResumePoint, Selection
 from indextts_job.training.saver import carried_by
 from indextts_job.training.state import (
@@ -34,6 +37,7 @@ from indextts_job.training.state import (
     count_parameters,
     owners_of,
 )
+from indextts_job.training.step import Machinery
 from indextts_job.training.takeover import install, take_over
 
 
@@ -42,10 +46,9 @@ class Start:
     """The state to begin with."""
 
     state: TrainState
+    machinery: Machinery
     plan: Plan
     capacity: Capacity
-    owners: Sequence[int]
-    """See `Machinery.owners`."""
     tags: tuple[str, ...]
     lineage: Mapping[str, Any]
 
@@ -135,10 +138,19 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
         state.carried = Carried(tensors=carried_tensors(model, base))
     if ranks.rank:
         state.carried = Carried()  # the base's tensors are written by rank 0
-    capacity = Capacity(plan, inputs.longest, own.storage, facts)
-    capacity.tokens = ranks.smallest(capacity.tokens)
+    machinery = Machinery(
+        model=state.model,
+        optimizer=state.optimizer,
+        scaler=state.scaler,
+        device=torch.device(plan.device),
+        precision=plan.precision,
+        recipe=config.recipe,
+        grad_clip=config.optimizer.grad_clip,
+        ranks=ranks,
+        owners=owners if plan.shard_optimizer else (),
+    )
+    capacity = _capacity(Capacity(plan, inputs.longest, own.storage, facts), config, inputs, machinery, state, emit)
     plan = replace(plan, capacity_tokens=capacity.tokens, recompute=capacity.recompute)
-    model.gpt.recompute = plan.recompute
     _describe(config, facts, plan, state, emit)
     if point and (changed := changes(point.manifest.values["environment"], facts, plan)):
         message = f"since the checkpoint: {', '.join(changed)}; the samples of each step are the same"
@@ -147,12 +159,34 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
     lineage = {"run": selection.legacy} if selection.legacy else _lineage(selection.point, own)
     return Start(
         state=state,
+        machinery=machinery,
         plan=plan,
         capacity=capacity,
-        owners=owners if plan.shard_optimizer else (),
         tags=tags,
         lineage=lineage,
     )
+
+
+def _capacity(  # of one place above
+    capacity: Capacity, config: RunConfig, inputs: Inputs, machinery: Machinery, state: TrainState, emit: Emit
+) -> Capacity:
+    """Measured where that is possible and nobody has set it; the same on all ranks."""
+    model, ranks = machinery.model, machinery.ranks
+
+    def measured() -> MemoryLine | None:
+        model.gpt.recompute = capacity.recompute
+        model.train()
+        return measured_line(machinery, inputs.model, inputs.usual, inputs.longest[0], CudaMeter(), state.step)
+
+    if machinery.device.type == "cuda" and not config.hardware.capacity_tokens:
+        shared = f"moments shared by {ranks.world_size}" if machinery.owners else "all moments"
+        what = f"{machinery.precision}, dropout {config.recipe.dropout:g}, {shared}"
+        if message := capacity.measure(what, measured, may_recompute=config.hardware.recompute == "auto"):
+            emit(Notice(step=state.step, topic="memory", message=message))
+    capacity.tokens = ranks.smallest(capacity.tokens)
+    capacity.recompute = ranks.any(capacity.recompute)
+    model.gpt.recompute = capacity.recompute
+    return capacity
 
 
 def _needs(inputs: Inputs, model: UnifiedVoice) -> Needs:
@@ -163,6 +197,9 @@ def _empty_state(config: RunConfig, model: UnifiedVoice, plan: Plan, owned: Sequ
     """On the device, with memory for everything, and no values yet."""
     if plan.device == "cpu":
         torch.set_num_threads(plan.threads)
+    if config.hardware.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is used first
+    torch.use_deterministic_algorithms(config.hardware.deterministic)
     model.to(plan.device)
     own = {name for (name, _), mine in zip(model.named_parameters(), owned, strict=True) if mine}
     return TrainState(
@@ -233,8 +270,9 @@ def _describe(config: RunConfig, facts: HardwareFacts, plan: Plan, state: TrainS
         emit(Notice(step=state.step, topic=topic, message=message))
 
     again = ", activations are computed again" if plan.recompute else ""
+    again += ", deterministic kernels" if config.hardware.deterministic else ""
     again += ", moments shared among the processes" if plan.shard_optimizer else ""
-    driver = f", driver {facts.driver}" if facts.driver else ""
+    driver = f", compute capability {facts.capability}, driver {facts.driver}" if facts.driver else ""
     say(
         "hardware",
         f"{facts.name} ({facts.device}), {human_bytes(facts.memory_bytes)}, {facts.cpus} CPUs{driver}",

@@ -70,7 +70,9 @@ class Discarded:
 
 
 @dataclass(frozen=True, slots=True)
-class _Counts:
+class TargetCounts:
+    """Of the whole global batch: the divisors of the loss."""
+
     text: float
     mel: float
     tokens: float
@@ -98,7 +100,7 @@ def train_step(
         DeviceMemoryError: In the update, where other ranks may be done with theirs.
     """
     ranks = machinery.ranks
-    counts = _Counts(
+    counts = TargetCounts(
         *ranks.add(
             [
                 sum(len(batch.text_targets) for batch in batches),
@@ -149,6 +151,17 @@ def train_step(
             machinery.optimizer.zero_grad(set_to_none=True)
             raise _non_finite(step, batches, sums, grad_norm)
         skips += 1
+
+
+def accumulate(machinery: Machinery, batch: PackedBatch, counts: TargetCounts) -> LossSums:
+    """Forward and backward of one micro-batch; its share of the gradients is added to what is there."""
+    dtype = next(machinery.model.parameters()).dtype
+    with autocast(machinery.device, machinery.precision):
+        sums: LossSums = machinery.model(to_device(batch, machinery.device, dtype))
+    recipe = machinery.recipe
+    loss = recipe.text_loss_weight * sums.text / counts.text + recipe.mel_loss_weight * sums.mel / counts.mel
+    machinery.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    return LossSums(sums.text.detach(), sums.mel.detach(), sums.mel_correct)
 
 
 @contextlib.contextmanager
@@ -215,19 +228,9 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def _accumulate(machinery: Machinery, batch: PackedBatch, counts: _Counts) -> LossSums:
-    dtype = next(machinery.model.parameters()).dtype
-    with autocast(machinery.device, machinery.precision):
-        sums: LossSums = machinery.model(to_device(batch, machinery.device, dtype))
-    recipe = machinery.recipe
-    loss = recipe.text_loss_weight * sums.text / counts.text + recipe.mel_loss_weight * sums.mel / counts.mel
-    machinery.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    return LossSums(sums.text.detach(), sums.mel.detach(), sums.mel_correct)
-
-
-def _accumulate_if_it_fits(machinery: Machinery, batch: PackedBatch, counts: _Counts) -> LossSums | None:
+def _accumulate_if_it_fits(machinery: Machinery, batch: PackedBatch, counts: TargetCounts) -> LossSums | None:
     with contextlib.suppress(torch.OutOfMemoryError):
-        return _accumulate(machinery, batch, counts)
+        return accumulate(machinery, batch, counts)
     return None
 
 
