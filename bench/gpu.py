@@ -187,9 +187,8 @@ def main() -> None:
     print(f"{facts.name}, driver {facts.driver or 'none'}, torch {torch.__version__}, {parameters / 1e6:.0f} M trained")
     print(f"plan by arithmetic: {plan.capacity_tokens} tokens per micro-batch, {plan.precision}")
     if device == "cuda":
-        text, codes = (
-            statistics.mean(map(len, values)) for values in zip(*((s.text_ids, s.codes) for s in samples), strict=True)
-        )
+        text = sum(len(sample.text_ids) for sample in samples) // len(samples)
+        codes = sum(len(sample.codes) for sample in samples) // len(samples)
         line = measured_line(parts(), config, (text, codes), max(lengths), CudaMeter(), step=0)
         if line:
             plan = replace(plan, capacity_tokens=line.capacity_tokens(usable_bytes(facts, MEASURED_SHARE)))

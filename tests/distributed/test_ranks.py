@@ -16,64 +16,12 @@ import yaml
 from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.demo.world import World
-from indextts_job.training.state import WEIGHTS
+from tests.distributed.ranks import KEYS, ended, pid_of_rank, same_samples, started, trained, weights
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, events, newest, samples, store_of
 from tests.support.servers import free_ports
 from tests.support.waiting import wait_until
 from tests.support.warm_parent import REPOSITORY
-
-KEYS: dict[str, object] = {"recipe__dropout": 0.0, "schedule__max_steps": 40, "schedule__epochs": 100}
-
-
-def started(
-    world: World, run: Path, count: int, environment: dict[str, str] | None = None, **keys: object
-) -> "subprocess.Popen[str]":
-    config = run.with_name(f"{run.name}-{count}.yaml")
-    document = config_for(world, run, hardware__processes=count, **{**KEYS, **keys}).to_json()
-    config.write_text(yaml.safe_dump(document), encoding="utf-8")
-    command = [sys.executable, "-m", "indextts_job", "train", str(config), "--grace-seconds", "60"]
-    own = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY, env=own
-    )
-
-
-def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    output, _ = process.communicate(timeout=120)
-    return process.returncode, output
-
-
-def pid_of_rank(process: "subprocess.Popen[str]", rank: int) -> int:
-    """The process of a rank, found among the children."""
-    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        if f"RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes().replace(b"LOCAL_RANK", b""):
-            return int(child)
-    raise LookupError(f"no rank {rank}")
-
-
-def trained(run: Path, attempt_number: int) -> bool:
-    path = run / f"samples/attempt-{attempt_number:04d}.jsonl"
-    return path.exists() and len(path.read_text(encoding="utf-8").splitlines()) > 3
-
-
-def weights(run: Path) -> torch.Tensor:
-    tensors = store_of(run).load(newest(run), (WEIGHTS,))
-    return torch.cat([tensors[key].flatten() for key in sorted(tensors)])
-
-
-def same_samples(one: Path, other: Path) -> bool:
-    def sets(run: Path) -> dict[int, list[str]]:
-        return {step: sorted(ids) for step, ids in samples(run).items()}
-
-    return sets(one) == sets(other)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("one") / "run"
-    assert attempt(config_for(world, run, **KEYS)).code == 0
-    return run
 
 
 def stepped(count: int, folder: Path, precision: str = "float64", moments: str = "whole") -> dict[str, Any]:
@@ -199,26 +147,6 @@ def test_a_rank_that_fails_in_its_update_does_not_go_back_alone(world: World, tm
     done = with_trouble(world, tmp_path / "run", "out-of-memory", "update")
     assert done.returncode == 70, done.stdout + done.stderr
     assert "error: rank 1 of 2: rank 1 ran out of memory in the update" in done.stderr
-
-
-def test_two_nodes_stop_together_and_go_on(world: World, undisturbed: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-
-    def nodes() -> "list[subprocess.Popen[str]]":
-        (port,) = free_ports(1)
-        common = {"INDEXTTS_NODES": "2", "INDEXTTS_MEETING": f"127.0.0.1:{port}", "GLOO_SOCKET_IFNAME": "lo"}
-        return [started(world, run, 1, {**common, "INDEXTTS_NODE": str(index)}) for index in range(2)]
-
-    first, second = nodes()
-    wait_until(lambda: trained(run, 1), "some steps")
-    second.send_signal(signal.SIGTERM)
-    for process in (first, second):
-        code, output = ended(process)
-        assert code == 75, output
-    assert newest(run).name.step == max(samples(run))
-    assert [ended(process)[0] for process in nodes()] == [0, 0]
-    assert same_samples(run, undisturbed)
-    assert torch.allclose(weights(run), weights(undisturbed), rtol=1e-4, atol=2e-5)
 
 
 def test_a_lost_node_ends_the_other(world: World, tmp_path: Path) -> None:
