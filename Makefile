@@ -20,7 +20,7 @@ demo-s3: $(VENV)/ready-dev
 	$(BIN)/python -m tests.support.servers $(BIN)/indextts-job demo --url s3://bucket/demos
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .
