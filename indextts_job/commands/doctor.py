@@ -3,17 +3,8 @@
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
 import argparse
-import json
-import sys
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from indextts_job.commands.parser import Commands, Parser
-
-if TYPE_CHECKING:
-    from indextts_job.doctor.findings import Finding
-
-STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
 def add(commands: Commands) -> None:
@@ -32,29 +23,7 @@ def add(commands: Commands) -> None:
 
 
 def _gpu(given: argparse.Namespace) -> int:
+    from indextts_job.commands.findings import report
     from indextts_job.doctor.machine import examine
 
-    return _report(examine(given.run), as_json=given.json)
-
-
-def _report(findings: Iterable["Finding"], *, as_json: bool) -> int:
-    from rich.console import Console
-    from rich.text import Text
-
-    from indextts_job.doctor.findings import exit_code
-
-    console = Console(soft_wrap=True)
-    seen = []
-    for finding in findings:
-        seen.append(finding)
-        if as_json:
-            continue
-        console.print(
-            Text.assemble((f"{finding.level:<8}", STYLES[finding.level]), f"{finding.subject:<20}", finding.found)
-        )
-        if finding.level != "ok" and finding.advice:
-            console.print(Text(f"{'':<28}{finding.advice}"))
-        sys.stdout.flush()
-    if as_json:
-        print(json.dumps([finding.to_json() for finding in seen], indent=1))  # noqa: T201
-    return exit_code(seen)
+    return report(examine(given.run), as_json=given.json)

@@ -7,7 +7,6 @@ learns to read. The language is Amharic script, unknown to the base tokenizer, a
 import io
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ import numpy as np
 import sentencepiece
 import torch
 import yaml
-from sentencepiece import sentencepiece_model_pb2
 
 from indextts_job.model.config import CONDITION_LATENTS, carried_shapes, gpt_config, trained_shapes
+from indextts_job.tokenizer.extend import extend
 
 CODES = 128
 CODES_PER_TOKEN = 4
 SPEAKERS = 6
+EXTENDED_PIECES = 217
 _BASE_TEXT = (
     "THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG . PACK MY BOX WITH FIVE DOZEN LIQUOR JUGS ! HOW VEXINGLY QUICK DAFT "
     "ZEBRAS JUMP ? SPHINX OF BLACK QUARTZ , JUDGE MY VOW - EVERY GOOD RUN ENDS WELL"
@@ -96,8 +96,8 @@ def make_world(folder: Path, size: WorldSize, seed: int = 7) -> World:
     world = World(folder)
     for path in (world.base_checkpoint, world.tokenizer, world.train_manifest):
         path.parent.mkdir(parents=True, exist_ok=True)
-    base = _base_tokenizer()
-    extended = _extended_tokenizer(base)
+    base = base_tokenizer()
+    extended = extend(base, _WORDS, EXTENDED_PIECES).content
     world.base_tokenizer.write_bytes(base)
     world.tokenizer.write_bytes(extended)
     processor = sentencepiece.SentencePieceProcessor()
@@ -110,16 +110,13 @@ def make_world(folder: Path, size: WorldSize, seed: int = 7) -> World:
     return world
 
 
-def _base_tokenizer() -> bytes:
-    return _trained_model([*_BASE_TEXT.split(), _BASE_TEXT], 100)
-
-
-def _trained_model(sentences: Sequence[str], pieces: int) -> bytes:
+def base_tokenizer() -> bytes:
+    """A byte-pair tokenizer of a hundred upper-case English pieces."""
     stream = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences),
+        sentence_iterator=iter([*_BASE_TEXT.split(), _BASE_TEXT]),
         model_writer=stream,
-        vocab_size=pieces,
+        vocab_size=100,
         model_type="bpe",
         character_coverage=1.0,
         bos_id=0,
@@ -129,21 +126,6 @@ def _trained_model(sentences: Sequence[str], pieces: int) -> bytes:
         minloglevel=2,
     )
     return stream.getvalue()
-
-
-def _extended_tokenizer(base: bytes) -> bytes:
-    """The base with Ethiopic pieces appended: characters first, then merges, scored below every base piece."""
-    read = sentencepiece_model_pb2.ModelProto.FromString  # type: ignore[attr-defined]  # made at import
-    model, candidate = read(base), read(_trained_model(_WORDS, 220))
-    known = {piece.piece for piece in model.pieces}
-    new = [piece.piece for piece in candidate.pieces if any("\u1200" <= letter < "\u1380" for letter in piece.piece)]
-    lowest = min(piece.score for piece in model.pieces)
-    for rank, text in enumerate(sorted(new, key=lambda text: len(text) > 1)):
-        if text not in known:
-            model.pieces.add(piece=text, score=lowest - 1 - rank)
-    model.trainer_spec.vocab_size = len(model.pieces)
-    content: bytes = model.SerializeToString()
-    return content
 
 
 def _model_document(size: WorldSize, base_pieces: int) -> dict[str, Any]:

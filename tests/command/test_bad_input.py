@@ -13,6 +13,7 @@ import yaml
 
 from indextts_job.cli import main
 from indextts_job.demo.world import World
+from indextts_job.tokenizer.extend import parse_model
 from tests.support.runs import config_for, newest
 
 
@@ -120,7 +121,7 @@ BAD_SAMPLES: dict[str, tuple[Spoil, list[str]]] = {
     "infinity in emotion": (spoil_array("emo_vec", lambda a: a + np.float32(np.inf)), ["NaN or infinity"]),
     "code out of range": (spoil_array("codes", lambda a: a + 128), ["code", "out of range, expected 0 … 127"]),
     "negative code": (spoil_array("codes", lambda a: a * 0 - 1), ["code -1 out of range"]),
-    "text id out of range": (spoil_array("text_ids", lambda a: a + 1000), ["text id", "expected 0 … 267"]),
+    "text id out of range": (spoil_array("text_ids", lambda a: a + 1000), ["text id", "expected 0 … 216"]),
     "lengths that disagree": (change_record(target_code_len=3), [":6", "values, the manifest says 3"]),
     "too many codes": (
         longer_than_the_model("codes", 401, "target_code_len"),
@@ -240,10 +241,10 @@ def test_a_wrong_setting_is_named(
 
 
 def test_a_tokenizer_smaller_than_the_base_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    from indextts_job.demo.world import _trained_model
-
     small = place.run.with_name("small.model")
-    small.write_bytes(_trained_model(["A B C"], 8))
+    model = parse_model(place.world.base_tokenizer.read_bytes(), "base")
+    del model.pieces[90:]
+    small.write_bytes(model.SerializeToString())
     assert main(place.arguments(f"inputs.tokenizer={small}")) == 78
     message = capsys.readouterr().err
     assert "pieces, the base checkpoint knows 100" in message
@@ -275,7 +276,7 @@ def test_a_vector_that_changes_under_the_run_is_an_error(place: Place) -> None:
     from indextts_job.model.config import gpt_config
 
     model = gpt_config(read_yaml(str(place.world.model_config), "", ""), "")
-    dataset = load_dataset([str(place.train_manifest)], Limits(model, 268), skip_bad_samples=False)
+    dataset = load_dataset([str(place.train_manifest)], Limits(model, 217), skip_bad_samples=False)
     assert dataset.sample(5).condition.shape == (32, 32)
     path = place.array("condition")
     np.save(path, np.load(path) + np.float32(1))

@@ -93,7 +93,7 @@ def test_a_checkpoint_is_inspected(run: Path, capsys: pytest.CaptureFixture[str]
     assert document["environment"]["torch"] == torch.__version__
     assert document["config"]["recipe"]["global_batch_samples"] == 7
     assert document["order"]["num_samples"] == 40
-    assert document["vocabulary"] == {"pieces": 268, "base_pieces": 100}
+    assert document["vocabulary"] == {"pieces": 217, "base_pieces": 100}
     assert len(document["history"]["validations"]) == 4
     assert main(["checkpoints", "inspect", str(run)]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["step"] == 24
@@ -131,17 +131,17 @@ def test_an_export_computes_what_the_run_computed(
     assert sorted(path.name for path in folder.iterdir()) == ["bpe.model", "config.yaml", "gpt.pth"]
     assert (folder / "bpe.model").read_bytes() == world.tokenizer.read_bytes()
     document = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    assert document["gpt"]["number_text_tokens"] == 268
+    assert document["gpt"]["number_text_tokens"] == 217
     base_keys = torch.load(world.base_checkpoint, weights_only=True).keys()
     exported = torch.load(folder / "gpt.pth", weights_only=True)
     assert exported.keys() == base_keys
     config = gpt_config(document, "config.yaml")
     base = load_base_checkpoint(str(folder / "gpt.pth"), config)
-    model = UnifiedVoice(config, Vocabulary(268, 268), 0.0)
+    model = UnifiedVoice(config, Vocabulary(217, 217), 0.0)
     model.load_state_dict({key: base.tensors[key] for key in model.state_dict()})
     manifest = newest(run)
     state = store_of(run).load(manifest)
-    trained = UnifiedVoice(config, Vocabulary(268, 100), 0.0)
+    trained = UnifiedVoice(config, Vocabulary(217, 100), 0.0)
     trained.load_state_dict(
         {key: state[f"model/{key}" if f"model/{key}" in state else f"base/{key}"] for key in trained.state_dict()}
     )
@@ -149,7 +149,7 @@ def test_an_export_computes_what_the_run_computed(
     from indextts_job.data.dataset import Limits
     from indextts_job.data.sources import load_dataset
 
-    dataset = load_dataset([str(world.validation_manifest)], Limits(config, 268), skip_bad_samples=False)
+    dataset = load_dataset([str(world.validation_manifest)], Limits(config, 217), skip_bad_samples=False)
     batch = to_device(collate([dataset.sample(i) for i in range(5)], config), torch.device("cpu"))
     one, other = model.eval()(batch), trained.eval()(batch)
     assert (one.text.item(), one.mel.item()) == (other.text.item(), other.mel.item())
@@ -170,7 +170,7 @@ def test_an_export_is_accepted_as_the_base_of_a_new_run(world: World, run: Path,
     )
     ended = attempt(config)
     assert ended.code == 0
-    assert "268 pieces, the base checkpoint's own: all rows train" in ended.output
+    assert "217 pieces, the base checkpoint's own: all rows train" in ended.output
 
 
 def test_an_old_command_line_works(world: World, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.support.attempts import attempt
 from tests.support.runs import config_for, newest, samples, store_of
 
 STEP = 9
-PIECES, BASE_PIECES = 268, 100
+PIECES, BASE_PIECES = 217, 100
 
 
 def base_state(world: World) -> dict[str, Tensor]:
@@ -172,7 +172,7 @@ def test_a_smaller_vocabulary_gives_its_weights(world: World, tmp_path: Path) ->
     path = saved({"model": base_state(world), "step": 5}, tmp_path, "model_step5.pth")
     ended = attempt(config_for(world, tmp_path / "run", resume__source=str(path), schedule__max_steps=2))
     assert ended.code == 0, ended.error
-    assert "168 new rows start afresh, and with them all moments" in ended.output
+    assert "117 new rows start afresh, and with them all moments" in ended.output
 
 
 class Evil:

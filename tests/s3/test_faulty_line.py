@@ -70,7 +70,7 @@ def test_one_request_in_twelve_fails_and_the_run_ends_with_the_same_bits(
 def test_sharding_and_feeding_over_a_bad_line_give_the_same_bytes(
     world: World, s3_run: str, seaweed: Server, tmp_path: Path, connect: Connect, kind: str
 ) -> None:
-    limits = Limits(gpt_config(read_yaml(str(world.model_config), "", ""), ""), 268)
+    limits = Limits(gpt_config(read_yaml(str(world.model_config), "", ""), ""), 217)
     local = load_dataset([str(world.train_manifest)], limits, skip_bad_samples=False)
     with proxy(seaweed.port, now_and_then(kind)) as (url, faults):
         connect(url)

@@ -27,7 +27,7 @@ SMALL_SHARD = 3 * 32 * 32 * 4
 
 @pytest.fixture
 def limits(world: World) -> Limits:
-    return Limits(gpt_config(read_yaml(str(world.model_config), "", ""), ""), 268)
+    return Limits(gpt_config(read_yaml(str(world.model_config), "", ""), ""), 217)
 
 
 @pytest.fixture

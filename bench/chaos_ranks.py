@@ -1,0 +1,78 @@
+"""Interruptions of several processes: world sizes that change at every life, random ranks killed or preempted.
+
+Every run is interrupted until it is complete; its samples are compared with an undisturbed run's of one process, and
+so are its weights, within float32's rounding.
+
+    python -m bench.chaos_ranks [--interruptions 20] [--most 4] [--seed 0]
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from indextts_job.demo.world import make_world
+from indextts_job.errors import EXIT_OK, EXIT_STOPPED
+from tests.distributed.ranks import KEYS, ended, pid_of_rank, same_samples, started, weights
+from tests.support.attempts import attempt
+from tests.support.runs import TINY, config_for
+
+LONGEST_LIFE_S = 6.0
+"""From the start of the processes; they begin to train after about 3."""
+KILLED = 128 + signal.SIGKILL
+
+
+def main() -> int:
+    """Print what was done and what differed; 0 when nothing did."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--interruptions", type=int, default=20)
+    parser.add_argument("--most", type=int, default=4, help="processes")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    chance = random.Random(given.seed)  # noqa: S311  # chance is for coverage
+    struck: Counter[str] = Counter()
+    runs = different = 0
+    largest = 0.0
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
+        folder = Path(name)
+        world = make_world(folder / "world", TINY)
+        undisturbed = folder / "undisturbed"
+        attempt(config_for(world, undisturbed, **KEYS))
+        while struck.total() < given.interruptions:
+            run = folder / f"run-{runs}"
+            runs += 1
+            code = -1
+            while code != EXIT_OK:
+                count = chance.randint(1, given.most)
+                keys = {"hardware__shard_optimizer": chance.choice(["always", "never"])}
+                process = started(world, run, count, **{**KEYS, **keys})  # type: ignore[arg-type]
+                time.sleep(chance.uniform(1.0, LONGEST_LIFE_S))
+                kind = chance.choice([signal.SIGKILL, signal.SIGTERM])
+                try:
+                    os.kill(process.pid if count == 1 else pid_of_rank(process, chance.randrange(count)), kind)
+                    struck[f"{kind.name} of {count}"] += 1
+                except (LookupError, ProcessLookupError):
+                    pass  # not started yet, or complete already
+                code, output = ended(process)
+                if code not in (EXIT_OK, EXIT_STOPPED, KILLED, -signal.SIGKILL):
+                    print(output[-3000:])
+                    return 1
+            apart = float((weights(run) - weights(undisturbed)).abs().max())
+            largest = max(largest, apart)
+            agree = torch.allclose(weights(run), weights(undisturbed), rtol=1e-4, atol=2e-5)
+            different += not (same_samples(run, undisturbed) and agree)
+    for what, times in struck.most_common():
+        print(f"{times:>6}  {what}")
+    print(f"{struck.total()} interruptions of {runs} runs: {different} runs differ; weights within {largest:.1e}")
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

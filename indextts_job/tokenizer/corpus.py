@@ -1,0 +1,61 @@
+"""Text of manifests and text files, as the tokenizer gets to see it."""
+
+import json
+from collections.abc import Callable, Sequence
+
+from indextts_job import files
+from indextts_job.data.manifest import parse_source
+from indextts_job.errors import DataError, findings_message
+from indextts_job.tokenizer.normalize import normalize
+
+TEXT_KEYS = ("target_text", "text")
+"""Of paired and of single records."""
+MANIFEST_SUFFIXES = (".jsonl", ".json")
+
+
+def read_corpus(
+    sources: Sequence[str], language: str = "", progress: Callable[[str], None] = lambda _doing: None
+) -> list[str]:
+    """Normalised texts, each once, in the order of their first appearance.
+
+    Args:
+        sources: Manifests (`.jsonl`, with `text` or `target_text`) or text files with a text per line; `path::am` gives
+            the language of one.
+        language: Of those that give none.
+        progress: Told what is being read.
+
+    Raises:
+        DataError: A line is no record with a text, or there is no text at all.
+    """
+    texts: dict[str, None] = {}
+    for argument in sources:
+        source = parse_source(argument, files.exists)
+        progress(f"reading {source.url}")
+        lines = files.read_manifest_text(source.url).splitlines()
+        found = _texts_of_records(lines, source.url) if source.url.endswith(MANIFEST_SUFFIXES) else lines
+        for text in found:
+            if cleaned := normalize(text, source.language or language):
+                texts[cleaned] = None
+    if not texts:
+        raise DataError(f"no text in {', '.join(sources)}. Give manifests or text files with a text per line.")
+    return list(texts)
+
+
+def _texts_of_records(lines: Sequence[str], url: str) -> list[str]:
+    texts, findings = [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            text = next((record[key] for key in TEXT_KEYS if record.get(key)), None)
+        except (ValueError, AttributeError):
+            text = None
+        if isinstance(text, str):
+            texts.append(text)
+        else:
+            findings.append(f"{url}:{number}: no {' or '.join(TEXT_KEYS)}")
+    if findings:
+        headline = f"{len(findings)} of {len(findings) + len(texts)} records have no text"
+        raise DataError(findings_message(headline, findings, "Records of a manifest are JSON objects with a text."))
+    return texts

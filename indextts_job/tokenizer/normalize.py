@@ -1,0 +1,51 @@
+"""Text as the published front end hands it to the tokenizer: cleaned, punctuation mapped, upper-cased.
+
+Numbers and abbreviations are left as they are: the front end spells them out for Chinese and English only, with
+tools of its own.
+"""
+
+import re
+import unicodedata
+
+AMHARIC = ("am", "amh")
+_ETHIOPIC = re.compile("[\u1200-\u137f\u1380-\u139f\u2d80-\u2ddf\uab00-\uab2f]")
+_SPEAKER = re.compile(r"(?:speaker|spk|ተናጋሪ)\s*\d+\s*[:：]\s*", re.IGNORECASE)  # noqa: RUF001  # a wide colon
+_CJK = re.compile(
+    "([\u1100-\u11ff\u2e80-\ua4cf\ua840-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff65-\uffdc\U00020000-\U0002ffff])"
+)
+"""Set apart one by one by the front end, Ethiopic Extended-A among them."""
+_COMMON = {
+    **dict.fromkeys(["...", ",,,", "……"], "…"),
+    **dict.fromkeys("：；;，、:", ","),  # noqa: RUF001
+    **{"。": ".", "！": "!", "？": "?", "\n": " "},  # noqa: RUF001
+    **dict.fromkeys("·—～~", "-"),  # noqa: RUF001
+    **dict.fromkeys('“”"‘’（）()《》【】[]「」', "'"),  # noqa: RUF001
+}
+_ETHIOPIC_MARKS = {"።": ".", "፣": ",", "፤": ";", "፥": ":", "፦": ":", "፧": "?", "፨": "!", "፡": " "}
+
+
+def _pattern(mapping: dict[str, str]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(mark) for mark in sorted(mapping, key=len, reverse=True)))
+
+
+_AMHARIC_MAP = _COMMON | _ETHIOPIC_MARKS
+_PATTERNS = {False: (_COMMON, _pattern(_COMMON)), True: (_AMHARIC_MAP, _pattern(_AMHARIC_MAP))}
+
+
+def normalize(text: str, language: str = "") -> str:
+    """What the tokenizer gets to see of a text.
+
+    Args:
+        text: As it stands in a manifest.
+        language: `am` or `amh` for Amharic; otherwise any Ethiopic letter tells.
+    """
+    amharic = language.lower() in AMHARIC or bool(_ETHIOPIC.search(text))
+    text = text.replace("\u3000", " ").replace("\xa0", " ").strip()
+    text = _SPEAKER.sub("", text, count=1) if _SPEAKER.match(text) else text
+    text = unicodedata.normalize("NFC" if amharic else "NFKC", text)
+    text = " ".join(text.split())
+    mapping, pattern = _PATTERNS[amharic]
+    text = pattern.sub(lambda found: mapping[found[0]], text).strip()
+    if len(text) == 1:
+        return text
+    return " ".join(part.strip() for part in _CJK.split(text.upper()) if part.strip())
