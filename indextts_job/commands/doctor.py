@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
 import argparse
+import sys
 
 from indextts_job.commands.parser import Commands, Parser
 
@@ -20,6 +21,18 @@ def add(commands: Commands) -> None:
     gpu.add_argument("run", nargs="?", default="", help="run folder or URL, whose storage is tried too")
     gpu.add_argument("--json", action="store_true", help="for programs")
     gpu.set_defaults(act=_gpu)
+    data = subjects.add_parser(
+        "data",
+        help="manifests and every array they name: what training would refuse, and what it had better not learn",
+        description="Look at a dataset. Exit code 65 if training would refuse it, 0 with warnings only.",
+    )
+    data.add_argument("manifests", nargs="+", metavar="MANIFEST[::LANG]", help="paired manifests to train on")
+    data.add_argument("--validation", nargs="+", default=[], metavar="MANIFEST", help="paired manifests to validate on")
+    data.add_argument("--tokenizer", required=True, help="SentencePiece model that training will use")
+    data.add_argument("--config", default="checkpoints/config.yaml", help="config.yaml of the model")
+    data.add_argument("--all", action="store_true", help="show every place, not the first few")
+    data.add_argument("--json", action="store_true", help="for programs; always with every place")
+    data.set_defaults(act=_data)
 
 
 def _gpu(given: argparse.Namespace) -> int:
@@ -27,3 +40,28 @@ def _gpu(given: argparse.Namespace) -> int:
     from indextts_job.doctor.machine import examine
 
     return report(examine(given.run), as_json=given.json)
+
+
+def _data(given: argparse.Namespace) -> int:
+    from indextts_job import files
+    from indextts_job.commands.findings import DETAILS_SHOWN, report
+    from indextts_job.doctor.data import examine_data
+    from indextts_job.doctor.survey import survey
+    from indextts_job.model.config import gpt_config
+    from indextts_job.model.tokenizer import load_tokenizer
+    from indextts_job.report.console import ConsoleReport
+    from indextts_job.retry import StorageConfig
+
+    files.configure_object_stores(StorageConfig())
+    model = gpt_config(files.read_yaml(given.config, "model configuration", "--config"), given.config)
+    tokenizer = load_tokenizer(given.tokenizer)
+    with ConsoleReport(sys.stderr) as console:
+        found = survey(
+            given.manifests,
+            given.validation,
+            model,
+            tokenizer.pieces,
+            lambda done, total: console.progress("looking at arrays", done, total),
+        )
+    shown = sys.maxsize if given.all else DETAILS_SHOWN
+    return report(examine_data(found, tokenizer.content), as_json=given.json, details=shown)

@@ -25,8 +25,8 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 
-class _BadSampleError(Exception):
-    """One array of a sample is unusable; the message names file, finding and expectation."""
+class BadArrayError(Exception):
+    """An array is unusable; the message names file, finding and expectation."""
 
 
 @dataclass(slots=True)
@@ -91,10 +91,10 @@ def _entry(record: PairRecord, arrays: _Arrays) -> Entry:
 
 def _check_all(records: Sequence[PairRecord], limits: Limits, progress: Progress) -> _Arrays:
     model = limits.model
-    texts = partial(_check_ids, count=limits.text_pieces, longest=model.max_text_tokens, what="text id")
-    codes = partial(_check_ids, count=model.number_codes, longest=model.max_mel_tokens, what="code")
-    conditions = partial(_check_vector, shape=(CONDITION_LATENTS, model.model_dim))
-    emotions = partial(_check_vector, shape=(model.model_dim,))
+    texts = partial(check_ids, count=limits.text_pieces, longest=model.max_text_tokens, what="text id")
+    codes = partial(check_ids, count=model.number_codes, longest=model.max_mel_tokens, what="code")
+    conditions = partial(check_vector, shape=(CONDITION_LATENTS, model.model_dim))
+    emotions = partial(check_vector, shape=(model.model_dim,))
     jobs: dict[str, Callable[[str], Ids | Vector]] = {}
     for record in records:
         jobs[record.text_ids_path] = texts
@@ -105,7 +105,7 @@ def _check_all(records: Sequence[PairRecord], limits: Limits, progress: Progress
     def checked(path: str) -> Ids | Vector | str:
         try:
             return jobs[path](path)
-        except _BadSampleError as error:
+        except BadArrayError as error:
             return str(error)
 
     arrays = _Arrays({}, {}, {})
@@ -140,9 +140,9 @@ def _read_array(path: str) -> npt.NDArray[np.generic]:
         return parse_npy(files.read_bytes(path))
     except FileNotFoundError:
         hint = _working_directory_reading(path)
-        raise _BadSampleError(f"{path}: file not found{hint}") from None
+        raise BadArrayError(f"{path}: file not found{hint}") from None
     except NpyFormatError as error:
-        raise _BadSampleError(f"{path}: {error}") from None
+        raise BadArrayError(f"{path}: {error}") from None
 
 
 def _working_directory_reading(path: str) -> str:
@@ -160,31 +160,47 @@ def _working_directory_reading(path: str) -> str:
     return ""
 
 
-def _check_ids(path: str, count: int, longest: int, what: str) -> Ids:
+def check_ids(path: str, count: int, longest: int, what: str) -> Ids:
+    """Text ids or codes from their file.
+
+    Args:
+        path: Path or URL.
+        count: Ids are below it.
+        longest: The most that the model takes.
+        what: One of them in words, for messages.
+
+    Raises:
+        BadArrayError: They cannot be trained on.
+    """
     array = _read_array(path)
     if not np.issubdtype(array.dtype, np.integer):
-        raise _BadSampleError(f"{path}: dtype {array.dtype}, expected integers")
+        raise BadArrayError(f"{path}: dtype {array.dtype}, expected integers")
     if array.ndim != 1 or not array.size:
-        raise _BadSampleError(f"{path}: shape {list(array.shape)}, expected [n] with n of at least 1")
+        raise BadArrayError(f"{path}: shape {list(array.shape)}, expected [n] with n of at least 1")
     if array.size > longest:
-        raise _BadSampleError(f"{path}: {array.size} values, the model's limit is {longest}")
+        raise BadArrayError(f"{path}: {array.size} values, the model's limit is {longest}")
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= count:
         wrong = low if low < 0 else high
-        raise _BadSampleError(f"{path}: {what} {wrong} out of range, expected 0 … {count - 1}")
+        raise BadArrayError(f"{path}: {what} {wrong} out of range, expected 0 … {count - 1}")
     values = np.ascontiguousarray(array, dtype=np.int32)
     return Ids(values, content_digest(values))
 
 
-def _check_vector(path: str, shape: tuple[int, ...]) -> Vector:
+def check_vector(path: str, shape: tuple[int, ...]) -> Vector:
+    """A conditioning array or an emotion vector, looked at; its file is read again when it is needed.
+
+    Raises:
+        BadArrayError: It cannot be trained on.
+    """
     array = _read_array(path)
     if array.dtype not in (np.float32, np.float16):
-        raise _BadSampleError(f"{path}: dtype {array.dtype}, expected float32 or float16")
+        raise BadArrayError(f"{path}: dtype {array.dtype}, expected float32 or float16")
     if array.shape != shape:
-        raise _BadSampleError(f"{path}: shape {list(array.shape)}, expected {list(shape)}")
+        raise BadArrayError(f"{path}: shape {list(array.shape)}, expected {list(shape)}")
     vector = np.asarray(array, dtype=np.float32)
     if not np.isfinite(vector).all():
-        raise _BadSampleError(f"{path}: holds NaN or infinity")
+        raise BadArrayError(f"{path}: holds NaN or infinity")
     return Vector(path, content_digest(vector), partial(_load_vector, path))
 
 

@@ -85,61 +85,71 @@ def resolve_path(path: str, manifest_url: str) -> str:
 
 
 @dataclass(slots=True)
-class _Findings:
+class ScannedManifest:
+    """What the lines of a manifest hold, the bad ones too."""
+
+    records: list[PairRecord] = field(default_factory=list)
+    documents: list[Mapping[str, object]] = field(default_factory=list)
+    """All fields of each record."""
     malformed: list[str] = field(default_factory=list)
+    """Lines that are no records, and why."""
     single: list[str] = field(default_factory=list)
+    """Lines that are records of single utterances."""
+
+
+def scan_manifest(lines: Iterable[str], source: ManifestSource) -> ScannedManifest:
+    """Every line of a manifest. Blank lines and unknown fields are ignored."""
+    scanned = ScannedManifest()
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            _scan_line(line, f"{source.url}:{number}", source, scanned)
+    return scanned
 
 
 def parse_records(lines: Iterable[str], source: ManifestSource) -> list[PairRecord]:
     """All records of one manifest.
 
-    Blank lines and unknown fields are ignored.
-
     Raises:
         DataError: Malformed lines, single instead of paired records, or no record at all. Names every line.
     """
-    records: list[PairRecord] = []
-    findings = _Findings()
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            record = _parse_line(line, f"{source.url}:{number}", source, findings)
-            if record is not None:
-                records.append(record)
-    if findings.single:
-        kind = "mixes single and paired records" if records else "holds single records"
+    scanned = scan_manifest(lines, source)
+    if scanned.single:
+        kind = "mixes single and paired records" if scanned.records else "holds single records"
         raise DataError(
             findings_message(
                 f"{source.url} {kind} (training needs pairs)",
-                findings.single,
+                scanned.single,
                 "Make pairs from it with the pairing tool of your preprocessing (tools/build_gpt_prompt_pairs.py "
                 "in the public repositories) and give the paired manifest.",
             )
         )
-    if findings.malformed:
+    if scanned.malformed:
         advice = "Repair or remove these lines; one JSON object per line is expected."
-        raise DataError(findings_message(f"{source.url} has malformed records", findings.malformed, advice))
-    if not records:
+        raise DataError(findings_message(f"{source.url} has malformed records", scanned.malformed, advice))
+    if not scanned.records:
         raise DataError(f"{source.url}: no records. Expected one JSON object per line.")
-    return records
+    return scanned.records
 
 
-def _parse_line(line: str, origin: str, source: ManifestSource, findings: _Findings) -> PairRecord | None:
+def _scan_line(line: str, origin: str, source: ManifestSource, scanned: ScannedManifest) -> None:
     try:
         document = json.loads(line)
     except ValueError as error:
-        findings.malformed.append(f"{origin}: not JSON ({error})")
-        return None
+        scanned.malformed.append(f"{origin}: not JSON ({error})")
+        return
     if not isinstance(document, dict):
-        findings.malformed.append(f"{origin}: a JSON {type(document).__name__}, expected an object")
-        return None
+        scanned.malformed.append(f"{origin}: a JSON {type(document).__name__}, expected an object")
+        return
     if "prompt_condition_path" not in document and "condition_path" in document:
-        findings.single.append(f"{origin}: id {document.get('id')!r} has condition_path, not prompt_condition_path")
-        return None
+        scanned.single.append(f"{origin}: id {document.get('id')!r} has condition_path, not prompt_condition_path")
+        return
     try:
-        return _record(document, origin, source)
+        record = _record(document, origin, source)
     except (KeyError, TypeError, ValueError) as error:
-        findings.malformed.append(f"{origin}: {error.args[0]}")
-        return None
+        scanned.malformed.append(f"{origin}: {error.args[0]}")
+        return
+    scanned.records.append(record)
+    scanned.documents.append(document)
 
 
 def _record(document: Mapping[str, object], origin: str, source: ManifestSource) -> PairRecord:

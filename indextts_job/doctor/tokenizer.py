@@ -8,8 +8,7 @@ from typing import Any
 
 import sentencepiece
 
-from indextts_job.doctor.findings import Finding, Level
-from indextts_job.errors import EXIT_DATA
+from indextts_job.doctor.findings import Finding, Level, data_finding
 from indextts_job.tokenizer.extend import NORMAL, SPACE, characters_of, occurring, parse_model
 
 BASE_TEXT = (
@@ -38,22 +37,18 @@ def examine_extension(
         base_text: Normalised text of the base's languages, besides a few lines of our own.
     """
     old, new = parse_model(base, "base tokenizer"), parse_model(extended, "tokenizer")
-    yield _finding("pieces", f"{len(new.pieces)}, of which the base has {len(old.pieces)}")
+    yield data_finding("pieces", "ok", f"{len(new.pieces)}, of which the base has {len(old.pieces)}")
     yield from _same_base(old, new)
     yield from _appended(old, new)
     try:
         _processor(extended)
     except RuntimeError as error:
-        yield _finding("loading", f"SentencePiece refuses it: {error}", "error", "Extend the base tokenizer again.")
+        yield data_finding("loading", "error", f"SentencePiece refuses it: {error}", "Extend the base tokenizer again.")
         return
     yield _base_text(base, extended, [*BASE_TEXT, *base_text])
     if corpus:
         yield from _reading(base, extended, corpus)
         yield _use(extended, new.pieces[len(old.pieces) :], corpus)
-
-
-def _finding(subject: str, found: str, level: Level = "ok", advice: str = "") -> Finding:
-    return Finding(subject=subject, level=level, found=found, advice=advice, exit_code=EXIT_DATA)
 
 
 def _same_base(old: Any, new: Any) -> Iterator[Finding]:  # noqa: ANN401
@@ -64,9 +59,9 @@ def _same_base(old: Any, new: Any) -> Iterator[Finding]:  # noqa: ANN401
         other = f"{two.piece!r} ({two.score:g})" if two else "missing"
         text = f"{len(changed)} differ; the first is id {at}: {one.piece!r} ({one.score:g}) has become {other}"
         advice = "The base checkpoint's rows would stand for other pieces. Extend the base tokenizer."
-        yield _finding("base pieces", text, "error", advice)
+        yield data_finding("base pieces", "error", text, advice)
     else:
-        yield _finding("base pieces", f"all {len(old.pieces)} with their scores, byte for byte")
+        yield data_finding("base pieces", "ok", f"all {len(old.pieces)} with their scores, byte for byte")
 
 
 def _appended(old: Any, new: Any) -> Iterator[Finding]:  # noqa: ANN401
@@ -78,21 +73,22 @@ def _appended(old: Any, new: Any) -> Iterator[Finding]:  # noqa: ANN401
         wrong = ", ".join(map(repr, (twice or strange)[:SHOWN]))
         kind = "occur twice" if twice else "are of a special type"
         text = f"{len(twice or strange)} pieces {kind}: {wrong}"
-        yield _finding("new pieces", text, "error", "Extend again, with `indextts-job tokenizer extend`.")
+        yield data_finding("new pieces", "error", text, "Extend again, with `indextts-job tokenizer extend`.")
     lower = [piece.piece for piece in appended if piece.piece != piece.piece.upper()]
     if lower:
         text = f"{len(lower)} hold lower-case letters, which never reach the tokenizer: {', '.join(lower[:SHOWN])}"
-        yield _finding("new pieces", text, "warning", "Dead rows. `indextts-job tokenizer extend` makes none.")
+        yield data_finding("new pieces", "warning", text, "Dead rows. `indextts-job tokenizer extend` makes none.")
     scripts = Counter(_script(piece.piece) for piece in appended)
     shares = ", ".join(f"{script} {count}" for script, count in scripts.most_common())
-    yield _finding("new pieces", f"{len(appended)}: {shares}" if appended else "none: the base tokenizer itself")
+    text = f"{len(appended)}: {shares}" if appended else "none: the base tokenizer itself"
+    yield data_finding("new pieces", "ok", text)
     known = characters_of(old)
     able = [piece.piece for piece in appended if known.issuperset(piece.piece)]
     if able:
         shown = ", ".join(map(repr, able[:SHOWN]))
         text = f"{len(able)} new pieces can be formed in base text, and change how it reads: {shown}"
         advice = "A new piece needs a character that no base piece has. Use `indextts-job tokenizer extend`."
-        yield _finding("base languages", text, "error", advice)
+        yield data_finding("base languages", "error", text, advice)
 
 
 def _script(piece: str) -> str:
@@ -109,8 +105,8 @@ def _base_text(base: bytes, extended: bytes, lines: Sequence[str]) -> Finding:
     changed = [line for line in changed if one.unk_id() not in one.EncodeAsIds(line)]
     if changed:
         text = f"{len(changed)} of {len(lines)} lines encode differently: {changed[0]!r}"
-        return _finding("base text", text, "error", "The base languages would suffer. Extend the base tokenizer again.")
-    return _finding("base text", f"{len(lines)} lines encode to the same ids")
+        return data_finding("base text", "error", text, "The base languages would suffer. Extend it again.")
+    return data_finding("base text", "ok", f"{len(lines)} lines encode to the same ids")
 
 
 def _reading(base: bytes, extended: bytes, corpus: Sequence[str]) -> Iterator[Finding]:
@@ -123,16 +119,16 @@ def _reading(base: bytes, extended: bytes, corpus: Sequence[str]) -> Iterator[Fi
         unknown = sum(ids.count(processor.unk_id()) for ids in encoded)
         rates.append((tokens / letters, unknown / max(1, tokens)))
     (before, unknown_before), (after, unknown_after) = rates
-    yield _finding("fertility", f"{before:.3f} tokens per character with the base, {after:.3f} now")
+    yield data_finding("fertility", "ok", f"{before:.3f} tokens per character with the base, {after:.3f} now")
     text = f"{unknown_before:.2%} of the tokens with the base, {unknown_after:.2%} now"
     processor = _processor(extended)
     lost = sorted({letter for line in corpus for letter in line if letter != " "} - _readable(processor))
     if lost:
         text += f"; {len(lost)} characters have no piece: {''.join(lost[:40])}"
     level: Level = "warning" if unknown_after > UNKNOWN_SHARE else "ok"
-    yield _finding("unknown", text, level, "Extend with text that holds all characters, or clean the text.")
+    yield data_finding("unknown", level, text, "Extend with text that holds all characters, or clean the text.")
     for line in itertools.islice(corpus, SHOWN):
-        yield _finding("sample", " ".join(processor.EncodeAsPieces(line)))
+        yield data_finding("sample", "ok", " ".join(processor.EncodeAsPieces(line)))
 
 
 def _readable(processor: sentencepiece.SentencePieceProcessor) -> set[str]:
@@ -146,7 +142,7 @@ def _use(extended: bytes, appended: Any, corpus: Sequence[str]) -> Finding:  # n
     text = f"{len(appended) - len(unseen)} of {len(appended)} new pieces occur in {len(corpus)} lines"
     if unseen:
         text += f"; the others are steps to longer ones, or rows that will not train: {', '.join(unseen[:SHOWN])}"
-    return _finding("use", text)
+    return data_finding("use", "ok", text)
 
 
 def _processor(content: bytes) -> sentencepiece.SentencePieceProcessor:
