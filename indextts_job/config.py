@@ -8,7 +8,7 @@ import difflib
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 
@@ -36,6 +36,9 @@ class InputsConfig:
     """SentencePiece model: the base's own, or an extension of it."""
 
 
+ChecksPolicy = Literal["auto", "abort", "warn", "ask"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumeConfig:
     """Where to go on from."""
@@ -46,6 +49,9 @@ class ResumeConfig:
     """Take weights, but fresh moments, schedule and position (they belong together). Needs a new run folder."""
     accept: tuple[str, ...] = ()
     """Keys whose change since the checkpoint is intended."""
+    checks: ChecksPolicy = "auto"
+    """When the state that was loaded is not the one that was saved: abort; warn and go on; ask = a countdown that
+    Ctrl+C ends; auto = ask on a terminal, else abort."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

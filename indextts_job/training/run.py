@@ -46,6 +46,7 @@ from indextts_job.training import resume
 from indextts_job.training.distributed import Ranks, joined, read_place
 from indextts_job.training.inputs import Inputs, check_stop, read_inputs
 from indextts_job.training.loop import LoopSettings, TrainingLoop
+from indextts_job.training.resume_policy import admit
 from indextts_job.training.saver import BackgroundSaver, SaverSettings
 from indextts_job.training.start import Start, build, compare
 from indextts_job.training.state import count_parameters
@@ -120,6 +121,9 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, st
         start = build(config, inputs, facts=facts, selection=selection, own=store, ranks=ranks, emit=emit)
         check_stop(stop)
         laps.done("model")
+        if start.checks:
+            admit(start.checks, config.resume.checks, stop, emit, start.state.step)
+            laps.done("checks")
         _demand_same_start(ranks, start.state.step)
         parts = _Parts(
             config=config,
@@ -259,6 +263,7 @@ def _train(parts: _Parts, saver: BackgroundSaver) -> str:
             validation_samples=validation_samples,
             model_config=inputs.model,
             saver=saver,
+            reference=start.reference,
             emit=emit,
         )
         loop = TrainingLoop(

@@ -87,8 +87,13 @@ class BackgroundSaver:
         self._buffers: dict[str, Tensor] = {}
         self._started_s = self._stall_s = self._ended_s = 0.0
 
-    def save(self, state: TrainState, tags: tuple[str, ...]) -> None:
+    def save(self, state: TrainState, tags: tuple[str, ...], further: Mapping[str, Any] | None = None) -> None:
         """Begin to save a state; returns when it is copied, and may be changed.
+
+        Args:
+            state: To save.
+            tags: Of the checkpoint.
+            further: Values of this save, beside those of every save.
 
         Raises:
             RuntimeError: A save is in flight.
@@ -98,7 +103,7 @@ class BackgroundSaver:
         self._started_s = time.monotonic()
         self._cancelled.clear()
         groups = self._staged(state.tensor_groups())
-        publish = self._publication(state, tags) if self._settings else None
+        publish = self._publication(state, tags, further or {}) if self._settings else None
         self._error = self._committed = None
         self._state = state
         self._thread = threading.Thread(target=self._save, args=(groups, publish), name="save", daemon=True)
@@ -165,7 +170,9 @@ class BackgroundSaver:
             torch.cuda.synchronize()
         return staged
 
-    def _publication(self, state: TrainState, tags: tuple[str, ...]) -> Callable[[list[Written]], bool]:
+    def _publication(
+        self, state: TrainState, tags: tuple[str, ...], further: Mapping[str, Any]
+    ) -> Callable[[list[Written]], bool]:
         """How rank 0 makes a checkpoint of what was written; the values are those of now."""
         settings, store = self._settings, self._store
         assert settings is not None  # noqa: S101  # rank 0 only
@@ -175,7 +182,12 @@ class BackgroundSaver:
             carried=state.carried.stored,
             carried_objects=state.carried.objects,
             files=settings.files,
-            values={**settings.values, "history": state.history.to_json(), "scaler": state.scaler_values()},
+            values={
+                **settings.values,
+                "history": state.history.to_json(),
+                "scaler": state.scaler_values(),
+                **further,
+            },
         )
 
         def publish(parts: list[Written]) -> bool:

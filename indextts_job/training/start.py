@@ -1,7 +1,7 @@
 """The state to begin with: from the base checkpoint, or from a checkpoint of this or another run."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from indextts_job.report.console import human_bytes
 from indextts_job.report.events import Emit, Notice
 from indextts_job.training.capacity import Capacity
 from indextts_job.training.compatibility import Present, demand_same_run, extends_vocabulary
+from indextts_job.training.consistency import Check, Reference, consistency
 from indextts_job.training.distributed import Ranks
 from indextts_job.training.history import History
 from indextts_job.training.inputs import Inputs
@@ -47,6 +48,9 @@ class Start:
 
     state: TrainState
     machinery: Machinery
+    reference: Reference
+    checks: Iterator[Check] | None
+    """Of a state that was loaded, made while they are asked for."""
     plan: Plan
     capacity: Capacity
     tags: tuple[str, ...]
@@ -155,11 +159,15 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
     if point and (changed := changes(point.manifest.values["environment"], facts, plan)):
         message = f"since the checkpoint: {', '.join(changed)}; the samples of each step are the same"
         emit(Notice(step=state.step, topic="plan", message=message))
+    reference = Reference.of(inputs.train_set, inputs.model)
+    checks = consistency(state, machinery, reference, point.manifest.values, point.tensors) if point else None
     tags = point.name.tags if point and point.store is own else ()
     lineage = {"run": selection.legacy} if selection.legacy else _lineage(selection.point, own)
     return Start(
         state=state,
         machinery=machinery,
+        reference=reference,
+        checks=checks,
         plan=plan,
         capacity=capacity,
         tags=tags,

@@ -16,6 +16,7 @@ from indextts_job.hardware.plan import HardwareFacts, Plan
 from indextts_job.model.config import GPTConfig
 from indextts_job.report.events import Emit, Notice
 from indextts_job.training.capacity import Capacity
+from indextts_job.training.consistency import Reference
 from indextts_job.training.evaluate import evaluate, in_order, shares
 from indextts_job.training.history import Losses
 from indextts_job.training.saver import BackgroundSaver, FinishedSave
@@ -45,6 +46,7 @@ class AttemptWork:
     validation_samples: int
     model_config: GPTConfig
     saver: BackgroundSaver
+    reference: Reference
     emit: Emit
 
     def batches(self, step: int) -> Sequence[PackedBatch]:
@@ -89,7 +91,11 @@ class AttemptWork:
 
     def save(self, state: TrainState, tags: tuple[str, ...]) -> None:
         """See `loop.Work`."""
-        self.saver.save(state, tags)
+        further: dict[str, Any] = {}
+        if self.machinery.ranks.rank == 0:
+            rate = self.machinery.optimizer.param_groups[0]["lr"] if state.step else None
+            further = {"learning_rate": rate, "reference": self.reference.losses(self.machinery)}
+        self.saver.save(state, tags, further)
 
     def finished_save(self, *, wait_s: float) -> FinishedSave | None:
         """See `loop.Work`."""

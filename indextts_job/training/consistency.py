@@ -1,0 +1,158 @@
+"""Whether what was loaded is what was saved: looked at before the first step after a resume, changing nothing.
+
+A checkpoint's bytes are verified when they are read. These checks are about everything behind that: that the state got
+to the device, that moments belong to weights, and above all that the model still computes what it did when it was
+saved, on a few samples whose losses the checkpoint records.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from indextts_job.data.batch import PackedBatch, collate
+from indextts_job.data.dataset import Dataset
+from indextts_job.hardware.plan import Precision
+from indextts_job.model.config import GPTConfig
+from indextts_job.training.distributed import Alone
+from indextts_job.training.evaluate import evaluate
+from indextts_job.training.schedule import ScheduleConfig, learning_rate
+from indextts_job.training.state import BASE, TrainState
+from indextts_job.training.step import Machinery
+
+REFERENCE_SAMPLES = 4
+TOLERANCES: Mapping[Precision, float] = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
+"""Relative, of a loss that another device or another cut computes: about 100 units of each precision's last place in
+the activations; a wrong tensor moves the loss by whole numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A few samples of the training set, always the same ones, computed without dropout."""
+
+    batch: PackedBatch
+
+    @classmethod
+    def of(cls, dataset: Dataset, config: GPTConfig) -> Self:
+        """The first samples of a dataset."""
+        return cls(collate(dataset.samples(range(min(REFERENCE_SAMPLES, len(dataset)))), config))
+
+    def losses(self, machinery: Machinery) -> dict[str, Any] | None:
+        """What the model computes of them now, to be kept with a checkpoint; None without the memory for it."""
+        try:
+            found = evaluate(replace(machinery, ranks=Alone()), [self.batch], lambda _done: False)
+        except torch.OutOfMemoryError:
+            return None
+        return {
+            "samples": list(self.batch.sample_ids),
+            "text_loss": found.text_loss if found else math.nan,
+            "mel_loss": found.mel_loss if found else math.nan,
+            "precision": machinery.precision,
+            "device": machinery.device.type,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    passed: bool
+    found: str
+
+
+def consistency(
+    state: TrainState,
+    machinery: Machinery,
+    reference: Reference,
+    values: Mapping[str, Any],
+    frozen: Mapping[str, Tensor],
+) -> Iterator[Check]:
+    """Look at a state that was loaded.
+
+    Args:
+        state: On the device.
+        machinery: That will train it.
+        reference: Samples to compute.
+        values: Of the checkpoint.
+        frozen: Frozen tables as the checkpoint has them, `base/…`.
+    """
+    yield _computes_the_same(machinery, reference, values.get("reference"))
+    yield _finite(state)
+    yield _frozen(state, frozen)
+    yield _moments(state)
+    yield _position(state, values)
+    yield _rate(state, values)
+
+
+def _computes_the_same(machinery: Machinery, reference: Reference, recorded: Mapping[str, Any] | None) -> Check:
+    if recorded is None:
+        return Check("loss", passed=True, found="not recorded by the version that saved it")
+    now = reference.losses(machinery)
+    if now is None:
+        return Check("loss", passed=True, found="no memory to compute it")
+    tolerance = max(TOLERANCES[machinery.precision], TOLERANCES[recorded["precision"]])
+    pairs = [(name, recorded[name], now[name]) for name in ("text_loss", "mel_loss")]
+    apart = max(abs(after - before) / max(abs(before), 1e-12) for _, before, after in pairs)
+    shown = ", ".join(f"{name} {before:.6g} then, {after:.6g} now" for name, before, after in pairs)
+    same = recorded["samples"] == now["samples"]
+    other = "" if same else "; of other samples"
+    text = f"{shown}: {apart:.2g} apart, {tolerance:.2g} allowed{other}"
+    return Check("loss", passed=same and apart <= tolerance, found=text)  # NaN is not within
+
+
+def _finite(state: TrainState) -> Check:
+    bad = [name for name, value in state.model.named_parameters() if not bool(torch.isfinite(value).all())]
+    count = len(list(state.model.parameters()))
+    text = f"{', '.join(bad[:3])} of {count} tensors hold NaN or infinity" if bad else f"{count} tensors finite"
+    return Check("weights", not bad, text)
+
+
+def _frozen(state: TrainState, tables: Mapping[str, Tensor]) -> Check:
+    rows = 0
+    for name, value in state.model.named_buffers():
+        kept = tables[BASE + name]
+        moved = (value.detach().cpu() != kept.to(value.dtype)).reshape(len(kept), -1).any(dim=1)
+        if bool(moved.any()):
+            return Check("frozen rows", passed=False, found=f"{name}: row {int(moved.nonzero()[0])} has moved")
+        rows += len(kept)
+    return Check("frozen rows", passed=True, found=f"{rows} rows bit for bit" if rows else "none in this run")
+
+
+def _moments(state: TrainState) -> Check:
+    names = {id(value): name for name, value in state.model.named_parameters()}
+    for value, kept in state.optimizer.state.items():
+        name = names.get(id(value), "a tensor that is not in the model")
+        if kept["exp_avg"].shape != value.shape or kept["exp_avg_sq"].shape != value.shape:
+            return Check("moments", passed=False, found=f"{name}: shapes differ")
+        if int(kept["step"]) != state.step:
+            return Check("moments", passed=False, found=f"{name}: {int(kept['step'])} updates, step {state.step}")
+        if not bool(torch.isfinite(kept["exp_avg"]).all() & torch.isfinite(kept["exp_avg_sq"]).all()):
+            return Check("moments", passed=False, found=f"{name}: NaN or infinity")
+        if bool((kept["exp_avg_sq"] < 0).any()):
+            return Check("moments", passed=False, found=f"{name}: a negative second moment")
+    text = f"of {len(state.optimizer.state)} tensors, {state.step} updates each"
+    return Check("moments", passed=True, found=text)
+
+
+def _position(state: TrainState, values: Mapping[str, Any]) -> Check:
+    order = values["order"]
+    expected = state.step * order["global_batch_samples"]
+    # The last step of a run may be short, also of one that was prolonged afterwards.
+    passed = state.step <= values["total_steps"] and 0 < state.history.samples <= max(expected, 1)
+    text = f"step {state.step} x {order['global_batch_samples']} samples, {state.history.samples} used"
+    return Check("position", passed, text)
+
+
+def _rate(state: TrainState, values: Mapping[str, Any]) -> Check:
+    """The rate of the last update, as it was used and as the schedule of that attempt gives it."""
+    recorded = values.get("learning_rate")
+    if recorded is None or not state.step:
+        return Check("learning rate", passed=True, found="a function of the step")
+    schedule = ScheduleConfig(**values["config"]["schedule"])
+    now = learning_rate(state.step - 1, values["total_steps"], schedule)
+    passed = math.isclose(recorded, now, rel_tol=1e-9)
+    return Check("learning rate", passed, f"{recorded:.6g} of the last update, {now:.6g} by the schedule")

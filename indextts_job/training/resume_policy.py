@@ -1,0 +1,72 @@
+"""What to do when a state that was loaded is not what was saved."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+
+from indextts_job.config import ChecksPolicy
+from indextts_job.errors import DataError, StoppedError, findings_message
+from indextts_job.preemption.deadline import Stop
+from indextts_job.report.events import Emit, Notice
+from indextts_job.training.consistency import Check
+
+COUNTDOWN_S = 10
+
+
+def admit(checks: Iterable[Check], policy: ChecksPolicy, stop: Stop, emit: Emit, step: int) -> None:
+    """Report checks, and go on, wait or give up.
+
+    Args:
+        checks: Made while this asks for them.
+        policy: See `ResumeConfig.checks`.
+        stop: Looked at while a countdown runs.
+        emit: Gets a line for each check, and the verdict.
+        step: The position.
+
+    Raises:
+        DataError: A check failed and the policy says abort.
+        StoppedError: Somebody stopped it during the countdown.
+    """
+
+    def say(message: str, *, warning: bool = False) -> None:
+        emit(Notice(step=step, topic="check", message=message, warning=warning))
+
+    started_s = time.monotonic()
+    say("is what was loaded what was saved?")
+    seen = []
+    for check in checks:
+        seen.append(check)
+        say(f"{check.name:<14}{'passed' if check.passed else 'FAILED'}: {check.found}", warning=not check.passed)
+    failed = [f"{check.name}: {check.found}" for check in seen if not check.passed]
+    if not failed:
+        say(f"all {len(seen)} checks passed in {time.monotonic() - started_s:.1f} s")
+        return
+    if policy == "auto":
+        policy = "ask" if sys.stdin.isatty() and sys.stdout.isatty() else "abort"
+    advice = (
+        "Nothing was changed. Go back to an older checkpoint (--resume RUN/checkpoints/….json), start anew in another "
+        "folder (--output-dir), or train on all the same with resume.checks=warn."
+    )
+    if policy == "abort":
+        raise DataError(findings_message("the state that was loaded is not the one that was saved", failed, advice))
+    if policy == "warn":
+        say(f"{len(failed)} checks failed; training goes on, as resume.checks=warn asks", warning=True)
+        return
+    say(f"{len(failed)} checks failed. {advice}", warning=True)
+    _count_down(stop, say)
+
+
+def _count_down(stop: Stop, say: Callable[[str], None]) -> None:
+    for left in range(COUNTDOWN_S, 0, -1):
+        say(f"training goes on in {left} s; Ctrl+C gives up")
+        if _stopped_within(1.0, stop):
+            raise StoppedError("given up during the countdown: nothing was changed, the checkpoint stands.")
+
+
+def _stopped_within(seconds: float, stop: Stop) -> bool:
+    until_s = time.monotonic() + seconds
+    while time.monotonic() < until_s:
+        if stop():
+            return True
+        time.sleep(0.05)
+    return stop() is not None

@@ -1,0 +1,119 @@
+"""Checks of a state that was loaded: each finds what it is for, none changes anything."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from indextts_job.data.batch import collate
+from indextts_job.training.consistency import Reference, consistency
+from indextts_job.training.history import History
+from indextts_job.training.schedule import ScheduleConfig, learning_rate
+from indextts_job.training.state import BASE, TrainState
+from indextts_job.training.step import Machinery, train_step
+from tests.support.models import SMALL, machinery, micro_batches, random_samples, small_model
+
+TOTAL, GLOBAL_BATCH = 20, 6
+SCHEDULE = ScheduleConfig(learning_rate=1e-3, warmup_steps=4)
+
+
+class Saved:
+    """A run after three steps, and what its checkpoint records."""
+
+    def __init__(self) -> None:
+        samples = random_samples(GLOBAL_BATCH)
+        self.machinery: Machinery = machinery(small_model(pieces=50, base_pieces=40))
+        for step in range(3):
+            train_step(self.machinery, micro_batches(samples, 200), step, learning_rate(step, TOTAL, SCHEDULE))
+        optimizer = self.machinery.optimizer
+        assert isinstance(optimizer, torch.optim.AdamW)
+        self.state = TrainState(
+            model=self.machinery.model,
+            optimizer=optimizer,
+            scaler=self.machinery.scaler,
+            step=3,
+            history=History(samples=3 * GLOBAL_BATCH),
+        )
+        self.reference = Reference(collate(samples[:4], SMALL))
+        self.frozen = {BASE + name: value.clone() for name, value in self.state.model.named_buffers()}
+        self.values: dict[str, Any] = {
+            "reference": self.reference.losses(self.machinery),
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "order": {"global_batch_samples": GLOBAL_BATCH},
+            "total_steps": TOTAL,
+            "config": {"schedule": {"learning_rate": 1e-3, "warmup_steps": 4}},
+        }
+
+    def failed(self) -> dict[str, str]:
+        found = consistency(self.state, self.machinery, self.reference, self.values, self.frozen)
+        return {check.name: check.found for check in found if not check.passed}
+
+    def digest(self) -> str:
+        digest = hashlib.sha256()
+        for tensor in [*self.state.model.state_dict().values()]:
+            digest.update(tensor.detach().numpy().tobytes())
+        for values in self.state.optimizer.state.values():
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                digest.update(values[key].numpy().tobytes())
+        return digest.hexdigest()
+
+
+def test_a_state_as_it_was_saved_passes_and_is_not_touched() -> None:
+    saved = Saved()
+    before, chance = saved.digest(), torch.get_rng_state()
+    checks = list(consistency(saved.state, saved.machinery, saved.reference, saved.values, saved.frozen))
+    assert [check.name for check in checks if not check.passed] == []
+    assert {check.name for check in checks} == {
+        *("loss", "weights", "frozen rows", "moments", "position", "learning rate")
+    }
+    assert "0 apart" in checks[0].found
+    assert saved.digest() == before
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert saved.state.model.training
+
+
+def weight(saved: Saved, change: Callable[[torch.Tensor], object]) -> None:
+    with torch.no_grad():
+        change(dict(saved.state.model.named_parameters())["gpt.h.0.mlp.c_fc.weight"])
+
+
+def moment(saved: Saved, key: str, value: float) -> None:
+    next(iter(saved.state.optimizer.state.values()))[key].view(-1)[0] = value
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("loss", lambda s: weight(s, lambda w: w.mul_(3.0))),
+        ("loss", lambda s: s.values["reference"].update(mel_loss=9.0)),
+        ("loss", lambda s: s.values["reference"].update(samples=["other"] * 4)),
+        ("weights", lambda s: weight(s, lambda w: w.view(-1)[3:4].fill_(float("nan")))),
+        ("frozen rows", lambda s: next(s.state.model.buffers())[7].add_(1e-6)),
+        ("moments", lambda s: moment(s, "exp_avg_sq", -1.0)),
+        ("moments", lambda s: moment(s, "exp_avg", float("inf"))),
+        ("moments", lambda s: next(iter(s.state.optimizer.state.values()))["step"].fill_(7)),
+        ("position", lambda s: setattr(s.state, "history", History(samples=99))),
+        ("position", lambda s: s.values.update(total_steps=2)),
+        ("learning rate", lambda s: s.values.update(learning_rate=2e-5)),
+    ],
+)
+def test_what_is_wrong_is_found(name: str, spoil: Callable[[Saved], object]) -> None:
+    saved = Saved()
+    spoil(saved)
+    assert name in saved.failed()
+
+
+def test_another_precision_has_its_own_tolerance() -> None:
+    saved = Saved()
+    saved.values["reference"]["mel_loss"] *= 1.01
+    assert "loss" in saved.failed()
+    saved.values["reference"]["precision"] = "bfloat16"
+    assert saved.failed() == {}
+
+
+def test_what_an_older_version_saved_has_nothing_to_compare_with() -> None:
+    saved = Saved()
+    del saved.values["reference"], saved.values["learning_rate"]
+    assert saved.failed() == {}
