@@ -20,6 +20,7 @@ from indextts_job.preemption.deadline import PreemptionConfig
 from indextts_job.report.events import ReportConfig
 from indextts_job.retry import StorageConfig
 from indextts_job.training.history import ValidationConfig
+from indextts_job.training.quality import parse_goals
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.schedule import ScheduleConfig
 
@@ -258,6 +259,7 @@ def _check_values(config: RunConfig) -> None:
         "validation.interval_steps": (config.validation.interval_steps, 0),
         "validation.max_samples": (config.validation.max_samples, 0),
         "validation.early_stopping_patience": (config.validation.early_stopping_patience, 0),
+        "validation.overfitting_validations": (config.validation.overfitting_validations, 0),
         "checkpoint.interval_steps": (config.checkpoint.interval_steps, 0),
         "checkpoint.keep": (config.checkpoint.keep, 1),
         "preemption.grace_seconds": (config.preemption.grace_seconds, 0),
@@ -278,6 +280,8 @@ def _check_values(config: RunConfig) -> None:
             raise ConfigError(f"optimizer.{key} is {beta:g}, expected 0 or more and less than 1.")
     if not 0 <= config.data.cache_free_ratio < 1:
         raise ConfigError(f"data.cache_free_ratio is {config.data.cache_free_ratio:g}, expected at least 0, below 1.")
+    if parse_goals(config.validation.stop_unless) and not config.data.validation_manifests:
+        raise ConfigError("validation.stop_unless wants a goal reached, but data.validation_manifests is empty.")
     if not config.data.train_manifests:
         raise ConfigError("data.train_manifests is empty. Give at least one paired manifest (--train-manifest).")
     if not config.inputs.tokenizer:

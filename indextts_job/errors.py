@@ -3,6 +3,7 @@
     IndexTTSJobError        70  unexpected; retried, counts against a limit
     ├── NonFiniteError      70  a loss or gradient is not finite; the weights were not touched
     ├── DeviceMemoryError   70  one sample does not fit the device; another device may have more
+    ├── GoalMissedError     65  the run has not come where it should be by now; never retried
     ├── DataError           65  the data or a checkpoint is wrong; never retried
     ├── UnavailableError    69  storage is unreachable or full; retried, counts against a limit
     │   └── StorageFullError 69  no space is left
@@ -37,6 +38,12 @@ class IndexTTSJobError(Exception):
 
 class DataError(IndexTTSJobError):
     """A dataset, a base checkpoint or a checkpoint holds something that cannot be trained on."""
+
+    exit_code = EXIT_DATA
+
+
+class GoalMissedError(IndexTTSJobError):
+    """A run has not reached what the configuration wants of it by this step; everything is committed."""
 
     exit_code = EXIT_DATA
 

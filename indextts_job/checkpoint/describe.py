@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from indextts_job.checkpoint import retention
-from indextts_job.checkpoint.manifest import CheckpointManifest, file_name
-from indextts_job.checkpoint.retention import FINAL
+from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name
+from indextts_job.checkpoint.retention import BEST, FINAL
 from indextts_job.checkpoint.store import CheckpointStore, DamagedCheckpointError
 from indextts_job.errors import DataError
 
@@ -90,10 +90,43 @@ def summary(store: CheckpointStore) -> dict[str, Any]:
         "attempt": newest.name.attempt,
         "resumed": newest.name.attempt_start > 0,
         "attempt_started_at_step": newest.name.attempt_start,
+        "attempt_started_at_epoch": newest.name.attempt_start
+        * values["order"]["global_batch_samples"]
+        / values["order"]["num_samples"],
         "best_validation": best,
         "last_validation": history["validations"][-1] if history["validations"] else None,
         "validations_without_improvement": history["validations_without_improvement"],
+        "overfitting_since_step": history.get("overfitting_since"),
+        "training_type": _training_type(values["vocabulary"]),
+        "trained_parameters": values["parameters"]["trained"],
         "train_loss_since_last_line": interval["total"] / interval["steps"] if interval["steps"] else None,
         "updated": newest.created,
         "checkpoints": rows(store, verify=False),
+    }
+
+
+def _training_type(vocabulary: Mapping[str, Any]) -> str:
+    new_rows = vocabulary["pieces"] - vocabulary["base_pieces"]
+    return f"{vocabulary['base_pieces']} base rows frozen, {new_rows} new rows train" if new_rows else "all rows train"
+
+
+def log_entry(manifest: CheckpointManifest, url: str) -> dict[str, Any]:
+    """A line about a checkpoint in the log of all that there ever were.
+
+    Args:
+        manifest: The checkpoint.
+        url: Of the run.
+    """
+    history = manifest.values["history"]
+    validations = history["validations"]
+    return {
+        "step": manifest.name.step,
+        "epoch": epoch(manifest),
+        "loss": validations[-1]["losses"]["total"] if validations else None,
+        "validated_at_step": validations[-1]["step"] if validations else None,
+        "checkpoint_path": f"{url}/{MANIFESTS}/{file_name(manifest.name)}",
+        "is_best": BEST in manifest.name.tags,
+        "is_final": FINAL in manifest.name.tags,
+        "attempt": manifest.name.attempt,
+        "timestamp": manifest.created,
     }

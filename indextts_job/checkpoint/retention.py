@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-FINAL, BEST, PREEMPTED = "final", "best", "preempted"
+FINAL, BEST, PREEMPTED, KEEP = "final", "best", "preempted", "keep"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +48,8 @@ def current(names: Iterable[CheckpointName]) -> list[CheckpointName]:
 def to_delete(names: Sequence[CheckpointName], keep: int) -> list[CheckpointName]:
     """Checkpoints that retention removes now.
 
-    Kept are the `keep` newest, the newest one tagged `best`, and every one tagged `final`. Superseded ones are kept
-    until the new line of attempts has committed at or beyond their step.
+    Kept are the `keep` newest, the newest one tagged `best`, and every one tagged `final` or `keep`. Superseded ones
+    are kept until the new line of attempts has committed at or beyond their step.
 
     Args:
         names: All checkpoints of the run, the one just committed included.
@@ -58,5 +58,6 @@ def to_delete(names: Sequence[CheckpointName], keep: int) -> list[CheckpointName
     alive = current(names)
     best = next((name for name in alive if BEST in name.tags), None)
     kept = {*alive[: max(1, keep)], best, *(name for name in alive if FINAL in name.tags)}
+    kept |= {name for name in names if KEEP in name.tags}
     reached = alive[0].step if alive else 0
     return sorted(name for name in names if name not in kept and (name in alive or name.step <= reached))

@@ -9,7 +9,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -159,6 +159,23 @@ class CheckpointStore:
         self.storage.write(f"{MANIFESTS}/{file_name(name)}", document)
         of_files = _new_bytes({stored.key: stored for stored in files.values()}, before)
         return CommitResult(manifest, written_bytes + of_files + len(document))
+
+    def keep(self, name: CheckpointName) -> CheckpointName:
+        """Tag a checkpoint so that retention leaves it: under its new name first, then no longer under the old one.
+
+        Returns:
+            Its new name.
+
+        Raises:
+            DataError: It is gone or damaged.
+        """
+        if retention.KEEP in name.tags:
+            return name
+        kept = replace(name, tags=(*name.tags, retention.KEEP))
+        document = replace(self.manifest(name), name=kept).to_json()
+        self.storage.write(f"{MANIFESTS}/{file_name(kept)}", document)
+        self.storage.delete(f"{MANIFESTS}/{file_name(name)}")
+        return kept
 
     def manifest(self, name: CheckpointName) -> CheckpointManifest:
         """The manifest of one checkpoint.

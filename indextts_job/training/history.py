@@ -18,6 +18,12 @@ class ValidationConfig:
     """Validation samples used, the first ones of the manifests; 0 = all."""
     early_stopping_patience: int = 0
     """Validations in a row without improvement after which the run is complete; 0 = never."""
+    overfitting_validations: int = 3
+    """Validations in a row that are worse than the best one, while the training loss is better than it was then, that
+    count as overfitting: a warning, and a mark in the history; 0 = do not look."""
+    stop_unless: tuple[str, ...] = ()
+    """Goals like `text_loss < 3.0 by 5000`: from the first validation at or after that step on, a run that has never
+    reached the goal stops, committed, with exit code 65. Of text_loss, mel_loss, total and mel_top1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +44,13 @@ class Validation:
 
     step: int
     losses: Losses
+    train_total: float | None = None
+    """Mean training loss of the steps since the validation before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntervalSums:
-    """Sums since the last train line. Saved, so that the line after a resume is the one it would have been."""
+    """Sums over the steps of an interval. Saved, so that what is said at its end is the same after a resume."""
 
     steps: int = 0
     text_loss: float = 0.0
@@ -84,19 +92,52 @@ class History:
     scaler_skips: int = 0
     """Tries of a step that float16 overflowed and that were repeated with a smaller scale."""
     interval: IntervalSums = field(default_factory=IntervalSums)
+    """Since the last train line."""
+    since_validation: IntervalSums = field(default_factory=IntervalSums)
     validations: tuple[Validation, ...] = ()
     best: Validation | None = None
     validations_without_improvement: int = 0
+    overfitting_since: int | None = None
+    """Step of the validation that first showed it."""
 
-    def after_validation(self, validation: Validation) -> Self:
-        """The history with one more validation; a lower weighted total is an improvement."""
-        improved = self.best is None or validation.losses.total < self.best.losses.total
+    def after_step(self, losses: Losses, grad_norm: float) -> Self:
+        """The history with the losses of one more step."""
         return replace(
             self,
+            interval=self.interval.plus(losses, grad_norm),
+            since_validation=self.since_validation.plus(losses, grad_norm),
+        )
+
+    def after_validation(self, step: int, losses: Losses, overfitting_validations: int = 0) -> Self:
+        """The history with one more validation; a lower weighted total is an improvement.
+
+        Args:
+            step: The position.
+            losses: Of the validation set.
+            overfitting_validations: See `ValidationConfig`.
+        """
+        train_total = self.since_validation.mean().total if self.since_validation.steps else None
+        validation = Validation(step=step, losses=losses, train_total=train_total)
+        improved = self.best is None or losses.total < self.best.losses.total
+        after = replace(
+            self,
             validations=(*self.validations, validation),
+            since_validation=IntervalSums(),
             best=validation if improved else self.best,
             validations_without_improvement=0 if improved else self.validations_without_improvement + 1,
         )
+        if after.overfitting_since is None and after._overfits(overfitting_validations):
+            return replace(after, overfitting_since=step)
+        return after
+
+    def _overfits(self, validations: int) -> bool:
+        best = self.best
+        if not validations or self.validations_without_improvement < validations:
+            return False
+        if best is None or best.train_total is None:
+            return False
+        last = self.validations[-validations:]
+        return all(one.train_total is not None and one.train_total < best.train_total for one in last)
 
     def validated_at(self, step: int) -> bool:
         """Whether the validation due at a step is done."""
@@ -118,6 +159,7 @@ class History:
         best = plain.pop("best")
         return cls(
             interval=IntervalSums(**plain.pop("interval")),
+            since_validation=IntervalSums(**plain.pop("since_validation", {})),
             validations=validations,
             best=None if best is None else _validation(best),
             **plain,
@@ -125,4 +167,5 @@ class History:
 
 
 def _validation(document: Mapping[str, Any]) -> Validation:
-    return Validation(step=document["step"], losses=Losses(**document["losses"]))
+    losses = Losses(**document["losses"])
+    return Validation(step=document["step"], losses=losses, train_total=document.get("train_total"))

@@ -24,7 +24,8 @@ from indextts_job.report.events import (
     ValidationProgress,
 )
 from indextts_job.training.distributed import Alone, Ranks
-from indextts_job.training.history import IntervalSums, Losses, Validation, ValidationConfig
+from indextts_job.training.history import IntervalSums, Losses, ValidationConfig
+from indextts_job.training.quality import Goal, missed_goal, overfitting_text
 from indextts_job.training.saver import FinishedSave, SaveCancelledError
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import TrainState
@@ -71,6 +72,7 @@ class LoopSettings:
     validation_samples: int
     checkpoint: CheckpointConfig
     log_interval_steps: int
+    goals: Sequence[Goal] = ()
     peak_tokens_per_s: float = 0.0
     """What the hardware could do at best, the divisor of MFU; 0 = not known."""
     save_estimate_s: float
@@ -140,6 +142,9 @@ class TrainingLoop:
             if self._complete(state):
                 self._commit_now(state, FINAL)
                 return "complete"
+            if missed := missed_goal(self._settings.goals, state.history):
+                self._commit_now(state, PREEMPTED)
+                raise missed
             if (self._save_due(state) or self._risk_rose(state)) and self._previous_save_done():
                 self._begin_save(state)
             if self._agreed_stop():
@@ -172,8 +177,7 @@ class TrainingLoop:
             samples=state.history.samples + len(outcome.samples),
             tokens=state.history.tokens + outcome.tokens,
             scaler_skips=state.history.scaler_skips + outcome.scaler_skips,
-            interval=state.history.interval.plus(outcome.losses, outcome.grad_norm),
-        )
+        ).after_step(outcome.losses, outcome.grad_norm)
         self._emit(StepDone(step=state.step, samples=outcome.samples, tokens=outcome.tokens, seconds=seconds))
         self._time.step_done(outcome, seconds)
         if state.step % self._settings.log_interval_steps == 0 or state.step == self._settings.total_steps:
@@ -194,7 +198,9 @@ class TrainingLoop:
         if losses is None:
             self._announce_stop(state, 0, 0, "validation postponed")
             return False
-        state.history = state.history.after_validation(Validation(step=state.step, losses=losses))
+        overfitting = state.history.overfitting_since
+        validations = self._settings.validation.overfitting_validations
+        state.history = state.history.after_validation(state.step, losses, validations)
         self._emit(
             Validated(
                 step=state.step,
@@ -204,6 +210,9 @@ class TrainingLoop:
                 seconds=self._clock() - started_s,
             )
         )
+        if overfitting is None and state.history.overfitting_since is not None:
+            message = overfitting_text(state.history)
+            self._emit(Notice(step=state.step, topic="overfitting", message=message, warning=True))
         return True
 
     def _validation_due(self, state: TrainState) -> bool:

@@ -46,6 +46,7 @@ from indextts_job.training import resume
 from indextts_job.training.distributed import Ranks, joined, read_place
 from indextts_job.training.inputs import Inputs, check_stop, read_inputs
 from indextts_job.training.loop import LoopSettings, TrainingLoop
+from indextts_job.training.quality import parse_goals
 from indextts_job.training.resume_policy import admit
 from indextts_job.training.saver import BackgroundSaver, SaverSettings
 from indextts_job.training.start import Start, build, compare
@@ -244,6 +245,7 @@ def _train(parts: _Parts, saver: BackgroundSaver) -> str:
         validation_samples=validation_samples,
         checkpoint=config.checkpoint,
         log_interval_steps=config.report.log_interval_steps,
+        goals=parse_goals(config.validation.stop_unless),
         peak_tokens_per_s=_peak_tokens_per_s(parts),
         save_estimate_s=3 * 4 * count_parameters(state.model) / ASSUMED_SAVE_BYTES_PER_S,
     )

@@ -30,6 +30,8 @@ _T = TypeVar("_T")
 
 SUMMARY = "summary.json"
 """File of the run that says where it stands; written after every checkpoint."""
+CHECKPOINT_LOG = "checkpoint_log.json"
+"""File of the run that tells of every checkpoint there ever was, also of those that are gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,12 +199,23 @@ class BackgroundSaver:
             try:
                 removed = store.retain(settings.keep, settings.unreadable)
                 store.storage.write(SUMMARY, json.dumps(describe.summary(store), indent=1).encode())
+                self._log(self._committed)
             except (DataError, UnavailableError, AccessRefusedError) as error:
                 self._warning = f"old checkpoints were not removed, or {SUMMARY} not written: {error}"
                 return True
             return bool(removed)
 
         return publish
+
+    def _log(self, committed: CommitResult) -> None:
+        """Add a line to the log of all checkpoints, which is whole after any kill."""
+        storage = self._store.storage
+        try:
+            lines = json.loads(storage.read(CHECKPOINT_LOG))
+        except (FileNotFoundError, ValueError):
+            lines = []
+        lines.append(describe.log_entry(committed.manifest, storage.url))
+        storage.write(CHECKPOINT_LOG, json.dumps(lines, indent=1).encode())
 
     def _save(self, groups: Sequence[Mapping[str, Tensor]], publish: Callable[[list[Written]], bool] | None) -> None:
         try:

@@ -37,7 +37,7 @@ def test_max_steps_is_a_limit_not_a_target() -> None:
 def test_history_keeps_the_best_and_counts_what_did_not_improve() -> None:
     history = History()
     for step, total in ((10, 3.0), (20, 2.0), (30, 2.0), (40, 2.5)):
-        history = history.after_validation(Validation(step=step, losses=losses(total)))
+        history = history.after_validation(step, losses(total))
     assert history.best == Validation(step=20, losses=losses(2.0))
     assert history.validations_without_improvement == 2
     assert history.validated_at(40)
@@ -48,7 +48,7 @@ def test_history_keeps_the_best_and_counts_what_did_not_improve() -> None:
 def test_history_survives_json_bit_for_bit() -> None:
     interval = IntervalSums().plus(losses(0.1 + 0.2), 1 / 3)
     history = History(samples=7, tokens=9, scaler_skips=1, interval=interval)
-    history = history.after_validation(Validation(step=10, losses=losses(math.pi)))
+    history = history.after_step(losses(1 / 7), 0.1).after_validation(10, losses(math.pi))
     assert History.from_json(json.loads(json.dumps(history.to_json()))) == history
     assert History.from_json(json.loads(json.dumps(History().to_json()))) == History()
 
@@ -57,3 +57,40 @@ def test_interval_means_are_means_over_steps() -> None:
     sums = IntervalSums().plus(losses(1.0), 2.0).plus(losses(2.0), 4.0)
     assert sums.mean() == losses(1.5)
     assert sums.grad_norm / sums.steps == 3.0
+
+
+def curve(train: list[float], validation: list[float]) -> History:
+    """A history of one step and one validation each."""
+    history = History()
+    for step, (low, high) in enumerate(zip(train, validation, strict=True), start=1):
+        history = history.after_step(losses(low), 0.0).after_validation(step, losses(high), 3)
+    return history
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "since"),
+    [
+        ([3, 2, 1.8, 1.6, 1.4], [3, 2.5, 2.6, 2.7, 2.8], 5),  # learns by heart
+        ([3, 2, 1.8, 1.6, 1.4], [3, 2.5, 2.4, 2.3, 2.2], None),  # learns
+        ([3, 2, 2.1, 2.2, 2.3], [3, 2.5, 2.6, 2.7, 2.8], None),  # diverges: both get worse
+        ([3, 2, 1.8, 1.6, 1.4], [3, 2.5, 2.6, 2.4, 2.5], None),  # comes back in between
+        ([3, 2, 1.8, 1.6, 1.4, 1.2, 1.1], [3, 2.5, 2.6, 2.7, 2.8, 2.4, 2.3], 5),  # once seen, it stays in the record
+    ],
+)
+def test_overfitting_is_told_from_other_curves(train: list[float], validation: list[float], since: int | None) -> None:
+    history = curve(train, validation)
+    assert history.overfitting_since == since
+    assert History.from_json(json.loads(json.dumps(history.to_json()))) == history
+
+
+def test_a_history_of_an_older_version_is_read() -> None:
+    document = curve([3, 2], [3, 2.5]).to_json()
+    for key in ("since_validation", "overfitting_since"):
+        del document[key]
+    for validation in (*document["validations"], document["best"]):
+        del validation["train_total"]
+    history = History.from_json(json.loads(json.dumps(document)))
+    assert [one.step for one in history.validations] == [1, 2]
+    for step in (3, 4, 5):
+        history = history.after_step(losses(1.0), 0.0).after_validation(step, losses(3.0), 3)
+    assert history.overfitting_since is None  # what the training loss was at the best one is not known

@@ -1,0 +1,109 @@
+"""Several checkpoints on the same validation samples. Reads runs, writes nothing."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from indextts_job.checkpoint.manifest import CheckpointManifest
+from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.config import RunConfig
+from indextts_job.data.batch import collate
+from indextts_job.data.dataset import Limits
+from indextts_job.data.sources import load_dataset
+from indextts_job.errors import ConfigError
+from indextts_job.hardware.plan import HardwareFacts, Needs, Plan, make_plan
+from indextts_job.model.config import GPTConfig, gpt_config
+from indextts_job.model.unified_voice import UnifiedVoice
+from indextts_job.model.vocabulary import TEXT_TABLES, Vocabulary
+from indextts_job.training.evaluate import evaluate, in_order
+from indextts_job.training.history import Losses
+from indextts_job.training.state import BASE, WEIGHTS, TrainState, build_optimizer, count_parameters
+from indextts_job.training.step import Machinery
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A checkpoint and what it gives."""
+
+    manifest: CheckpointManifest
+    losses: Losses
+    samples: int
+
+
+def compare(
+    checkpoints: Sequence[tuple[CheckpointStore, CheckpointManifest]],
+    manifests: Sequence[str],
+    max_samples: int,
+    facts: HardwareFacts,
+    progress: Progress,
+) -> Iterator[Compared]:
+    """Evaluate one after another.
+
+    Args:
+        checkpoints: Which.
+        manifests: What to validate on; empty = what the first checkpoint's run validates on.
+        max_samples: The first so many; 0 = all.
+        facts: Where to compute.
+        progress: Told samples done and in all.
+
+    Raises:
+        ConfigError: There is nothing to validate on.
+    """
+    values = checkpoints[0][1].values
+    config = RunConfig.from_json(values["config"], "the checkpoint")
+    model_config = gpt_config(values["model_config"], "the checkpoint")
+    manifests = manifests or config.data.validation_manifests
+    if not manifests:
+        raise ConfigError("the run validates on nothing. Give manifests with --validation.")
+    limits = Limits(model_config, min(manifest.values["tokenizer"]["pieces"] for _, manifest in checkpoints))
+    dataset = load_dataset(manifests, limits, skip_bad_samples=config.data.skip_bad_samples)
+    count = min(len(dataset), max_samples or len(dataset))
+    lengths = [
+        model_config.sample_tokens(*pair) for pair in zip(dataset.text_lengths, dataset.code_lengths, strict=True)
+    ]
+    for store, manifest in checkpoints:
+        state, plan = _loaded(store, manifest, model_config, config, facts, max(lengths[:count]))
+        machinery = Machinery(
+            model=state.model,
+            optimizer=state.optimizer,
+            scaler=state.scaler,
+            device=torch.device(plan.device),
+            precision=plan.precision,
+            recipe=config.recipe,
+            grad_clip=0.0,
+        )
+        cut = in_order(lengths[:count], plan.capacity_tokens)
+        batches = (collate(dataset.samples(indices), model_config) for indices in cut)
+
+        def interrupted(done: int) -> bool:
+            progress(done, count)
+            return False
+
+        losses = evaluate(machinery, batches, interrupted)
+        assert losses is not None  # noqa: S101  # nobody interrupts
+        yield Compared(manifest, losses, count)
+
+
+def _loaded(  # of one place above
+    store: CheckpointStore,
+    manifest: CheckpointManifest,
+    model_config: GPTConfig,
+    config: RunConfig,
+    facts: HardwareFacts,
+    longest: int,
+) -> tuple[TrainState, Plan]:
+    model = UnifiedVoice(model_config, Vocabulary(**manifest.values["vocabulary"]), 0.0)
+    needs = Needs(model=model_config, trained_parameters=count_parameters(model), longest_tokens=longest)
+    plan = make_plan(facts, config.hardware, needs)
+    model.to(plan.device)
+    frozen = tuple(BASE + key for key in TEXT_TABLES)
+    state = TrainState(
+        model=model,
+        optimizer=build_optimizer(model, config.optimizer, moments_of=()),
+        scaler=torch.amp.GradScaler(plan.device, enabled=False),
+    )
+    state.load_weights(store.load(manifest, (WEIGHTS, *frozen)))
+    return state, plan

@@ -1,0 +1,85 @@
+"""What becomes of a run: goals that it has to reach by a step, and the signs of overfitting. Pure."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from indextts_job.errors import ConfigError, GoalMissedError
+from indextts_job.training.history import History, Validation
+
+METRICS = ("text_loss", "mel_loss", "total", "mel_top1")
+_GOAL = re.compile(r"\s*(\w+)\s*([<>])\s*([0-9.eE+-]+)\s+by\s+(\d+)\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A metric of the validation, below or above a value, by a step."""
+
+    metric: str
+    below: bool
+    value: float
+    step: int
+
+    def missed(self, validations: Sequence[Validation]) -> str:
+        """What to tell when it is missed; empty while there is time, or when it was reached.
+
+        Args:
+            validations: All so far, oldest first.
+        """
+        if not validations or validations[-1].step < self.step:
+            return ""
+        values = [(float(getattr(one.losses, self.metric)), one.step) for one in validations]
+        best, at_step = min(values) if self.below else max(values)
+        if best < self.value if self.below else best > self.value:
+            return ""
+        sign = "<" if self.below else ">"
+        return (
+            f"the goal {self.metric} {sign} {self.value:g} by step {self.step} is missed: the best so far is "
+            f"{best:.4g}, at step {at_step}"
+        )
+
+
+def parse_goals(texts: Sequence[str]) -> list[Goal]:
+    """Goals as the configuration has them.
+
+    Raises:
+        ConfigError: One of them is none.
+    """
+    return [_parse(text) for text in texts]
+
+
+def _parse(text: str) -> Goal:
+    match = _GOAL.fullmatch(text)
+    metric = match[1] if match else ""
+    try:
+        value = float(match[3]) if match else 0.0
+    except ValueError:
+        match = None
+    if match is None or metric not in METRICS:
+        raise ConfigError(
+            f"validation.stop_unless: {text!r} is no goal. Expected METRIC < VALUE by STEP with one of "
+            f"{', '.join(METRICS)}; `text_loss < 3.0 by 5000`, say, or `mel_top1 > 0.2 by 10000`."
+        )
+    return Goal(metric, match[2] == "<", value, int(match[4]))
+
+
+def missed_goal(goals: Sequence[Goal], history: History) -> GoalMissedError | None:
+    """The error to end with when a goal is missed."""
+    missed = next(filter(None, (goal.missed(history.validations) for goal in goals)), "")
+    if not missed:
+        return None
+    return GoalMissedError(
+        f"{missed}. Everything is committed. Look at data, learning rate and base checkpoint; to go on all the same, "
+        "take the goal out of validation.stop_unless."
+    )
+
+
+def overfitting_text(history: History) -> str:
+    """What to tell when overfitting has been seen."""
+    best, last = history.best, history.validations[-1]
+    assert best is not None  # noqa: S101  # there is no overfitting without
+    return (
+        f"the last {history.validations_without_improvement} validations are worse than that of step {best.step} "
+        f"({last.losses.total:.4f}, {best.losses.total:.4f} then), while the training loss has fallen on: the model "
+        "learns the training set by heart. The best checkpoint is kept; validation.early_stopping_patience would stop."
+    )
