@@ -78,7 +78,7 @@ def _dispatch(arguments: Sequence[str], stop: StopSignals) -> int:
 
 def build_parser() -> "Parser":
     """The command line's grammar."""
-    from indextts_job.commands import checkpoints, demo, doctor, export, shard, status, tokenizer, train
+    from indextts_job.commands import checkpoints, demo, doctor, export, shard, simulate, status, tokenizer, train
     from indextts_job.commands.parser import Parser
 
     parser = Parser(
@@ -88,7 +88,7 @@ def build_parser() -> "Parser":
     )
     parser.add_argument("--version", action="version", version=f"indextts-job {version('indextts-job')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (train, checkpoints, status, doctor, tokenizer, shard, export, demo):
+    for command in (train, checkpoints, status, doctor, tokenizer, simulate, shard, export, demo):
         command.add(commands)
     return parser
 

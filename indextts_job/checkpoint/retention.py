@@ -11,7 +11,14 @@ class CheckpointConfig:
     """When to save and what to keep."""
 
     interval_steps: int = 1000
-    """Steps between saves; 0 = only at the end and on preemption."""
+    """Steps between saves; 0 = only at the end and on preemption; -1 = automatic: the interval that loses least to
+    saves and kills together, by their measured costs and the run's own record (Young's and Daly's formula)."""
+    shortest_seconds: float = 60.0
+    """Of an automatic interval."""
+    longest_seconds: float = 3600.0
+    """Of an automatic interval."""
+    kills_per_day: float = 0.0
+    """Expected ends without notice, for an automatic interval; 0 = what this run has seen, at first one in 6 hours."""
     keep: int = 3
     """Newest checkpoints kept, besides the best and the final one."""
 

@@ -24,14 +24,25 @@ def where_time_went(rows: Sequence[Row]) -> dict[str, float]:
         account = _account(row, following)
         for part in ("steps", "data", "validation", "saves"):
             spent[part] += account.get(f"{part}_s", 0.0)
-        start_up_s = _between(row["launched"], row["trained"])
+        start_up_s = seconds_between(row["launched"], row["trained"])
         spent["start-up"] += start_up_s
         known_s = start_up_s + sum(account.get(f"{part}_s", 0.0) for part in ("steps", "data", "validation", "saves"))
         end = row["ended"] or row["heard"]
-        spent["lost"] += max(0.0, _between(row["launched"], end) - known_s)
+        spent["lost"] += max(0.0, seconds_between(row["launched"], end) - known_s)
         if following:
-            spent["waiting"] += max(0.0, _between(end, following["launched"]))
+            spent["waiting"] += max(0.0, seconds_between(end, following["launched"]))
     return spent
+
+
+def kills(rows: Sequence[Row]) -> tuple[int, float]:
+    """How many attempts ended without a word, and the seconds that all of them ran.
+
+    Args:
+        rows: Of `attempts`, without one that still runs.
+    """
+    known = [row for row in rows if row.get("launched")]
+    ran_s = sum(max(0.0, seconds_between(row["launched"], row["ended"] or row["heard"])) for row in known)
+    return sum(not row["outcome"] for row in known), ran_s
 
 
 def goodput_text(rows: Sequence[Row]) -> str:
@@ -50,5 +61,6 @@ def _account(row: Row, following: Row | None) -> Mapping[str, float]:
     return counted[-1] if counted else {}
 
 
-def _between(begin: str, end: str) -> float:
+def seconds_between(begin: str, end: str) -> float:
+    """From one UTC time to another."""
     return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from indextts_job.checkpoint.interval import PRIOR_S
 from indextts_job.checkpoint.retention import BEST, FINAL, PREEMPTED, CheckpointConfig
 from indextts_job.data.batch import PackedBatch
 from indextts_job.data.order import Order
@@ -26,6 +27,7 @@ from indextts_job.report.events import (
 from indextts_job.training.distributed import Alone, Ranks
 from indextts_job.training.history import IntervalSums, Losses, ValidationConfig
 from indextts_job.training.quality import Goal, missed_goal, overfitting_text
+from indextts_job.training.save_interval import SaveInterval
 from indextts_job.training.saver import FinishedSave, SaveCancelledError
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import TrainState
@@ -72,6 +74,8 @@ class LoopSettings:
     validation_samples: int
     checkpoint: CheckpointConfig
     log_interval_steps: int
+    between_kills_s: float = PRIOR_S
+    """Mean time between ends without notice, for automatic saves."""
     goals: Sequence[Goal] = ()
     peak_tokens_per_s: float = 0.0
     """What the hardware could do at best, the divisor of MFU; 0 = not known."""
@@ -117,6 +121,7 @@ class TrainingLoop:
         self._risk_known = ""
         self._pace = Pace(save_s=settings.save_estimate_s)
         self._time = Timekeeper(clock)
+        self._interval = SaveInterval(settings.checkpoint, settings.between_kills_s, clock)
         self._failed_saves = 0
         self._save_began_s = 0.0
         self._in_flight: _Saved | None = None
@@ -240,8 +245,10 @@ class TrainingLoop:
     def _save_due(self, state: TrainState) -> bool:
         if state.step == 0 or _describes(self._in_flight or self._saved, state):
             return False
-        interval = self._settings.checkpoint.interval_steps
-        return state.history.improved_at(state.step) or (interval > 0 and state.step % interval == 0)
+        due = self._interval.due(state.step)
+        if self._interval.automatic:  # by a clock, and every rank has its own
+            due = self._ranks.any(due and self._ranks.rank == 0)
+        return state.history.improved_at(state.step) or due
 
     def _risk_rose(self, state: TrainState) -> bool:
         """Whether the machine has become likelier to be taken away: then a checkpoint is worth its price now."""
@@ -259,6 +266,7 @@ class TrainingLoop:
         self._emit(self._time.spent(state.step))
         every = (*tags, BEST) if state.history.improved_at(state.step) else tags
         self._save_began_s = self._clock()
+        self._interval.began()
         with self._time.spending("saves"):
             self._work.save(state, every)
         self._in_flight = _Saved(state.step, len(state.history.validations), every)
@@ -283,6 +291,9 @@ class TrainingLoop:
         if finished.error is None:
             self._saved = in_flight
             self._pace = replace(self._pace, save_s=finished.seconds)
+            if self._interval.measured(finished.seconds, finished.stall_s):
+                message = f"from now on every {self._interval.seconds:.0f} s: a save costs {finished.stall_s:.2f} s"
+                self._emit(Notice(step=in_flight.step, topic="saves", message=message))
             self._failed_saves = 0
             return
         if isinstance(finished.error, SaveCancelledError):

@@ -14,6 +14,7 @@ import torch
 from indextts_job import files
 from indextts_job.background import begin
 from indextts_job.checkpoint.fence import Fence
+from indextts_job.checkpoint.interval import PRIOR_S, mean_between_kills_s
 from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.checkpoint.store import CheckpointStore
@@ -36,9 +37,10 @@ from indextts_job.hardware.peak import peak_flops
 from indextts_job.hardware.plan import HardwareFacts, in_samples
 from indextts_job.hardware.scheduler import read_scheduler
 from indextts_job.preemption.signals import StopSignals
-from indextts_job.report.attempts import previous_end
+from indextts_job.report.attempts import attempts, previous_end
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import AttemptEnded, AttemptStarted, Emit, Notice
+from indextts_job.report.goodput import kills
 from indextts_job.report.journal import Journal, SampleLog
 from indextts_job.report.stream import EventStream
 from indextts_job.report.tensorboard import TensorBoardCurves
@@ -48,6 +50,7 @@ from indextts_job.training.inputs import Inputs, check_stop, read_inputs
 from indextts_job.training.loop import LoopSettings, TrainingLoop
 from indextts_job.training.quality import parse_goals
 from indextts_job.training.resume_policy import admit
+from indextts_job.training.save_interval import AUTOMATIC
 from indextts_job.training.saver import BackgroundSaver, SaverSettings
 from indextts_job.training.start import Start, build, compare
 from indextts_job.training.state import count_parameters
@@ -245,6 +248,7 @@ def _train(parts: _Parts, saver: BackgroundSaver) -> str:
         validation_samples=validation_samples,
         checkpoint=config.checkpoint,
         log_interval_steps=config.report.log_interval_steps,
+        between_kills_s=_between_kills_s(parts, saver),
         goals=parse_goals(config.validation.stop_unless),
         peak_tokens_per_s=_peak_tokens_per_s(parts),
         save_estimate_s=3 * 4 * count_parameters(state.model) / ASSUMED_SAVE_BYTES_PER_S,
@@ -278,6 +282,13 @@ def _peak_tokens_per_s(parts: _Parts) -> float:
     """What the ranks' GPUs could do if they did nothing but the model's operations; 0 when that is not known."""
     peaks = parts.ranks.gather(peak_flops(parts.facts, parts.start.plan.precision))
     return sum(peaks) / parts.inputs.mean_flops if all(peaks) else 0.0
+
+
+def _between_kills_s(parts: _Parts, saver: BackgroundSaver) -> float:
+    """By the run's own record; looked up only where saves go by it, and by rank 0, which decides."""
+    if parts.config.checkpoint.interval_steps != AUTOMATIC or parts.ranks.rank:
+        return PRIOR_S
+    return mean_between_kills_s(*kills(attempts(saver.storage)[:-1]))
 
 
 def _tidy(store: CheckpointStore, emit: Emit) -> None:

@@ -20,6 +20,7 @@ from indextts_job.checkpoint import describe
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.manifest import file_name
 from indextts_job.checkpoint.retention import CheckpointName
+from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.checkpoint.store import CheckpointStore, CommitResult, Content, Written
 from indextts_job.errors import AccessRefusedError, DataError, IndexTTSJobError, UnavailableError
 from indextts_job.report.events import Committed, Emit, Notice
@@ -53,6 +54,8 @@ class FinishedSave:
 
     seconds: float
     """From the call until it was visible, or had failed."""
+    stall_s: float = 0.0
+    """What training waited for it."""
     error: Exception | None = None
 
 
@@ -89,6 +92,11 @@ class BackgroundSaver:
         self._buffers: dict[str, Tensor] = {}
         self._started_s = self._stall_s = self._ended_s = 0.0
 
+    @property
+    def storage(self) -> RunStorage:
+        """The run."""
+        return self._store.storage
+
     def save(self, state: TrainState, tags: tuple[str, ...], further: Mapping[str, Any] | None = None) -> None:
         """Begin to save a state; returns when it is copied, and may be changed.
 
@@ -123,7 +131,7 @@ class BackgroundSaver:
         seconds = self._ended_s - self._started_s
         if self._error is None and self._committed and self._settings:
             self._report(self._committed, seconds, self._settings.emit)
-        return FinishedSave(seconds=seconds, error=self._error)
+        return FinishedSave(seconds=seconds, stall_s=self._stall_s, error=self._error)
 
     def _report(self, committed: CommitResult, seconds: float, emit: Emit) -> None:
         manifest = committed.manifest

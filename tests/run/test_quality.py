@@ -9,7 +9,7 @@ from indextts_job.checkpoint.manifest import file_name
 from indextts_job.cli import main
 from indextts_job.demo.world import World
 from tests.support.attempts import attempt
-from tests.support.runs import config_for, newest, store_of
+from tests.support.runs import config_for, newest, state_of, store_of
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +92,14 @@ def test_a_checkpoint_that_is_to_be_kept_outlives_retention(world: World, tmp_pa
     assert (kept.step, "keep" in kept.tags) == (first.step, True)
     store_of(run).verify(store_of(run).manifest(kept))
     assert main(["checkpoints", "keep", str(run)]) == 78
+
+
+def test_saves_by_the_clock_change_no_bit(world: World, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    keys: dict[str, object] = {
+        **{"checkpoint__interval_steps": -1, "checkpoint__shortest_seconds": 0.0, "checkpoint__longest_seconds": 0.0}
+    }
+    assert attempt(config_for(world, run, **keys)).code == 0
+    steps = [line["step"] for line in json.loads((run / "checkpoint_log.json").read_bytes())]
+    assert len(steps) > 6  # more than the best ones
+    assert state_of(newest(run)) == state_of(newest(finished))
