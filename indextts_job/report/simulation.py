@@ -222,6 +222,19 @@ def pace_of(rows: Sequence[Mapping[str, Any]]) -> tuple[RunPace, int, float]:
     return pace, int(total), 86400 * killed / ran_s if ran_s else 0.0
 
 
+def lives_of(rows: Sequence[Mapping[str, Any]]) -> list[Life]:
+    """How long a run's attempts lived, as far as they told; the last one, which came to the end, left out.
+
+    Args:
+        rows: Of `attempts`.
+    """
+    return [
+        Life(seconds_between(row["launched"], row["ended"] or row["heard"]), noticed=bool(row["outcome"]))
+        for row in rows[:-1]
+        if row.get("launched")
+    ]
+
+
 _MEASURED = ("steps", "data", "validation")
 
 
