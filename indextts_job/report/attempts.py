@@ -11,13 +11,16 @@ from indextts_job.report.journal import EVENTS
 READERS = 16
 LAST_OF = {"TrainLine": "train", "Validated": "validation", "Committed": "checkpoint"}
 """Events of which the last one is kept, and under what name."""
+CURVES = {"TrainLine": "train_lines", "Validated": "validations"}
+"""Events that make curves."""
 
 
-def attempts(storage: RunStorage) -> list[dict[str, Any]]:
+def attempts(storage: RunStorage, *, curves: bool = False) -> list[dict[str, Any]]:
     """One row per attempt, oldest first: its record, and what its journal adds.
 
     Args:
         storage: The run.
+        curves: Also add every train line and validation, as `train_lines` and `validations`.
 
     Returns:
         The record of each attempt with `attempt`, `from_step`, `committed_step` (of its last checkpoint), `last_step`
@@ -29,11 +32,14 @@ def attempts(storage: RunStorage) -> list[dict[str, Any]]:
     journals = storage.list(EVENTS)
     with ThreadPoolExecutor(READERS) as pool:
         return list(
-            pool.map(lambda name: _row(storage, name, f"attempt-{name.removesuffix('.json')}.jsonl" in journals), names)
+            pool.map(
+                lambda name: _row(storage, name, f"attempt-{name.removesuffix('.json')}.jsonl" in journals, curves),
+                names,
+            )
         )
 
 
-def _row(storage: RunStorage, name: str, has_journal: bool) -> dict[str, Any]:  # noqa: FBT001
+def _row(storage: RunStorage, name: str, has_journal: bool, curves: bool) -> dict[str, Any]:  # noqa: FBT001
     record: dict[str, Any] = json.loads(storage.read(f"{FOLDER}/{name}"))
     record.pop("token", None)
     number = name.removesuffix(".json")
@@ -51,6 +57,7 @@ def _row(storage: RunStorage, name: str, has_journal: bool) -> dict[str, Any]:  
         "spent": [],
         "heard": record.get("started", ""),
         **dict.fromkeys(LAST_OF.values()),
+        **({name: [] for name in CURVES.values()} if curves else {}),
     }
     lines = (
         storage.read(f"{EVENTS}/attempt-{number}.jsonl").decode(errors="replace").splitlines() if has_journal else []
@@ -64,6 +71,8 @@ def _row(storage: RunStorage, name: str, has_journal: bool) -> dict[str, Any]:  
         row["heard"] = event["time"]
         if event["event"] in LAST_OF:
             row[LAST_OF[event["event"]]] = event
+        if curves and event["event"] in CURVES:
+            row[CURVES[event["event"]]].append(event)
         if event["event"] == "Committed":
             row["committed_step"] = event["step"]
         elif event["event"] == "AttemptStarted":

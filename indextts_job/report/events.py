@@ -17,6 +17,8 @@ class ReportConfig:
     """Folder of the TensorBoard curve below RUN/logs."""
     sample_log: bool = False
     """Also write the sample ids of every step to RUN/samples, one line per step."""
+    prometheus_file: str = ""
+    """Local file to keep the run's numbers in, for node_exporter's textfile collector; empty = none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

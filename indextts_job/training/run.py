@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import AttemptEnded, AttemptStarted, Emit, Notice
 from indextts_job.report.goodput import kills
 from indextts_job.report.journal import Journal, SampleLog
+from indextts_job.report.prometheus import PrometheusFile
 from indextts_job.report.stream import EventStream
 from indextts_job.report.tensorboard import TensorBoardCurves
 from indextts_job.training import resume
@@ -332,6 +334,8 @@ def _run_readers(config: RunConfig, storage: RunStorage, attempt: int, train_set
         Journal(storage, attempt),
         TensorBoardCurves(storage, config.report.run_name, attempt, step),
     ]
+    if config.report.prometheus_file:
+        readers.append(PrometheusFile(Path(config.report.prometheus_file), config.run))
     if config.report.sample_log:
         readers.append(SampleLog(storage, attempt, lambda index: train_set.entries[index].id))
     return readers

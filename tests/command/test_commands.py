@@ -320,7 +320,10 @@ def test_status_shows_every_attempt(world: World, tmp_path: Path, capsys: pytest
     assert attempt(config_for(world, run, schedule__max_steps=8)).code == 0
     assert attempt(config_for(world, run, schedule__max_steps=12, resume__accept=["schedule.max_steps"])).code == 0
     assert main(["status", str(run), "--json"]) == 0
-    first, second = json.loads(capsys.readouterr().out)
+    document = json.loads(capsys.readouterr().out)
+    first, second = document["attempts"]
+    assert document["standing"]["state"] == "complete"
+    assert document["spent_seconds"]["steps"] > 0
     assert (first["from_step"], first["committed_step"], first["outcome"], first["exit_code"]) == (0, 8, "complete", 0)
     assert (second["from_step"], second["last_step"]) == (8, 12)
     assert second["previous_end"] == "complete, exit code 0"
@@ -328,5 +331,10 @@ def test_status_shows_every_attempt(world: World, tmp_path: Path, capsys: pytest
     assert previous_end(open_storage(str(run))) == "killed: it wrote no end"
     assert main(["status", str(run)]) == 0
     assert "8 … 8" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert main(["status", str(run), "--html", str(page)]) == 0
+    assert "<svg" in page.read_text(encoding="utf-8")
+    assert main(["status", str(run), "--html", str(tmp_path / "none/page.html")]) == 78
+    assert "No such file" in capsys.readouterr().err
     assert main(["status", str(tmp_path / "nothing")]) == 78
     assert "no run here" in capsys.readouterr().err

@@ -1,0 +1,246 @@
+"""A run as one HTML page that needs nothing else: no script, no font, no request. Pure: from rows to text."""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from indextts_job.report.console import human_seconds
+from indextts_job.report.goodput import PARTS, where_time_went
+from indextts_job.report.standing import standing
+
+Row = Mapping[str, Any]
+Point = tuple[float, float]
+WIDTH, HEIGHT = 640.0, 240.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 8.0, 10.0, 24.0
+MOST_POINTS = 500
+"""Of a curve; more are averaged."""
+TICKS = 5
+PART_NAMES = {
+    "steps": "steps that count",
+    "waiting": "between attempts",
+    "start-up": "start-up",
+    "data": "waiting for data",
+    "validation": "validation",
+    "saves": "waiting for saves",
+    "lost": "done again, and unaccounted",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A line of a chart."""
+
+    name: str
+    points: Sequence[Point]
+    marks: bool = False
+    """Whether each point is a dot too: of a few validations, not of thousands of train lines."""
+
+
+def render(run: str, rows: Sequence[Row], now: datetime) -> str:
+    """The page.
+
+    Args:
+        run: Its name for people.
+        rows: Of `attempts` with curves, oldest first; at least one.
+        now: With a time zone.
+    """
+    train, validation = _events(rows, "train_lines"), _events(rows, "validations")
+
+    def of(events: Sequence[Row], key: str) -> list[Point]:
+        return [(event["step"], event["losses"][key]) for event in events]
+
+    def both(key: str) -> list[Curve]:
+        return [Curve("train", of(train, key)), Curve("validation", of(validation, key), marks=True)]
+
+    def plain(key: str) -> list[Point]:
+        return [(event["step"], event[key]) for event in train if event.get(key) is not None]
+
+    starts = [(row["from_step"], row["attempt"]) for row in rows]
+    last = max([1, *(row["last_step"] for row in rows)])
+    charts = [
+        _chart("Text loss", both("text_loss"), starts, last),
+        _chart("Mel loss", both("mel_loss"), starts, last),
+        _chart("Mel top-1", both("mel_top1"), starts, last),
+        _chart("Learning rate", [Curve("train", plain("learning_rate"))], starts, last),
+        _chart("Samples per second", [Curve("train", plain("samples_per_s"))], starts, last),
+        _chart("Gradient norm", [Curve("train", plain("grad_norm"))], starts, last),
+    ]
+    known = [(name, text) for name, text in standing(rows, now) if name != "goodput"]  # has a section of its own
+    facts = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd></div>" for name, text in known)
+    total = next((row["total_steps"] for row in reversed(rows) if row["total_steps"]), 0)
+    progress = min(1.0, rows[-1]["last_step"] / total) if total else 0.0
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(run)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<header>
+<h1>{html.escape(run)}</h1>
+<p class="when">as of {now.strftime("%Y-%m-%d %H:%M")} UTC</p>
+<div class="progress" role="img" aria-label="{progress:.0%} of all steps">
+<span style="width:{progress:.2%}"></span></div>
+</header>
+<main>
+<section><dl>{facts}</dl></section>
+{_goodput(rows)}
+<section class="charts">{"".join(charts)}</section>
+<section><h2>Attempts</h2>{_attempts(rows)}</section>
+</main>
+<footer>Bands in the charts are attempts; a dot is a validation.</footer>
+</body>
+</html>
+"""
+
+
+def _events(rows: Sequence[Row], key: str) -> list[Row]:
+    """Events of steps that count: what was done again is shown once, as it came in the end."""
+    kept: list[Row] = []
+    for index, row in enumerate(rows):
+        following = min((other["from_step"] for other in rows[index + 1 :]), default=math.inf)
+        kept += [event for event in row[key] if event["step"] <= following]
+    return sorted(kept, key=lambda event: int(event["step"]))
+
+
+def _chart(title: str, curves: Sequence[Curve], starts: Sequence[tuple[int, int]], last: int) -> str:
+    values = [value for curve in curves for _, value in curve.points]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = low - abs(low) / 10 - 1e-9, high + abs(high) / 10 + 1e-9
+    ticks = _ticks(low, high)
+    low, high = min(low, ticks[0]), max(high, ticks[-1])
+
+    def x(step: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * step / last
+
+    def y(value: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
+
+    parts = [_bands(starts, last, x)]
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
+    for tick in _ticks(0, last):
+        if tick <= last:
+            anchor = "end" if tick > 0.95 * last else "middle"
+            parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{tick:.0f}</text>')
+    for number, curve in enumerate(curves):
+        thin = _thinned(curve.points)
+        path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in thin)
+        parts.append(f'<polyline class="curve c{number}" points="{path}"/>')
+        if curve.marks:
+            parts += [
+                f'<circle class="c{number}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="3">'
+                f"<title>step {step:.0f}: {value:.4g}</title></circle>"
+                for step, value in thin
+            ]
+    shown = [(n, curve) for n, curve in enumerate(curves) if curve.points]
+    legend = " ".join(
+        f'<span class="key c{n}">{html.escape(curve.name)} <b>{curve.points[-1][1]:.4g}</b></span>'
+        for n, curve in shown
+    )
+    picture = f'<svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img" aria-label="{html.escape(title)}">'
+    return f"<figure><figcaption>{html.escape(title)} {legend}</figcaption>{picture}{''.join(parts)}</svg></figure>"
+
+
+def _bands(starts: Sequence[tuple[int, int]], last: int, x: Any) -> str:  # noqa: ANN401  # a function of a chart
+    bands = []
+    for index, (start, attempt) in enumerate(starts):
+        end = min([last, *(other for other, _ in starts[index + 1 :])])
+        if end > start:
+            width = x(end) - x(start)
+            bands.append(
+                f'<rect class="band b{index % 2}" x="{x(start):.1f}" y="{TOP}" width="{width:.1f}" '
+                f'height="{HEIGHT - TOP - BOTTOM}"><title>attempt {attempt}, from step {start}</title></rect>'
+            )
+    return "".join(bands)
+
+
+def _thinned(points: Sequence[Point]) -> list[Point]:
+    size = -(-len(points) // MOST_POINTS) or 1
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    step = 10.0 ** math.floor(math.log10((high - low) / TICKS))
+    step = next(factor * step for factor in (1, 2, 5, 10) if (high - low) / (factor * step) <= TICKS)
+    first, after = math.floor(low / step), math.ceil(high / step)
+    return [number * step for number in range(first, after + 1)]
+
+
+def _goodput(rows: Sequence[Row]) -> str:
+    spent = where_time_went(rows)
+    total = sum(spent.values())
+    if not total:
+        return ""
+    parts = [(part, spent[part]) for part in PARTS if spent[part] / total >= 0.0005]
+    bar = "".join(
+        f'<span class="p-{part}" style="width:{seconds / total:.3%}" title="{PART_NAMES[part]}"></span>'
+        for part, seconds in parts
+    )
+    keys = "".join(
+        f'<li><span class="swatch p-{part}"></span>{PART_NAMES[part]} <b>{seconds / total:.1%}</b> '
+        f"{human_seconds(seconds)}</li>"
+        for part, seconds in parts
+    )
+    share = f"{spent['steps'] / total:.1%}"
+    return f'<section><h2>Goodput {share}</h2><div class="goodput">{bar}</div><ul class="keys">{keys}</ul></section>'
+
+
+def _attempts(rows: Sequence[Row]) -> str:
+    lines = []
+    for row in reversed(rows):
+        how = f"{row['outcome']} ({row['exit_code']})" if row["outcome"] else "runs" if row is rows[-1] else "killed"
+        started = row["started"].replace("T", " ").partition("+")[0]
+        committed = "" if row["committed_step"] is None else row["committed_step"]
+        steps = f"{row['from_step']} … {row['last_step']}"
+        cells = (row["attempt"], started, row["node"], row["device"], steps, committed, how)
+        lines.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
+    head = "".join(f"<th>{name}</th>" for name in ("", "started", "node", "device", "steps", "committed", "end"))
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+
+
+_STYLE = """
+:root{--ink:#1d2530;--soft:#66717f;--paper:#fff;--card:#f5f7f9;--line:#dfe4ea;--c0:#2563c9;--c1:#c2410c;--b0:#2563c90d;
+--b1:#c2410c12;--steps:#2f8f5b;--waiting:#9aa5b1;--startup:#c9a227;--data:#7c5cc4;--validation:#2563c9;--saves:#1f9aa8;
+--lost:#c2410c}
+@media(prefers-color-scheme:dark){:root{--ink:#e6eaf0;--soft:#98a4b3;--paper:#12161c;--card:#1a2029;--line:#2b3441;
+--c0:#7eb0ff;--c1:#ffa069;--b0:#7eb0ff14;--b1:#ffa06918}}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:1180px;padding:16px;background:var(--paper);color:var(--ink);
+font:15px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+h1{font-size:1.3rem;margin:0;overflow-wrap:anywhere}h2{font-size:1.05rem;margin:1.4rem 0 .5rem}
+.when{margin:.1rem 0 .6rem;color:var(--soft)}
+.progress{height:8px;border-radius:4px;background:var(--line);overflow:hidden}
+.progress span{display:block;height:100%;background:var(--steps)}
+dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(250px,1fr));gap:8px;margin:14px 0 0}
+dl div{background:var(--card);border-radius:8px;padding:8px 12px}
+dt{color:var(--soft);font-size:.82rem}dd{margin:0;overflow-wrap:anywhere}
+.goodput{display:flex;height:22px;border-radius:6px;overflow:hidden}
+.keys{list-style:none;margin:.5rem 0 0;padding:0;display:flex;flex-wrap:wrap;gap:2px 18px}
+.swatch{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px}
+.p-steps{background:var(--steps)}.p-waiting{background:var(--waiting)}.p-start-up{background:var(--startup)}
+.p-data{background:var(--data)}.p-validation{background:var(--validation)}.p-saves{background:var(--saves)}
+.p-lost{background:var(--lost)}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr));gap:14px;margin-top:18px}
+figure{margin:0;background:var(--card);border-radius:8px;padding:10px}
+figcaption{font-weight:600;margin-bottom:4px}.key{font-weight:400;margin-left:10px;color:var(--soft)}
+.key.c0 b{color:var(--c0)}.key.c1 b{color:var(--c1)}
+svg{display:block;width:100%;height:auto}svg text{font-size:12px;fill:var(--soft)}
+.grid{stroke:var(--line)}.curve{fill:none;stroke-width:1.8;stroke-linejoin:round}
+polyline.c0{stroke:var(--c0)}polyline.c1{stroke:var(--c1)}circle.c0{fill:var(--c0)}circle.c1{fill:var(--c1)}
+.b0{fill:var(--b0)}.b1{fill:var(--b1)}
+.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;white-space:nowrap}
+th{text-align:left;color:var(--soft);font-weight:500}th,td{padding:4px 12px 4px 0;border-bottom:1px solid var(--line)}
+@media(max-width:600px){svg text{font-size:20px}}
+footer{color:var(--soft);margin:18px 0 4px;font-size:.85rem}
+"""

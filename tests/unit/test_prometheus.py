@@ -1,0 +1,54 @@
+"""Numbers for Prometheus, in its text format."""
+
+import re
+from pathlib import Path
+
+from indextts_job.report.events import AttemptEnded, AttemptStarted, Committed, TimeSpent, TrainLine, Validated
+from indextts_job.report.prometheus import PrometheusFile
+from indextts_job.training.history import Losses
+
+LOSSES = Losses(text_loss=3.0, mel_loss=4.0, mel_top1=0.25, total=3.8)
+LINE = re.compile(r'([a-z0-9_]+)\{([a-z]+="(?:[^"\\\n]|\\.)*"(?:,[a-z]+="[^"]*")*)\} (-?[0-9.e+-]+)')
+
+
+def numbers(path: Path) -> dict[str, float]:
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            match = LINE.fullmatch(line)
+            assert match, line
+            found[f"{match[1]}{{{match[2].partition(',')[2]}}}"] = float(match[3])
+    return found
+
+
+def test_the_file_says_where_the_run_stands(tmp_path: Path) -> None:
+    path = tmp_path / "run.prom"
+    tell = PrometheusFile(path, 's3://b/am"har\\ic')
+    tell(AttemptStarted(step=10, attempt=3, total_steps=100, resumed_from=None))
+    tell(
+        TrainLine(
+            step=20,
+            epoch=0.5,
+            losses=LOSSES,
+            learning_rate=1e-5,
+            grad_norm=2.0,
+            samples_per_s=10.0,
+            tokens_per_s=4000.0,
+            eta_s=60.0,
+            mfu=0.41,
+        )
+    )
+    tell(Validated(step=20, losses=LOSSES, best=True, samples=5, seconds=1.0))
+    tell(Committed(step=20, name="x", tags=(), bytes_written=1, bytes_total=2, seconds=9.0, stall_seconds=0.5))
+    tell(TimeSpent(step=20, steps_s=5.0, data_s=1.0, validation_s=2.0, saves_s=0.5))
+    found = numbers(path)
+    assert found["indextts_job_step{}"] == 20
+    assert found["indextts_job_running{}"] == 1
+    assert found["indextts_job_mfu{}"] == 0.41
+    assert found['indextts_job_loss{kind="text",set="validation"}'] == 3.0
+    assert found['indextts_job_spent_seconds{part="data"}'] == 1.0
+    assert found["indextts_job_save_stall_seconds{}"] == 0.5
+    tell(AttemptEnded(step=30, outcome="stopped", exit_code=75))
+    found = numbers(path)
+    assert (found["indextts_job_running{}"], found["indextts_job_exit_code{}"]) == (0, 75)
+    assert list(tmp_path.iterdir()) == [path]
