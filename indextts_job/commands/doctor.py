@@ -33,6 +33,25 @@ def add(commands: Commands) -> None:
     data.add_argument("--all", action="store_true", help="show every place, not the first few")
     data.add_argument("--json", action="store_true", help="for programs; always with every place")
     data.set_defaults(act=_data)
+    checkpoint = subjects.add_parser(
+        "checkpoint",
+        help="a checkpoint, the old trainer's too: whole, finite, frozen rows, worth resuming, and how here",
+        description="Look at a checkpoint. Exit code 65 if it is damaged.",
+    )
+    checkpoint.add_argument("checkpoint", help="a run for its newest one, a checkpoint's .json, or an old .pth")
+    checkpoint.add_argument("--base-checkpoint", default="", help="gpt.pth that it was trained from, to compare rows")
+    checkpoint.add_argument("--config", default="checkpoints/config.yaml", help="config.yaml, for an old .pth")
+    checkpoint.add_argument("--json", action="store_true", help="for programs")
+    checkpoint.set_defaults(act=_checkpoint)
+    run = subjects.add_parser(
+        "run",
+        help="everything up to the first step, without training: machine, storage, inputs, data, resume, plan",
+        description="Do what `train` would do until its first step, and change nothing. The exit code is the one that "
+        "training would end with.",
+    )
+    run.add_argument("settings", nargs="+", metavar="RUN.yaml | key=value", help="as for train")
+    run.add_argument("--json", action="store_true", help="for programs")
+    run.set_defaults(act=_run)
 
 
 def _gpu(given: argparse.Namespace) -> int:
@@ -65,3 +84,25 @@ def _data(given: argparse.Namespace) -> int:
         )
     shown = sys.maxsize if given.all else DETAILS_SHOWN
     return report(examine_data(found, tokenizer.content), as_json=given.json, details=shown)
+
+
+def _checkpoint(given: argparse.Namespace) -> int:
+    from indextts_job import files
+    from indextts_job.commands.findings import report
+    from indextts_job.doctor.checkpoint import examine_checkpoint
+    from indextts_job.retry import StorageConfig
+
+    files.configure_object_stores(StorageConfig())
+    findings = examine_checkpoint(given.checkpoint, given.base_checkpoint, given.config)
+    return report(findings, as_json=given.json)
+
+
+def _run(given: argparse.Namespace) -> int:
+    from indextts_job.commands.findings import report
+    from indextts_job.commands.settings import configuration
+    from indextts_job.doctor.run import examine_run
+    from indextts_job.report.console import ConsoleReport
+
+    config = configuration(given.settings, {})
+    with ConsoleReport(sys.stderr) as console:
+        return report(examine_run(config, console), as_json=given.json)

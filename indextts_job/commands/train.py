@@ -7,8 +7,6 @@ import io
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from indextts_job import errors
 from indextts_job.background import begin
@@ -54,9 +52,10 @@ def _train(given: argparse.Namespace) -> int:
         keys["data.skip_bad_samples"] = True
     if given.list_checkpoints:
         return checkpoints.print_list(str(keys.get("run", "trained_ckpts")), as_json=False, verify=False)
+    from indextts_job.commands.settings import configuration
     from indextts_job.training.ahead import begin_downloads
 
-    config = _configuration(given.settings, keys)
+    config = configuration(given.settings, keys)
     processes.die_with_parent()
     count = processes.wanted_processes(config.hardware, os.environ)
     nodes = processes.read_nodes(os.environ)
@@ -82,33 +81,6 @@ def _watch_notices(stop: StopSignals) -> None:
     from indextts_job.preemption.notices import watch
 
     watch(known_clouds(os.environ), stop)
-
-
-def _configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> Any:  # noqa: ANN401
-    from indextts_job import config, files
-
-    paths = [setting for setting in settings if "=" not in setting]
-    dotted = dict(config.parse_override(setting) for setting in settings if "=" in setting)
-    if len(paths) > 1:
-        raise errors.ConfigError(f"{len(paths)} configuration files given ({', '.join(paths)}), expected one.")
-    document: object = None
-    where = "command line"
-    if paths:
-        where = paths[0]
-        document = files.read_yaml(where, "run configuration", "the command line")
-        if isinstance(document, Mapping) and "gpt" in document:
-            raise errors.ConfigError(f"{where} describes the model, not a run. Give it with --config.")
-    elif "data.train_manifests" not in {**flag_keys, **dotted}:
-        # Nothing but a run was named: its newest checkpoint knows the rest.
-        from indextts_job.training import resume
-
-        run = str(dotted.get("run", flag_keys.get("run", "trained_ckpts")))
-        source = str(dotted.get("resume.source", flag_keys.get("resume.source", "auto")))
-        where = run if source in ("auto", "none") else source
-        document = resume.recorded_config(where)
-    layers = (("command line flags", flag_keys), ("command line", dotted))
-    recorded_resume = {"resume.source": "auto", "resume.weights_only": False} if not paths and document else {}
-    return config.build_config(document, where, [("recorded", recorded_resume), *layers])
 
 
 def _print_config_help() -> int:

@@ -14,7 +14,7 @@ from indextts_job.report.standing import standing
 Row = Mapping[str, Any]
 Point = tuple[float, float]
 WIDTH, HEIGHT = 640.0, 240.0
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 8.0, 10.0, 24.0
+LEFT, RIGHT, TOP, BOTTOM = 64.0, 8.0, 16.0, 26.0
 MOST_POINTS = 500
 """Of a curve; more are averaged."""
 TICKS = 5
@@ -241,6 +241,6 @@ polyline.c0{stroke:var(--c0)}polyline.c1{stroke:var(--c1)}circle.c0{fill:var(--c
 .b0{fill:var(--b0)}.b1{fill:var(--b1)}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;white-space:nowrap}
 th{text-align:left;color:var(--soft);font-weight:500}th,td{padding:4px 12px 4px 0;border-bottom:1px solid var(--line)}
-@media(max-width:600px){svg text{font-size:20px}}
+@media(max-width:600px){svg text{font-size:18px}}
 footer{color:var(--soft);margin:18px 0 4px;font-size:.85rem}
 """

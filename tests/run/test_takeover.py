@@ -1,74 +1,17 @@
 """Checkpoints of the old trainer: what can be trusted goes on, the rest is explained, nothing in them runs."""
 
 import os
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from indextts_job.demo.world import World
 from tests.support.attempts import attempt
+from tests.support.legacy import BASE_PIECES, PIECES, STEP, base_state, old_checkpoint, saved
 from tests.support.runs import config_for, newest, samples, store_of
-
-STEP = 9
-PIECES, BASE_PIECES = 217, 100
-
-
-def base_state(world: World) -> dict[str, Tensor]:
-    return dict(torch.load(world.base_checkpoint, weights_only=True))
-
-
-def old_checkpoint(world: World, *, moved: bool = False) -> dict[str, Any]:
-    """As the old trainer wrote it: the whole model, moments by index, a position that means nothing."""
-    generator = torch.Generator().manual_seed(1)
-    model = base_state(world)
-    never = ("conditioning_encoder.", "perceiver_encoder.", "emo_", "emovec_layer.")
-    trained = [key for key in model if not key.startswith(never)]
-    for key in trained:
-        if key.startswith(("text_embedding", "text_head")):
-            fresh = torch.randn((PIECES + 1, *model[key].shape[1:]), generator=generator) * 0.02
-            fresh[:BASE_PIECES] = model[key][:BASE_PIECES] * (0.999 if moved else 1)
-            model[key] = fresh
-        else:
-            model[key] = model[key] + 0.01 * torch.randn(model[key].shape, generator=generator)
-    order = [key for key in model if not key.endswith(".embed.pos_enc.pe")]
-    state = {}
-    for index, key in enumerate(order):
-        if key in trained:
-            first = torch.randn(model[key].shape, generator=generator) * 1e-4
-            if key.startswith(("text_embedding", "text_head")):
-                first[:BASE_PIECES] = 1e-3 if moved else 0
-            state[index] = {"step": torch.tensor(float(STEP)), "exp_avg": first, "exp_avg_sq": first**2}
-    return {
-        "model": model,
-        "optimizer": {"state": state, "param_groups": [{"lr": 1e-5, "params": list(range(len(order)))}]},
-        "scheduler": {"last_epoch": STEP},
-        "scaler": None,
-        "epoch": 1,
-        "step": STEP,
-        "batch_idx": 23,
-        "recent_checkpoints": ["a.pth"],
-        "manifests": {"train": ["x.jsonl"]},
-        "rng_state": {
-            "torch_cpu": torch.get_rng_state(),
-            "torch_cuda": None,
-            "numpy": np.random.get_state(),  # what the old trainer saved
-            "python": random.getstate(),
-        },
-        "batch_size": 4,
-        "pytorch_version": torch.__version__,
-    }
-
-
-def saved(content: object, folder: Path, name: str = "latest.pth") -> Path:
-    path = folder / name
-    torch.save(content, path)
-    return path
 
 
 def test_weights_moments_and_step_go_on_and_the_rest_is_explained(world: World, tmp_path: Path) -> None:

@@ -1,0 +1,161 @@
+"""Whether a checkpoint is whole, what it holds, and whether it is worth going on from."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from indextts_job import files
+from indextts_job.checkpoint import retention
+from indextts_job.checkpoint.describe import epoch
+from indextts_job.checkpoint.manifest import CheckpointManifest, file_name
+from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.doctor.findings import Finding, Level, data_finding
+from indextts_job.errors import ConfigError, DataError
+from indextts_job.hardware.facts import read_facts
+from indextts_job.hardware.plan import HardwareConfig, Needs, changes, make_plan
+from indextts_job.legacy.checkpoint import adopt, read_legacy_checkpoint
+from indextts_job.model.base_checkpoint import BaseCheckpoint, load_base_checkpoint
+from indextts_job.model.config import gpt_config
+from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
+from indextts_job.report.console import human_bytes
+from indextts_job.training import resume
+from indextts_job.training.state import BASE, WEIGHTS
+
+FEW_STEPS, MANY_STEPS = 5_000, 20_000
+"""Below the first, starting anew costs little; from the second on it would throw much away."""
+EMBEDDING_STD = (0.005, 0.2)
+"""Of text embedding rows: the released ones lie around 0.02 to 0.05. Outside, something went wrong."""
+
+
+def examine_checkpoint(source: str, base_checkpoint: str, model_config: str) -> Iterator[Finding]:
+    """Look at a checkpoint, or at the newest one of a run.
+
+    Args:
+        source: A run, the `.json` of one of its checkpoints, or a `.pth` of the old trainer.
+        base_checkpoint: `gpt.pth` that it was trained from, to compare frozen rows with; empty = do not.
+        model_config: `config.yaml` of the model, for a checkpoint of the old trainer.
+    """
+    if resume.is_legacy(source):
+        yield from _legacy(source, base_checkpoint, model_config)
+        return
+    store, name = resume.locate(source)
+    names = [name] if name else retention.current(store.names())
+    if not names:
+        raise ConfigError(f"{source} holds no checkpoints.")
+    try:
+        manifest = store.manifest(names[0])
+        yield _place(manifest)
+        store.verify(manifest)
+    except DataError as error:
+        advice = "An older checkpoint may be whole: `indextts-job checkpoints list RUN --verify`."
+        yield data_finding("integrity", "error", str(error), advice)
+        return
+    objects = f"{len(manifest.objects)} objects, {human_bytes(manifest.size_bytes)}, every byte has its hash"
+    yield data_finding("integrity", "ok", objects)
+    yield from _own(store, manifest, base_checkpoint)
+    yield _resumed_here(manifest)
+
+
+def _place(manifest: CheckpointManifest) -> Finding:
+    name, total = manifest.name, manifest.values["total_steps"]
+    tags = f" [{', '.join(name.tags)}]" if name.tags else ""
+    text = f"{file_name(name)}{tags}: step {name.step} of {total}, epoch {epoch(manifest):.2f}"
+    return data_finding("checkpoint", "ok", f"{text}, of {manifest.created}")
+
+
+def _own(store: CheckpointStore, manifest: CheckpointManifest, base_checkpoint: str) -> Iterator[Finding]:
+    values = manifest.values
+    tables = tuple(BASE + key for key in TEXT_TABLES)
+    tensors = store.load(manifest, (WEIGHTS, *tables))
+    bad = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        yield data_finding("weights", "error", f"{', '.join(bad[:3])}: NaN or infinity", "Go back to an older one.")
+    else:
+        yield data_finding("weights", "ok", f"{len(tensors)} tensors finite")
+    vocabulary = Vocabulary(**values["vocabulary"])
+    new = tensors.get(WEIGHTS + TEXT_TABLES[0] + NEW_ROWS_SUFFIX)
+    whole = tensors.get(WEIGHTS + TEXT_TABLES[0])
+    old = tensors.get(BASE + TEXT_TABLES[0])
+    parts = [(label, rows) for label, rows in (("base", old), ("new", new), ("all", whole)) if rows is not None]
+    spreads = ", ".join(f"{label} rows {float(rows.float().std()):.4f}" for label, rows in parts)
+    low, high = EMBEDDING_STD
+    odd = not all(low <= float(rows.float().std()) <= high for _, rows in parts)
+    text = f"{vocabulary.pieces} pieces, {vocabulary.base_pieces} of the base; standard deviation of {spreads}"
+    yield data_finding("vocabulary", "warning" if odd else "ok", text, "Rows that small or large were never trained.")
+    if base_checkpoint:
+        base = load_base_checkpoint(base_checkpoint, gpt_config(values["model_config"], "the checkpoint"))
+        yield _frozen_rows(tensors, base)
+    validations = values["history"]["validations"]
+    if validations:
+        best, last = values["history"]["best"], validations[-1]
+        text = f"best {best['losses']['total']:.4f} at step {best['step']}, last {last['losses']['total']:.4f}"
+        since = values["history"].get("overfitting_since")
+        level: Level = "warning" if since is not None else "ok"
+        text += f"; overfits since step {since}" if since is not None else ""
+        yield data_finding("validation", level, text, "Take the best one: `indextts-job export RUN --tag best`.")
+
+
+def _frozen_rows(tensors: Mapping[str, Tensor], base: BaseCheckpoint) -> Finding:
+    moved = 0
+    compared = 0
+    for key in TEXT_TABLES:
+        kept = tensors.get(BASE + key)
+        if kept is None:
+            continue
+        rows = min(base.text_pieces, len(kept))
+        differs = (kept[:rows] != base.tensors[key][:rows].to(kept.dtype)).reshape(rows, -1).any(dim=1)
+        moved += int(differs.sum())
+        compared += rows
+    if not compared:
+        return data_finding("frozen rows", "ok", "none in this run: all rows train")
+    text = f"{moved} of {compared} rows are not the base checkpoint's" if moved else f"{compared} rows bit for bit"
+    return data_finding("frozen rows", "error" if moved else "ok", text, "Is it another base checkpoint?")
+
+
+def _resumed_here(manifest: CheckpointManifest) -> Finding:
+    values = manifest.values
+    model = gpt_config(values["model_config"], "the checkpoint")
+    config = HardwareConfig(**values["config"]["hardware"])
+    longest = model.sample_tokens(model.max_text_tokens, model.max_mel_tokens) if not config.capacity_tokens else 1
+    needs = Needs(model=model, trained_parameters=values["parameters"]["trained"], longest_tokens=longest)
+    facts = read_facts(config.device)
+    try:
+        plan = make_plan(facts, config, needs)
+    except ConfigError as error:
+        return Finding(subject="on this machine", level="error", found=str(error))
+    different = changes(values["environment"], facts, plan)
+    changed = f"; different from where it was saved: {', '.join(different)}" if different else ""
+    return data_finding("on this machine", "ok", f"{facts.name}, {plan.precision}{changed}")
+
+
+def _legacy(source: str, base_checkpoint: str, model_config: str) -> Iterator[Finding]:
+    config = gpt_config(files.read_yaml(model_config, "model configuration", "--config"), model_config)
+    try:
+        old = read_legacy_checkpoint(source, config)
+    except DataError as error:
+        yield data_finding("integrity", "error", str(error))
+        return
+    moments = "with moments" if old.moments is not None else "without moments"
+    text = f"of the old trainer, step {old.step}, {old.text_pieces} pieces, {moments}"
+    yield data_finding("checkpoint", "ok", text, details=old.notes)
+    if not base_checkpoint:
+        advice = "Give the gpt.pth that it was trained from with --base-checkpoint."
+        yield data_finding("frozen rows", "warning", "not compared with the base", advice)
+        return
+    base = load_base_checkpoint(base_checkpoint, config)
+    imported = adopt(old, base, Vocabulary(pieces=old.text_pieces, base_pieces=base.text_pieces), config)
+    yield data_finding("import", "ok", "what is taken over, and what not:", details=imported.notes)
+    yield _worth(imported.moved_rows, base.text_pieces, old.step)
+
+
+def _worth(moved: int, rows: int, step: int) -> Finding:
+    """The answer to the question whether to go on from a checkpoint of the old trainer."""
+    if moved:
+        text = f"no: {moved} of {rows} base rows have moved, so it was trained without freezing them"
+        advice = "The base languages have suffered. Start from the base checkpoint: leave --resume out."
+        return data_finding("worth resuming", "warning", text, advice)
+    if step < FEW_STEPS:
+        return data_finding("worth resuming", "ok", f"either is fine: {step} steps are soon done again")
+    much = "definitely" if step >= MANY_STEPS else "yes"
+    return data_finding("worth resuming", "ok", f"{much}: {step} steps with frozen base rows")

@@ -1,0 +1,81 @@
+"""What would happen if the training of a configuration began here and now, up to its first step."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from indextts_job import files
+from indextts_job.checkpoint.remote import open_storage
+from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.config import RunConfig
+from indextts_job.doctor.findings import Finding
+from indextts_job.doctor.machine import examine
+from indextts_job.errors import IndexTTSJobError
+from indextts_job.hardware.facts import read_facts
+from indextts_job.hardware.plan import Needs, in_samples, make_plan
+from indextts_job.model.config import trained_shapes
+from indextts_job.report.console import ConsoleReport
+from indextts_job.report.events import Event, Notice
+from indextts_job.training import resume
+from indextts_job.training.inputs import Inputs, read_inputs
+from indextts_job.training.start import compare
+
+_T = TypeVar("_T")
+
+
+class _FailedError(Exception):
+    """The rest cannot be looked at; the finding has been collected."""
+
+
+def examine_run(config: RunConfig, console: ConsoleReport) -> Iterator[Finding]:
+    """Look at storage, inputs, data, checkpoint and plan.
+
+    Args:
+        config: The checked configuration.
+        console: Shows how far the data check is.
+    """
+    files.configure_object_stores(config.storage)
+    for finding in examine(config.run):
+        if config.hardware.device != "cpu" or finding.subject != "GPU":
+            yield finding
+    found: list[Finding] = []
+    notices: list[str] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Notice):
+            notices.append(event.message)
+
+    def tried(subject: str, work: Callable[[], _T]) -> _T:
+        notices.clear()
+        try:
+            return work()
+        except IndexTTSJobError as error:
+            found.append(Finding(subject=subject, level="error", found=str(error), exit_code=error.exit_code))
+            raise _FailedError from error
+
+    try:
+        store = CheckpointStore(open_storage(config.run, config.storage))
+        fresh = not store.names() and config.resume.source in ("auto", "none")
+        inputs = tried("inputs and data", lambda: read_inputs(config, lambda: None, note, console, needs_base=fresh))
+        yield Finding(subject="inputs and data", level="ok", found="all there and sound", details=tuple(notices))
+        selection = tried("checkpoint", lambda: resume.select(config.resume, store))
+        selection = tried("resume", lambda: compare(config, inputs, selection, note))
+        told = notices or ["as asked"]
+        yield Finding(subject="resume", level="ok", found=told[-1], details=tuple(told[:-1]))
+        yield tried("plan", lambda: _plan(config, inputs))
+    except _FailedError:
+        yield from found
+
+
+def _plan(config: RunConfig, inputs: Inputs) -> Finding:
+    rows = inputs.tokenizer.pieces + 1
+    parameters = sum(math.prod(shape) for shape in trained_shapes(inputs.model, rows).values())
+    needs = Needs(model=inputs.model, trained_parameters=parameters, longest_tokens=inputs.longest[0])
+    facts = read_facts(config.hardware.device)
+    plan = make_plan(facts, config.hardware, needs)
+    shape = in_samples(plan.capacity_tokens, inputs.mean_tokens, config.recipe.global_batch_samples, 1)
+    text = f"{facts.name}: {plan.precision}, {shape}, {inputs.total_steps} steps"
+    details = [f"the longest sample has {inputs.longest[0]} tokens: {inputs.longest[1]}"]
+    if facts.device == "cuda":
+        details.append("micro-batches are measured at the first start")
+    return Finding(subject="plan", level="ok", found=text, details=tuple(details))
