@@ -10,7 +10,7 @@ from launch.commands import kubernetes, local, slurm
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    given = _parser().parse_args(arguments)
+    given = build_parser().parse_args(arguments)
     try:
         return int(given.act(given))
     except IndexTTSJobError as error:
@@ -20,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
     parser = argparse.ArgumentParser(prog="indextts-launch", description="Start a training job where it should run.")
     places = parser.add_subparsers(dest="place", required=True, metavar="PLACE")
     local.add(places)

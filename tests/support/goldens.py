@@ -12,6 +12,7 @@ from indextts_job.checkpoint.manifest import FORMAT_VERSION, file_name
 from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.cli import main
+from tests.support.documented import DOCS, TABLES, with_table
 from tests.support.stores import save
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
@@ -40,3 +41,6 @@ if __name__ == "__main__":
     CONFIG.write_text(help_config(), encoding="utf-8")
     if not MANIFEST.exists():  # a released format never changes, it gets a successor
         MANIFEST.write_bytes(manifest())
+    for document, marker in TABLES.items():
+        path = DOCS / document
+        path.write_text(with_table(path.read_text(encoding="utf-8"), marker), encoding="utf-8")
