@@ -135,6 +135,7 @@ def _storage(run: str) -> Iterator[Finding]:
     config = StorageConfig(retry_seconds=RETRY_S)
     files.configure_object_stores(config)
     key = f"{PROBE_FOLDER}/{uuid.uuid4().hex}"
+    made = _missing_folders(run)
     try:
         storage = open_storage(run, config)
         content = uuid.uuid4().bytes * (PROBE_BYTES // 16)
@@ -144,7 +145,6 @@ def _storage(run: str) -> Iterator[Finding]:
         listed = key.rpartition("/")[2] in storage.list(PROBE_FOLDER)
         storage.delete(key)
         exclusive = storage.excludes_creators()
-        _leave_no_folder(run)
     except IndexTTSJobError as error:
         yield Finding(subject="storage", level="error", found=str(error), exit_code=error.exit_code)
         return
@@ -154,6 +154,10 @@ def _storage(run: str) -> Iterator[Finding]:
             subject="storage", level="error", found=found, advice="Choose another folder, or its permissions."
         )
         return
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
     rates = f"wrote {human_bytes(PROBE_BYTES / write_s)}/s, read {human_bytes(PROBE_BYTES / read_s)}/s"
     if same and listed:
         yield Finding(subject="storage", level="ok", found=f"{run}: {rates}")
@@ -168,13 +172,12 @@ def _storage(run: str) -> Iterator[Finding]:
     )
 
 
-def _leave_no_folder(run: str) -> None:
-    """On a local disk a deleted file leaves its folders; those that hold something stay."""
-    if files.is_local(run):
-        path = files.local_path(run)
-        for folder in (path / PROBE_FOLDER, path):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+def _missing_folders(run: str) -> list[Path]:
+    """Folders that a write into a local run would make, the innermost first."""
+    if not files.is_local(run):
+        return []
+    path = files.local_path(run).absolute()
+    return [folder for folder in (path / PROBE_FOLDER, path, *path.parents) if not folder.exists()]
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -79,3 +79,12 @@ def test_a_folder_is_tried_and_left_as_it_was(tmp_path: Path, capsys: pytest.Cap
     shown = capsys.readouterr().out
     assert code == 78
     assert "error   storage" in shown
+
+
+def test_a_look_at_the_storage_leaves_folders_as_they_were(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for run in (empty, tmp_path / "a/b/c"):
+        assert {finding.level for finding in machine._storage(str(run))} == {"ok"}
+    assert list(tmp_path.iterdir()) == [empty]
+    assert list(empty.iterdir()) == []
