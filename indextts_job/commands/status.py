@@ -73,7 +73,12 @@ def _status(given: argparse.Namespace) -> int:
         return errors.EXIT_OK
     from rich.live import Live
 
-    with Live(_shown(rows), console=console, screen=console.is_terminal, auto_refresh=False) as live:
+    if not console.is_terminal:  # into a file, say: one report after another
+        while True:
+            console.print(_shown(rows))
+            time.sleep(max(1.0, given.watch))
+            rows = attempts(storage)
+    with Live(_shown(rows), console=console, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(max(1.0, given.watch))
             live.update(_shown(attempts(storage)), refresh=True)

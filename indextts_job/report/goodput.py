@@ -5,9 +5,10 @@ from datetime import datetime
 from typing import Any
 
 Row = Mapping[str, Any]
-PARTS = ("steps", "waiting", "start-up", "data", "validation", "saves", "lost")
-"""`steps` is the goodput; `waiting` is between attempts: queue, and what a killed one did after it was last heard of;
-`lost` is what was done and had to be done again, and whatever else is not accounted for."""
+PARTS = ("steps", "not committed", "waiting", "start-up", "data", "validation", "saves", "lost")
+"""`steps` is the goodput; `not committed` is what the newest attempt has done since its last account: a kill would take
+it back; `waiting` is between attempts: queue, and what a killed one did after it was last heard of; `lost` is what was
+done and had to be done again, and whatever else is not accounted for."""
 
 
 def where_time_went(rows: Sequence[Row]) -> dict[str, float]:
@@ -28,7 +29,8 @@ def where_time_went(rows: Sequence[Row]) -> dict[str, float]:
         spent["start-up"] += start_up_s
         known_s = start_up_s + sum(account.get(f"{part}_s", 0.0) for part in ("steps", "data", "validation", "saves"))
         end = row["ended"] or row["heard"]
-        spent["lost"] += max(0.0, seconds_between(row["launched"], end) - known_s)
+        rest = "not committed" if following is None and not row["ended"] else "lost"
+        spent[rest] += max(0.0, seconds_between(row["launched"], end) - known_s)
         if following:
             spent["waiting"] += max(0.0, seconds_between(end, following["launched"]))
     return spent

@@ -20,6 +20,7 @@ MOST_POINTS = 500
 TICKS = 5
 PART_NAMES = {
     "steps": "steps that count",
+    "not committed": "not committed yet",
     "waiting": "between attempts",
     "start-up": "start-up",
     "data": "waiting for data",
@@ -184,16 +185,20 @@ def _goodput(rows: Sequence[Row]) -> str:
         return ""
     parts = [(part, spent[part]) for part in PARTS if spent[part] / total >= 0.0005]
     bar = "".join(
-        f'<span class="p-{part}" style="width:{seconds / total:.3%}" title="{PART_NAMES[part]}"></span>'
+        f'<span class="p-{_css(part)}" style="width:{seconds / total:.3%}" title="{PART_NAMES[part]}"></span>'
         for part, seconds in parts
     )
     keys = "".join(
-        f'<li><span class="swatch p-{part}"></span>{PART_NAMES[part]} <b>{seconds / total:.1%}</b> '
+        f'<li><span class="swatch p-{_css(part)}"></span>{PART_NAMES[part]} <b>{seconds / total:.1%}</b> '
         f"{human_seconds(seconds)}</li>"
         for part, seconds in parts
     )
     share = f"{spent['steps'] / total:.1%}"
     return f'<section><h2>Goodput {share}</h2><div class="goodput">{bar}</div><ul class="keys">{keys}</ul></section>'
+
+
+def _css(part: str) -> str:
+    return part.replace(" ", "-")
 
 
 def _attempts(rows: Sequence[Row]) -> str:
@@ -228,7 +233,7 @@ dt{color:var(--soft);font-size:.82rem}dd{margin:0;overflow-wrap:anywhere}
 .goodput{display:flex;height:22px;border-radius:6px;overflow:hidden}
 .keys{list-style:none;margin:.5rem 0 0;padding:0;display:flex;flex-wrap:wrap;gap:2px 18px}
 .swatch{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px}
-.p-steps{background:var(--steps)}.p-waiting{background:var(--waiting)}.p-start-up{background:var(--startup)}
+.p-steps{background:var(--steps)}.p-not-committed{background:var(--steps);opacity:.5}.p-waiting{background:var(--waiting)}.p-start-up{background:var(--startup)}
 .p-data{background:var(--data)}.p-validation{background:var(--validation)}.p-saves{background:var(--saves)}
 .p-lost{background:var(--lost)}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr));gap:14px;margin-top:18px}

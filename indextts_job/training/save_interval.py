@@ -1,12 +1,13 @@
 """When the next save is due: by steps, or by the time that loses least."""
 
+import statistics
 from collections.abc import Callable
 
 from indextts_job.checkpoint.interval import bounded_interval_s
 from indextts_job.checkpoint.retention import CheckpointConfig
 
 AUTOMATIC = -1
-CHANGE_TOLD = 0.25
+CHANGE_TOLD = 0.5
 """Share of the interval by which it has to change to be worth a line."""
 
 
@@ -25,6 +26,7 @@ class SaveInterval:
         self._between_kills_s = 86400 / config.kills_per_day if config.kills_per_day else between_kills_s
         self._clock = clock
         self._began_s = clock()
+        self._stalls_s: list[float] = []
         self.seconds = config.shortest_seconds
 
     @property
@@ -43,7 +45,14 @@ class SaveInterval:
         self._began_s = self._clock()
 
     def measured(self, save_s: float, stall_s: float) -> bool:
-        """A save has ended; True when the interval has changed by so much that users want to know."""
+        """A save has ended; True when the interval has changed by so much that users want to know.
+
+        Args:
+            save_s: From its begin until it was visible.
+            stall_s: That training waited for it; the mean of all so far counts.
+        """
+        self._stalls_s.append(stall_s)
+        cost_s = statistics.mean(self._stalls_s)
         bounds_s = (self._config.shortest_seconds, self._config.longest_seconds)
-        before, self.seconds = self.seconds, bounded_interval_s(stall_s, save_s, self._between_kills_s, bounds_s)
+        before, self.seconds = self.seconds, bounded_interval_s(cost_s, save_s, self._between_kills_s, bounds_s)
         return self.automatic and abs(self.seconds - before) > CHANGE_TOLD * before

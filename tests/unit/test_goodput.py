@@ -32,7 +32,16 @@ def row(launched: float, trained: float, ended: float, *accounts: dict[str, Any]
 def test_a_run_that_nothing_disturbed() -> None:
     rows = [row(0, 10, 110, spent(50, 40.0), spent(100, 90.0, data=2.0, validation=5.0, saves=1.0))]
     assert where_time_went(rows) == pytest.approx(
-        {"steps": 90, "waiting": 0, "start-up": 10, "data": 2, "validation": 5, "saves": 1, "lost": 2}
+        {
+            "steps": 90,
+            "not committed": 0,
+            "waiting": 0,
+            "start-up": 10,
+            "data": 2,
+            "validation": 5,
+            "saves": 1,
+            "lost": 2,
+        }
     )
     assert (
         goodput_text(rows)
@@ -50,6 +59,13 @@ def test_what_a_kill_takes_back_is_lost() -> None:
     assert found["lost"] == pytest.approx((100 - 10 - 30) + 2)
     assert found["waiting"] == 60
     assert sum(found.values()) == pytest.approx(270)
+
+
+def test_what_runs_has_not_lost_what_it_did_since_its_last_account() -> None:
+    running = row(0, 10, 100, spent(20, 60.0))
+    running["ended"] = ""
+    found = where_time_went([running])
+    assert (found["steps"], found["not committed"], found["lost"]) == (60, 30, 0)
 
 
 def test_a_kill_before_the_first_checkpoint_loses_all_of_it() -> None:
