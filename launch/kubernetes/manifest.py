@@ -116,7 +116,8 @@ def render(job: Job, options: KubernetesOptions) -> str:
         service=_block(_service(job, labels), 0) if job.nodes > 1 else NOTHING,
         indexed=_block(_indexed(job), 2) if job.nodes > 1 else NOTHING,
         subdomain=_optional("subdomain", job.name if job.nodes > 1 else "", 6),
-        backoff_limit=options.backoff_limit,
+        # When one node is lost for good, the pods of all others fail too, and each of them counts.
+        backoff_limit=options.backoff_limit * job.nodes,
         ttl=options.keep_days * 86400,
         pod_labels=_block({"labels": {**labels, **options.pod_labels}}, 6),
         pod_annotations=_optional("annotations", dict(options.pod_annotations), 6),

@@ -276,6 +276,7 @@ def test_several_nodes_have_names_to_meet_by() -> None:
         kubernetes_validate.validate(document, VERSION, strict=True)
     spec = found["Job"]["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 3)
+    assert spec["backoffLimit"] == 3 * KubernetesOptions().backoff_limit  # a lost node fails the pods of all others
     pod = spec["template"]["spec"]
     service = found["Service"]
     assert pod["subdomain"] == service["metadata"]["name"]
