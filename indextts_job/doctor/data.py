@@ -257,7 +257,7 @@ def _distributions(pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]:
         data_finding("utterances", "warning" if unusual else "ok", text, advice), picture=histogram(seconds, "s")
     )
     text = f"{statistics.mean(tokens):.1f} tokens on average"
-    yield replace(data_finding("texts", "ok", text), picture=histogram(tokens, "tokens"))
+    yield replace(data_finding("texts", "ok", text), picture=histogram(tokens, "tokens", 1))
 
 
 def _counts(values: Iterable[str]) -> list[tuple[str, int]]:

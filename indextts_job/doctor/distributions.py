@@ -8,15 +8,16 @@ WIDTH = 40
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
-def histogram(values: Sequence[float], unit: str) -> tuple[str, ...]:
+def histogram(values: Sequence[float], unit: str, least_step: float = 0.0) -> tuple[str, ...]:
     """Rows of range, bar and count, in steps that people count in.
 
     Args:
         values: At least one.
         unit: Of the values.
+        least_step: 1 for whole numbers.
     """
     low, high = min(values), max(values)
-    step = _round_step((high - low) / ROWS)
+    step = _round_step(max(least_step, (high - low) / ROWS))
     first = math.floor(low / step)
     counts = [0] * (math.floor(high / step) - first + 1)
     for value in values:

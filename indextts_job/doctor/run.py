@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 from indextts_job import files
@@ -36,8 +37,10 @@ def examine_run(config: RunConfig, console: ConsoleReport) -> Iterator[Finding]:
     """
     files.configure_object_stores(config.storage)
     for finding in examine(config.run):
-        if config.hardware.device != "cpu" or finding.subject != "GPU":
+        if finding.subject != "GPU" or config.hardware.device == "cuda" or finding.level == "ok":
             yield finding
+        elif config.hardware.device == "auto":
+            yield replace(finding, level="warning", found=f"{finding.found}: the CPU would train, for weeks")
     found: list[Finding] = []
     notices: list[str] = []
 

@@ -10,6 +10,7 @@ import pytest
 
 from indextts_job.cli import main
 from indextts_job.doctor import machine
+from indextts_job.doctor.distributions import histogram
 from indextts_job.doctor.findings import Finding, exit_code
 from indextts_job.hardware.facts import memory_limit_bytes
 
@@ -88,3 +89,11 @@ def test_a_look_at_the_storage_leaves_folders_as_they_were(tmp_path: Path) -> No
         assert {finding.level for finding in machine._storage(str(run))} == {"ok"}
     assert list(tmp_path.iterdir()) == [empty]
     assert list(empty.iterdir()) == []
+
+
+def test_a_distribution_has_rows_that_people_count_in() -> None:
+    rows = histogram([2.0, 3.0, 3.0, 6.0], "tokens", 1)
+    assert [row.split()[0] for row in rows] == ["2", "3", "4", "5", "6"]
+    assert [row.split()[-1] for row in rows] == ["1", "2", "0", "0", "1"]
+    assert rows[1].count("█") == 2 * rows[0].count("█") == 40
+    assert len(histogram([5.0], "s")) == 1
