@@ -52,6 +52,14 @@ def add(commands: Commands) -> None:
     run.add_argument("settings", nargs="+", metavar="RUN.yaml | key=value", help="as for train")
     run.add_argument("--json", action="store_true", help="for programs")
     run.set_defaults(act=_run)
+    problem = subjects.add_parser(
+        "report",
+        help="one file to send along with a problem: run, attempts, events, configuration, machine; no secrets",
+        description="Gather what somebody who helps would ask for. Look through it before you send it.",
+    )
+    problem.add_argument("run", help="run folder or URL")
+    problem.add_argument("--output", default="indextts-report.json", help="(default: %(default)s)")
+    problem.set_defaults(act=_problem)
 
 
 def _gpu(given: argparse.Namespace) -> int:
@@ -106,3 +114,21 @@ def _run(given: argparse.Namespace) -> int:
     config = configuration(given.settings, {})
     with ConsoleReport(sys.stderr) as console:
         return report(examine_run(config, console), as_json=given.json)
+
+
+def _problem(given: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from indextts_job import errors, files
+    from indextts_job.checkpoint.remote import open_storage
+    from indextts_job.doctor.report import problem_report
+    from indextts_job.retry import StorageConfig
+
+    files.configure_object_stores(StorageConfig())
+    text = problem_report(open_storage(given.run))
+    try:
+        Path(given.output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise errors.ConfigError(f"--output {given.output}: {error.strerror}. Give another path.") from error
+    print(f"{given.output}: {len(text)} characters; look through it before you send it")  # noqa: T201
+    return errors.EXIT_OK

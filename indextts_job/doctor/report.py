@@ -1,0 +1,73 @@
+"""Everything that somebody who helps with a run would ask for, as one document without secrets."""
+
+import json
+import platform
+import re
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from indextts_job.checkpoint import describe, retention
+from indextts_job.checkpoint.storage import RunStorage
+from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.doctor.machine import examine
+from indextts_job.errors import IndexTTSJobError
+from indextts_job.report.attempts import attempts
+from indextts_job.report.goodput import where_time_went
+from indextts_job.report.journal import EVENTS
+from indextts_job.report.standing import standing
+
+ATTEMPTS, FIRST_EVENTS, LAST_EVENTS = 3, 50, 50
+"""Of the newest attempts, so many events from the beginning and from the end."""
+_CREDENTIALS = re.compile(r"://[^/\s\"@]+@")
+_SIGNATURE = re.compile(r"((?:X-Amz-[A-Za-z-]*|sig|token|AWSAccessKeyId|Signature)=)[^&\s\"]+", re.IGNORECASE)
+
+
+def problem_report(storage: RunStorage) -> str:
+    """JSON about a run, and about the machine that this runs on."""
+    rows = attempts(storage)
+    document: dict[str, Any] = {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "indextts_job": version("indextts-job"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "platform": platform.platform(),
+        },
+        "machine": [finding.to_json() for finding in examine("")],
+        "standing": dict(standing(rows, datetime.now(UTC))) if rows else {},
+        "spent_seconds": where_time_went(rows),
+        "attempts": rows,
+        "newest_checkpoint": _newest(CheckpointStore(storage)),
+        "events": {str(row["attempt"]): _events(storage, row["attempt"]) for row in rows[-ATTEMPTS:]},
+    }
+    return without_secrets(json.dumps(document, indent=1, ensure_ascii=False, default=str))
+
+
+def without_secrets(text: str) -> str:
+    """Credentials in URLs and signed links, struck out. Configurations hold no others."""
+    return _SIGNATURE.sub(r"\1***", _CREDENTIALS.sub("://***@", text))
+
+
+def _newest(store: CheckpointStore) -> dict[str, Any]:
+    names = retention.current(store.names())
+    if not names:
+        return {}
+    try:
+        return dict(describe.details(store.manifest(names[0])))
+    except IndexTTSJobError as error:
+        return {"unreadable": str(error)}
+
+
+def _events(storage: RunStorage, attempt: int) -> list[str]:
+    try:
+        lines = storage.read(f"{EVENTS}/attempt-{attempt:04d}.jsonl").decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    if len(lines) <= FIRST_EVENTS + LAST_EVENTS:
+        return lines
+    left_out = f"… {len(lines) - FIRST_EVENTS - LAST_EVENTS} lines left out …"
+    return [*lines[:FIRST_EVENTS], left_out, *lines[-LAST_EVENTS:]]
