@@ -119,7 +119,12 @@ class Ours:
             attempt_start=0,
             keep=2,
             unreadable=(),
-            values={"order": {"num_samples": 1}, "total_steps": 1},
+            values={
+                "order": {"num_samples": 1, "global_batch_samples": 1},
+                "total_steps": 1,
+                "vocabulary": {"pieces": 100, "base_pieces": 100},
+                "parameters": {"trained": 1},
+            },
             files={},
             emit=self._note,
         )

@@ -28,6 +28,7 @@ from indextts_job.training.inputs import Inputs
 from indextts_job.training.probe import CudaMeter, measured_line
 from indextts_job.training.resume import ResumePoint, Selection
 from indextts_job.training.saver import carried_by
+from indextts_job.training.schedule import learning_rate
 from indextts_job.training.state import (
     BASE,
     FIRST_MOMENT,
@@ -142,6 +143,9 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
         state.carried = Carried(tensors=carried_tensors(model, base))
     if ranks.rank:
         state.carried = Carried()  # the base's tensors are written by rank 0
+    if state.step:  # as after the last update, which may have been another attempt's
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(state.step - 1, inputs.total_steps, config.schedule)
     machinery = Machinery(
         model=state.model,
         optimizer=state.optimizer,

@@ -66,10 +66,9 @@ def test_copies_fill_behind_the_first_rows_and_end_the_traffic(
     dataset: Dataset, shards: str, limits: Limits, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    cold, reader = remote(shards, limits, cache)
+    cold, _ = remote(shards, limits, cache)
     assert cold.fingerprint == dataset.fingerprint
-    assert same(cold, dataset)
-    assert reader.requests > 0
+    assert same(cold, dataset)  # by requests for rows, or by the copies if these are faster
     wait_for_copies(cache, 15)  # 14 shards of conditions, 1 of emotions
     warm, reader = remote(shards, limits, cache)
     assert same(warm, dataset)

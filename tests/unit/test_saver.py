@@ -41,7 +41,12 @@ def saver_on(storage: RunStorage, events: list[Event]) -> BackgroundSaver:
         attempt_start=0,
         keep=3,
         unreadable=(),
-        values={"order": {"num_samples": 40}, "total_steps": 24},
+        values={
+            "order": {"num_samples": 40, "global_batch_samples": 1},
+            "total_steps": 24,
+            "vocabulary": {"pieces": 100, "base_pieces": 100},
+            "parameters": {"trained": 1},
+        },
         files={"tokenizer.model": b"pieces"},
         emit=events.append,
     )
