@@ -5,8 +5,9 @@ from typing import Any
 
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name
+from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.retention import BEST, FINAL
-from indextts_job.checkpoint.store import CheckpointStore, DamagedCheckpointError
+from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.errors import DataError
 
 

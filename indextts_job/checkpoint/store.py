@@ -4,17 +4,11 @@ Objects first, then one manifest: a checkpoint is visible exactly when all of it
 hash of their bytes, so what did not change is not written again and an interrupted save costs nothing but space.
 """
 
-import hashlib
-import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from indextts_job.checkpoint import retention
@@ -27,23 +21,13 @@ from indextts_job.checkpoint.manifest import (
     parse_file_name,
     parse_manifest,
 )
+from indextts_job.checkpoint.objects import OBJECTS, DamagedCheckpointError, Objects, tensor_in
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.errors import DataError
-from indextts_job.remote_files import Bytes
 
-OBJECTS = "objects"
-OBJECT_BYTES = 32 * 2**20
-"""Upper bound of one object (a larger tensor is an object of its own): unit of parallel writes and reads."""
-WRITERS = 3
-"""Objects in the making at a time; with their size, the extra memory of a save (`bench/checkpoint.py`)."""
-READERS = 6
 SAFE_AGE_S = 3600.0
 """Objects that no manifest names are removed only when older: they may belong to a save in progress."""
-
-
-class DamagedCheckpointError(DataError):
-    """A checkpoint is not whole; the message says which file and what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +69,7 @@ class CheckpointStore:
 
     def __init__(self, storage: RunStorage) -> None:
         self.storage = storage
-        self._known: dict[str, int] | None = None
+        self._objects = Objects(storage)
 
     def names(self) -> list[CheckpointName]:
         """All checkpoints, superseded ones included, oldest first."""
@@ -119,10 +103,10 @@ class CheckpointStore:
             groups: See `Content.groups`.
             go_on: Raises when the save is to be given up; asked before every object.
         """
-        before = self._known_objects().copy()
+        before = self._objects.known().copy()
         objects: dict[str, StoredObject] = {}
         tensors: dict[str, StoredTensor] = {}
-        for stored, entries in self._put_all(groups, go_on):
+        for stored, entries in self._objects.put_all(groups, go_on):
             objects[stored.key] = stored
             tensors |= entries
         return Written(objects, tensors, _new_bytes(objects, before))
@@ -138,14 +122,14 @@ class CheckpointStore:
             parts: What was written.
             fence: See `commit`.
         """
-        before = self._known_objects().copy()
+        before = self._objects.known().copy()
         objects, tensors = dict(content.carried_objects), dict(content.carried)
         written_bytes = 0
         for part in parts:
             objects |= part.objects
             tensors |= part.tensors
             written_bytes += part.new_bytes
-        files = {file: self._put(data, "." + file.rpartition(".")[2]) for file, data in content.files.items()}
+        files = {file: self._objects.put(data, "." + file.rpartition(".")[2]) for file, data in content.files.items()}
         manifest = CheckpointManifest(
             name=name,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -213,14 +197,13 @@ class CheckpointStore:
             DamagedCheckpointError: An object is missing, truncated or altered.
         """
         wanted = {key: entry for key, entry in manifest.tensors.items() if key.startswith(tuple(prefixes))}
-        keys = sorted({entry.object for entry in wanted.values()})
-        with ThreadPoolExecutor(max_workers=READERS) as pool:
-            contents = dict(zip(keys, pool.map(lambda key: self._read_object(manifest, key), keys), strict=True))
-        return {key: _tensor(contents[entry.object], entry) for key, entry in wanted.items()}
+        stored = [manifest.objects[key] for key in sorted({entry.object for entry in wanted.values()})]
+        contents = dict(self._objects.read_all(stored, lambda one, content: (one.key, content)))
+        return {key: tensor_in(contents[entry.object], entry) for key, entry in wanted.items()}
 
     def read_file(self, manifest: CheckpointManifest, file: str) -> bytes:
         """A file stored with a checkpoint, verified."""
-        return self._read_object(manifest, manifest.files[file]).tobytes()
+        return self._objects.read(manifest.objects[manifest.files[file]]).tobytes()
 
     def verify(self, manifest: CheckpointManifest) -> None:
         """Read every object of a checkpoint and compare its hash.
@@ -228,9 +211,7 @@ class CheckpointStore:
         Raises:
             DamagedCheckpointError: Naming the first object that is not whole.
         """
-        with ThreadPoolExecutor(max_workers=READERS) as pool:
-            for _ in pool.map(lambda key: len(self._read_object(manifest, key)), manifest.objects):
-                pass
+        self._objects.read_all(manifest.objects.values(), lambda _one, content: len(content))
 
     def retain(self, keep: int, untouchable: Iterable[CheckpointName] = ()) -> list[CheckpointName]:
         """Remove checkpoints that need not be kept, and the objects that only they name.
@@ -253,7 +234,7 @@ class CheckpointStore:
         for name in doomed:
             self.storage.delete(f"{MANIFESTS}/{file_name(name)}")
         for key in doomed_objects:
-            self._forget(key)
+            self._objects.forget(key)
             self.storage.delete(key)
         return doomed
 
@@ -276,13 +257,13 @@ class CheckpointStore:
             if f"{OBJECTS}/{file}" not in named and info.age_s > SAFE_AGE_S
         ]
         for key in orphans:
-            self._forget(key)
+            self._objects.forget(key)
             self.storage.delete(key)
         return len(orphans)
 
     def look_again(self) -> None:
         """Forget which objects are there: another process has removed some."""
-        self._known = None
+        self._objects.look_again()
 
     def _objects_if_readable(self, name: CheckpointName) -> Iterable[str]:
         try:
@@ -290,103 +271,6 @@ class CheckpointStore:
         except DataError:
             return ()
 
-    def _known_objects(self) -> dict[str, int]:
-        """Sizes of the objects that are there; one of another size than its name promises is written again."""
-        if self._known is None:
-            stored = self.storage.list(OBJECTS)
-            self._known = {f"{OBJECTS}/{file}": info.size_bytes for file, info in stored.items()}
-        return self._known
-
-    def _forget(self, key: str) -> None:
-        # An object that was removed or found damaged has to be written again if its content comes back.
-        self._known_objects().pop(key, None)
-
-    def _put(self, data: bytes, suffix: str) -> StoredObject:
-        digest = hashlib.sha256(data).hexdigest()
-        stored = StoredObject(f"{OBJECTS}/{digest}{suffix}", digest, len(data))
-        if self._known_objects().get(stored.key) != stored.size_bytes:
-            self.storage.write(stored.key, data)
-            self._known_objects()[stored.key] = stored.size_bytes
-        return stored
-
-    def _put_all(
-        self, groups: Iterable[Mapping[str, Tensor]], go_on: Callable[[], None]
-    ) -> Iterator[tuple[StoredObject, dict[str, StoredTensor]]]:
-        """Write all tensors, a few objects at a time: that bounds the memory, and hashing hides behind writing."""
-        with ThreadPoolExecutor(max_workers=WRITERS) as pool:
-            pending: deque[Future[tuple[StoredObject, dict[str, StoredTensor]]]] = deque()
-            for part in (part for group in groups for part in _parts(group)):
-                if len(pending) == WRITERS:
-                    yield pending.popleft().result()
-                go_on()
-                pending.append(pool.submit(self._put_tensors, part))
-            while pending:
-                yield pending.popleft().result()
-
-    def _put_tensors(self, tensors: Mapping[str, Tensor]) -> tuple[StoredObject, dict[str, StoredTensor]]:
-        data = safetensors.torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
-        stored = self._put(data, ".safetensors")
-        # The container: 8 bytes of header length, a JSON header with offsets behind it, then the bytes.
-        header_size = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + header_size])
-        entries = {}
-        for key in tensors:
-            start, stop = (8 + header_size + offset for offset in header[key]["data_offsets"])
-            entries[key] = StoredTensor(header[key]["dtype"], tuple(header[key]["shape"]), stored.key, start, stop)
-        return stored, entries
-
-    def _read_object(self, manifest: CheckpointManifest, key: str) -> Bytes:
-        """The bytes of an object, verified; read twice before it counts as damaged, for the line may be to blame."""
-        try:
-            return self._read_once(manifest, key)
-        except DamagedCheckpointError:
-            return self._read_once(manifest, key)
-
-    def _read_once(self, manifest: CheckpointManifest, key: str) -> Bytes:
-        stored = manifest.objects[key]
-        where = f"{self.storage.url}/{key}"
-        try:
-            data = self.storage.read_large(key, stored.size_bytes)
-        except FileNotFoundError as error:
-            raise DamagedCheckpointError(f"{where}: missing.") from error
-        if len(data) != stored.size_bytes:
-            self._forget(key)
-            raise DamagedCheckpointError(f"{where}: {len(data)} bytes, expected {stored.size_bytes}.")
-        if hashlib.sha256(data.data).hexdigest() != stored.sha256:
-            self._forget(key)
-            raise DamagedCheckpointError(f"{where}: its bytes do not have the hash {stored.sha256[:12]}….")
-        return data
-
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-}
-
-
-def _tensor(content: Bytes, entry: StoredTensor) -> Tensor:
-    """A tensor in the memory that its object was read into."""
-    return torch.from_numpy(content[entry.start : entry.stop]).view(_DTYPES[entry.dtype]).reshape(entry.shape)
-
 
 def _new_bytes(objects: Mapping[str, StoredObject], before: Mapping[str, int]) -> int:
     return sum(stored.size_bytes for key, stored in objects.items() if key not in before)
-
-
-def _parts(tensors: Mapping[str, Tensor]) -> Iterable[dict[str, Tensor]]:
-    """Cut a group into objects of bounded size, by name, so that equal groups give equal objects."""
-    part: dict[str, Tensor] = {}
-    size = 0
-    for key in sorted(tensors):
-        tensor_bytes = tensors[key].numel() * tensors[key].element_size()
-        if part and size + tensor_bytes > OBJECT_BYTES:
-            yield part
-            part, size = {}, 0
-        part[key] = tensors[key]
-        size += tensor_bytes
-    if part:
-        yield part

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from indextts_job.checkpoint.manifest import FORMAT_VERSION, file_name, parse_file_name, parse_manifest
+from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.retention import CheckpointName, current, to_delete
-from indextts_job.checkpoint.store import SAFE_AGE_S, CheckpointStore, DamagedCheckpointError
+from indextts_job.checkpoint.store import SAFE_AGE_S, CheckpointStore
 from indextts_job.errors import DataError, SupersededError
 from tests.support.stores import content, fresh_url, reopened, save
 
@@ -60,7 +61,7 @@ def test_tensor_offsets_point_at_the_bytes(store: CheckpointStore) -> None:
 
 
 def test_large_groups_are_cut_into_objects(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indextts_job.checkpoint.store.OBJECT_BYTES", 100)
+    monkeypatch.setattr("indextts_job.checkpoint.objects.OBJECT_BYTES", 100)
     name = save(store, 1)
     manifest = store.manifest(name)
     assert manifest.tensors["model/a"].object != manifest.tensors["model/b"].object

@@ -1,0 +1,168 @@
+"""Objects of a run: bytes under the name of their hash, tensors in some of them.
+
+What is there already is not written again, and what is read is compared with its hash.
+"""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from indextts_job.checkpoint.manifest import StoredObject, StoredTensor
+from indextts_job.checkpoint.storage import RunStorage
+from indextts_job.errors import DataError
+from indextts_job.remote_files import Bytes
+
+_T = TypeVar("_T")
+
+OBJECTS = "objects"
+OBJECT_BYTES = 32 * 2**20
+"""Upper bound of one object (a larger tensor is an object of its own): unit of parallel writes and reads."""
+WRITERS = 3
+"""Objects in the making at a time; with their size, the extra memory of a save (`bench/checkpoint.py`)."""
+READERS = 6
+
+
+class DamagedCheckpointError(DataError):
+    """A checkpoint is not whole; the message says which file and what is wrong with it."""
+
+
+class Objects:
+    """The objects in one run's storage."""
+
+    def __init__(self, storage: RunStorage) -> None:
+        self._storage = storage
+        self._known: dict[str, int] | None = None
+
+    def known(self) -> dict[str, int]:
+        """Sizes of the objects that are there; one of another size than its name promises is written again."""
+        if self._known is None:
+            stored = self._storage.list(OBJECTS)
+            self._known = {f"{OBJECTS}/{file}": info.size_bytes for file, info in stored.items()}
+        return self._known
+
+    def forget(self, key: str) -> None:
+        """An object was removed or found damaged: it has to be written again if its content comes back."""
+        self.known().pop(key, None)
+
+    def look_again(self) -> None:
+        """Forget which objects are there: another process has removed some."""
+        self._known = None
+
+    def put(self, data: bytes, suffix: str) -> StoredObject:
+        """Write bytes, unless they are there.
+
+        Args:
+            data: The bytes.
+            suffix: Of the object's name, with its dot.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        stored = StoredObject(f"{OBJECTS}/{digest}{suffix}", digest, len(data))
+        if self.known().get(stored.key) != stored.size_bytes:
+            self._storage.write(stored.key, data)
+            self.known()[stored.key] = stored.size_bytes
+        return stored
+
+    def put_all(
+        self, groups: Iterable[Mapping[str, Tensor]], go_on: Callable[[], None]
+    ) -> Iterator[tuple[StoredObject, dict[str, StoredTensor]]]:
+        """Write all tensors, a few objects at a time: that bounds the memory, and hashing hides behind writing.
+
+        Args:
+            groups: Tensors by full name; those of different groups never share an object.
+            go_on: Raises when the save is to be given up; asked before every object.
+
+        Returns:
+            Objects, each with the tensors in it.
+        """
+        with ThreadPoolExecutor(max_workers=WRITERS) as pool:
+            pending: deque[Future[tuple[StoredObject, dict[str, StoredTensor]]]] = deque()
+            for part in (part for group in groups for part in _parts(group)):
+                if len(pending) == WRITERS:
+                    yield pending.popleft().result()
+                go_on()
+                pending.append(pool.submit(self._put_tensors, part))
+            while pending:
+                yield pending.popleft().result()
+
+    def _put_tensors(self, tensors: Mapping[str, Tensor]) -> tuple[StoredObject, dict[str, StoredTensor]]:
+        data = safetensors.torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+        stored = self.put(data, ".safetensors")
+        # The container: 8 bytes of header length, a JSON header with offsets behind it, then the bytes.
+        header_size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + header_size])
+        entries = {}
+        for key in tensors:
+            start, stop = (8 + header_size + offset for offset in header[key]["data_offsets"])
+            entries[key] = StoredTensor(header[key]["dtype"], tuple(header[key]["shape"]), stored.key, start, stop)
+        return stored, entries
+
+    def read_all(self, stored: Iterable[StoredObject], use: Callable[[StoredObject, Bytes], _T]) -> list[_T]:
+        """Read objects, several at a time, every byte verified.
+
+        Args:
+            stored: Which.
+            use: What to make of each.
+
+        Raises:
+            DamagedCheckpointError: One is missing, truncated or altered.
+        """
+        with ThreadPoolExecutor(max_workers=READERS) as pool:
+            return list(pool.map(lambda one: use(one, self.read(one)), stored))
+
+    def read(self, stored: StoredObject) -> Bytes:
+        """The bytes of an object, verified; read twice before it counts as damaged, for the line may be to blame."""
+        try:
+            return self._read_once(stored)
+        except DamagedCheckpointError:
+            return self._read_once(stored)
+
+    def _read_once(self, stored: StoredObject) -> Bytes:
+        where = f"{self._storage.url}/{stored.key}"
+        try:
+            data = self._storage.read_large(stored.key, stored.size_bytes)
+        except FileNotFoundError as error:
+            raise DamagedCheckpointError(f"{where}: missing.") from error
+        if len(data) != stored.size_bytes:
+            self.forget(stored.key)
+            raise DamagedCheckpointError(f"{where}: {len(data)} bytes, expected {stored.size_bytes}.")
+        if hashlib.sha256(data.data).hexdigest() != stored.sha256:
+            self.forget(stored.key)
+            raise DamagedCheckpointError(f"{where}: its bytes do not have the hash {stored.sha256[:12]}….")
+        return data
+
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+}
+
+
+def tensor_in(content: Bytes, entry: StoredTensor) -> Tensor:
+    """A tensor in the memory that its object was read into."""
+    return torch.from_numpy(content[entry.start : entry.stop]).view(_DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> Iterable[dict[str, Tensor]]:
+    """Cut a group into objects of bounded size, by name, so that equal groups give equal objects."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for key in sorted(tensors):
+        tensor_bytes = tensors[key].numel() * tensors[key].element_size()
+        if part and size + tensor_bytes > OBJECT_BYTES:
+            yield part
+            part, size = {}, 0
+        part[key] = tensors[key]
+        size += tensor_bytes
+    if part:
+        yield part
