@@ -2,13 +2,8 @@
 
 import math
 import os
-import platform
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,12 +12,9 @@ from indextts_job.background import begin
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.interval import PRIOR_S, mean_between_kills_s
 from indextts_job.checkpoint.remote import open_storage
-from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
-from indextts_job.data.dataset import Dataset
 from indextts_job.data.loader import Prefetcher, step_batches
-from indextts_job.data.order import ORDER_VERSION
 from indextts_job.data.packing import Cut
 from indextts_job.errors import (
     EXIT_OK,
@@ -36,51 +28,27 @@ from indextts_job.errors import (
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.peak import peak_flops
 from indextts_job.hardware.plan import HardwareFacts, in_samples
-from indextts_job.hardware.scheduler import read_scheduler
 from indextts_job.preemption.signals import StopSignals
 from indextts_job.report.attempts import attempts, previous_end
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import AttemptEnded, AttemptStarted, Emit, Notice
 from indextts_job.report.goodput import kills
-from indextts_job.report.journal import Journal, SampleLog
-from indextts_job.report.prometheus import PrometheusFile
 from indextts_job.report.stream import EventStream
-from indextts_job.report.tensorboard import TensorBoardCurves
 from indextts_job.training import resume
 from indextts_job.training.distributed import Ranks, joined, read_place
 from indextts_job.training.inputs import Inputs, check_stop, read_inputs
 from indextts_job.training.loop import LoopSettings, TrainingLoop
 from indextts_job.training.quality import parse_goals
+from indextts_job.training.records import Laps, attempt_record, constant_values, environment, run_readers
 from indextts_job.training.resume_policy import admit
 from indextts_job.training.save_interval import AUTOMATIC
 from indextts_job.training.saver import BackgroundSaver, SaverSettings
 from indextts_job.training.start import Start, build, compare
 from indextts_job.training.state import count_parameters
-from indextts_job.training.work import AttemptWork, CutStep, environment
+from indextts_job.training.work import AttemptWork, CutStep
 
 ASSUMED_SAVE_BYTES_PER_S = 200e6
 """Save rate until one is measured: a slow network disk. Too low only means that a cycle is discarded too early."""
-
-
-class _Laps:
-    """Where the time of a start-up went."""
-
-    def __init__(self, started_at_s: float) -> None:
-        self._started_at_s = self._last_s = started_at_s
-        self._laps: list[str] = []
-
-    def began(self) -> datetime:
-        """The time at which it began."""
-        return datetime.now(UTC) - timedelta(seconds=time.monotonic() - self._started_at_s)
-
-    def done(self, name: str) -> None:
-        """One part of it is over."""
-        now_s = time.monotonic()
-        self._laps.append(f"{name} {now_s - self._last_s:.1f} s")
-        self._last_s = now_s
-
-    def __str__(self) -> str:
-        return f"{self._last_s - self._started_at_s:.1f} s: {', '.join(self._laps)}"
 
 
 def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, started_at_s: float | None = None) -> int:
@@ -99,7 +67,7 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, st
         IndexTTSJobError: With the exit code of its class; the last checkpoint is intact.
     """
     stop.grace_s = config.preemption.grace_seconds
-    laps = _Laps(time.monotonic() if started_at_s is None else started_at_s)
+    laps = Laps(time.monotonic() if started_at_s is None else started_at_s)
     laps.done("imports")
     emit = EventStream(console)
     place = read_place(os.environ)
@@ -171,11 +139,19 @@ def _follow(parts: _Parts, store: CheckpointStore) -> int:
         raise
 
 
-def _lead(parts: _Parts, store: CheckpointStore, selection: resume.Selection, laps: _Laps) -> int:
+def _lead(parts: _Parts, store: CheckpointStore, selection: resume.Selection, laps: Laps) -> int:
     """Train as rank 0, the only writer of the run (I5)."""
     config, inputs, start, emit, storage = parts.config, parts.inputs, parts.start, parts.emit, store.storage
     step = start.state.step
-    attempt = Fence(storage, _attempt_record(parts, laps.began(), previous_end(storage)))
+    record = attempt_record(
+        facts=parts.facts,
+        world_size=parts.ranks.world_size,
+        step=step,
+        resume=config.resume.source,
+        launched=laps.began(),
+        previous=previous_end(storage),
+    )
+    attempt = Fence(storage, record)
     _tidy(store, emit)
     emit(Notice(step=step, topic="run", message=f"{config.run}, attempt {attempt.attempt}"))
     laps.done("run folder")
@@ -183,13 +159,13 @@ def _lead(parts: _Parts, store: CheckpointStore, selection: resume.Selection, la
     shape = in_samples(start.capacity.tokens, inputs.mean_tokens, samples, parts.ranks.world_size)
     emit(Notice(step=step, topic="plan", message=shape))
     emit(Notice(step=step, topic="start-up", message=str(laps)))
-    emit.start(_run_readers(config, storage, attempt.attempt, inputs.train_set, step))
+    emit.start(run_readers(config, storage, attempt.attempt, inputs.train_set, step))
     settings = SaverSettings(
         fence=attempt,
         attempt_start=step,
         keep=config.checkpoint.keep,
         unreadable=selection.point.unreadable if selection.point and selection.point.store is store else (),
-        values=_constant_values(config, inputs, start, environment(parts.facts, start.plan, parts.ranks.world_size)),
+        values=constant_values(config, inputs, start, environment(parts.facts, start.plan, parts.ranks.world_size)),
         files={"tokenizer.model": inputs.tokenizer.content},
         emit=emit,
     )
@@ -311,58 +287,3 @@ def _demand_writable(run: str) -> None:
         raise ConfigError(f"run: {existing} is a file, expected a folder for the run. Choose another (--output-dir).")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"run: {existing} is not writable. Choose another folder (--output-dir) or its permissions.")
-
-
-def _attempt_record(parts: _Parts, launched: datetime, previous: str) -> dict[str, Any]:
-    world_size, facts = parts.ranks.world_size, parts.facts
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "launched": launched.isoformat(timespec="milliseconds"),
-        "pid": os.getpid(),
-        "node": platform.node(),
-        "device": facts.name if world_size == 1 else f"{world_size} x {facts.name}",
-        "driver": facts.driver,
-        "scheduler": read_scheduler(os.environ),
-        "previous_end": previous,
-        "step": parts.start.state.step,
-        "resume": parts.config.resume.source,
-    }
-
-
-def _run_readers(config: RunConfig, storage: RunStorage, attempt: int, train_set: Dataset, step: int) -> list[Emit]:
-    readers: list[Emit] = [
-        Journal(storage, attempt),
-        TensorBoardCurves(storage, config.report.run_name, attempt, step),
-    ]
-    if config.report.prometheus_file:
-        readers.append(PrometheusFile(Path(config.report.prometheus_file), config.run))
-    if config.report.sample_log:
-        readers.append(SampleLog(storage, attempt, lambda index: train_set.entries[index].id))
-    return readers
-
-
-def _constant_values(config: RunConfig, inputs: Inputs, start: Start, machine: Mapping[str, Any]) -> dict[str, Any]:
-    vocabulary = start.state.model.vocabulary
-    return {
-        "config": config.to_json(),
-        "model_config": dict(inputs.model_document),
-        "order": {
-            "version": ORDER_VERSION,
-            "seed": config.recipe.seed,
-            "global_batch_samples": config.recipe.global_batch_samples,
-            "num_samples": len(inputs.train_set),
-            "dataset_fingerprint": inputs.train_set.fingerprint,
-        },
-        "total_steps": inputs.total_steps,
-        "dataset": {
-            "manifests": list(config.data.train_manifests),
-            "languages": inputs.train_set.languages,
-            "codes": sum(inputs.train_set.code_lengths),
-            "skipped_samples": [sample.id for sample in inputs.train_set.skipped],
-        },
-        "tokenizer": {"pieces": inputs.tokenizer.pieces, "fingerprint": inputs.tokenizer.fingerprint()},
-        "vocabulary": {"pieces": vocabulary.pieces, "base_pieces": vocabulary.base_pieces},
-        "parameters": {"trained": count_parameters(start.state.model)},
-        "lineage": dict(start.lineage),
-        "environment": dict(machine),
-    }

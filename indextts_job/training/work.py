@@ -1,10 +1,8 @@
 """The heavy parts of the training loop for one attempt on one machine: batches, step, validation, save."""
 
 import contextlib
-import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +10,6 @@ import torch
 from indextts_job.data.batch import PackedBatch, collate
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.loader import Prefetcher
-from indextts_job.hardware.plan import HardwareFacts, Plan
 from indextts_job.model.config import GPTConfig
 from indextts_job.report.events import Emit, Notice
 from indextts_job.training.capacity import Capacity
@@ -104,17 +101,3 @@ class AttemptWork:
     def cancel_save(self) -> None:
         """See `loop.Work`."""
         self.saver.cancel()
-
-
-def environment(facts: HardwareFacts, plan: Plan, world_size: int) -> dict[str, Any]:
-    """What the attempt runs on, for people who read a checkpoint later."""
-    return {
-        "indextts_job": version("indextts-job"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "node": platform.node(),
-        "hardware": asdict(facts),
-        "plan": asdict(plan),
-        "world_size": world_size,
-    }
