@@ -43,6 +43,7 @@ from indextts_job.training.records import Laps, attempt_record, constant_values,
 from indextts_job.training.resume_policy import admit
 from indextts_job.training.save_interval import AUTOMATIC
 from indextts_job.training.saver import BackgroundSaver, SaverSettings
+from indextts_job.training.saves import SavesSettings
 from indextts_job.training.start import Start, build, compare
 from indextts_job.training.state import count_parameters
 from indextts_job.training.work import AttemptWork, CutStep
@@ -224,12 +225,14 @@ def _train(parts: _Parts, saver: BackgroundSaver) -> str:
         schedule=config.schedule,
         validation=config.validation,
         validation_samples=validation_samples,
-        checkpoint=config.checkpoint,
         log_interval_steps=config.report.log_interval_steps,
-        between_kills_s=_between_kills_s(parts, saver),
         goals=parse_goals(config.validation.stop_unless),
         peak_tokens_per_s=_peak_tokens_per_s(parts),
-        save_estimate_s=3 * 4 * count_parameters(state.model) / ASSUMED_SAVE_BYTES_PER_S,
+        saves=SavesSettings(
+            checkpoint=config.checkpoint,
+            between_kills_s=_between_kills_s(parts, saver),
+            estimate_s=3 * 4 * count_parameters(state.model) / ASSUMED_SAVE_BYTES_PER_S,
+        ),
     )
     capacity = start.capacity
 

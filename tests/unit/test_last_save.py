@@ -14,6 +14,7 @@ from indextts_job.training.history import Losses, ValidationConfig
 from indextts_job.training.loop import LoopSettings, TrainingLoop
 from indextts_job.training.recipe import OptimizerConfig
 from indextts_job.training.saver import FinishedSave, SaveCancelledError
+from indextts_job.training.saves import SavesSettings
 from indextts_job.training.schedule import ScheduleConfig
 from indextts_job.training.state import TrainState, build_optimizer
 from indextts_job.training.step import Discarded, Updated
@@ -80,9 +81,8 @@ def test_the_last_save_gives_up_only_what_it_replaces(
         schedule=ScheduleConfig(),
         validation=ValidationConfig(interval_steps=2),
         validation_samples=validation_samples,
-        checkpoint=CheckpointConfig(interval_steps=2),
         log_interval_steps=100,
-        save_estimate_s=1.0,
+        saves=SavesSettings(checkpoint=CheckpointConfig(interval_steps=2), between_kills_s=3600.0, estimate_s=1.0),
     )
     model = small_model()
     state = TrainState(
