@@ -90,11 +90,11 @@ def _shown(rows: "list[dict[str, Any]]") -> "RenderableType":
     from rich.text import Text
 
     from indextts_job.report.attempts import scheduler_text
-    from indextts_job.report.standing import standing
+    from indextts_job.report.standing import lost_steps, standing
 
     facts = [Text(f"{name:<12}{text}") for name, text in standing(rows, datetime.now(UTC))]
-    table = Table("attempt", "started", "scheduler", "node", "device", "steps", "committed", "ended", "how")
-    for row in rows:
+    table = Table("attempt", "started", "scheduler", "node", "device", "steps", "lost", "committed", "ended", "how")
+    for row, lost in zip(rows, lost_steps(rows), strict=True):
         how = f"{row['outcome']} ({row['exit_code']})" if row["outcome"] else "runs, or was killed"
         table.add_row(
             str(row["attempt"]),
@@ -103,6 +103,7 @@ def _shown(rows: "list[dict[str, Any]]") -> "RenderableType":
             row["node"],
             row["device"],
             f"{row['from_step']} … {row['last_step']}",
+            str(lost) if lost else "",
             "" if row["committed_step"] is None else str(row["committed_step"]),
             row["ended"].partition(".")[0],
             how if row["outcome"] or row is rows[-1] else "killed",

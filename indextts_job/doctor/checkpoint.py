@@ -129,7 +129,8 @@ def _resumed_here(manifest: CheckpointManifest) -> Finding:
         plan = make_plan(facts, config, needs)
     except ConfigError as error:
         return Finding(subject="on this machine", level="error", found=str(error))
-    different = changes(values["environment"], facts, plan)
+    versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    different = changes(values["environment"], facts, plan, versions)
     changed = f"; different from where it was saved: {', '.join(different)}" if different else ""
     return data_finding("on this machine", "ok", f"{facts.name}, {plan.precision}{changed}")
 

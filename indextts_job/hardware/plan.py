@@ -159,19 +159,21 @@ def in_samples(capacity_tokens: int, mean_tokens: float, global_batch_samples: i
     return f"about {each:.3g} sequences x {turns} micro-batches{ranks} = global batch {global_batch_samples}"
 
 
-def changes(before: Mapping[str, Any], facts: HardwareFacts, plan: Plan) -> list[str]:
+def changes(before: Mapping[str, Any], facts: HardwareFacts, plan: Plan, versions: Mapping[str, Any]) -> list[str]:
     """What is different from the attempt that wrote a checkpoint, for people.
 
     Args:
-        before: `hardware` and `plan` as that checkpoint records them.
+        before: `hardware`, `plan` and versions as that checkpoint records them.
         facts: What is here.
         plan: Made from it.
+        versions: Of `torch` and `cuda` here.
     """
     hardware, planned = before.get("hardware") or {}, before.get("plan") or {}
     pairs = (
         ("device", hardware.get("name"), facts.name),
         ("precision", planned.get("precision"), plan.precision),
         ("tokens per micro-batch", planned.get("capacity_tokens"), plan.capacity_tokens),
+        *((name, before.get(key), versions[key]) for name, key in (("torch", "torch"), ("CUDA", "cuda"))),
     )
     return [f"{what} {old} -> {new}" for what, old, new in pairs if old is not None and old != new]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from indextts_job.report.console import human_seconds
 from indextts_job.report.goodput import PARTS, where_time_went
-from indextts_job.report.standing import standing
+from indextts_job.report.standing import lost_steps, standing
 
 Row = Mapping[str, Any]
 Point = tuple[float, float]
@@ -203,14 +203,15 @@ def _css(part: str) -> str:
 
 def _attempts(rows: Sequence[Row]) -> str:
     lines = []
-    for row in reversed(rows):
+    for row, lost in reversed(list(zip(rows, lost_steps(rows), strict=True))):
         how = f"{row['outcome']} ({row['exit_code']})" if row["outcome"] else "runs" if row is rows[-1] else "killed"
         started = row["started"].replace("T", " ").partition("+")[0]
         committed = "" if row["committed_step"] is None else row["committed_step"]
         steps = f"{row['from_step']} … {row['last_step']}"
-        cells = (row["attempt"], started, row["node"], row["device"], steps, committed, how)
+        cells = (row["attempt"], started, row["node"], row["device"], steps, lost or "", committed, how)
         lines.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
-    head = "".join(f"<th>{name}</th>" for name in ("", "started", "node", "device", "steps", "committed", "end"))
+    names = ("", "started", "node", "device", "steps", "lost", "committed", "end")
+    head = "".join(f"<th>{name}</th>" for name in names)
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
 
 

@@ -1,5 +1,6 @@
 """Where a run stands, in the few lines that people look for. Pure: from the rows of its attempts and the time."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -38,7 +39,7 @@ def standing(rows: Sequence[Row], now: datetime) -> list[tuple[str, str]]:
         lines.append(("rate", f"{train['samples_per_s']:.1f} samples/s, {train['tokens_per_s']:.0f} tokens/s, {left}"))
     if checkpoint:
         lines.append(("checkpoint", f"step {checkpoint['step']}, {_ago(checkpoint['time'], now)}"))
-    redone = sum(_lost(row, rows[index + 1]) for index, row in enumerate(rows[:-1]))
+    redone = sum(lost_steps(rows))
     lines.append(("attempts", f"{len(rows)}, {redone} steps done again"))
     if goodput := goodput_text(rows):
         lines.append(("goodput", goodput))
@@ -55,9 +56,14 @@ def _state(row: Row, now: datetime) -> str:
     return f"training, last heard of {_ago(row['heard'], now)}"
 
 
-def _lost(row: Row, following: Row) -> int:
-    """Steps that the next attempt had to do again; an attempt that a newer one went back behind counts too."""
-    return max(0, int(row["last_step"]) - int(following["from_step"]))
+def lost_steps(rows: Sequence[Row]) -> list[int]:
+    """Steps of each attempt that the next one had to do again, also where it was asked to go back behind them.
+
+    Args:
+        rows: Of `attempts`, oldest first; of the last one nothing is lost yet.
+    """
+    pairs = itertools.pairwise(rows)
+    return [*(max(0, int(row["last_step"]) - int(after["from_step"])) for row, after in pairs), *([0] if rows else [])]
 
 
 def _last(rows: Sequence[Row], key: str) -> Any:  # noqa: ANN401  # JSON

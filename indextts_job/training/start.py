@@ -130,7 +130,7 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
     else:
         raise UnavailableError(f"{config.run}: its checkpoints vanished while it was being started. Start again.")
     model = UnifiedVoice(inputs.model, vocabulary, config.recipe.dropout)
-    plan = _agreed(make_plan(facts, config.hardware, _needs(inputs, model), ranks.world_size), ranks)
+    plan = agreed_plan(make_plan(facts, config.hardware, _needs(inputs, model), ranks.world_size), ranks)
     owners = owners_of(model, ranks.world_size)
     state = _empty_state(config, model, plan, [owner == ranks.rank for owner in owners])
     if point:
@@ -160,7 +160,8 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
     capacity = _capacity(Capacity(plan, inputs.longest, own.storage, facts), config, inputs, machinery, state, emit)
     plan = replace(plan, capacity_tokens=capacity.tokens, recompute=capacity.recompute)
     _describe(config, facts, plan, state, emit)
-    if point and (changed := changes(point.manifest.values["environment"], facts, plan)):
+    versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    if point and (changed := changes(point.manifest.values["environment"], facts, plan, versions)):
         message = f"since the checkpoint: {', '.join(changed)}; the samples of each step are the same"
         emit(Notice(step=state.step, topic="plan", message=message))
     reference = Reference.of(inputs.train_set, inputs.model)
@@ -222,8 +223,13 @@ def _empty_state(config: RunConfig, model: UnifiedVoice, plan: Plan, owned: Sequ
     )
 
 
-def _agreed(plan: Plan, ranks: Ranks) -> Plan:
-    """One plan for GPUs that need not be alike: gradients are added up, so all compute in the same precision."""
+def agreed_plan(plan: Plan, ranks: Ranks) -> Plan:
+    """One plan for GPUs that need not be alike: gradients are added up, so all compute in the same precision.
+
+    Args:
+        plan: Of this rank.
+        ranks: All of them.
+    """
     return replace(
         plan,
         precision=PRECISIONS[ranks.smallest(PRECISIONS.index(plan.precision))],

@@ -9,6 +9,7 @@ from indextts_job.errors import ConfigError
 from indextts_job.hardware.facts import read_facts, usable_cpus
 from indextts_job.hardware.plan import (
     CPU_CAPACITY_TOKENS,
+    PRECISIONS,
     HardwareConfig,
     HardwareFacts,
     Needs,
@@ -18,6 +19,8 @@ from indextts_job.hardware.plan import (
 )
 from indextts_job.hardware.scheduler import read_scheduler
 from indextts_job.model.config import ConformerConfig, GPTConfig
+from indextts_job.training.distributed import Alone
+from indextts_job.training.start import agreed_plan
 
 GIB = 2**30
 MODEL = GPTConfig(
@@ -103,13 +106,36 @@ def test_a_plan_is_told_in_sequences_and_in_what_changed() -> None:
     assert in_samples(10**6, 418, 32, 1) == "about 32 sequences x 1 micro-batches = global batch 32"
     plan = make_plan(A100, AUTO, needs(700))
     before = {"hardware": {"name": "Tesla V100"}, "plan": {"precision": "float16", "capacity_tokens": 3000}}
+    before |= {"torch": "2.12.0", "cuda": "12.8"}
+    here = {"torch": "2.13.0", "cuda": "12.8"}
     tokens = plan.capacity_tokens
-    assert changes(before, A100, plan) == [
+    assert changes(before, A100, plan, here) == [
         "device Tesla V100 -> NVIDIA A100 80GB",
         "precision float16 -> bfloat16",
         f"tokens per micro-batch 3000 -> {tokens}",
+        "torch 2.12.0 -> 2.13.0",
     ]
-    assert changes({}, A100, plan) == []
+    assert changes({}, A100, plan, here) == []
+
+
+class WithAnOlderGpu(Alone):
+    """Two processes; the other one computes in float16, and shares the moments."""
+
+    world_size = 2
+
+    def smallest(self, value: int) -> int:
+        return min(value, PRECISIONS.index("float16"))
+
+    def any(self, flag: bool) -> bool:
+        return True
+
+
+def test_unlike_gpus_compute_in_what_all_of_them_can() -> None:
+    plan = make_plan(A100, AUTO, needs(700), 2)
+    agreed = agreed_plan(plan, WithAnOlderGpu())
+    assert (plan.precision, agreed.precision) == ("bfloat16", "float16")
+    assert agreed.shard_optimizer  # all or none: the update is shared out
+    assert agreed_plan(plan, Alone()) == plan
 
 
 def test_a_cpu_computes_in_float32() -> None:
