@@ -19,8 +19,8 @@ from indextts_job.hardware.facts import usable_cpus
 from indextts_job.model.config import CONDITION_LATENTS, GPTConfig
 
 Kind = Literal["text", "codes", "condition", "emotion"]
-UNKNOWN_ID, START_ID, STOP_ID = 2, 0, 1
-"""Of the released tokenizer."""
+UNKNOWN_ID = 2
+"""Of the released tokenizer, and of every extension of it."""
 CHUNK = 200
 """Arrays that a process looks at per message."""
 MANY = 20_000
@@ -131,7 +131,7 @@ def look_at(item: tuple[str, Kind], model: GPTConfig, pieces: int) -> SeenArray:
         length=len(values),
         digest=text.digest,
         unknown=int(np.count_nonzero(values == UNKNOWN_ID)),
-        marks=int(np.count_nonzero((values == START_ID) | (values == STOP_ID))),
+        marks=int(np.count_nonzero((values == model.start_text_token) | (values == model.stop_text_token))),
         ids=values.astype(np.int32).tobytes(),
     )
 

@@ -3,12 +3,16 @@
 The file is replaced whole after every event that changes a number, so a reader never sees half of it.
 """
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from indextts_job.errors import ConfigError
 from indextts_job.report.events import AttemptEnded, AttemptStarted, Committed, Event, TimeSpent, TrainLine, Validated
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "indextts_job"
 HELP = {
@@ -40,8 +44,23 @@ class PrometheusFile:
     """Writes numbers as they come."""
 
     def __init__(self, path: Path, run: str) -> None:
+        """Begin.
+
+        Args:
+            path: Of the file.
+            run: Its label.
+
+        Raises:
+            ConfigError: There is no folder for it.
+        """
+        if not path.parent.is_dir():
+            raise ConfigError(
+                f"report.prometheus_file: {path.parent} is no folder. Give a file in the one that node_exporter's "
+                "textfile collector reads, or leave it out."
+            )
         self._path = path
         self._run = run
+        self._complained = False
         self._values: dict[tuple[str, Labels], float] = {}
 
     def __call__(self, event: Event) -> None:
@@ -94,8 +113,13 @@ class PrometheusFile:
                 lines += [f"# HELP {PREFIX}_{name} {text}", f"# TYPE {PREFIX}_{name} gauge"]
                 lines += [f"{PREFIX}_{name}{self._labels(labels)} {value!r}" for labels, value in found]
         temporary = self._path.with_suffix(".prom.new")
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.replace(self._path)
+        try:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            temporary.replace(self._path)
+        except OSError as error:  # numbers for a dashboard are not worth a night of training
+            if not self._complained:
+                logger.warning("report.prometheus_file: %s: %s; training goes on.", self._path, error.strerror)
+            self._complained = True
 
     def _labels(self, labels: Labels) -> str:
         pairs = (("run", self._run), *labels)

@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+import pytest
+
+from indextts_job.errors import ConfigError
 from indextts_job.report.events import AttemptEnded, AttemptStarted, Committed, TimeSpent, TrainLine, Validated
 from indextts_job.report.prometheus import PrometheusFile
 from indextts_job.training.history import Losses
@@ -52,3 +55,15 @@ def test_the_file_says_where_the_run_stands(tmp_path: Path) -> None:
     found = numbers(path)
     assert (found["indextts_job_running{}"], found["indextts_job_exit_code{}"]) == (0, 75)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_is_said_once_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigError, match="is no folder"):
+        PrometheusFile(tmp_path / "none/run.prom", "run")
+    (tmp_path / "run.prom").mkdir()
+    tell = PrometheusFile(tmp_path / "run.prom", "run")
+    for step in (1, 2):
+        tell(AttemptEnded(step=step, outcome="stopped", exit_code=75))
+    assert len([record for record in caplog.records if "training goes on" in record.message]) == 1
