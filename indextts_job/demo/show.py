@@ -189,7 +189,8 @@ def _verdict(console: Console, undisturbed: str, preempted: str, config: Path) -
     program, board = _command("indextts-job"), _command("tensorboard")
     console.print(
         f"\n  [bold]{'The interruptions left no trace.' if good else 'THE RUNS DIFFER: this is a defect.'}[/]\n"
-        f"  Look around:  {program} checkpoints list {preempted}\n"
+        f"  Look around:  {program} status {preempted} --html {config.parent / 'run.html'}\n"
+        f"                {program} checkpoints list {preempted}\n"
         f"                {board} --logdir {preempted}\n"
         f"                {program} export {preempted} --output-dir {config.parent / 'export'}"
     )
