@@ -119,6 +119,9 @@ class Capacity:
     def _remembered(self) -> dict[str, Any]:
         try:
             document = json.loads(self._storage.read(self._key))
-            return document if isinstance(document.get("capacity_tokens", 1), int) else {}
+            sound = isinstance(document.get("capacity_tokens", 1), int) and isinstance(
+                document.get("measured", {}), dict
+            )
+            return document if sound else {}
         except (FileNotFoundError, ValueError, AttributeError):
             return {}

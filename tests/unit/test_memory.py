@@ -86,7 +86,9 @@ def test_nothing_measured_leaves_the_estimate(tmp_path: Path) -> None:
     assert one.tokens == 3000
 
 
-@pytest.mark.parametrize("garbage", [b"[]", b"{", b'{"measured": {"bfloat16": {"fixed_bytes": 1}}}'])
+@pytest.mark.parametrize(
+    "garbage", [b"[]", b"{", b'{"measured": []}', b'{"measured": {"bfloat16": {"fixed_bytes": 1}}}']
+)
 def test_a_damaged_memory_is_none(tmp_path: Path, garbage: bytes) -> None:
     storage = open_storage(str(tmp_path))
     storage.write("hardware/nvidia-l4-22-gib.json", garbage)
