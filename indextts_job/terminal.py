@@ -1,0 +1,61 @@
+"""Text from files and networks on its way to a terminal: it moves no cursor, forges no line and is no markup.
+
+Every name, id, path or message that this program did not write itself passes through here before a person sees it.
+"""
+
+import re
+import sys
+import unicodedata
+from collections.abc import Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_LINE_BREAKS = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
+WIDTH_OF_FILES = 200
+"""Columns of a table that no terminal limits."""
+
+
+_HARMLESS = "\u200c\u200d"
+"""Joiners, which many scripts and emoji need; they move nothing."""
+
+
+def _visible(character: str) -> str:
+    # Not printable are controls and escape sequences, what turns the direction of a line, half of a surrogate pair,
+    # which no stream can encode, and line breaks that are no "\n". Wide and narrow spaces only look like spaces.
+    if character.isprintable() or character in _HARMLESS or unicodedata.category(character) == "Zs":
+        return character
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def lines(text: object) -> str:
+    """A text whose own line breaks and tabs are kept; every other control character is spelled out."""
+    return "".join(character if character in "\n\t" else _visible(character) for character in str(text))
+
+
+def one_line(text: object) -> str:
+    """A text on one line: line breaks become a space, control characters are spelled out."""
+    return "".join(map(_visible, _LINE_BREAKS.sub(" ", str(text)).replace("\t", " ")))
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """A console for tables and lines; as wide as the terminal, or wide enough where there is none."""
+    target = stream or sys.stdout
+    width = None if target.isatty() else WIDTH_OF_FILES
+    return Console(file=target, soft_wrap=not target.isatty(), width=width, highlight=False, markup=False)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A table of plain cells; a column without any content is left out.
+
+    Args:
+        columns: Headings.
+        rows: Cells in the order of the columns.
+    """
+    kept = [i for i in range(len(columns)) if not rows or any(str(row[i]) for row in rows)]
+    result = Table(*(columns[i] for i in kept))
+    for row in rows:
+        result.add_row(*(Text(one_line(row[i])) for i in kept))
+    return result
