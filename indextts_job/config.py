@@ -45,7 +45,8 @@ class ResumeConfig:
     """Where to go on from."""
 
     source: str = "auto"
-    """auto = newest checkpoint of the run, else a fresh start; none = fresh start; or a run, or one checkpoint."""
+    """auto = newest checkpoint of the run, else one that the old trainer left in its folder, else a fresh start;
+    own = the same without the old trainer's; none = fresh start; or a run, or one checkpoint (`.json`, old `.pth`)."""
     weights_only: bool = False
     """Take weights, but fresh moments, schedule and position (they belong together). Needs a new run folder."""
     accept: tuple[str, ...] = ()
@@ -119,6 +120,19 @@ def build_config(document: object, where: str, overrides: Iterable[tuple[str, Ov
             config = _with(config, key.split("."), value, origin, key)
     _check_values(config)
     return config
+
+
+def storage_config(given: Overrides) -> StorageConfig:
+    """The `storage.*` keys of a command line alone: they are needed to read what the other keys are in.
+
+    Raises:
+        ConfigError: One of them is wrong.
+    """
+    config = RunConfig()
+    for key, value in given.items():
+        if key.startswith("storage."):
+            config = _with(config, key.split("."), value, "command line", key)
+    return config.storage
 
 
 def parse_override(argument: str) -> tuple[str, object]:

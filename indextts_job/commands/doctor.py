@@ -111,7 +111,7 @@ def _run(given: argparse.Namespace) -> int:
     from indextts_job.doctor.run import examine_run
     from indextts_job.report.console import ConsoleReport
 
-    config = configuration(given.settings, {})
+    config = configuration(given.settings, {}).config
     with ConsoleReport(sys.stderr) as console:
         return report(examine_run(config, console), as_json=given.json)
 

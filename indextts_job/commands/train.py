@@ -55,7 +55,8 @@ def _train(given: argparse.Namespace) -> int:
     from indextts_job.commands.settings import configuration
     from indextts_job.training.ahead import begin_downloads
 
-    config = configuration(given.settings, keys)
+    configured = configuration(given.settings, keys)
+    config = configured.config
     processes.die_with_parent()
     count = processes.wanted_processes(config.hardware, os.environ)
     nodes = processes.read_nodes(os.environ)
@@ -73,6 +74,8 @@ def _train(given: argparse.Namespace) -> int:
     with ConsoleReport(sys.stdout if speaks else io.StringIO()) as console:
         for note in notes:
             console(Notice(step=0, topic="flag", message=note))
+        for note in configured.notes:
+            console(Notice(step=0, topic="settings", message=note))
         return run_attempt(config, stop, console, started_at_s)
 
 

@@ -1,6 +1,6 @@
 """Whether a checkpoint is whole, what it holds, and whether it is worth going on from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from indextts_job.doctor.findings import Finding, Level, data_finding
 from indextts_job.errors import ConfigError, DataError
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.plan import HardwareConfig, Needs, changes, make_plan
-from indextts_job.legacy.checkpoint import adopt, read_legacy_checkpoint
+from indextts_job.legacy.adoption import adopt
+from indextts_job.legacy.checkpoint import read_legacy_checkpoint
+from indextts_job.legacy.discovery import is_old_checkpoint
 from indextts_job.model.base_checkpoint import BaseCheckpoint, load_base_checkpoint
 from indextts_job.model.config import gpt_config
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
@@ -36,7 +38,7 @@ def examine_checkpoint(source: str, base_checkpoint: str, model_config: str) -> 
         base_checkpoint: `gpt.pth` that it was trained from, to compare frozen rows with; empty = do not.
         model_config: `config.yaml` of the model, for a checkpoint of the old trainer.
     """
-    if resume.is_legacy(source):
+    if is_old_checkpoint(source):
         yield from _legacy(source, base_checkpoint, model_config)
         return
     store, name = resume.locate(source)
@@ -152,15 +154,15 @@ def _legacy(source: str, base_checkpoint: str, model_config: str) -> Iterator[Fi
     base = load_base_checkpoint(base_checkpoint, config)
     imported = adopt(old, base, Vocabulary(pieces=old.text_pieces, base_pieces=base.text_pieces), config)
     yield data_finding("import", "ok", "what is taken over, and what not:", details=imported.notes)
-    yield _worth(imported.moved_rows, base.text_pieces, old.step)
+    yield _worth(imported.trained_rows, old.step)
 
 
-def _worth(moved: int, rows: int, step: int) -> Finding:
+def _worth(trained_rows: Sequence[str], step: int) -> Finding:
     """The answer to the question whether to go on from a checkpoint of the old trainer."""
-    if moved:
-        text = f"no: {moved} of {rows} base rows have moved, so it was trained without freezing them"
-        advice = "The base languages have suffered. Start from the base checkpoint: leave --resume out."
-        return data_finding("worth resuming", "warning", text, advice)
+    if trained_rows:
+        text = f"no: {len(trained_rows)} base rows hold trained values, so it was trained without freezing them"
+        advice = "The base languages have suffered. Start from the base checkpoint in another run folder."
+        return data_finding("worth resuming", "warning", text, advice, details=trained_rows)
     if step < FEW_STEPS:
         return data_finding("worth resuming", "ok", f"either is fine: {step} steps are soon done again")
     much = "definitely" if step >= MANY_STEPS else "yes"

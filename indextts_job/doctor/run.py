@@ -58,7 +58,7 @@ def examine_run(config: RunConfig, console: ConsoleReport) -> Iterator[Finding]:
 
     try:
         store = CheckpointStore(open_storage(config.run, config.storage))
-        fresh = not store.names() and config.resume.source in ("auto", "none")
+        fresh = not store.names() and config.resume.source in ("auto", "own", "none")
         inputs = tried("inputs and data", lambda: read_inputs(config, lambda: None, note, console, needs_base=fresh))
         yield Finding(subject="inputs and data", level="ok", found="all there and sound", details=tuple(notices))
         selection = tried("checkpoint", lambda: resume.select(config.resume, store))

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from indextts_job import files
 from indextts_job.errors import DataError
-from indextts_job.model.base_checkpoint import BaseCheckpoint, demand_tensors
-from indextts_job.model.config import GPTConfig, trained_shapes
-from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
+from indextts_job.model.base_checkpoint import demand_tensors
+from indextts_job.model.config import GPTConfig
 
 _POSITION_BUFFER = ".embed.pos_enc.pe"
 
@@ -109,74 +108,3 @@ def _moments(
             return None, f"those of {name} do not have its shape"
         moments[name] = pair
     return moments, ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Imported:
-    """An old checkpoint in the form of a run's state."""
-
-    weights: Mapping[str, Tensor]
-    """Trained weights by parameter name."""
-    moments: Mapping[str, tuple[Tensor, Tensor]] | None
-    step: int
-    base: BaseCheckpoint
-    """What never trains: from the base checkpoint, with the old run's text rows where those have moved."""
-    notes: tuple[str, ...]
-    moved_rows: int
-    """Base rows that the old training moved although they were to be frozen."""
-
-
-def adopt(old: LegacyCheckpoint, base: BaseCheckpoint, vocabulary: Vocabulary, config: GPTConfig) -> Imported:
-    """Turn an old checkpoint into the state of a run with the same vocabulary.
-
-    Args:
-        old: Its text tables have `vocabulary.rows` rows.
-        base: The base checkpoint that the old run started from.
-        vocabulary: Of the tokenizer in use.
-        config: The model.
-    """
-    notes = list(old.notes)
-    rows = slice(vocabulary.base_pieces, vocabulary.pieces)
-    tables = TEXT_TABLES if vocabulary.extended else ()
-    trained = trained_shapes(config, vocabulary.rows).keys() - set(tables)
-    carried = {key: value for key, value in base.tensors.items() if key not in trained}
-    moved = _moved_rows(old, base, vocabulary) if vocabulary.extended else 0
-    weights = {key: old.tensors[key] for key in trained}
-    for key in tables:
-        weights[key + NEW_ROWS_SUFFIX] = old.tensors[key][rows]
-        if moved:
-            spare = base.tensors[key][-1:]
-            carried[key] = torch.cat([old.tensors[key][: vocabulary.base_pieces].to(spare.dtype), spare])
-    moments = None
-    if old.moments is not None:
-        moments = {key: pair for key, pair in old.moments.items() if key not in tables}
-        pulled = 0
-        for key in tables:
-            if key in old.moments:
-                first, second = old.moments[key]
-                pulled += int(first[: vocabulary.base_pieces].count_nonzero() > 0)
-                moments[key + NEW_ROWS_SUFFIX] = (first[rows], second[rows])
-        if pulled:
-            notes.append("moments of the frozen base rows were not zero: dropped, they would have gone on pulling")
-        missing = weights.keys() - moments.keys()
-        if missing:
-            notes.append(f"no moments for {', '.join(sorted(missing)[:3])}: all start afresh, at step 0")
-            moments = None
-    return Imported(
-        weights=weights,
-        moments=moments,
-        step=old.step if moments is not None else 0,
-        base=BaseCheckpoint({**base.tensors, **carried}, base.text_pieces),
-        notes=tuple(notes),
-        moved_rows=moved,
-    )
-
-
-def _moved_rows(old: LegacyCheckpoint, base: BaseCheckpoint, vocabulary: Vocabulary) -> int:
-    """Base rows whose values differ from the base checkpoint's."""
-    rows = slice(0, vocabulary.base_pieces)
-    changed = torch.zeros(vocabulary.base_pieces, dtype=torch.bool)
-    for key in TEXT_TABLES:
-        different = old.tensors[key][rows].float() != base.tensors[key][rows].float()
-        changed |= different.flatten(1).any(dim=1) if different.dim() > 1 else different
-    return int(changed.sum())

@@ -22,7 +22,7 @@ def _begin_large(config: RunConfig) -> None:
     """What needs a look first; whatever fails here fails again, with its message, where it is needed."""
     try:
         base = config.inputs.base_checkpoint
-        fresh = config.resume.source in ("auto", "none")
+        fresh = config.resume.source in ("auto", "own", "none")
         if fresh and not files.is_local(base) and not files.sizes(f"{config.run}/{MANIFESTS}"):
             files.read_ahead(base)
         for argument in (*config.data.train_manifests, *config.data.validation_manifests):

@@ -18,6 +18,7 @@ from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import ResumeConfig
 from indextts_job.errors import ConfigError, DataError, IndexTTSJobError, findings_message
+from indextts_job.legacy.discovery import is_old_checkpoint, old_checkpoints
 from indextts_job.model.vocabulary import TEXT_TABLES
 from indextts_job.training.state import BASE, FIRST_MOMENT, SECOND_MOMENT, WEIGHTS
 
@@ -49,8 +50,8 @@ class Selection:
     """The checkpoint to start from, if any, and how."""
 
     point: ResumePoint | None
-    legacy: str = ""
-    """A checkpoint of the old trainer, when that is where to start from."""
+    legacy: tuple[str, ...] = ()
+    """Checkpoints of the old trainer to start from: the first of them that can be read."""
     weights_only: bool = False
     notes: tuple[str, ...] = ()
     """What the user should know about the choice."""
@@ -67,16 +68,15 @@ def select(config: ResumeConfig, own: CheckpointStore) -> Selection:
         DataError: There are checkpoints, but none can be read.
     """
     names = retention.current(own.names())
-    if config.source in ("none", "auto"):
+    if config.source in ("none", "auto", "own"):
         return _own_or_fresh(config, own, names)
-    legacy = is_legacy(config.source)
-    source, name = (own, None) if legacy else locate(config.source, may_be_gone=True)
-    if not legacy and _same_place(source, own):
+    if is_old_checkpoint(config.source):
+        return _old_checkpoint(config, own, names)
+    source, name = locate(config.source, may_be_gone=True)
+    if _same_place(source, own):
         return _within_own_run(config, own, names, name)
     if names:
-        return _after_a_requeue(config, own, config.source if legacy else source.storage.url)
-    if legacy:
-        return Selection(point=None, legacy=config.source, weights_only=config.weights_only)
+        return _after_a_requeue(config, own, source.storage.url)
     if name and name not in source.names():
         raise _no_such_checkpoint(config.source, source.storage.url)
     point = read(source, name) if name else newest(source, retention.current(source.names()))
@@ -85,7 +85,7 @@ def select(config: ResumeConfig, own: CheckpointStore) -> Selection:
 
 def _own_or_fresh(config: ResumeConfig, own: CheckpointStore, names: list[CheckpointName]) -> Selection:
     if not names:
-        return Selection(point=None)
+        return _before_the_first_checkpoint(config, own)
     if config.source == "none":
         raise ConfigError(
             f"{own.storage.url} already holds {len(names)} checkpoints (newest: step {names[0].step}). Use "
@@ -97,6 +97,30 @@ def _own_or_fresh(config: ResumeConfig, own: CheckpointStore, names: list[Checkp
             f"--resume {own.storage.url} --output-dir NEW."
         )
     return Selection(point=_newest_of_own(own))
+
+
+def _before_the_first_checkpoint(config: ResumeConfig, own: CheckpointStore) -> Selection:
+    """A run without checkpoints of its own: those that an old trainer left in its folder, or a fresh start."""
+    old = tuple(f"{own.storage.url}/{name}" for name in old_checkpoints(own.storage.list("")))
+    if not old:
+        return Selection(point=None)
+    if config.source == "auto":
+        note = f"no checkpoint of this run yet; the old trainer left {', '.join(old[:3])}: going on from there"
+        return Selection(point=None, legacy=old, weights_only=config.weights_only, notes=(note,))
+    note = f"{old[0]} of the old trainer is in the run's folder and is NOT used; --resume auto goes on from it"
+    return Selection(point=None, notes=(note,))
+
+
+def _old_checkpoint(config: ResumeConfig, own: CheckpointStore, names: list[CheckpointName]) -> Selection:
+    """The command names a checkpoint file of the old trainer."""
+    if not names:
+        return Selection(point=None, legacy=(config.source,), weights_only=config.weights_only)
+    folder = config.source.rpartition("/")[0] or "."
+    if _same_url(folder, own.storage.url) and not files.exists(config.source):
+        # Commands of the old trainer name the file that it would have written there.
+        note = f"there is no {config.source}; this run has checkpoints of its own, as with --resume auto"
+        return Selection(point=_newest_of_own(own), notes=(note,))
+    return _after_a_requeue(config, own, config.source)
 
 
 def _after_a_requeue(config: ResumeConfig, own: CheckpointStore, origin: str) -> Selection:
@@ -189,11 +213,6 @@ def read(store: CheckpointStore, name: CheckpointName) -> ResumePoint:
     return ResumePoint(store=store, manifest=manifest, tensors=tensors)
 
 
-def is_legacy(source: str) -> bool:
-    """Whether a source is a checkpoint file of the old trainer."""
-    return source.endswith((".pth", ".pt"))
-
-
 def locate(source: str, *, may_be_gone: bool = False) -> tuple[CheckpointStore, CheckpointName | None]:
     """A run folder, or the manifest of one checkpoint, as the user names it.
 
@@ -204,7 +223,7 @@ def locate(source: str, *, may_be_gone: bool = False) -> tuple[CheckpointStore, 
     Raises:
         ConfigError: It is neither.
     """
-    if is_legacy(source):
+    if is_old_checkpoint(source):
         raise ConfigError(
             f"{source} is a checkpoint of the old trainer. `train --resume` takes it over; give a run here."
         )
@@ -216,7 +235,7 @@ def locate(source: str, *, may_be_gone: bool = False) -> tuple[CheckpointStore, 
             raise _no_such_checkpoint(source, run)
         return CheckpointStore(open_storage(run)), name
     if not files.exists(source):
-        raise ConfigError(f"{source}: no such run. Give auto, none, a run folder or URL, or one of its manifests.")
+        raise ConfigError(f"{source}: no such run. Give auto, none, own, a run folder or URL, or one of its manifests.")
     return CheckpointStore(open_storage(source.rstrip("/"))), None
 
 
@@ -225,7 +244,11 @@ def _no_such_checkpoint(source: str, run: str) -> ConfigError:
 
 
 def _same_place(store: CheckpointStore, own: CheckpointStore) -> bool:
-    one, other = store.storage.url.rstrip("/"), own.storage.url.rstrip("/")
+    return _same_url(store.storage.url, own.storage.url)
+
+
+def _same_url(one: str, other: str) -> bool:
+    one, other = one.rstrip("/"), other.rstrip("/")
     if files.is_local(one) and files.is_local(other):
         return files.local_path(one).resolve() == files.local_path(other).resolve()
     return one == other

@@ -28,6 +28,7 @@ from indextts_job.errors import (
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.peak import peak_flops
 from indextts_job.hardware.plan import HardwareFacts, in_samples
+from indextts_job.legacy.discovery import is_old_checkpoint
 from indextts_job.preemption.signals import StopSignals
 from indextts_job.report.attempts import attempts, previous_end
 from indextts_job.report.console import ConsoleReport
@@ -79,7 +80,7 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, st
     # While the data is read and checked: the device's context, and the checkpoint to go on from.
     reading_facts = begin(lambda: read_facts(config.hardware.device, place.local_rank, place.local_world_size), "facts")
     selecting = begin(lambda: resume.select(config.resume, store), "checkpoint")
-    from_base = config.resume.source in ("auto", "none") or resume.is_legacy(config.resume.source)
+    from_base = config.resume.source in ("auto", "own", "none") or is_old_checkpoint(config.resume.source)
     inputs = read_inputs(config, stop, emit, console, needs_base=from_base and not store.names())
     laps.done("inputs and data")
     facts = reading_facts.result()

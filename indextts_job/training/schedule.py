@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass
 
+RATE_FACTOR = "rate_factor"
+"""Key in a group of the optimizer: its learning rate in multiples of the schedule's."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleConfig:

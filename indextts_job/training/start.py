@@ -28,7 +28,7 @@ from indextts_job.training.inputs import Inputs
 from indextts_job.training.probe import CudaMeter, measured_line
 from indextts_job.training.resume import ResumePoint, Selection
 from indextts_job.training.saver import carried_by
-from indextts_job.training.schedule import learning_rate
+from indextts_job.training.schedule import RATE_FACTOR, learning_rate
 from indextts_job.training.state import (
     BASE,
     FIRST_MOMENT,
@@ -61,10 +61,11 @@ class Start:
 def compare(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emit) -> Selection:
     """Decide between the exact place and weights only; say what was chosen and what changed."""
     point = selection.point
-    if selection.legacy:
-        return selection
     if point is None:
-        emit(Notice(step=0, topic="resume", message="no checkpoint: fresh start from the base checkpoint"))
+        for note in selection.notes:
+            emit(Notice(step=0, topic="resume", message=note, warning=True))
+        if not selection.legacy:
+            emit(Notice(step=0, topic="resume", message="no checkpoint: fresh start from the base checkpoint"))
         return selection
     for reason in point.passed_over:
         emit(Notice(step=0, topic="resume", message=f"passed over a checkpoint: {reason}", warning=True))
@@ -120,9 +121,9 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
     point = None if selection.weights_only else selection.point
     donor = selection.point if selection.weights_only else None
     base = _weights_as_base(donor) if donor else inputs.base
-    imported = None
+    imported, origin = None, ""
     if selection.legacy and base:
-        base, imported = take_over(config, inputs, selection, base, emit)
+        base, imported, origin = take_over(config, inputs, selection, base, emit)
     if point:
         vocabulary = Vocabulary(**point.manifest.values["vocabulary"])
     elif base:
@@ -145,7 +146,8 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
         state.carried = Carried()  # the base's tensors are written by rank 0
     if state.step:  # as after the last update, which may have been another attempt's
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(state.step - 1, inputs.total_steps, config.schedule)
+            rate = learning_rate(state.step - 1, inputs.total_steps, config.schedule)
+            group["lr"] = rate * group[RATE_FACTOR]
     machinery = Machinery(
         model=state.model,
         optimizer=state.optimizer,
@@ -167,7 +169,7 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
     reference = Reference.of(inputs.train_set, inputs.model)
     checks = consistency(state, machinery, reference, point.manifest.values, point.tensors) if point else None
     tags = point.name.tags if point and point.store is own else ()
-    lineage = {"run": selection.legacy} if selection.legacy else _lineage(selection.point, own)
+    lineage = {"run": origin} if origin else _lineage(selection.point, own)
     return Start(
         state=state,
         machinery=machinery,

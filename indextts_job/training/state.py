@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from indextts_job.checkpoint.manifest import StoredObject, StoredTensor
 from indextts_job.model.unified_voice import UnifiedVoice
-from indextts_job.model.vocabulary import TEXT_TABLES
+from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES
 from indextts_job.training.history import History
 from indextts_job.training.recipe import OptimizerConfig
+from indextts_job.training.schedule import RATE_FACTOR
 
 WEIGHTS, FIRST_MOMENT, SECOND_MOMENT, BASE = "model/", "exp_avg/", "exp_avg_sq/", "base/"
 _DECAYED = re.compile(r"gpt\.h\.\d+\.(attn|mlp)\..*\.weight")
@@ -38,7 +39,10 @@ def owners_of(model: UnifiedVoice, world_size: int) -> list[int]:
 
 
 def build_optimizer(
-    model: UnifiedVoice, config: OptimizerConfig, moments_of: Collection[str] | None = None
+    model: UnifiedVoice,
+    config: OptimizerConfig,
+    moments_of: Collection[str] | None = None,
+    new_rows_factor: float = 1.0,
 ) -> torch.optim.AdamW:
     """AdamW over all trained parameters, decaying only where it belongs.
 
@@ -46,11 +50,19 @@ def build_optimizer(
         model: Its trained parameters.
         config: Its numbers.
         moments_of: Names of the parameters that are updated here; None = of all.
+        new_rows_factor: See `ScheduleConfig.new_rows_factor`; the group of the new rows carries it.
     """
-    decayed = [p for name, p in model.named_parameters() if _DECAYED.fullmatch(name)]
-    others = [p for name, p in model.named_parameters() if not _DECAYED.fullmatch(name)]
+    named = dict(model.named_parameters())
+    new_rows = [p for name, p in named.items() if name.endswith(NEW_ROWS_SUFFIX)]
+    decayed = [p for name, p in named.items() if _DECAYED.fullmatch(name)]
+    others = [p for name, p in named.items() if not _DECAYED.fullmatch(name) and not name.endswith(NEW_ROWS_SUFFIX)]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay, RATE_FACTOR: 1.0},
+        {"params": others, "weight_decay": 0.0, RATE_FACTOR: 1.0},
+        {"params": new_rows, "weight_decay": 0.0, RATE_FACTOR: new_rows_factor},
+    ]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        [group for group in groups if group["params"]],
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
         fused=True,

@@ -22,6 +22,7 @@ from indextts_job.model.unified_voice import LossSums, UnifiedVoice, to_device
 from indextts_job.training.distributed import Alone, Ranks
 from indextts_job.training.history import Losses
 from indextts_job.training.recipe import RecipeConfig
+from indextts_job.training.schedule import RATE_FACTOR
 
 AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SMALLEST_SCALE = 1.0
@@ -249,7 +250,7 @@ def _unscaled_norm(machinery: Machinery) -> float:
 
 def _apply(machinery: Machinery, learning_rate: float) -> None:
     for group in machinery.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group[RATE_FACTOR]
     parameters = list(machinery.model.parameters())
     for parameter, owner in zip(parameters, machinery.owners, strict=False):
         if owner != machinery.ranks.rank:

@@ -1,10 +1,12 @@
 """Going on from a checkpoint of the old trainer: what is taken over, what is refused, and what the user is told."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from indextts_job.config import RunConfig
-from indextts_job.errors import ConfigError
-from indextts_job.legacy.checkpoint import Imported, adopt, read_legacy_checkpoint
+from indextts_job.errors import MAX_FINDINGS_SHOWN, ConfigError, DataError, findings_message
+from indextts_job.legacy.adoption import Imported, adopt
+from indextts_job.legacy.checkpoint import LegacyCheckpoint, read_legacy_checkpoint
 from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors
 from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.report.events import Emit, Notice
@@ -19,57 +21,80 @@ MOVED_BASE_ROWS = "moved_base_rows"
 
 def take_over(
     config: RunConfig, inputs: Inputs, selection: Selection, base: BaseCheckpoint, emit: Emit
-) -> tuple[BaseCheckpoint, Imported | None]:
+) -> tuple[BaseCheckpoint, Imported | None, str]:
     """An old checkpoint: its state where the vocabulary is the same, its weights as a base where it grew.
 
     Args:
         config: Of the run.
         inputs: Of the run.
-        selection: Names the old checkpoint.
+        selection: Names the old checkpoints, the one to go on from first.
         base: The base checkpoint that the old run started from.
         emit: Gets a line for everything that is, and is not, taken over.
 
     Returns:
-        The base to build on, and the state unless the vocabulary grew.
+        The base to build on, the state unless the vocabulary grew, and the file that they are from.
 
     Raises:
         ConfigError: It does not fit, or is not worth going on from.
+        DataError: None of them can be read.
     """
 
-    def say(message: str) -> None:
-        emit(Notice(step=0, topic="import", message=message))
+    def say(message: str, *, warning: bool = False) -> None:
+        emit(Notice(step=0, topic="import", message=message, warning=warning))
 
-    old = read_legacy_checkpoint(selection.legacy, inputs.model)
+    source, old = _first_readable(selection.legacy, inputs, lambda reason: say(reason, warning=True))
     pieces = inputs.tokenizer.pieces
     if old.text_pieces > pieces:
         raise ConfigError(
-            f"{selection.legacy} has {old.text_pieces} pieces, the tokenizer {pieces}. Use the tokenizer it was "
+            f"{source} has {old.text_pieces} pieces, the tokenizer {pieces}. Use the tokenizer it was "
             "trained with, or an extension of it."
         )
     if old.text_pieces < pieces:
         new = pieces - old.text_pieces
-        say(f"weights of {selection.legacy}; {new} new rows start afresh, and with them all moments")
-        return BaseCheckpoint(old.tensors, old.text_pieces), None
+        say(f"weights of {source}; {new} new rows start afresh, and with them all moments")
+        return BaseCheckpoint(old.tensors, old.text_pieces), None, source
     imported = adopt(old, base, Vocabulary(pieces=pieces, base_pieces=base.text_pieces), inputs.model)
-    if imported.moved_rows and MOVED_BASE_ROWS not in config.resume.accept:
-        raise ConfigError(
-            f"{selection.legacy}: {imported.moved_rows} of {base.text_pieces} base rows are not those of the base "
-            "checkpoint: it was trained without freezing them, or with weight decay on them, and the base languages "
-            "have suffered. A fresh start is better: leave --resume out. To go on with the moved rows all the same: "
-            f"resume.accept=[{MOVED_BASE_ROWS}]."
-        )
+    if imported.trained_rows and MOVED_BASE_ROWS not in config.resume.accept:
+        raise ConfigError(_trained_rows_text(source, imported.trained_rows))
     if selection.weights_only:
         imported = replace(imported, moments=None, step=0)
     if imported.step >= inputs.total_steps:
         raise ConfigError(
-            f"{selection.legacy} is at step {imported.step}, this run ends at step {inputs.total_steps}. Raise "
+            f"{source} is at step {imported.step}, this run ends at step {inputs.total_steps}. Raise "
             "schedule.epochs or schedule.max_steps, or take its weights only (--no-load-optimizer)."
         )
     for note in imported.notes:
         say(note)
     taken = "weights and moments" if imported.moments is not None else "weights"
-    say(f"{taken} of {selection.legacy}; going on at step {imported.step} of {inputs.total_steps}")
-    return imported.base, imported
+    say(f"{taken} of {source}; going on at step {imported.step} of {inputs.total_steps}")
+    return imported.base, imported, source
+
+
+def _first_readable(sources: Sequence[str], inputs: Inputs, say: Callable[[str], None]) -> tuple[str, LegacyCheckpoint]:
+    """The first old checkpoint that is whole; the old trainer wrote in place, so a kill may have cut the newest."""
+    failures = []
+    for source in sources:
+        try:
+            old = read_legacy_checkpoint(source, inputs.model)
+        except DataError as error:
+            failures.append(str(error))
+            continue
+        for failure in failures:
+            say(f"passed over a checkpoint: {failure}")
+        return source, old
+    if len(failures) == 1:
+        raise DataError(failures[0])
+    advice = "Nothing was changed. Restore one of the files, or start afresh with --resume none."
+    raise DataError(findings_message("no checkpoint of the old trainer can be read", failures, advice))
+
+
+def _trained_rows_text(source: str, rows: Sequence[str]) -> str:
+    shown = "; ".join(rows[:MAX_FINDINGS_SHOWN]) + (" …" if len(rows) > MAX_FINDINGS_SHOWN else "")
+    return (
+        f"{source}: {len(rows)} base rows hold trained values ({shown}): it was trained without freezing them, and the "
+        "base languages have suffered. A fresh start is better: --resume none, or leave --resume out, with another "
+        f"--output-dir. To go on with the trained rows all the same: resume.accept=[{MOVED_BASE_ROWS}]."
+    )
 
 
 def install(state: TrainState, imported: Imported, global_batch_samples: int) -> None:

@@ -43,12 +43,13 @@ def test_weights_moments_and_step_go_on_and_the_rest_is_explained(world: World, 
     assert "this run has its own checkpoints" in again.output
 
 
-def test_moved_base_rows_are_found_and_a_fresh_start_is_recommended(world: World, tmp_path: Path) -> None:
-    path = saved(old_checkpoint(world, moved=True), tmp_path, "model_step9.pth")
+def test_trained_base_rows_are_found_and_a_fresh_start_is_recommended(world: World, tmp_path: Path) -> None:
+    old = old_checkpoint(world, moved=True)
+    path = saved(old, tmp_path, "model_step9.pth")
     config = config_for(world, tmp_path / "run", resume__source=str(path))
     ended = attempt(config)
     assert ended.code == 78
-    assert "100 of 100 base rows are not those of the base checkpoint" in ended.error
+    assert "base rows hold trained values (text_embedding.weight, row 0;" in ended.error
     assert "A fresh start is better" in ended.error
     assert not (tmp_path / "run/checkpoints").exists()
     regardless = config_for(world, tmp_path / "run", resume__source=str(path), resume__accept=["moved_base_rows"])
@@ -56,9 +57,85 @@ def test_moved_base_rows_are_found_and_a_fresh_start_is_recommended(world: World
     assert ended.code == 0
     assert "moments of the frozen base rows were not zero: dropped" in ended.output
     frozen = store_of(tmp_path / "run").load(newest(tmp_path / "run"), ("base/text_head.weight",))
-    assert torch.equal(
-        frozen["base/text_head.weight"][:BASE_PIECES], base_state(world)["text_head.weight"][:BASE_PIECES] * 0.999
+    assert torch.equal(frozen["base/text_head.weight"][:BASE_PIECES], old["model"]["text_head.weight"][:BASE_PIECES])
+
+
+def test_base_rows_that_only_decayed_are_restored_and_training_goes_on(world: World, tmp_path: Path) -> None:
+    """AdamW's decay alone, over thousands of its own steps, is not training."""
+    old = old_checkpoint(world, decay_steps=3000)
+    assert not torch.equal(
+        old["model"]["text_head.weight"][:BASE_PIECES], base_state(world)["text_head.weight"][:BASE_PIECES]
     )
+    run = tmp_path / "run"
+    ended = attempt(config_for(world, run, resume__source=str(saved(old, tmp_path)), schedule__max_steps=STEP + 1))
+    assert ended.code == 0, ended.error
+    assert f"{BASE_PIECES} base rows were shrunk by 0." in ended.output
+    assert f"going on at step {STEP}" in ended.output
+    tensors = store_of(run).load(newest(run), ("base/text_",))
+    for key in ("text_embedding.weight", "text_head.weight", "text_head.bias"):
+        assert torch.equal(tensors[f"base/{key}"], base_state(world)[key])
+
+
+def test_one_trained_row_among_decayed_ones_is_refused_by_name(world: World, tmp_path: Path) -> None:
+    old = old_checkpoint(world, decay_steps=3000)
+    old["model"]["text_embedding.weight"][41] += 1e-4 * torch.randn(32, generator=torch.Generator().manual_seed(0))
+    ended = attempt(config_for(world, tmp_path / "run", resume__source=str(saved(old, tmp_path))))
+    assert ended.code == 78
+    assert "1 base rows hold trained values (text_embedding.weight, row 41)" in ended.error
+
+
+def test_auto_takes_over_what_the_old_trainer_left_in_the_folder(world: World, tmp_path: Path) -> None:
+    """The documents' command for a resume, beside an old `latest.pth`: no step of the old training is lost."""
+    run = tmp_path / "training_output"
+    run.mkdir()
+    path = saved(old_checkpoint(world), run)
+    config = config_for(world, run, schedule__max_steps=STEP + 2, checkpoint__interval_steps=1)
+    ended = attempt(config)
+    assert ended.code == 0, ended.error
+    assert f"the old trainer left {path}: going on from there" in ended.output
+    assert f"going on at step {STEP}" in ended.output
+    assert samples(run).keys() == {STEP + 1, STEP + 2}
+    again = attempt(config)
+    assert again.code == 0
+    assert "checkpoint found at" in again.output
+
+
+def test_a_cut_latest_is_passed_over_for_the_highest_numbered_one(world: World, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    saved(old_checkpoint(world, step=3), run, "model_step3.pth")
+    good = saved(old_checkpoint(world), run, "model_step9.pth")
+    (run / "latest.pth").write_bytes(good.read_bytes()[:1000])
+    ended = attempt(config_for(world, run, schedule__max_steps=STEP + 1))
+    assert ended.code == 0, ended.error
+    assert "passed over a checkpoint" in ended.output
+    assert f"weights and moments of {good}; going on at step {STEP}" in ended.output
+
+
+@pytest.mark.parametrize("source", ["none", "own"])
+def test_without_auto_an_old_checkpoint_in_the_folder_is_named_and_not_used(
+    world: World, tmp_path: Path, source: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    path = saved(old_checkpoint(world), run)
+    ended = attempt(config_for(world, run, resume__source=source, schedule__max_steps=2))
+    assert ended.code == 0, ended.error
+    assert f"{path} of the old trainer is in the run's folder and is NOT used" in ended.output
+    assert "fresh start" in ended.output
+    assert samples(run).keys() == {1, 2}
+
+
+def test_an_old_file_that_the_run_never_wrote_means_its_own_checkpoints(world: World, tmp_path: Path) -> None:
+    """`--resume RUN/latest.pth --output-dir RUN` of the documents, on a run of this program."""
+    run = tmp_path / "run"
+    assert attempt(config_for(world, run, schedule__max_steps=4)).code == 0
+    source = str(run / "latest.pth")
+    ended = attempt(config_for(world, run, resume__source=source, schedule__max_steps=4))
+    assert ended.code == 0, ended.error
+    assert f"there is no {source}; this run has checkpoints of its own" in ended.output
+    nowhere = attempt(config_for(world, tmp_path / "other", resume__source=str(tmp_path / "other/latest.pth")))
+    assert nowhere.code == 78
 
 
 Change = Callable[[dict[str, Any]], object]

@@ -18,8 +18,15 @@ def base_state(world: World) -> dict[str, Tensor]:
     return dict(torch.load(world.base_checkpoint, weights_only=True))
 
 
-def old_checkpoint(world: World, *, moved: bool = False, step: int = STEP) -> dict[str, Any]:
-    """As the old trainer wrote it: the whole model, moments by index, a position that means nothing."""
+def old_checkpoint(world: World, *, moved: bool = False, decay_steps: int = 0, step: int = STEP) -> dict[str, Any]:
+    """As the old trainer wrote it: the whole model, moments by index, a position that means nothing.
+
+    Args:
+        world: Its base checkpoint.
+        moved: Whether the base rows were trained too.
+        decay_steps: Steps of AdamW with its default decay that the base rows went through without a gradient.
+        step: The position.
+    """
     generator = torch.Generator().manual_seed(1)
     model = base_state(world)
     never = ("conditioning_encoder.", "perceiver_encoder.", "emo_", "emovec_layer.")
@@ -27,7 +34,9 @@ def old_checkpoint(world: World, *, moved: bool = False, step: int = STEP) -> di
     for key in trained:
         if key.startswith(("text_embedding", "text_head")):
             fresh = torch.randn((PIECES + 1, *model[key].shape[1:]), generator=generator) * 0.02
-            fresh[:BASE_PIECES] = model[key][:BASE_PIECES] * (0.999 if moved else 1)
+            base = model[key][:BASE_PIECES]
+            noise = 1e-4 * torch.randn(base.shape, generator=generator) if moved else 0.0
+            fresh[:BASE_PIECES] = _decayed(base, decay_steps) + noise
             model[key] = fresh
         else:
             model[key] = model[key] + 0.01 * torch.randn(model[key].shape, generator=generator)
@@ -58,6 +67,15 @@ def old_checkpoint(world: World, *, moved: bool = False, step: int = STEP) -> di
         "batch_size": 4,
         "pytorch_version": torch.__version__,
     }
+
+
+def _decayed(rows: Tensor, steps: int) -> Tensor:
+    parameter = torch.nn.Parameter(rows.clone())
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer = torch.optim.AdamW([parameter], lr=2e-5, weight_decay=0.01)
+    for _ in range(steps):
+        optimizer.step()
+    return parameter.detach()
 
 
 def saved(content: object, folder: Path, name: str = "latest.pth") -> Path:
