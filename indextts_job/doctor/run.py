@@ -18,7 +18,7 @@ from indextts_job.model.config import trained_shapes
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import Event, Notice
 from indextts_job.training import resume
-from indextts_job.training.inputs import Inputs, read_inputs
+from indextts_job.training.inputs import Inputs, read_inputs, warnings_of
 from indextts_job.training.start import compare
 
 _T = TypeVar("_T")
@@ -61,6 +61,8 @@ def examine_run(config: RunConfig, console: ConsoleReport) -> Iterator[Finding]:
         fresh = not store.names() and config.resume.source in ("auto", "own", "none")
         inputs = tried("inputs and data", lambda: read_inputs(config, lambda: None, note, console, needs_base=fresh))
         yield Finding(subject="inputs and data", level="ok", found="all there and sound", details=tuple(notices))
+        for warning in warnings_of(config, inputs):
+            yield Finding(subject="settings", level="warning", found=warning)
         selection = tried("checkpoint", lambda: resume.select(config.resume, store))
         selection = tried("resume", lambda: compare(config, inputs, selection, note))
         told = notices or ["as asked"]

@@ -8,6 +8,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from indextts_job.errors import ConfigError
+
 MICRO_BATCH_OF_OLD_TRAINER = 8
 """What it chose on a 24 GB card; its validation batches were twice that."""
 
@@ -46,13 +48,24 @@ _ALIASES = {
     "--amharic-vocab": "--tokenizer",
     "--num-epochs": "--epochs",
     "--mixed-precision": "--amp",
+    "--gradient-accumulation-steps": "--grad-accumulation",
 }
+_LINE_CONTINUATIONS = {"^": "Windows' cmd.exe", "`": "PowerShell"}
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:
-    """Old spellings as today's: underscores in flags become hyphens, renamed flags their new name."""
+    """Old spellings as today's: underscores in flags become hyphens, renamed flags their new name.
+
+    Raises:
+        ConfigError: The command line is written for a Windows shell.
+    """
     result = []
     for argument in arguments:
+        if argument in _LINE_CONTINUATIONS:
+            raise ConfigError(
+                f"a lone {argument} on the command line: it continues a line in {_LINE_CONTINUATIONS[argument]}. Here "
+                "write \\ at the end of a line instead, and / instead of \\ in paths."
+            )
         name, found, value = argument.partition("=")
         if name.startswith("--"):
             name = name.replace("_", "-")
@@ -86,7 +99,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--num-workers",
     ):
         group.add_argument(name, type=int, default=None, metavar="N", help="honoured in its intent, and explained")
-    for name in ("--amp", "--grad-checkpointing"):
+    for name in ("--amp", "--grad-checkpointing", "--use-wandb"):
         group.add_argument(name, action="store_true", help="accepted and explained")
     for name in ("optimizer", "scheduler"):
         group.add_argument(
@@ -106,6 +119,9 @@ def overrides(given: argparse.Namespace, environment: Mapping[str, str]) -> tupl
 
     Returns:
         The keys, and one line for every flag whose meaning changed.
+
+    Raises:
+        ConfigError: A path is written as on Windows.
     """
     keys: dict[str, object] = {}
     for flag in _FLAGS:
@@ -120,7 +136,8 @@ def overrides(given: argparse.Namespace, environment: Mapping[str, str]) -> tupl
         keys["resume.weights_only"] = True
     if environment.get("INDEXTTS_RUN_NAME"):
         keys["report.run_name"] = environment["INDEXTTS_RUN_NAME"]
-    notes = [*_global_batch(given, keys), *_validation(given, keys)]
+    _refuse_backslashes(keys)
+    notes = [*_global_batch(given, keys), *_validation(given, keys), *_fresh_state(given)]
     if given.num_workers is not None:
         notes.append("--num-workers: one prefetch thread feeds the step; batches are assembled without workers")
     if given.amp:
@@ -129,7 +146,32 @@ def overrides(given: argparse.Namespace, environment: Mapping[str, str]) -> tupl
         notes.append(
             "--grad-checkpointing: not needed, micro-batches fit the memory (hardware.recompute=always forces it)"
         )
+    if given.use_wandb:
+        notes.append("--use-wandb: not sent anywhere; the curves are TensorBoard's, below the run's folder in logs/")
     return keys, notes
+
+
+def _refuse_backslashes(keys: Mapping[str, object]) -> None:
+    """Here a backslash is a letter of a name; nobody means that in a command line that is from Windows."""
+    for key, value in keys.items():
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, str) and "\\" in path:
+                raise ConfigError(
+                    f"{key}: {path} has backslashes, which separate folders on Windows only. Write "
+                    f"{path.replace(chr(92), '/')}"
+                )
+
+
+def _fresh_state(given: argparse.Namespace) -> list[str]:
+    chosen = {"optimizer": given.load_optimizer, "scheduler": given.load_scheduler}
+    if set(chosen.values()) != {True, False}:
+        return []
+    kept = next(name for name, value in chosen.items() if value)
+    off = next(name for name, value in chosen.items() if value is False)
+    return [
+        f"--load-{kept} with --no-load-{off}: not followed. Moments, schedule and position belong together and all "
+        "start afresh; only the weights are loaded"
+    ]
 
 
 def _global_batch(given: argparse.Namespace, keys: dict[str, object]) -> list[str]:

@@ -17,6 +17,7 @@ from indextts_job.model.tokenizer import Tokenizer, demand_base_pieces, load_tok
 from indextts_job.preemption.deadline import Stop
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import Emit, Notice
+from indextts_job.training.foresight import foreseen
 from indextts_job.training.schedule import total_steps
 
 CODES_PER_HOUR = 50 * 3600
@@ -65,6 +66,19 @@ class Inputs:
         """Rows of a training sample, on average."""
         lengths = zip(self.train_set.text_lengths, self.train_set.code_lengths, strict=True)
         return sum(self.model.sample_tokens(text, codes) for text, codes in lengths) / len(self.train_set)
+
+
+def warnings_of(config: RunConfig, inputs: Inputs) -> list[str]:
+    """What can be told of a run before its first step, now that its length is known."""
+    return list(
+        foreseen(
+            inputs.total_steps,
+            config.schedule,
+            config.validation,
+            config.checkpoint,
+            validates=inputs.validation_set is not None,
+        )
+    )
 
 
 def check_stop(stop: Stop) -> None:

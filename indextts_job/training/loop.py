@@ -200,6 +200,8 @@ class TrainingLoop:
     def _validation_due(self, state: TrainState) -> bool:
         if not self._settings.validation_samples or state.step == 0 or state.history.validated_at(state.step):
             return False
+        if state.step >= self._settings.total_steps:
+            return True  # always at the end, so that the final state is judged and a best one exists
         interval = self._settings.validation.interval_steps
         if interval:
             return state.step % interval == 0

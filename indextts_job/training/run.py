@@ -37,7 +37,7 @@ from indextts_job.report.goodput import kills
 from indextts_job.report.stream import EventStream
 from indextts_job.training import resume
 from indextts_job.training.distributed import Ranks, joined, read_place
-from indextts_job.training.inputs import Inputs, check_stop, read_inputs
+from indextts_job.training.inputs import Inputs, check_stop, read_inputs, warnings_of
 from indextts_job.training.loop import LoopSettings, TrainingLoop
 from indextts_job.training.quality import parse_goals
 from indextts_job.training.records import Laps, attempt_record, constant_values, environment, run_readers
@@ -82,6 +82,8 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, st
     selecting = begin(lambda: resume.select(config.resume, store), "checkpoint")
     from_base = config.resume.source in ("auto", "own", "none") or is_old_checkpoint(config.resume.source)
     inputs = read_inputs(config, stop, emit, console, needs_base=from_base and not store.names())
+    for warning in warnings_of(config, inputs):
+        emit(Notice(step=0, topic="settings", message=warning, warning=True))
     laps.done("inputs and data")
     facts = reading_facts.result()
     if facts.device == "cuda":

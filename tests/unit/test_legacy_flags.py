@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 from indextts_job.config import build_config
+from indextts_job.errors import ConfigError
 from indextts_job.legacy.flags import add_flags, normalise, overrides
 
 CLOSED_LIST = {
@@ -13,7 +14,7 @@ CLOSED_LIST = {
     *("--warmup-steps", "--grad-clip", "--text-loss-weight", "--mel-loss-weight", "--log-interval", "--val-interval"),
     *("--val-batch-size", "--max-val-batches", "--save-interval", "--keep-checkpoints", "--num-workers", "--seed"),
     *("--amp", "--grad-checkpointing", "--load-optimizer", "--no-load-optimizer", "--load-scheduler"),
-    "--no-load-scheduler",
+    *("--no-load-scheduler", "--use-wandb"),
 }
 
 
@@ -79,3 +80,23 @@ def test_half_a_batch_description_does_not_change_the_global_batch(line: str) ->
     keys, (note,) = parsed(line)
     assert "recipe.global_batch_samples" not in keys
     assert "recipe.global_batch_samples" in note
+
+
+@pytest.mark.parametrize("line", ["--load-optimizer --no-load-scheduler", "--no-load_optimizer --load_scheduler"])
+def test_one_of_two_states_is_not_dropped_silently(line: str) -> None:
+    keys, notes = parsed(line)
+    assert keys["resume.weights_only"] is True
+    assert any("not followed" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("^ --amp ^", "cmd.exe"),
+        ("--tokenizer tokenizers\\bpe.model", "tokenizers/bpe.model"),
+        ("--train-manifest data\\train.jsonl", "data/train.jsonl"),
+    ],
+)
+def test_a_command_line_of_windows_is_named_as_such(line: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parsed(line)

@@ -1,0 +1,51 @@
+"""What can be known of a run before its first step: settings that will not do what they seem to. Pure."""
+
+from collections.abc import Iterator
+
+from indextts_job.checkpoint.retention import CheckpointConfig
+from indextts_job.training.history import ValidationConfig
+from indextts_job.training.quality import parse_goals
+from indextts_job.training.schedule import ScheduleConfig
+
+
+def foreseen(
+    total_steps: int,
+    schedule: ScheduleConfig,
+    validation: ValidationConfig,
+    checkpoint: CheckpointConfig,
+    *,
+    validates: bool,
+) -> Iterator[str]:
+    """Warnings, one sentence each.
+
+    Args:
+        total_steps: Updates of the whole run.
+        schedule: Of the learning rate.
+        validation: When to validate.
+        checkpoint: When to save.
+        validates: Whether there are samples to validate on.
+    """
+    if schedule.warmup_steps >= total_steps:
+        reached = schedule.learning_rate * max(0, total_steps - 1) / max(1, schedule.warmup_steps)
+        yield (
+            f"the warm-up (schedule.warmup_steps={schedule.warmup_steps}) is as long as the run or longer "
+            f"({total_steps} steps): the learning rate only rises, to {reached:.3g} of {schedule.learning_rate:.3g}"
+        )
+    if not validates:
+        yield "no validation samples: there will be no best checkpoint, and nothing shows overfitting"
+    elif validation.interval_steps > total_steps:
+        yield (
+            f"validation.interval_steps={validation.interval_steps} is longer than the run ({total_steps} steps): it "
+            "is validated once, at its end"
+        )
+    if checkpoint.interval_steps > total_steps:
+        yield (
+            f"checkpoint.interval_steps={checkpoint.interval_steps} is longer than the run ({total_steps} steps): a "
+            "kill without notice loses everything since the last validation that improved"
+        )
+    for goal in parse_goals(validation.stop_unless):
+        if goal.step > total_steps:
+            yield (
+                f"the goal for {goal.metric} by step {goal.step} lies behind the end of the run ({total_steps} steps): "
+                "it is never judged"
+            )
