@@ -170,7 +170,7 @@ def _order(steps: int, seed: int) -> list[np.ndarray]:
 
 
 def _parts(chosen: np.ndarray) -> list[np.ndarray]:
-    return np.split(chosen, len(chosen) // MICRO_BATCH)
+    return list(chosen.reshape(-1, MICRO_BATCH))
 
 
 def _train(machinery: Machinery, data: Sequence[Sample], steps: int, config: GPTConfig, seed: int) -> None:
@@ -216,7 +216,7 @@ def public_trainer(base: Tables, rows: Tables, data: Sequence[Sample], config: G
 @torch.no_grad()
 def losses(state: Mapping[str, Tensor], data: Sequence[Sample], config: GPTConfig) -> tuple[float, float]:
     """Text and code loss per counted token, written out from the description of the model."""
-    width, sums, counts = config.model_dim, [0.0, 0.0], [0, 0]
+    sums, counts = [0.0, 0.0], [0, 0]
     for sample in data:
         text = torch.tensor([0, *sample.text_ids.tolist(), 1])
         codes = torch.tensor([CODES, *sample.codes.tolist(), CODES + 1])
@@ -232,7 +232,7 @@ def losses(state: Mapping[str, Tensor], data: Sequence[Sample], config: GPTConfi
         for layer in range(config.layers):
             name = f"gpt.h.{layer}"
             h = _norm(state, f"{name}.ln_1", x)
-            q, k, v = (h @ state[f"{name}.attn.c_attn.weight"] + state[f"{name}.attn.c_attn.bias"]).split(width, 1)
+            q, k, v = (h @ state[f"{name}.attn.c_attn.weight"] + state[f"{name}.attn.c_attn.bias"]).chunk(3, 1)
             heads = []
             for one, other, third in zip(*(t.chunk(config.heads, 1) for t in (q, k, v)), strict=True):
                 scores = one @ other.T / math.sqrt(one.shape[1])

@@ -1,7 +1,5 @@
 """`python -m indextts_job`."""
 
-import sys
+from indextts_job.entry import entry
 
-from indextts_job.cli import main
-
-sys.exit(main())
+entry()

@@ -4,6 +4,7 @@ Heavy imports wait until the command is known and, for training, until the signa
 that finds no handler ends the process with nothing committed.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -17,50 +18,92 @@ from indextts_job.preemption.signals import StopSignals
 
 if TYPE_CHECKING:
     from indextts_job.commands.parser import Parser
+    from indextts_job.preemption.exit_guard import ExitGuard
 
 # ruff: noqa: PLC0415  # imports inside functions: see above
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run_process(early: Sequence[tuple[int, float]]) -> None:
+    """Run the command line of this process, and end the process with its exit code.
+
+    Args:
+        early: Stop signals that came before this, with the instants of the monotonic clock.
+    """
+    from indextts_job.preemption.exit_guard import ExitGuard, end_process
+    from indextts_job.report.quiet import QuietStream
+
+    stop = StopSignals()
+    guard = ExitGuard(stop)
+    if sys.argv[1:2] == ["train"]:
+        # A terminal that is closed, a disk that is full of its log: training goes on, and says nothing more.
+        sys.stdout, sys.stderr = QuietStream(sys.stdout), QuietStream(sys.stderr)
+        stop.install(early)
+        guard.watch()
+    try:
+        code = main(stop=stop, guard=guard)
+    except SystemExit as ended:  # argparse, after --help and --version
+        code = ended.code if isinstance(ended.code, int) else errors.EXIT_OK
+    end_process(code)
+
+
+def main(
+    arguments: Sequence[str] | None = None, stop: StopSignals | None = None, guard: "ExitGuard | None" = None
+) -> int:
     """Run one command.
 
     Args:
         arguments: Without the program's name; the process's own by default.
+        stop: The stop requests of the process, installed already; None = installed here for `train`.
+        guard: Ends the process when a stop cannot be obeyed; None = nobody does.
 
     Returns:
         The exit code.
     """
-    stop = StopSignals()
     logging.basicConfig(level=logging.WARNING, format="warning     %(message)s")
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["train"]:
-        stop.install()
+    if stop is None:
+        stop = StopSignals()
+        if given[:1] == ["train"]:
+            stop.install()
     try:
-        return _dispatch(given, stop)
-    except errors.StoppedError as error:
-        print(f"stopped: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
-    except errors.IndexTTSJobError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader of our output has gone (`… | head`): nothing is wrong, and nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return errors.EXIT_OK
+        code = _dispatch(given, stop, guard)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001  # the last resort: an exit code that launchers retry
-        traceback.print_exc()
-        print(  # noqa: T201
-            f"error: unexpected {type(error).__name__}: {error}\n"
-            "This is a defect of indextts-job: please report it with the lines above. Committed checkpoints are "
-            "intact; the same command goes on from the last one.",
-            file=sys.stderr,
-        )
-        return errors.EXIT_SOFTWARE
+        return _explain(error)
+    return code
 
 
-def _dispatch(arguments: Sequence[str], stop: StopSignals) -> int:
+def _explain(error: Exception) -> int:
+    """Say what ended a command, and give its exit code."""
+    if isinstance(error, errors.IndexTTSJobError):
+        _tell(f"{'stopped' if isinstance(error, errors.StoppedError) else 'error'}: {error}")
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        # The reader of our output has gone (`… | head`): nothing is wrong, and nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return errors.EXIT_OK
+    if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
+        _tell(f"error: the output cannot be written: {error.strerror}. Nothing else is wrong.")
+        return errors.EXIT_UNAVAILABLE
+    traceback.print_exception(error)
+    _tell(
+        f"error: unexpected {type(error).__name__}: {error}\n"
+        "This is a defect of indextts-job: please report it with the lines above. Committed checkpoints are "
+        "intact; the same command goes on from the last one."
+    )
+    return errors.EXIT_SOFTWARE
+
+
+def _tell(text: str) -> None:
+    from indextts_job.redaction import redacted
+    from indextts_job.terminal import lines
+
+    print(redacted(lines(text)), file=sys.stderr)  # noqa: T201
+
+
+def _dispatch(arguments: Sequence[str], stop: StopSignals, guard: "ExitGuard | None") -> int:
     from indextts_job.legacy import flags
 
     parser = build_parser()
@@ -72,6 +115,7 @@ def _dispatch(arguments: Sequence[str], stop: StopSignals) -> int:
     if given.command == "train":
         given.settings += rest
         given.stop = stop
+        given.guard = guard
         given.raw = list(arguments)
     return int(given.act(given))
 
@@ -91,7 +135,3 @@ def build_parser() -> "Parser":
     for command in (train, checkpoints, status, doctor, tokenizer, simulate, shard, export, demo):
         command.add(commands)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

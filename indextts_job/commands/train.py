@@ -13,6 +13,7 @@ from indextts_job.background import begin
 from indextts_job.commands import checkpoints
 from indextts_job.commands.parser import Commands
 from indextts_job.legacy import flags
+from indextts_job.preemption.exit_guard import ExitGuard
 from indextts_job.preemption.signals import StopSignals
 from indextts_job.training import processes
 
@@ -42,6 +43,7 @@ def add(commands: Commands) -> None:
 
 def _train(given: argparse.Namespace) -> int:
     stop: StopSignals = given.stop
+    guard = given.guard or ExitGuard(stop)
     started_at_s = time.monotonic()
     if given.help_config:
         return _print_config_help()
@@ -61,6 +63,7 @@ def _train(given: argparse.Namespace) -> int:
     count = processes.wanted_processes(config.hardware, os.environ)
     nodes = processes.read_nodes(os.environ)
     if "RANK" not in os.environ and max(count, nodes.count) > 1:
+        guard.dismiss()  # the ranks have guards of their own, and this process waits for them
         command = [sys.executable, "-m", "indextts_job", *given.raw]
         return processes.ProcessesOfNode(command, count, lambda: stop() is not None, nodes).run()
     begin_downloads(config)
@@ -76,7 +79,7 @@ def _train(given: argparse.Namespace) -> int:
             console(Notice(step=0, topic="flag", message=note))
         for note in configured.notes:
             console(Notice(step=0, topic="settings", message=note))
-        return run_attempt(config, stop, console, started_at_s)
+        return run_attempt(config, stop, console, started_at_s, guard)
 
 
 def _watch_notices(stop: StopSignals) -> None:

@@ -7,6 +7,7 @@ them over in order, so it can be late but never wrong.
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -15,8 +16,18 @@ from indextts_job.data.dataset import Dataset
 from indextts_job.data.order import Order
 from indextts_job.data.packing import Cut, bins_of_rank, pack
 from indextts_job.model.config import GPTConfig
+from indextts_job.waiting import Stopped, hand_over, never, take
 
 T = TypeVar("T")
+LONG_WAIT_S = 60.0
+"""A wait for data that is worth a line: then a read hangs, or the storage cannot keep up."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """`build` raised."""
+
+    error: Exception
 
 
 class Prefetcher(Generic[T]):
@@ -31,51 +42,68 @@ class Prefetcher(Generic[T]):
     def __init__(self, build: Callable[[int], T], steps: range, depth: int = 2) -> None:
         self._build = build
         self._steps = steps
-        self._ready: queue.Queue[tuple[int, T | BaseException]] = queue.Queue(maxsize=depth)
+        self._depth = depth
+        self._ready: queue.Queue[tuple[int, T | _Failed]] = queue.Queue(depth)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self.restart(self._steps.start)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # The thread is not waited for: it may be inside a read that hangs, and it ends with the process.
         self._closed.set()
-        # Make room, so that a thread waiting to hand over sees that nobody will take it.
-        while self._thread.is_alive():
-            try:
-                self._ready.get(timeout=0.05)
-            except queue.Empty:
-                continue
-        self._thread.join()
 
-    def get(self, step: int) -> T:
+    def restart(self, step: int) -> None:
+        """Build again from a step on: what `build` does has changed.
+
+        Args:
+            step: The one that is asked for next.
+        """
+        self._closed.set()
+        self._closed = threading.Event()
+        self._ready = queue.Queue(self._depth)
+        steps = range(step, self._steps.stop)
+        thread = threading.Thread(
+            target=self._run, args=(steps, self._ready, self._closed), name="prefetch", daemon=True
+        )
+        thread.start()
+
+    def get(self, step: int, stopped: Stopped = never, tell: Callable[[], None] | None = None) -> T | None:
         """The result for `step`; waits until it is built.
+
+        Args:
+            step: The next one in order.
+            stopped: Ends the wait.
+            tell: Called once when the wait becomes long.
+
+        Returns:
+            None when the wait was ended.
 
         Raises:
             Exception: Whatever `build` raised for this step.
             LookupError: Steps were asked for out of order.
         """
-        built, result = self._ready.get()
+        taken = take(self._ready, stopped, LONG_WAIT_S, tell)
+        if taken is None:
+            return None
+        built, result = taken
         if built != step:
             raise LookupError(f"step {step} was asked for, {built} comes next")
-        if isinstance(result, BaseException):
-            raise result
+        if isinstance(result, _Failed):
+            raise result.error
         return result
 
-    def _run(self) -> None:
-        for step in self._steps:
-            if self._closed.is_set():
-                return
-            result: T | BaseException
+    def _run(self, steps: range, ready: "queue.Queue[tuple[int, T | _Failed]]", closed: threading.Event) -> None:
+        for step in steps:
+            result: T | _Failed
             try:
                 result = self._build(step)
             except Exception as error:  # noqa: BLE001  # handed to the thread that asks for this step
-                result = error
-            self._ready.put((step, result))
-            if isinstance(result, BaseException):
+                result = _Failed(error)
+            if not hand_over(ready, (step, result), closed.is_set) or isinstance(result, _Failed):
                 return
 
 

@@ -4,17 +4,23 @@ Imports nothing but the standard library, so that handlers can be installed befo
 arrives without a handler ends the process with nothing committed.
 """
 
+import contextlib
 import math
+import os
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from types import FrameType
 
 from indextts_job.preemption.deadline import StopRequest
 
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR2") if hasattr(signal, name))
-"""SIGUSR2 is the notice before a time limit (Windows has none); SIGUSR1 is left to NCCL."""
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
+)
+"""SIGUSR2 is the notice before a time limit (Windows has none), SIGHUP the end of a terminal or a login; SIGUSR1 is
+left to NCCL."""
 
 
 class StopSignals:
@@ -28,18 +34,39 @@ class StopSignals:
         self.grace_s = 30.0
         self.risk = ""
         """Why the machine is likelier to be taken away than usual; empty as long as nobody says so."""
+        self.wake: int | None = None
+        """A descriptor that gets a byte with every request, for a thread that waits for one."""
         self._received: tuple[signal.Signals, float] | None = None
         self._noticed: StopRequest | None = None
 
-    def install(self) -> None:
-        """Start to listen. Only the main thread may; elsewhere nothing happens."""
+    def install(self, early: Iterable[tuple[int, float]] = ()) -> None:
+        """Start to listen. Only the main thread may; elsewhere nothing happens.
+
+        A signal that the process was started to ignore stays ignored: nohup does that with SIGHUP, and a shell with
+        SIGINT for what it puts into the background.
+
+        Args:
+            early: Signals that somebody took note of before this, with the instants of the monotonic clock.
+        """
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
-                signal.signal(number, self._store)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, self._store)
+        for number, instant in early:  # looked at after the handlers are in place, so that none falls between
+            self.record(number, instant)
+
+    def record(self, number: int, instant: float) -> None:
+        """Take note of a signal. Only the first one counts; safe in a handler and in any thread.
+
+        Args:
+            number: Of the signal.
+            instant: Of the monotonic clock.
+        """
+        if self._received is None:
+            self._received = (signal.Signals(number), instant)
 
     def _store(self, number: int, _frame: FrameType | None) -> None:
-        if self._received is None:
-            self._received = (signal.Signals(number), time.monotonic())
+        self.record(number, time.monotonic())
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -47,6 +74,9 @@ class StopSignals:
         """Take note that the machine will be taken away. May be called from any thread."""
         now_s = time.monotonic()
         self._noticed = StopRequest(reason, now_s, now_s + seconds_left)
+        if self.wake is not None:
+            with contextlib.suppress(OSError):  # full of bytes that wake it as well
+                os.write(self.wake, b"\0")
 
     def __call__(self) -> StopRequest | None:
         """The first stop request, if there is one, with the earliest deadline that anybody has set."""

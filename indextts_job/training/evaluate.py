@@ -11,12 +11,15 @@ from indextts_job.training.history import Losses
 from indextts_job.training.step import Machinery, autocast, mean_losses
 
 
-def evaluate(machinery: Machinery, batches: Iterable[PackedBatch], interrupted: Callable[[int], bool]) -> Losses | None:
+def evaluate(
+    machinery: Machinery, batches: Iterable[PackedBatch | None], interrupted: Callable[[int], bool]
+) -> Losses | None:
     """Losses over all samples of `batches`, as the mean over targets with the training weights.
 
     Args:
         machinery: The model and how to compute; the optimizer is not touched.
         batches: The validation set, packed; this rank's share of it, with as many micro-batches as any other has.
+            None where a stop request ended the wait for one; then `interrupted` says so on every rank.
         interrupted: Asked before every micro-batch with the number of samples done here; True gives up.
 
     Returns:
@@ -35,7 +38,7 @@ def evaluate(machinery: Machinery, batches: Iterable[PackedBatch], interrupted: 
             for batch in batches:
                 if interrupted(done):
                     return None
-                if out_of_memory or not batch.num_samples:
+                if batch is None or out_of_memory or not batch.num_samples:
                     continue
                 out_of_memory = True
                 with contextlib.suppress(torch.OutOfMemoryError):

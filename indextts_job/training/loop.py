@@ -39,8 +39,8 @@ LOOK_FOR_STOP_S = 0.2
 class Work(SavingWork, Protocol):
     """The heavy parts of a loop."""
 
-    def batches(self, step: int) -> Sequence[PackedBatch]:
-        """Micro-batches of a step; steps are asked for in order."""
+    def batches(self, step: int) -> Sequence[PackedBatch] | None:
+        """Micro-batches of a step, the steps in order; None on all ranks when a stop ended the wait of one."""
 
     def train(
         self, batches: Sequence[PackedBatch], step: int, rate: float, discard: Callable[[int], bool]
@@ -142,6 +142,10 @@ class TrainingLoop:
         step = state.step
         with self._time.spending("data"):
             batches = self._work.batches(step)
+        if batches is None:
+            self._agreed_stop()
+            self._announce_stop(state, 0, 0, "while its data was waited for")
+            return False
         pace = replace(self._pace, save_s=self._saves.lasts_s)
         asked = StopDecision(self._agreed_stop, self._ranks, self._clock, pace, len(batches))
         rate = learning_rate(step, self._settings.total_steps, self._settings.schedule)

@@ -29,6 +29,7 @@ from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.peak import peak_flops
 from indextts_job.hardware.plan import HardwareFacts, in_samples
 from indextts_job.legacy.discovery import is_old_checkpoint
+from indextts_job.preemption.exit_guard import ExitGuard
 from indextts_job.preemption.signals import StopSignals
 from indextts_job.report.attempts import attempts, previous_end
 from indextts_job.report.console import ConsoleReport
@@ -53,7 +54,13 @@ ASSUMED_SAVE_BYTES_PER_S = 200e6
 """Save rate until one is measured: a slow network disk. Too low only means that a cycle is discarded too early."""
 
 
-def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, started_at_s: float | None = None) -> int:
+def run_attempt(
+    config: RunConfig,
+    stop: StopSignals,
+    console: ConsoleReport,
+    started_at_s: float | None = None,
+    guard: ExitGuard | None = None,
+) -> int:
     """Train until the run is complete or a stop is requested.
 
     Args:
@@ -61,6 +68,7 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, st
         stop: Installed before anything slow.
         console: Shows what happens.
         started_at_s: Instant of the monotonic clock at which the process began, for the account of the start-up.
+        guard: Told in which phase the attempt is.
 
     Returns:
         The exit code: 0 complete, 75 stopped with everything committed.
@@ -112,8 +120,10 @@ def run_attempt(config: RunConfig, stop: StopSignals, console: ConsoleReport, st
             emit=emit,
             ranks=ranks,
             ranks_of_saver=ranks.beside(),
+            guard=guard or ExitGuard(stop),
         )
-        code = _follow(parts, store) if ranks.rank else _lead(parts, store, selection, laps)
+        with parts.guard.training():
+            code = _follow(parts, store) if ranks.rank else _lead(parts, store, selection, laps)
         # Nobody ends before the last save is done: launchers take the first end of a rank for that of all.
         ranks.any(False)  # noqa: FBT003  # a barrier
         return code
@@ -131,13 +141,16 @@ class _Parts:
     emit: EventStream
     ranks: Ranks
     ranks_of_saver: Ranks
+    guard: ExitGuard
 
 
 def _follow(parts: _Parts, store: CheckpointStore) -> int:
     """Train as another rank than 0: says nothing, and writes its share of the checkpoints."""
     saver = BackgroundSaver(store, None, parts.ranks_of_saver)
     try:
-        return _exit_code(_train(parts, saver))
+        code = _exit_code(_train(parts, saver))
+        parts.guard.leaves(code)
+        return code
     except BaseException:
         saver.finished(wait_s=math.inf)
         raise
@@ -187,6 +200,7 @@ def _lead(parts: _Parts, store: CheckpointStore, selection: resume.Selection, la
     try:
         outcome = _train(parts, saver)
         code = _exit_code(outcome)
+        parts.guard.leaves(code)
     except BaseException as error:
         code, message = getattr(error, "exit_code", EXIT_SOFTWARE), f"{type(error).__name__}: {error}"
         # What was saved behind the training is worth finishing, whatever went wrong in front of it.
@@ -247,7 +261,7 @@ def _train(parts: _Parts, saver: BackgroundSaver) -> str:
         work = AttemptWork(
             machinery=start.machinery,
             prefetcher=prefetcher,
-            build=build,
+            stop=parts.stop,
             capacity=capacity,
             validation_set=inputs.validation_set,
             validation_samples=validation_samples,

@@ -3,14 +3,16 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from indextts_job.data.batch import PackedBatch, collate
 from indextts_job.data.dataset import Dataset
-from indextts_job.data.loader import Prefetcher
+from indextts_job.data.loader import LONG_WAIT_S, Prefetcher
 from indextts_job.model.config import GPTConfig
+from indextts_job.preemption.deadline import Stop
 from indextts_job.report.events import Emit, Notice
 from indextts_job.training.capacity import Capacity
 from indextts_job.training.consistency import Reference
@@ -36,8 +38,7 @@ class AttemptWork:
 
     machinery: Machinery
     prefetcher: Prefetcher[CutStep]
-    build: Callable[[int], CutStep]
-    """A step, cut for the capacity of now."""
+    stop: Stop
     capacity: Capacity
     validation_set: Dataset | None
     validation_samples: int
@@ -46,11 +47,15 @@ class AttemptWork:
     reference: Reference
     emit: Emit
 
-    def batches(self, step: int) -> Sequence[PackedBatch]:
+    def batches(self, step: int) -> Sequence[PackedBatch] | None:
         """See `loop.Work`."""
-        ahead = self.prefetcher.get(step)
-        # What was cut before the capacity was lowered is cut again, also where it would fit: other ranks' may not.
-        return (ahead if ahead.capacity_tokens == self.capacity.tokens else self.build(step)).batches
+        cut = self.prefetcher.get(step, self.stop, lambda: self._waits_for("the data of a step", step))
+        if cut and cut.capacity_tokens != self.capacity.tokens:
+            # What was cut before the capacity was lowered is cut again, also where it would fit: other ranks' may not.
+            self.prefetcher.restart(step)
+            cut = self.prefetcher.get(step, self.stop)
+        # A stop ends the wait of one rank. The others have their data, and must not begin the step without it.
+        return None if self.machinery.ranks.any(cut is None) or cut is None else cut.batches
 
     def train(
         self, batches: Sequence[PackedBatch], step: int, rate: float, discard: Callable[[int], bool]
@@ -62,7 +67,11 @@ class AttemptWork:
             # Here the error is gone, and with it the frames that held on to tensors.
             forget(self.machinery, step)
             self._lower("a step", step)
-            batches = self.build(step).batches
+            self.prefetcher.restart(step)
+            again = self.batches(step)
+            if again is None:
+                return Discarded(0)
+            batches = again
 
     def validate(self, interrupted: Callable[[int], bool]) -> Losses | None:
         """See `loop.Work`."""
@@ -75,11 +84,21 @@ class AttemptWork:
         ]
         while True:
             cut = list(in_order(lengths, self.capacity.tokens))
-            mine = shares(cut, self.machinery.ranks.rank, self.machinery.ranks.world_size)
-            batches = (collate(dataset.samples(indices), config) for indices in mine)
-            with contextlib.suppress(torch.OutOfMemoryError):
+            mine = list(shares(cut, self.machinery.ranks.rank, self.machinery.ranks.world_size))
+            with (
+                Prefetcher(partial(_validation_batch, dataset, config, mine), range(len(mine))) as prefetcher,
+                contextlib.suppress(torch.OutOfMemoryError),
+            ):
+                batches = (self._validation_part(prefetcher, index) for index in range(len(mine)))
                 return evaluate(self.machinery, batches, interrupted)
             self._lower("a validation", 0)
+
+    def _validation_part(self, prefetcher: Prefetcher[PackedBatch], index: int) -> PackedBatch | None:
+        return prefetcher.get(index, self.stop, lambda: self._waits_for("the data of a validation", 0))
+
+    def _waits_for(self, what: str, step: int) -> None:
+        message = f"waiting for {what} for {LONG_WAIT_S:.0f} s: a read hangs, or the storage cannot keep up"
+        self.emit(Notice(step=step, topic="data", message=message, warning=True))
 
     def _lower(self, doing: str, step: int) -> None:
         message = self.capacity.lower(doing)
@@ -101,3 +120,7 @@ class AttemptWork:
     def cancel_save(self) -> None:
         """See `loop.Work`."""
         self.saver.cancel()
+
+
+def _validation_batch(dataset: Dataset, config: GPTConfig, parts: Sequence[Sequence[int]], index: int) -> PackedBatch:
+    return collate(dataset.samples(parts[index]), config)

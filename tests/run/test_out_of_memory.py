@@ -72,7 +72,8 @@ def test_the_run_ends_with_the_weights_that_it_would_have_had(
 ) -> None:
     keys: dict[str, object] = {"recipe__dropout": 0.0}
     assert attempt(config_for(world, tmp_path / "undisturbed", **keys)).code == 0
-    arm(phase, 3)
+    # A kernel is one call for each of the optimizer's three groups: the fourth is the first of the second step.
+    arm(phase, 4 if phase == "kernel" else 3)
     ended = attempt(config_for(world, tmp_path / "run", **keys))
     assert ended.code == 0, ended.error
     assert f"ran out of memory with micro-batches of up to 200 tokens; done again with {LOWERED}" in ended.output
