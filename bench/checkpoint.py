@@ -42,6 +42,7 @@ from indextts_job.training.distributed import Alone
 from indextts_job.training.saver import BackgroundSaver, SaverSettings
 from indextts_job.training.state import TrainState
 from tests.support.servers import KEY, SECRET, Server, client_environment, running, seaweedfs
+from tests.support.values import values
 
 Tensors = dict[str, torch.Tensor]
 Wait = Callable[[], object]
@@ -119,12 +120,7 @@ class Ours:
             attempt_start=0,
             keep=2,
             unreadable=(),
-            values={
-                "order": {"num_samples": 1, "global_batch_samples": 1},
-                "total_steps": 1,
-                "vocabulary": {"pieces": 100, "base_pieces": 100},
-                "parameters": {"trained": 1},
-            },
+            values=values(),
             files={},
             emit=self._note,
         )

@@ -11,12 +11,18 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from indextts_job.checkpoint.manifest import MANIFESTS, parse_file_name
 from indextts_job.checkpoint.storage import RunStorage
-from indextts_job.errors import ConfigError, SupersededError
+from indextts_job.errors import ConfigError, SupersededError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "attempts"
+MOST_TRIES = 1000
+"""Numbers that may be taken by others while one is looked for."""
+TEXTS = ("started", "launched", "node", "device", "driver", "previous_end", "resume", "version")
+NUMBERS = ("pid", "step")
+"""Values of a record, by type; `scheduler` holds texts."""
 _NAME = re.compile(r"(\d{4,})\.json")
 
 
@@ -42,10 +48,15 @@ class Fence:
         self._chain = _chain(record)
         # The token tells our record from another's of the same number where the store does not.
         document = json.dumps({**record, "token": uuid.uuid4().hex}, indent=1).encode()
-        number = _highest(storage) + 1
-        while not self._take(number, document):
-            number += 1
-        self.attempt = number
+        first = _highest(storage) + 1
+        for number in range(first, first + MOST_TRIES):
+            if self._take(number, document):
+                self.attempt = number
+                return
+        raise UnavailableError(
+            f"{storage.url}/{FOLDER}: none of the numbers {first} to {first + MOST_TRIES - 1} could be taken. "
+            "Something there refuses new files, or very many attempts start at the same time."
+        )
 
     def _take(self, number: int, document: bytes) -> bool:
         key = f"{FOLDER}/{number:04d}.json"
@@ -64,7 +75,7 @@ class Fence:
         """
         newest = _highest(self._storage)
         if newest > self.attempt:
-            other = _chain(json.loads(self._storage.read(f"{FOLDER}/{newest:04d}.json")))
+            other = _chain(self._record(newest))
             if self._chain and other and other != self._chain:
                 raise ConfigError(
                     f"two jobs were started for the run {self._storage.url}: {other}, which goes on as attempt "
@@ -75,13 +86,49 @@ class Fence:
                 "without writing, so that one run has one writer. Nothing is lost: the newer attempt goes on."
             )
 
+    def _record(self, number: int) -> Mapping[str, Any]:
+        try:
+            return parse_record(self._storage.read(f"{FOLDER}/{number:04d}.json"))
+        except FileNotFoundError:  # only a checkpoint tells of that attempt
+            return {}
+
+
+def parse_record(content: bytes) -> dict[str, Any]:
+    """The record of an attempt, as far as it can be read: a damaged one says nothing, and is no reason to stop.
+
+    Returns:
+        Its values; those that are not what they should be are left out.
+    """
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(document, dict):
+        return {}
+    texts = {key: str(document[key]) for key in TEXTS if isinstance(document.get(key), str)}
+    numbers = {key: document[key] for key in NUMBERS if type(document.get(key)) is int and document[key] >= 0}
+    scheduler = document.get("scheduler")
+    pairs = scheduler.items() if isinstance(scheduler, dict) else ()
+    return {
+        **texts,
+        **numbers,
+        "scheduler": {key: value for key, value in pairs if isinstance(key, str) and isinstance(value, str)},
+    }
+
 
 def _chain(record: Mapping[str, Any]) -> str:
     """The submitted job that an attempt belongs to; empty when a person started it."""
     scheduler = record.get("scheduler") or {}
-    return f"{scheduler['kind']} job {scheduler['chain']}" if scheduler else ""
+    if not {"kind", "chain"} <= scheduler.keys():
+        return ""
+    return f"{scheduler['kind']} job {scheduler['chain']}"
 
 
 def _highest(storage: RunStorage) -> int:
-    numbers = (_NAME.fullmatch(name) for name in storage.list(FOLDER))
-    return max((int(match.group(1)) for match in numbers if match), default=0)
+    """The highest attempt number that the run knows of, wherever it stands: records may be lost, commits rank by it."""
+    taken = (_NAME.fullmatch(name) for name in storage.list(FOLDER))
+    committed = (parse_file_name(name) for name in storage.list(MANIFESTS))
+    return max(
+        max((int(match.group(1)) for match in taken if match), default=0),
+        max((name.attempt for name in committed if name), default=0),
+    )

@@ -6,12 +6,14 @@ is newest and what retention may remove.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from indextts_job.checkpoint.retention import CheckpointName
+from indextts_job.checkpoint.schema import check_values
 from indextts_job.errors import DataError
 
 MANIFESTS = "checkpoints"
@@ -19,6 +21,12 @@ MANIFESTS = "checkpoints"
 FORMAT = "indextts-job checkpoint"
 FORMAT_VERSION = 1
 
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4}
+"""Bytes of one element, by safetensors' name of the type."""
+_KEY = re.compile(r"objects/([0-9a-f]{64})(?:\.[A-Za-z0-9]{1,16})?")
+"""The only names that a manifest may give to its objects: retention deletes what it names."""
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_TAG = re.compile(r"[a-z]{1,32}")
 _NAME = re.compile(r"step-(\d{8,})-attempt-(\d{4,})-from-(\d{8,})((?:-[a-z]+)*)\.json")
 
 
@@ -115,7 +123,7 @@ def parse_manifest(content: bytes, source: str) -> CheckpointManifest:
     """
     try:
         document = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{source}: not a checkpoint manifest ({error}); it is damaged or not ours.") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise DataError(f"{source}: not a checkpoint manifest of indextts-job.")
@@ -124,23 +132,73 @@ def parse_manifest(content: bytes, source: str) -> CheckpointManifest:
             f"{source}: checkpoint format {document.get('format_version')!r}, this version reads {FORMAT_VERSION}. "
             "Install the indextts-job release that wrote it, or a newer one."
         )
-    if document.get("sha256") != _hash(document):
+    try:
+        whole = document.get("sha256") == _hash(document)
+    except (ValueError, RecursionError):  # a NaN, or a lone surrogate, which we never write
+        whole = False
+    if not whole:
         raise DataError(f"{source}: the manifest does not have the hash that it names; it is damaged.")
     try:
+        objects = _objects(document["objects"])
         return CheckpointManifest(
-            name=CheckpointName(
-                document["step"], document["attempt"], document["attempt_start"], tuple(document["tags"])
-            ),
-            created=document["created"],
-            objects={
-                key: StoredObject(key, entry["sha256"], entry["bytes"]) for key, entry in document["objects"].items()
-            },
-            tensors={
-                key: StoredTensor(**{**entry, "shape": tuple(entry["shape"])})
-                for key, entry in document["tensors"].items()
-            },
-            files=document["files"],
-            values=document["values"],
+            name=_name(document),
+            created=_text(document["created"]),
+            objects=objects,
+            tensors={_text(key): _tensor(entry, objects) for key, entry in document["tensors"].items()},
+            files={_file(key): _known(value, objects) for key, value in document["files"].items()},
+            values=check_values(document["values"], source),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{source}: the manifest lacks or garbles {error}; it is damaged.") from error
+
+
+def _name(document: Mapping[str, Any]) -> CheckpointName:
+    tags = document["tags"]
+    if not isinstance(tags, list) or not all(isinstance(tag, str) and _TAG.fullmatch(tag) for tag in tags):
+        raise ValueError("tags")
+    step, attempt, start = (_count(document[key]) for key in ("step", "attempt", "attempt_start"))
+    return CheckpointName(step, attempt, start, tuple(tags))
+
+
+def _objects(entries: Mapping[str, Any]) -> dict[str, StoredObject]:
+    found = {}
+    for key, entry in entries.items():
+        digest = entry["sha256"]
+        if not isinstance(digest, str) or not (match := _KEY.fullmatch(key)) or match[1] != digest:
+            raise ValueError(f"the object {key!r}")
+        found[key] = StoredObject(key, digest, _count(entry["bytes"]))
+    return found
+
+
+def _tensor(entry: Mapping[str, Any], objects: Mapping[str, StoredObject]) -> StoredTensor:
+    shape = tuple(_count(length) for length in entry["shape"])
+    start, stop = _count(entry["start"]), _count(entry["stop"])
+    stored = objects[_known(entry["object"], objects)]
+    item_bytes = ITEM_BYTES.get(entry["dtype"])
+    if item_bytes is None or stop - start != math.prod(shape) * item_bytes or stop > stored.size_bytes:
+        raise ValueError(f"a tensor in {stored.key}: {entry}")
+    return StoredTensor(entry["dtype"], shape, stored.key, start, stop)
+
+
+def _known(key: object, objects: Mapping[str, StoredObject]) -> str:
+    if not isinstance(key, str) or key not in objects:
+        raise ValueError(f"the object {key!r}, which it does not list")
+    return key
+
+
+def _file(name: str) -> str:
+    if not _FILE.fullmatch(name):
+        raise ValueError(f"the file name {name!r}")
+    return name
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(repr(value))
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r}, which is no count")
+    return value

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy.ctypeslib  # noqa: F401  # safetensors imports it inside `save`; three threads at once broke that import
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -38,22 +39,26 @@ class Objects:
 
     def __init__(self, storage: RunStorage) -> None:
         self._storage = storage
-        self._known: dict[str, int] | None = None
+        self._whole: dict[str, int] = {}
 
     def known(self) -> dict[str, int]:
-        """Sizes of the objects that are there; one of another size than its name promises is written again."""
-        if self._known is None:
-            stored = self._storage.list(OBJECTS)
-            self._known = {f"{OBJECTS}/{file}": info.size_bytes for file, info in stored.items()}
-        return self._known
+        """Sizes of the objects that this process has written or verified.
+
+        That a file has the right name and size says nothing about its bytes, and a commit must not rest on them.
+        """
+        return self._whole
+
+    def sizes(self) -> dict[str, int]:
+        """Sizes of all objects that are there, whatever is in them."""
+        return {f"{OBJECTS}/{file}": info.size_bytes for file, info in self._storage.list(OBJECTS).items()}
 
     def forget(self, key: str) -> None:
         """An object was removed or found damaged: it has to be written again if its content comes back."""
-        self.known().pop(key, None)
+        self._whole.pop(key, None)
 
     def look_again(self) -> None:
         """Forget which objects are there: another process has removed some."""
-        self._known = None
+        self._whole = {}
 
     def put(self, data: bytes, suffix: str) -> StoredObject:
         """Write bytes, unless they are there.
@@ -64,9 +69,9 @@ class Objects:
         """
         digest = hashlib.sha256(data).hexdigest()
         stored = StoredObject(f"{OBJECTS}/{digest}{suffix}", digest, len(data))
-        if self.known().get(stored.key) != stored.size_bytes:
+        if self._whole.get(stored.key) != stored.size_bytes:
             self._storage.write(stored.key, data)
-            self.known()[stored.key] = stored.size_bytes
+            self._whole[stored.key] = stored.size_bytes
         return stored
 
     def put_all(
@@ -92,7 +97,7 @@ class Objects:
                 yield pending.popleft().result()
 
     def _put_tensors(self, tensors: Mapping[str, Tensor]) -> tuple[StoredObject, dict[str, StoredTensor]]:
-        data = safetensors.torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+        data = serialised(tensors)
         stored = self.put(data, ".safetensors")
         # The container: 8 bytes of header length, a JSON header with offsets behind it, then the bytes.
         header_size = int.from_bytes(data[:8], "little")
@@ -135,6 +140,7 @@ class Objects:
         if hashlib.sha256(data.data).hexdigest() != stored.sha256:
             self.forget(stored.key)
             raise DamagedCheckpointError(f"{where}: its bytes do not have the hash {stored.sha256[:12]}….")
+        self._whole[stored.key] = stored.size_bytes
         return data
 
 
@@ -146,6 +152,11 @@ _DTYPES = {
     "I64": torch.int64,
     "I32": torch.int32,
 }
+
+
+def serialised(tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of an object that holds these tensors; equal tensors give equal bytes."""
+    return bytes(safetensors.torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}))
 
 
 def tensor_in(content: Bytes, entry: StoredTensor) -> Tensor:

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from indextts_job import files
-from indextts_job.checkpoint.storage import LocalStorage, RunStorage, StoredFile
+from indextts_job.checkpoint.storage import LocalStorage, RunStorage, StoredFile, safe_key
 from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError
 from indextts_job.remote_files import Bytes, PartReader, RemoteFileSystem
 from indextts_job.retry import StorageConfig
 from indextts_job.storage_errors import patiently
+from indextts_job.waiting import pause
 
 PROBES = "probes"
 """Folder of short-lived keys that find out what a store can do."""
@@ -43,7 +44,7 @@ def open_storage(url: str, config: StorageConfig | None = None) -> RunStorage:
 class RemoteStorage:
     """See `RunStorage`."""
 
-    def __init__(self, url: str, config: StorageConfig, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, url: str, config: StorageConfig, sleep: Callable[[float], object] = pause) -> None:
         self.url = url.rstrip("/")
         self._config = config
         self._sleep = sleep
@@ -108,9 +109,9 @@ class RemoteStorage:
         """See `RunStorage`: visible after a few seconds, or after `flush`."""
         self._logs.append(key, content)
 
-    def flush(self) -> None:
+    def flush(self, *, patient: bool = False) -> None:
         """See `RunStorage`."""
-        self._logs.flush()
+        self._logs.flush(self._config.retry_seconds if patient else 0.0)
 
     def list(self, folder: str) -> dict[str, StoredFile]:
         """See `RunStorage`."""
@@ -138,10 +139,9 @@ class RemoteStorage:
                 named = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
                 self._filesystem.call("call_s3", "abort_multipart_upload", **named)
 
-    def _put_log(self, key: str, content: bytes) -> None:
-        # No patience: the next interval comes anyway.
-        path = f"{self._root}/{key}"
-        patiently(f"writing {self.url}/{key}", lambda: self._filesystem.write(path, content), 0.0, writing=True)
+    def _put_log(self, key: str, content: bytes, limit_s: float) -> None:
+        path = f"{self._root}/{safe_key(key)}"
+        patiently(f"writing {self.url}/{key}", lambda: self._filesystem.write(path, content), limit_s, writing=True)
 
     def _content(self, path: str) -> bytes | None:
         try:
@@ -161,7 +161,7 @@ class RemoteStorage:
     def _tried(self, verb: str, key: str, operation: Callable[[str], T]) -> T:
         return patiently(
             f"{verb} {self.url}/{key}",
-            lambda: operation(f"{self._root}/{key}"),
+            lambda: operation(f"{self._root}/{safe_key(key)}"),
             self._config.retry_seconds,
             writing=verb in ("writing", "creating"),
             sleep=self._sleep,
@@ -179,7 +179,7 @@ def _age_s(entry: dict[str, Any]) -> float:
 class _BufferedLogs:
     """Logs of one process, written whole by a thread of their own while they grow."""
 
-    def __init__(self, put: Callable[[str, bytes], None], interval_s: float) -> None:
+    def __init__(self, put: Callable[[str, bytes, float], None], interval_s: float) -> None:
         self._put = put
         self._interval_s = interval_s
         self._contents: dict[str, bytearray] = {}
@@ -197,21 +197,24 @@ class _BufferedLogs:
                 self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
                 self._thread.start()
 
-    def flush(self) -> None:
-        """Write what changed; a log that cannot be written stays changed and is tried again."""
+    def flush(self, limit_s: float = 0.0) -> None:
+        """Write what changed; a log that cannot be written stays changed and is tried again.
+
+        Args:
+            limit_s: How long to try again now; 0 leaves it to the next interval.
+        """
         with self._writing:
             with self._lock:
                 due = {key: bytes(self._contents[key]) for key in self._changed}
                 self._changed.clear()
             for key, content in due.items():
                 try:
-                    self._put(key, content)
+                    self._put(key, content, limit_s)
                 except (UnavailableError, AccessRefusedError, ConfigError) as error:
                     logger.warning("%s The log is kept and written later.", error)
                     with self._lock:
                         self._changed.add(key)
 
     def _run(self) -> None:
-        while True:
-            time.sleep(self._interval_s)
+        while not pause(self._interval_s):
             self.flush()

@@ -5,8 +5,13 @@ folder fsynced.
 """
 
 import contextlib
+import errno
+import logging
 import os
+import re
+import socket
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +20,29 @@ from typing import Protocol
 import numpy as np
 
 from indextts_job import files
+from indextts_job.errors import ConfigError, DataError
 from indextts_job.remote_files import Bytes
 from indextts_job.storage_errors import translated
 
 TEMPORARY_PREFIX = ".tmp-"
+_KEY = re.compile(r"(?!\.\.?/)(?:[^/\\\x00-\x1f]+/)*[^/\\\x00-\x1f]*")
+_NOT_SUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EBADF)
+"""How file systems say that they have no hard links (FUSE, exFAT, SMB), or no fsync of a folder."""
+
+logger = logging.getLogger(__name__)
+
+
+def safe_key(key: str) -> str:
+    """A key that stays below the root of its run.
+
+    Keys come out of manifests and indexes too, and retention deletes what they name.
+
+    Raises:
+        DataError: It is absolute, climbs up, or holds control characters or backslashes.
+    """
+    if not _KEY.fullmatch(key) or any(part in (".", "..") for part in key.split("/")):
+        raise DataError(f"{key!r} is no key of a run: a relative path with / that stays inside was expected.")
+    return key
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +75,7 @@ class RunStorage(Protocol):
         """Whether `create` really refuses a taken key; some object stores ignore the condition without a word."""
 
     def append(self, key: str, content: bytes) -> None:
-        """Add to a log. Not durable, for records that may be lost."""
+        """Add to a log. Not durable until `flush`."""
 
     def list(self, folder: str) -> dict[str, StoredFile]:
         """Files directly in a folder by name, temporary ones left out; empty when the folder is not there."""
@@ -59,8 +83,12 @@ class RunStorage(Protocol):
     def delete(self, key: str) -> None:
         """Remove a file; no error when it is gone."""
 
-    def flush(self) -> None:
-        """Make what was appended visible."""
+    def flush(self, *, patient: bool = False) -> None:
+        """Make what was appended visible and durable; what cannot be written is said, kept, and written later.
+
+        Args:
+            patient: Try again for a while, as with everything that a commit needs.
+        """
 
     def remove_temporary(self, folder: str, older_than_s: float) -> None:
         """Remove what killed writers left behind."""
@@ -72,80 +100,103 @@ class LocalStorage:
     def __init__(self, url: str) -> None:
         self.url = url
         self._root = files.local_path(url)
+        self._appended: set[Path] = set()
+        self._warned: set[str] = set()
+
+    def _path(self, key: str) -> Path:
+        return self._root / safe_key(key)
 
     def read(self, key: str) -> bytes:
         """See `RunStorage`."""
-        with translated(f"reading {self._root / key}"):
-            return (self._root / key).read_bytes()
+        with translated(f"reading {self._path(key)}"):
+            return self._path(key).read_bytes()
 
     def read_large(self, key: str, size_bytes: int) -> Bytes:
         """See `RunStorage`."""
-        del size_bytes
-        with translated(f"reading {self._root / key}"):
-            return np.fromfile(self._root / key, np.uint8)
+        with translated(f"reading {self._path(key)}"):
+            return np.fromfile(self._path(key), np.uint8, count=size_bytes + 1)  # one more shows that it is longer
 
     def write(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""
-        with translated(f"writing {self._root / key}", writing=True), self._temporary(key, content) as temporary:
-            temporary.replace(self._root / key)
-            _fsync_folder((self._root / key).parent)
+        path = self._path(key)
+        with translated(f"writing {path}", writing=True), self._temporary(path, content) as temporary:
+            temporary.replace(path)
+            self._fsync_folder(path.parent)
 
     def create(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""
-        path = self._root / key
-        with translated(f"creating {path}", writing=True), self._temporary(key, content) as temporary:
-            # A hard link appears with all its content and fails when the name is taken; a look first would race.
-            os.link(temporary, path)
-            _fsync_folder(path.parent)
+        path = self._path(key)
+        with translated(f"creating {path}", writing=True), self._temporary(path, content) as temporary:
+            try:
+                # A hard link appears with all its content and fails when the name is taken; a look first would race.
+                os.link(temporary, path)
+            except OSError as error:
+                if error.errno not in _NOT_SUPPORTED:
+                    raise
+                self._warn("has no hard links: a kill while a file is created may leave it empty", error)
+                _create_exclusively(path, content)
+            self._fsync_folder(path.parent)
 
     def excludes_creators(self) -> bool:
-        """See `RunStorage`: a hard link does."""
+        """See `RunStorage`: a hard link does, and so does the exclusive opening of a file."""
         return True
 
     def append(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""
-        path = self._root / key
+        path = self._path(key)
         with translated(f"appending to {path}", writing=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:
                 file.write(content)
+            self._appended.add(path)
 
     def list(self, folder: str) -> dict[str, StoredFile]:
         """See `RunStorage`."""
         now = time.time()
         found = {}
         with translated(f"listing {self._root / folder}"), contextlib.suppress(FileNotFoundError):
-            for entry in os.scandir(self._root / folder):
-                if entry.is_file() and not entry.name.startswith(TEMPORARY_PREFIX):
-                    status = entry.stat()
-                    found[entry.name] = StoredFile(status.st_size, max(0.0, now - status.st_mtime))
+            for entry in os.scandir(self._path(folder)):
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    if entry.is_file() and not entry.name.startswith(TEMPORARY_PREFIX):
+                        status = entry.stat()
+                        found[entry.name] = StoredFile(status.st_size, max(0.0, now - status.st_mtime))
         return found
 
     def delete(self, key: str) -> None:
         """See `RunStorage`."""
-        with translated(f"deleting {self._root / key}"):
-            (self._root / key).unlink(missing_ok=True)
+        with translated(f"deleting {self._path(key)}"):
+            self._path(key).unlink(missing_ok=True)
 
-    def flush(self) -> None:
-        """See `RunStorage`: what is appended is visible at once."""
+    def flush(self, *, patient: bool = False) -> None:
+        """See `RunStorage`: what is appended is visible at once, and durable after this."""
+        del patient
+        while self._appended:
+            path = self._appended.pop()
+            try:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                self._fsync_folder(path.parent)
+            except OSError as error:
+                logger.warning("%s may not survive a loss of power: %s", path, error)
 
     def remove_temporary(self, folder: str, older_than_s: float) -> None:
         """See `RunStorage`."""
         oldest = time.time() - older_than_s
         with translated(f"cleaning {self._root / folder}"):
-            for path in (self._root / folder).glob(f"{TEMPORARY_PREFIX}*"):
+            for path in self._path(folder).glob(f"{TEMPORARY_PREFIX}*"):
                 with contextlib.suppress(FileNotFoundError):
                     if path.stat().st_mtime < oldest:
                         path.unlink()
 
     @contextlib.contextmanager
-    def _temporary(self, key: str, content: bytes) -> Iterator[Path]:
+    def _temporary(self, path: Path, content: bytes) -> Iterator[Path]:
         """A durable file beside the final name; gone at the end unless it was renamed."""
-        path = self._root / key
-        _make_folders(path.parent)
-        temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}"
+        self._make_folders(path.parent)
+        # Containers of one job share a folder and all have process 1, so the process's number alone is not unique.
+        owner = f"{socket.gethostname()[:32]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        temporary = path.parent / f"{TEMPORARY_PREFIX}{owner}"
         try:
-            with temporary.open("wb") as file:
+            with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -153,18 +204,48 @@ class LocalStorage:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def _make_folders(self, folder: Path) -> None:
+        """Create a folder and make its name durable in every parent that was created too.
 
-def _make_folders(folder: Path) -> None:
-    """Create a folder and make its name durable in every parent that was created too."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        _fsync_folder(path.parent)
+        Raises:
+            ConfigError: Something else has its name.
+        """
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise ConfigError(
+                f"{error.filename} is no folder: a file, or a link that leads nowhere. Remove it; the run needs a "
+                "folder there."
+            ) from error
+        for path in missing:
+            self._fsync_folder(path.parent)
+
+    def _fsync_folder(self, folder: Path) -> None:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if error.errno not in (*_NOT_SUPPORTED, errno.EACCES, errno.EISDIR):
+                raise
+            self._warn("cannot fsync a folder: a loss of power may undo the last commit", error)
+
+    def _warn(self, what: str, error: OSError) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            logger.warning("the file system of %s %s (%s).", self._root, what, error.strerror)
 
 
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _create_exclusively(path: Path, content: bytes) -> None:
+    """Create a file that nobody else has created; gone again when it cannot be written."""
+    with path.open("xb") as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise

@@ -4,6 +4,7 @@ Objects first, then one manifest: a checkpoint is visible exactly when all of it
 hash of their bytes, so what did not change is not written again and an interrupted save costs nothing but space.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,11 +22,13 @@ from indextts_job.checkpoint.manifest import (
     parse_file_name,
     parse_manifest,
 )
-from indextts_job.checkpoint.objects import OBJECTS, DamagedCheckpointError, Objects, tensor_in
+from indextts_job.checkpoint.objects import OBJECTS, DamagedCheckpointError, Objects, serialised, tensor_in
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.errors import DataError
 
+FURTHER_FOLDERS = ("attempts", "hardware")
+"""Of a run, where killed writers may leave temporary files too."""
 SAFE_AGE_S = 3600.0
 """Objects that no manifest names are removed only when older: they may belong to a save in progress."""
 
@@ -139,6 +142,8 @@ class CheckpointStore:
             values=content.values,
         )
         document = manifest.to_json()
+        # What the committed steps have logged is there before they count: a kill behind the commit leaves no hole.
+        self.storage.flush(patient=True)
         fence()
         self.storage.write(f"{MANIFESTS}/{file_name(name)}", document)
         of_files = _new_bytes({stored.key: stored for stored in files.values()}, before)
@@ -151,15 +156,77 @@ class CheckpointStore:
             Its new name.
 
         Raises:
-            DataError: It is gone or damaged.
+            DataError: It is gone or damaged, or a training removes it at this moment.
         """
         if retention.KEEP in name.tags:
             return name
         kept = replace(name, tags=(*name.tags, retention.KEEP))
-        document = replace(self.manifest(name), name=kept).to_json()
-        self.storage.write(f"{MANIFESTS}/{file_name(kept)}", document)
+        manifest = replace(self.manifest(name), name=kept)
+        self.storage.write(f"{MANIFESTS}/{file_name(kept)}", manifest.to_json())
+        # A training that removes the checkpoint looks for new names before it removes objects. What it removed before
+        # this one appeared is gone.
+        if gone := self.missing(manifest):
+            self.storage.delete(f"{MANIFESTS}/{file_name(kept)}")
+            raise DamagedCheckpointError(
+                f"{self.storage.url}: {file_name(name)} was being removed by the training at this moment; "
+                f"{gone[0].key} is gone. Keep a newer one."
+            )
         self.storage.delete(f"{MANIFESTS}/{file_name(name)}")
         return kept
+
+    def newest(self) -> CheckpointManifest | None:
+        """The manifest of the checkpoint that the run stands at; None without one.
+
+        A manifest that cannot be read ranks below every one that can.
+
+        Raises:
+            DataError: There are manifests, and none of them can be read.
+        """
+        names = self.names()
+        problem: DataError | None = None
+        while names:
+            name = retention.current(names)[0]
+            try:
+                return self.manifest(name)
+            except DataError as error:
+                problem = problem or error
+                names.remove(name)
+        if problem:
+            raise problem
+        return None
+
+    def missing(self, manifest: CheckpointManifest) -> list[StoredObject]:
+        """Objects of a checkpoint that are not there, or not as long as they should be; by a listing alone."""
+        there = self._objects.sizes()
+        return [stored for stored in manifest.objects.values() if there.get(stored.key) != stored.size_bytes]
+
+    def damaged(self, stored: Iterable[StoredObject]) -> list[StoredObject]:
+        """Those of some objects that are not whole. Reads the ones that this process has neither written nor read."""
+        found = []
+        for one in stored:
+            if self._objects.known().get(one.key) == one.size_bytes:
+                continue
+            try:
+                self._objects.read(one)
+            except DamagedCheckpointError:
+                found.append(one)
+        return found
+
+    def restore(self, stored: StoredObject, tensors: Mapping[str, Tensor]) -> bool:
+        """Write an object again from its tensors.
+
+        Args:
+            stored: What it was.
+            tensors: By full name.
+
+        Returns:
+            False when they are not the tensors that it held; nothing is written then.
+        """
+        data = serialised(tensors)
+        if hashlib.sha256(data).hexdigest() != stored.sha256:
+            return False
+        self._objects.put(data, "." + stored.key.rpartition(".")[2])
+        return True
 
     def manifest(self, name: CheckpointName) -> CheckpointManifest:
         """The manifest of one checkpoint.
@@ -233,6 +300,9 @@ class CheckpointStore:
         doomed_objects = {key for name in doomed for key in self._objects_if_readable(name)} - kept_objects
         for name in doomed:
             self.storage.delete(f"{MANIFESTS}/{file_name(name)}")
+        # A person may have tagged one of them meanwhile, and another process may have committed.
+        appeared = [name for name in self.names() if name not in names]
+        doomed_objects -= {key for name in appeared for key in self._objects_if_readable(name)}
         for key in doomed_objects:
             self._objects.forget(key)
             self.storage.delete(key)
@@ -247,7 +317,7 @@ class CheckpointStore:
         Raises:
             DataError: A manifest is damaged. Then nothing is removed: what looks like an orphan may be its object.
         """
-        for folder in (MANIFESTS, OBJECTS):
+        for folder in ("", MANIFESTS, OBJECTS, *FURTHER_FOLDERS):
             self.storage.remove_temporary(folder, SAFE_AGE_S)
         stored = self.storage.list(OBJECTS)
         named = {key for name in self.names() for key in self.manifest(name).objects}

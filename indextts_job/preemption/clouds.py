@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
+from http.client import HTTPException
 from typing import Protocol
 
 LINK_LOCAL = "http://169.254.169.254"
@@ -204,8 +205,8 @@ def _fetch(
     except urllib.error.HTTPError as error:
         with error:
             return error.code, "", error.headers
-    except (OSError, ValueError) as error:
-        raise MetadataError(f"{url}: {error}") from error
+    except (OSError, ValueError, HTTPException) as error:
+        raise MetadataError(f"{url}: {type(error).__name__}: {error}") from error
 
 
 def _body_or_nothing(status: int, body: str) -> str:

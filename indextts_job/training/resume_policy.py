@@ -9,6 +9,7 @@ from indextts_job.errors import DataError, StoppedError, findings_message
 from indextts_job.preemption.deadline import Stop
 from indextts_job.report.events import Emit, Notice
 from indextts_job.training.consistency import Check
+from indextts_job.waiting import pause
 
 COUNTDOWN_S = 10
 
@@ -59,14 +60,5 @@ def admit(checks: Iterable[Check], policy: ChecksPolicy, stop: Stop, emit: Emit,
 def _count_down(stop: Stop, say: Callable[[str], None]) -> None:
     for left in range(COUNTDOWN_S, 0, -1):
         say(f"training goes on in {left} s; Ctrl+C gives up")
-        if _stopped_within(1.0, stop):
+        if pause(1.0, stop):
             raise StoppedError("given up during the countdown: nothing was changed, the checkpoint stands.")
-
-
-def _stopped_within(seconds: float, stop: Stop) -> bool:
-    until_s = time.monotonic() + seconds
-    while time.monotonic() < until_s:
-        if stop():
-            return True
-        time.sleep(0.05)
-    return stop() is not None

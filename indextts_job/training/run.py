@@ -20,9 +20,7 @@ from indextts_job.errors import (
     EXIT_OK,
     EXIT_SOFTWARE,
     EXIT_STOPPED,
-    AccessRefusedError,
     ConfigError,
-    DataError,
     UnavailableError,
 )
 from indextts_job.hardware.facts import read_facts
@@ -31,6 +29,7 @@ from indextts_job.hardware.plan import HardwareFacts, in_samples
 from indextts_job.legacy.discovery import is_old_checkpoint
 from indextts_job.preemption.exit_guard import ExitGuard
 from indextts_job.preemption.signals import StopSignals
+from indextts_job.redaction import redacted
 from indextts_job.report.attempts import attempts, previous_end
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import AttemptEnded, AttemptStarted, Emit, Notice
@@ -49,6 +48,7 @@ from indextts_job.training.saves import SavesSettings
 from indextts_job.training.start import Start, build, compare
 from indextts_job.training.state import count_parameters
 from indextts_job.training.work import AttemptWork, CutStep
+from indextts_job.waiting import result
 
 ASSUMED_SAVE_BYTES_PER_S = 200e6
 """Save rate until one is measured: a slow network disk. Too low only means that a cycle is discarded too early."""
@@ -93,10 +93,10 @@ def run_attempt(
     for warning in warnings_of(config, inputs):
         emit(Notice(step=0, topic="settings", message=warning, warning=True))
     laps.done("inputs and data")
-    facts = reading_facts.result()
+    facts = result(reading_facts, lambda: check_stop(stop))
     if facts.device == "cuda":
         torch.cuda.set_device(place.local_rank)
-    selection = compare(config, inputs, selecting.result(), emit)
+    selection = compare(config, inputs, result(selecting, lambda: check_stop(stop)), emit)
     step = selection.point.name.step if selection.point and not selection.weights_only else 0
     begin(
         lambda: inputs.train_set.samples(inputs.order.samples_of(step).tolist()), "first data"
@@ -122,8 +122,7 @@ def run_attempt(
             ranks_of_saver=ranks.beside(),
             guard=guard or ExitGuard(stop),
         )
-        with parts.guard.training():
-            code = _follow(parts, store) if ranks.rank else _lead(parts, store, selection, laps)
+        code = _follow(parts, store) if ranks.rank else _lead(parts, store, selection, laps)
         # Nobody ends before the last save is done: launchers take the first end of a rank for that of all.
         ranks.any(False)  # noqa: FBT003  # a barrier
         return code
@@ -146,14 +145,15 @@ class _Parts:
 
 def _follow(parts: _Parts, store: CheckpointStore) -> int:
     """Train as another rank than 0: says nothing, and writes its share of the checkpoints."""
-    saver = BackgroundSaver(store, None, parts.ranks_of_saver)
-    try:
-        code = _exit_code(_train(parts, saver))
+    saver = BackgroundSaver(store, None, parts.ranks_of_saver, parts.stop)
+    with parts.guard.training():
+        try:
+            code = _exit_code(_train(parts, saver))
+        except BaseException:
+            saver.finished(wait_s=math.inf)
+            raise
         parts.guard.leaves(code)
         return code
-    except BaseException:
-        saver.finished(wait_s=math.inf)
-        raise
 
 
 def _lead(parts: _Parts, store: CheckpointStore, selection: resume.Selection, laps: Laps) -> int:
@@ -186,7 +186,7 @@ def _lead(parts: _Parts, store: CheckpointStore, selection: resume.Selection, la
         files={"tokenizer.model": inputs.tokenizer.content},
         emit=emit,
     )
-    saver = BackgroundSaver(store, settings, parts.ranks_of_saver)
+    saver = BackgroundSaver(store, settings, parts.ranks_of_saver, parts.stop)
     emit(
         AttemptStarted(
             step=step,
@@ -197,18 +197,19 @@ def _lead(parts: _Parts, store: CheckpointStore, selection: resume.Selection, la
         )
     )
     outcome, code, message = "failed", EXIT_SOFTWARE, ""
-    try:
-        outcome = _train(parts, saver)
-        code = _exit_code(outcome)
-        parts.guard.leaves(code)
-    except BaseException as error:
-        code, message = getattr(error, "exit_code", EXIT_SOFTWARE), f"{type(error).__name__}: {error}"
-        # What was saved behind the training is worth finishing, whatever went wrong in front of it.
-        saver.finished(wait_s=math.inf)
-        raise
-    finally:
-        emit(AttemptEnded(step=start.state.step, outcome=outcome, exit_code=code, message=message))
-        storage.flush()
+    with parts.guard.training():
+        try:
+            outcome = _train(parts, saver)
+            code = _exit_code(outcome)
+        except BaseException as error:
+            code, message = getattr(error, "exit_code", EXIT_SOFTWARE), f"{type(error).__name__}: {error}"
+            # What was saved behind the training is worth finishing, whatever went wrong in front of it.
+            saver.finished(wait_s=math.inf)
+            raise
+        finally:
+            parts.guard.leaves(code)
+            emit(AttemptEnded(step=start.state.step, outcome=outcome, exit_code=code, message=redacted(message)))
+            storage.flush()
     return code
 
 
@@ -292,7 +293,8 @@ def _between_kills_s(parts: _Parts, saver: BackgroundSaver) -> float:
 def _tidy(store: CheckpointStore, emit: Emit) -> None:
     try:
         store.collect_orphans()
-    except (DataError, UnavailableError, AccessRefusedError) as error:
+    # Tidying is best effort: a store may lack the request for it, or hold what nobody can read.
+    except Exception as error:  # noqa: BLE001
         message = f"left-over objects of interrupted saves were not removed: {error}"
         emit(Notice(step=0, topic="checkpoint", message=message, warning=True))
 

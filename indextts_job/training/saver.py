@@ -16,19 +16,22 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from indextts_job.checkpoint import describe
+from indextts_job.checkpoint import describe, retention
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.manifest import file_name
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.checkpoint.store import CheckpointStore, CommitResult, Content, Written
-from indextts_job.errors import AccessRefusedError, DataError, IndexTTSJobError, UnavailableError
+from indextts_job.errors import IndexTTSJobError, UnavailableError
 from indextts_job.report.events import Committed, Emit, Notice
 from indextts_job.training.distributed import Ranks
 from indextts_job.training.state import BASE, Carried, TrainState
+from indextts_job.waiting import Stopped, joined, never
 
 _T = TypeVar("_T")
 
+TIDY_S = 1.0
+"""What follows a commit may take so long when a stop is requested."""
 SUMMARY = "summary.json"
 """File of the run that says where it stands; written after every checkpoint."""
 CHECKPOINT_LOG = "checkpoint_log.json"
@@ -46,6 +49,8 @@ class SaverSettings:
     values: Mapping[str, Any]
     files: Mapping[str, bytes]
     emit: Emit
+    audit: Callable[[], list[str]] = list
+    """Compares what every checkpoint shares with its hashes and mends it; gives what there is to be told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,22 +78,30 @@ class _Failed:
 class BackgroundSaver:
     """Commits checkpoints of one attempt."""
 
-    def __init__(self, store: CheckpointStore, settings: SaverSettings | None, ranks: Ranks) -> None:
+    def __init__(
+        self, store: CheckpointStore, settings: SaverSettings | None, ranks: Ranks, stopped: Stopped = never
+    ) -> None:
         """A saver of one rank.
 
         Args:
             store: The run's checkpoints.
             settings: For rank 0, which publishes; None for the others, which only write their share.
             ranks: For the thread alone.
+            stopped: Whether a stop is requested. Then what follows a commit is not waited for.
         """
+        self._stopped = stopped
+        self._settled = threading.Event()
+        self._audited = False
         self._store = store
         self._settings = settings
         self._ranks = ranks
         self._thread: threading.Thread | None = None
+        self._tidying: threading.Thread | None = None
+        """A thread that has committed and was not waited for."""
         self._cancelled = threading.Event()
         self._error: Exception | None = None
         self._committed: CommitResult | None = None
-        self._warning = ""
+        self._warnings: list[str] = []
         self._buffers: dict[str, Tensor] = {}
         self._started_s = self._stall_s = self._ended_s = 0.0
 
@@ -110,8 +123,11 @@ class BackgroundSaver:
         """
         if self._thread is not None:
             raise RuntimeError("one save at a time")
+        if self._tidying is not None:
+            joined(self._tidying, math.inf)  # it removes objects: not while others are written
         self._started_s = time.monotonic()
         self._cancelled.clear()
+        self._settled.clear()
         groups = self._staged(state.tensor_groups())
         publish = self._publication(state, tags, further or {}) if self._settings else None
         self._error = self._committed = None
@@ -124,9 +140,12 @@ class BackgroundSaver:
         """What became of the save in flight; None if there is none, or it is not done within `wait_s`."""
         if self._thread is None:
             return None
-        self._thread.join(wait_s if math.isfinite(wait_s) else None)
-        if self._thread.is_alive():
-            return None
+        if not joined(self._thread, wait_s, lambda: self._settled.is_set() and self._stopped()):
+            if not (self._settled.is_set() and self._stopped()):
+                return None
+            # Committed, and the process is to leave: what is left to do can be done by the next attempt.
+            if not joined(self._thread, TIDY_S):
+                self._tidying = self._thread
         self._thread = None
         seconds = self._ended_s - self._started_s
         if self._error is None and self._committed and self._settings:
@@ -148,8 +167,9 @@ class BackgroundSaver:
                 stall_seconds=self._stall_s,
             )
         )
-        if self._warning:
-            emit(Notice(step=manifest.name.step, topic="checkpoint", message=self._warning, warning=True))
+        while self._warnings:
+            message = self._warnings.pop(0)
+            emit(Notice(step=manifest.name.step, topic="checkpoint", message=message, warning=True))
 
     def cancel(self) -> None:
         """Give up the save in flight at its next object; what it has written is kept for the next one."""
@@ -182,7 +202,7 @@ class BackgroundSaver:
 
     def _publication(
         self, state: TrainState, tags: tuple[str, ...], further: Mapping[str, Any]
-    ) -> Callable[[list[Written]], bool]:
+    ) -> Callable[[list[Written]], None]:
         """How rank 0 makes a checkpoint of what was written; the values are those of now."""
         settings, store = self._settings, self._store
         assert settings is not None  # noqa: S101  # rank 0 only
@@ -200,42 +220,64 @@ class BackgroundSaver:
             },
         )
 
-        def publish(parts: list[Written]) -> bool:
+        def publish(parts: list[Written]) -> None:
+            if retention.FINAL in tags:
+                self._audit()  # a final checkpoint that cannot be exported is none
             self._committed = store.publish(name, content, parts, settings.fence.check)
-            self._ended_s = time.monotonic()
-            self._warning = ""
-            try:
-                removed = store.retain(settings.keep, settings.unreadable)
-                store.storage.write(SUMMARY, json.dumps(describe.summary(store), indent=1).encode())
-                self._log(self._committed)
-            except (DataError, UnavailableError, AccessRefusedError) as error:
-                self._warning = f"old checkpoints were not removed, or {SUMMARY} not written: {error}"
-                return True
-            return bool(removed)
 
         return publish
+
+    def _tidy(self) -> bool:
+        """What follows a commit, and never ends a training; whether objects were removed."""
+        settings, store = self._settings, self._store
+        assert settings is not None  # noqa: S101  # rank 0 only
+        assert self._committed is not None  # noqa: S101  # called behind the commit
+        removed: list[CheckpointName] = []
+        try:
+            removed = store.retain(settings.keep, settings.unreadable)
+            store.storage.write(SUMMARY, json.dumps(describe.summary(store), indent=1).encode())
+            self._log(self._committed)
+            self._audit()
+        # Side records may hold anything, also what a person or another program has put there.
+        except Exception as error:  # noqa: BLE001
+            self._warnings.append(f"old checkpoints were not removed, or {SUMMARY} not written: {error}")
+        return bool(removed)
+
+    def _audit(self) -> None:
+        """Once in an attempt: is what all checkpoints share still what it was?"""
+        if self._settings and not self._audited:
+            self._audited = True
+            self._warnings += self._settings.audit()
 
     def _log(self, committed: CommitResult) -> None:
         """Add a line to the log of all checkpoints, which is whole after any kill."""
         storage = self._store.storage
         try:
             lines = json.loads(storage.read(CHECKPOINT_LOG))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
+            lines = []
+        if not isinstance(lines, list):
             lines = []
         lines.append(describe.log_entry(committed.manifest, storage.url))
         storage.write(CHECKPOINT_LOG, json.dumps(lines, indent=1).encode())
 
-    def _save(self, groups: Sequence[Mapping[str, Tensor]], publish: Callable[[list[Written]], bool] | None) -> None:
+    def _save(self, groups: Sequence[Mapping[str, Tensor]], publish: Callable[[list[Written]], None] | None) -> None:
         try:
             parts = self._together(lambda: self._store.write(groups, self._go_on))
-            removed = self._together(lambda: publish(parts) if publish else False)
+            self._together(lambda: publish(parts) if publish else None)
+        except Exception as error:  # noqa: BLE001  # raised again by the training thread
+            self._error = error
+        self._ended_s = time.monotonic()
+        self._settled.set()
+        if self._error:
+            return
+        try:
+            removed = self._together(lambda: self._tidy() if publish else False)
             # What rank 0 has removed has to be written again if it comes back.
             if publish is None and any(removed):
                 self._store.look_again()
-        except Exception as error:  # noqa: BLE001  # raised again by the training thread
-            self._error = error
-        if self._error or publish is None:
-            self._ended_s = time.monotonic()
+        except UnavailableError:
+            self._store.look_again()  # the others are gone; nothing is known of what rank 0 did
 
     def _together(self, work: Callable[[], _T]) -> list[_T]:
         """What all ranks' work gives; fails on all of them if it fails on one."""

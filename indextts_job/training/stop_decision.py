@@ -1,6 +1,7 @@
 """Whether the step in flight is finished or discarded, once a stop is requested. The same answer on every rank."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from indextts_job.preemption.deadline import Pace, Stop, finishes_in_time
 from indextts_job.training.distributed import Ranks
@@ -15,6 +16,7 @@ class StopDecision:
         self._clock = clock
         self._pace = pace
         self._micro_batches = micro_batches
+        self._began_s = clock()
         self.decision = ""
         self.micro_batches_done = 0
 
@@ -27,9 +29,17 @@ class StopDecision:
         request = self._stop()
         if request is None:
             return False
-        in_time = finishes_in_time(request, self._clock(), micro_batches_left, self._pace)
+        in_time = finishes_in_time(request, self._clock(), micro_batches_left, self._pace_now(micro_batches_left))
         finish = not self._ranks.any(not in_time)
         if not self.decision:
             self.micro_batches_done = self._micro_batches - micro_batches_left
         self.decision = "finish" if finish else "discard"
         return not finish
+
+    def _pace_now(self, micro_batches_left: int) -> Pace:
+        """The slower of what was known before and of what this very step has shown: the first step has no other."""
+        done = self._micro_batches - micro_batches_left
+        if not done:
+            return self._pace
+        measured_s = (self._clock() - self._began_s) / done
+        return replace(self._pace, micro_batch_s=max(self._pace.micro_batch_s, measured_s))

@@ -12,6 +12,7 @@ from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.storage import RunStorage, StoredFile
 from indextts_job.checkpoint.store import CheckpointStore, Content
 from indextts_job.remote_files import Bytes
+from tests.support.values import values as sound_values
 
 _numbers = itertools.count()
 
@@ -37,7 +38,7 @@ def content(seed: int, *, moments: bool = True, values: dict[str, object] | None
         carried={},
         carried_objects={},
         files={"tokenizer.model": b"pieces"},
-        values=values if values is not None else {"seed": seed},
+        values=values if values is not None else sound_values(drawn_from=seed),
     )
 
 
@@ -95,7 +96,7 @@ class FaultyStorage:
         self._count("delete", key)
         self._inner.delete(key)
 
-    def flush(self) -> None:
+    def flush(self, *, patient: bool = False) -> None:
         self._inner.flush()
 
     def remove_temporary(self, folder: str, older_than_s: float) -> None:

@@ -18,6 +18,7 @@ from indextts_job.training.saver import BackgroundSaver, SaveCancelledError, Sav
 from indextts_job.training.state import Carried, TrainState, build_optimizer
 from tests.support.models import small_model
 from tests.support.stores import FaultyStorage, disk_full
+from tests.support.values import values
 
 
 class Held:
@@ -41,12 +42,7 @@ def saver_on(storage: RunStorage, events: list[Event]) -> BackgroundSaver:
         attempt_start=0,
         keep=3,
         unreadable=(),
-        values={
-            "order": {"num_samples": 40, "global_batch_samples": 1},
-            "total_steps": 24,
-            "vocabulary": {"pieces": 100, "base_pieces": 100},
-            "parameters": {"trained": 1},
-        },
+        values=values(),
         files={"tokenizer.model": b"pieces"},
         emit=events.append,
     )
