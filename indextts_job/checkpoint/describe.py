@@ -79,9 +79,11 @@ def details(manifest: CheckpointManifest) -> Mapping[str, Any]:
 
 def summary(store: CheckpointStore) -> dict[str, Any]:
     """Where a run stands, for people and programs that read one small file: `summary.json` of the run."""
-    newest = store.manifest(retention.current(store.names())[0])
+    newest = store.newest()
+    if newest is None:
+        return {"checkpoints": []}
     history, values = newest.values["history"], newest.values
-    best, interval = history["best"], history["interval"]
+    best = history["best"]
     return {
         "step": newest.name.step,
         "total_steps": values["total_steps"],
@@ -100,10 +102,18 @@ def summary(store: CheckpointStore) -> dict[str, Any]:
         "overfitting_since_step": history.get("overfitting_since"),
         "training_type": _training_type(values["vocabulary"]),
         "trained_parameters": values["parameters"]["trained"],
-        "train_loss_since_last_line": interval["total"] / interval["steps"] if interval["steps"] else None,
+        "train_loss_since_last_line": _train_loss(history),
         "updated": newest.created,
         "checkpoints": rows(store, verify=False),
     }
+
+
+def _train_loss(history: Mapping[str, Any]) -> float | None:
+    """Mean weighted training loss since the last train line; right behind one, that of the line."""
+    interval, line = history["interval"], history.get("last_line")
+    if interval["steps"]:
+        return float(interval["total"] / interval["steps"])
+    return float(line["total"]) if line else None
 
 
 def _training_type(vocabulary: Mapping[str, Any]) -> str:
@@ -120,11 +130,13 @@ def log_entry(manifest: CheckpointManifest, url: str) -> dict[str, Any]:
     """
     history = manifest.values["history"]
     validations = history["validations"]
+    validated = validations[-1] if validations else None
     return {
         "step": manifest.name.step,
         "epoch": epoch(manifest),
-        "loss": validations[-1]["losses"]["total"] if validations else None,
-        "validated_at_step": validations[-1]["step"] if validations else None,
+        "loss": _train_loss(history),
+        "validation_loss": validated["losses"]["total"] if validated else None,
+        "validated_at_step": validated["step"] if validated else None,
         "checkpoint_path": f"{url}/{MANIFESTS}/{file_name(manifest.name)}",
         "is_best": BEST in manifest.name.tags,
         "is_final": FINAL in manifest.name.tags,

@@ -38,6 +38,7 @@ VALUES: Mapping[str, Any] = {
         "scaler_skips": _COUNT,
         "interval": _SUMS,
         "since_validation?": _SUMS,
+        "last_line?": (_LOSSES, None),
         "validations": [_VALIDATION],
         "best": (_VALIDATION, None),
         "validations_without_improvement": _COUNT,

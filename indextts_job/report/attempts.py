@@ -1,12 +1,12 @@
 """The attempts of a run, from their records and journals: where each ran, how far it came, how it ended."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from indextts_job.checkpoint.fence import FOLDER
+from indextts_job.checkpoint.fence import FOLDER, parse_record
 from indextts_job.checkpoint.storage import RunStorage
-from indextts_job.report.journal import EVENTS
+from indextts_job.errors import IndexTTSJobError
+from indextts_job.report.journal import EVENTS, parse_events
 
 READERS = 16
 LAST_OF = {"TrainLine": "train", "Validated": "validation", "Committed": "checkpoint"}
@@ -28,7 +28,7 @@ def attempts(storage: RunStorage, *, curves: bool = False) -> list[dict[str, Any
         when it was killed. Of its last events: `train` (TrainLine), `validation` (Validated), `checkpoint` (Committed),
         `total_steps`, `heard` (UTC time of anything), `trained` (of the first step) and `spent` (every TimeSpent).
     """
-    names = sorted(name for name in storage.list(FOLDER) if name.endswith(".json"))
+    names = _names(storage)
     journals = storage.list(EVENTS)
     with ThreadPoolExecutor(READERS) as pool:
         return list(
@@ -39,12 +39,20 @@ def attempts(storage: RunStorage, *, curves: bool = False) -> list[dict[str, Any
         )
 
 
+def _names(storage: RunStorage) -> list[str]:
+    """Files of the records, oldest first; what has another name is no record."""
+    numbered = [name for name in storage.list(FOLDER) if name.removesuffix(".json").isdecimal()]
+    return sorted(numbered, key=lambda name: int(name.removesuffix(".json")))
+
+
 def _row(storage: RunStorage, name: str, has_journal: bool, curves: bool) -> dict[str, Any]:  # noqa: FBT001
-    record: dict[str, Any] = json.loads(storage.read(f"{FOLDER}/{name}"))
-    record.pop("token", None)
+    record = parse_record(_side_record(storage, f"{FOLDER}/{name}"))
     number = name.removesuffix(".json")
     row = {
         "attempt": int(number),
+        "node": "",
+        "device": "",
+        "started": "",
         **record,
         "from_step": record.get("step", 0),
         "committed_step": None,
@@ -59,14 +67,8 @@ def _row(storage: RunStorage, name: str, has_journal: bool, curves: bool) -> dic
         **dict.fromkeys(LAST_OF.values()),
         **({name: [] for name in CURVES.values()} if curves else {}),
     }
-    lines = (
-        storage.read(f"{EVENTS}/attempt-{number}.jsonl").decode(errors="replace").splitlines() if has_journal else []
-    )
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # cut off by a kill
+    content = _side_record(storage, f"{EVENTS}/attempt-{number}.jsonl") if has_journal else b""
+    for event in parse_events(content):
         row["last_step"] = max(row["last_step"], event["step"])
         row["heard"] = event["time"]
         if event["event"] in LAST_OF:
@@ -84,16 +86,22 @@ def _row(storage: RunStorage, name: str, has_journal: bool, curves: bool) -> dic
     return row
 
 
+def _side_record(storage: RunStorage, key: str) -> bytes:
+    """A file that only tells about the run: one that cannot be read tells nothing."""
+    try:
+        return storage.read(key)
+    except (FileNotFoundError, IndexTTSJobError):
+        return b""
+
+
 def previous_end(storage: RunStorage) -> str:
     """How the newest attempt ended, as its own journal tells it; empty when there was none."""
-    names = sorted(name for name in storage.list(FOLDER) if name.endswith(".json"))
+    names = _names(storage)
     if not names:
         return ""
-    try:
-        lines = storage.read(f"{EVENTS}/attempt-{names[-1].removesuffix('.json')}.jsonl").splitlines()
-        last = json.loads(lines[-1])
-    except (FileNotFoundError, IndexError, ValueError):
-        last = {}
+    number = names[-1].removesuffix(".json")
+    told = list(parse_events(_side_record(storage, f"{EVENTS}/attempt-{number}.jsonl")))
+    last = told[-1] if told else {}
     if last.get("event") != "AttemptEnded":
         return "killed: it wrote no end"
     return f"{last['outcome']}, exit code {last['exit_code']}" + (f": {last['message']}" if last["message"] else "")
@@ -101,7 +109,7 @@ def previous_end(storage: RunStorage) -> str:
 
 def scheduler_text(scheduler: dict[str, str]) -> str:
     """Who started an attempt, in a few words."""
-    if not scheduler:
+    if not {"kind", "chain"} <= scheduler.keys():
         return ""
     task = f"_{scheduler['task']}" if scheduler.get("task") else ""
     restarts = scheduler.get("restarts", "0")

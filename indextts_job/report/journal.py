@@ -1,9 +1,11 @@
 """Events as JSON lines in the run: `events/attempt-0001.jsonl`, and on request the samples of every step."""
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Any
 
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.report.events import AttemptStarted, Event, StepDone, ValidationProgress
@@ -51,6 +53,66 @@ class SampleLog:
         self._storage.append(self._key, json.dumps(document, ensure_ascii=False).encode() + b"\n")
 
 
+_LOSSES = {"text_loss": float, "mel_loss": float, "mel_top1": float, "total": float}
+_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "TrainLine": {
+        "epoch": float,
+        "losses": _LOSSES,
+        "learning_rate": float,
+        "samples_per_s": float,
+        "tokens_per_s": float,
+        "eta_s": float,
+    },
+    "Validated": {"losses": _LOSSES, "best": bool},
+    "Committed": {"name": str, "seconds": float, "stall_seconds": float},
+    "AttemptStarted": {"attempt": int, "total_steps": int},
+    "TimeSpent": {"steps_s": float, "data_s": float, "validation_s": float, "saves_s": float},
+    "AttemptEnded": {"outcome": str, "exit_code": int, "message": str},
+}
+"""Fields that readers of a journal rely on, by event."""
+
+
+def parse_events(content: bytes) -> Iterator[dict[str, Any]]:
+    """The events of a journal, in their order, as far as they can be read.
+
+    Every event has `time`, `event` and `step`, and those of `_FIELDS` what stands there. A line that is something else
+    was cut off by a kill, or damaged, or is another program's; the run is what its checkpoints say, so it is left out.
+    """
+    for line in content.split(b"\n"):
+        try:
+            document = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(document, dict):
+            continue
+        expected = {"time": str, "event": str, "step": int, **_FIELDS.get(str(document.get("event")), {})}
+        if _fits(document, expected) and _is_instant(document["time"]):
+            yield document
+
+
+def _fits(document: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    for key, kind in expected.items():
+        value = document.get(key)
+        if isinstance(kind, Mapping):
+            if not isinstance(value, Mapping) or not _fits(value, kind):
+                return False
+        elif kind is float:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                return False
+        elif type(value) is not kind:
+            return False
+        elif isinstance(value, int) and not 0 <= value < 2**63:
+            return False
+    return True
+
+
+def _is_instant(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
+
+
 def committed_samples(logs: Sequence[bytes]) -> dict[int, list[str]]:
     """The samples of every step that counts, from the sample logs of all attempts in their order.
 
@@ -65,7 +127,7 @@ def committed_samples(logs: Sequence[bytes]) -> dict[int, list[str]]:
     """
     steps: dict[int, list[str]] = {}
     for log in logs:
-        for line in log.decode().splitlines():
+        for line in log.split(b"\n"):
             try:
                 entry = json.loads(line)
             except ValueError:

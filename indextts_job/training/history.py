@@ -93,6 +93,8 @@ class History:
     """Tries of a step that float16 overflowed and that were repeated with a smaller scale."""
     interval: IntervalSums = field(default_factory=IntervalSums)
     """Since the last train line."""
+    last_line: Losses | None = None
+    """Means of the last train line: what is known of the training right behind one."""
     since_validation: IntervalSums = field(default_factory=IntervalSums)
     validations: tuple[Validation, ...] = ()
     best: Validation | None = None
@@ -107,6 +109,10 @@ class History:
             interval=self.interval.plus(losses, grad_norm),
             since_validation=self.since_validation.plus(losses, grad_norm),
         )
+
+    def after_line(self) -> Self:
+        """The history behind a train line."""
+        return replace(self, interval=IntervalSums(), last_line=self.interval.mean())
 
     def after_validation(self, step: int, losses: Losses, overfitting_validations: int = 0) -> Self:
         """The history with one more validation; a lower weighted total is an improvement.
@@ -156,8 +162,9 @@ class History:
         """The inverse of `to_json`."""
         plain = dict(document)
         validations = tuple(_validation(entry) for entry in plain.pop("validations"))
-        best = plain.pop("best")
+        best, line = plain.pop("best"), plain.pop("last_line", None)
         return cls(
+            last_line=None if line is None else Losses(**line),
             interval=IntervalSums(**plain.pop("interval")),
             since_validation=IntervalSums(**plain.pop("since_validation", {})),
             validations=validations,

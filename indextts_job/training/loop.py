@@ -23,7 +23,7 @@ from indextts_job.report.events import (
     ValidationProgress,
 )
 from indextts_job.training.distributed import Alone, Ranks
-from indextts_job.training.history import IntervalSums, Losses, ValidationConfig
+from indextts_job.training.history import Losses, ValidationConfig
 from indextts_job.training.quality import Goal, missed_goal, overfitting_text
 from indextts_job.training.saves import Saves, SavesSettings, SavingWork
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
@@ -276,4 +276,4 @@ class TrainingLoop:
                 eta_s=(self._settings.total_steps - state.step) * seconds_per_step,
             )
         )
-        state.history = replace(state.history, interval=IntervalSums())
+        state.history = state.history.after_line()

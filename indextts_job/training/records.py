@@ -18,6 +18,7 @@ from indextts_job.data.dataset import Dataset
 from indextts_job.data.order import ORDER_VERSION
 from indextts_job.hardware.plan import HardwareFacts, Plan
 from indextts_job.hardware.scheduler import read_scheduler
+from indextts_job.redaction import redacted, redacted_values
 from indextts_job.report.events import Emit
 from indextts_job.report.journal import Journal, SampleLog
 from indextts_job.report.prometheus import PrometheusFile
@@ -69,9 +70,9 @@ def attempt_record(  # all of it by name
         "device": facts.name if world_size == 1 else f"{world_size} x {facts.name}",
         "driver": facts.driver,
         "scheduler": read_scheduler(os.environ),
-        "previous_end": previous,
+        "previous_end": redacted(previous),
         "step": step,
-        "resume": resume,
+        "resume": redacted(resume),
     }
 
 
@@ -92,8 +93,9 @@ def constant_values(config: RunConfig, inputs: Inputs, start: Start, machine: Ma
     """What every checkpoint of an attempt records besides its state."""
     vocabulary = start.state.model.vocabulary
     return {
-        "config": config.to_json(),
-        "model_config": dict(inputs.model_document),
+        # A checkpoint is read by many; URLs may hold passwords and signatures.
+        "config": redacted_values(config.to_json()),
+        "model_config": redacted_values(dict(inputs.model_document)),
         "order": {
             "version": ORDER_VERSION,
             "seed": config.recipe.seed,
@@ -103,7 +105,7 @@ def constant_values(config: RunConfig, inputs: Inputs, start: Start, machine: Ma
         },
         "total_steps": inputs.total_steps,
         "dataset": {
-            "manifests": list(config.data.train_manifests),
+            "manifests": redacted_values(list(config.data.train_manifests)),
             "languages": inputs.train_set.languages,
             "codes": sum(inputs.train_set.code_lengths),
             "skipped_samples": [sample.id for sample in inputs.train_set.skipped],
@@ -111,7 +113,7 @@ def constant_values(config: RunConfig, inputs: Inputs, start: Start, machine: Ma
         "tokenizer": {"pieces": inputs.tokenizer.pieces, "fingerprint": inputs.tokenizer.fingerprint()},
         "vocabulary": {"pieces": vocabulary.pieces, "base_pieces": vocabulary.base_pieces},
         "parameters": {"trained": count_parameters(start.state.model)},
-        "lineage": dict(start.lineage),
+        "lineage": redacted_values(dict(start.lineage)),
         "environment": dict(machine),
     }
 

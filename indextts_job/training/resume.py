@@ -4,8 +4,8 @@ Three ways to start: from the base checkpoint; at the exact place of a checkpoin
 fresh moments, schedule and position, which belong together.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -13,11 +13,12 @@ from torch import Tensor
 from indextts_job import files
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name, parse_file_name
+from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import ResumeConfig
-from indextts_job.errors import ConfigError, DataError, IndexTTSJobError, findings_message
+from indextts_job.errors import ConfigError, DataError, findings_message
 from indextts_job.legacy.discovery import is_old_checkpoint, old_checkpoints
 from indextts_job.model.vocabulary import TEXT_TABLES
 from indextts_job.training.state import BASE, FIRST_MOMENT, SECOND_MOMENT, WEIGHTS
@@ -33,6 +34,8 @@ class ResumePoint:
     passed_over: tuple[str, ...] = ()
     """Newer checkpoints that could not be read, and why."""
     unreadable: tuple[CheckpointName, ...] = ()
+    repaired: tuple[str, ...] = ()
+    """What was damaged in it, and what was done about it."""
 
     @property
     def name(self) -> CheckpointName:
@@ -43,6 +46,9 @@ class ResumePoint:
     def url(self) -> str:
         """Path or URL of its manifest."""
         return f"{self.store.storage.url}/{MANIFESTS}/{file_name(self.name)}"
+
+
+Repair = Callable[[CheckpointStore, CheckpointManifest], list[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +63,16 @@ class Selection:
     """What the user should know about the choice."""
 
 
-def select(config: ResumeConfig, own: CheckpointStore) -> Selection:
+def select(config: ResumeConfig, own: CheckpointStore, repair: Repair | None = None) -> Selection:
     """Pick and verify the checkpoint that a configuration asks for.
 
     A requeued job repeats its command line. So `resume` naming another run counts only while this run has no
     checkpoint, and naming an older one of this run counts only until the run has committed behind it.
+
+    Args:
+        config: What is asked for.
+        own: The run's checkpoints.
+        repair: See `read`.
 
     Raises:
         ConfigError: The request cannot be fulfilled, or would overwrite something.
@@ -69,21 +80,23 @@ def select(config: ResumeConfig, own: CheckpointStore) -> Selection:
     """
     names = retention.current(own.names())
     if config.source in ("none", "auto", "own"):
-        return _own_or_fresh(config, own, names)
+        return _own_or_fresh(config, own, names, repair)
     if is_old_checkpoint(config.source):
-        return _old_checkpoint(config, own, names)
+        return _old_checkpoint(config, own, names, repair)
     source, name = locate(config.source, may_be_gone=True)
     if _same_place(source, own):
-        return _within_own_run(config, own, names, name)
+        return _within_own_run(config, own, names, name, repair)
     if names:
-        return _after_a_requeue(config, own, source.storage.url)
+        return _after_a_requeue(config, own, source.storage.url, repair)
     if name and name not in source.names():
         raise _no_such_checkpoint(config.source, source.storage.url)
-    point = read(source, name) if name else newest(source, retention.current(source.names()))
+    point = read(source, name) if name else newest(source)
     return Selection(point=point, weights_only=config.weights_only)
 
 
-def _own_or_fresh(config: ResumeConfig, own: CheckpointStore, names: list[CheckpointName]) -> Selection:
+def _own_or_fresh(
+    config: ResumeConfig, own: CheckpointStore, names: list[CheckpointName], repair: Repair | None
+) -> Selection:
     if not names:
         return _before_the_first_checkpoint(config, own)
     if config.source == "none":
@@ -96,7 +109,7 @@ def _own_or_fresh(config: ResumeConfig, own: CheckpointStore, names: list[Checkp
             f"{own.storage.url} already holds checkpoints. Weights with fresh moments need a new run folder: "
             f"--resume {own.storage.url} --output-dir NEW."
         )
-    return Selection(point=_newest_of_own(own))
+    return Selection(point=_newest_of_own(own, repair))
 
 
 def _before_the_first_checkpoint(config: ResumeConfig, own: CheckpointStore) -> Selection:
@@ -111,7 +124,9 @@ def _before_the_first_checkpoint(config: ResumeConfig, own: CheckpointStore) -> 
     return Selection(point=None, notes=(note,))
 
 
-def _old_checkpoint(config: ResumeConfig, own: CheckpointStore, names: list[CheckpointName]) -> Selection:
+def _old_checkpoint(
+    config: ResumeConfig, own: CheckpointStore, names: list[CheckpointName], repair: Repair | None
+) -> Selection:
     """The command names a checkpoint file of the old trainer."""
     if not names:
         return Selection(point=None, legacy=(config.source,), weights_only=config.weights_only)
@@ -119,13 +134,13 @@ def _old_checkpoint(config: ResumeConfig, own: CheckpointStore, names: list[Chec
     if _same_url(folder, own.storage.url) and not files.exists(config.source):
         # Commands of the old trainer name the file that it would have written there.
         note = f"there is no {config.source}; this run has checkpoints of its own, as with --resume auto"
-        return Selection(point=_newest_of_own(own), notes=(note,))
-    return _after_a_requeue(config, own, config.source)
+        return Selection(point=_newest_of_own(own, repair), notes=(note,))
+    return _after_a_requeue(config, own, config.source, repair)
 
 
-def _after_a_requeue(config: ResumeConfig, own: CheckpointStore, origin: str) -> Selection:
+def _after_a_requeue(config: ResumeConfig, own: CheckpointStore, origin: str, repair: Repair | None) -> Selection:
     """The command names where this run once came from, and the run has checkpoints of its own by now."""
-    point = _newest_of_own(own)
+    point = _newest_of_own(own, repair)
     if point.manifest.values["lineage"].get("run") != origin:
         raise ConfigError(
             f"{own.storage.url} already holds checkpoints of a run that did not start from {origin}. Use another run "
@@ -135,7 +150,11 @@ def _after_a_requeue(config: ResumeConfig, own: CheckpointStore, origin: str) ->
 
 
 def _within_own_run(
-    config: ResumeConfig, own: CheckpointStore, names: list[CheckpointName], name: CheckpointName | None
+    config: ResumeConfig,
+    own: CheckpointStore,
+    names: list[CheckpointName],
+    name: CheckpointName | None,
+    repair: Repair | None,
 ) -> Selection:
     if config.weights_only:
         raise ConfigError(
@@ -143,55 +162,58 @@ def _within_own_run(
             "(--output-dir)."
         )
     if name is None:
-        return Selection(point=newest(own, names))
+        return Selection(point=newest(own, repair))
     went_back = [n for n in names if n.attempt > name.attempt and n.attempt_start == name.step < n.step]
     if went_back:
         note = (
             f"attempt {went_back[0].attempt} went back to step {name.step} already; going on from the newest. To go "
             "back again, fork: give another --output-dir"
         )
-        return Selection(point=newest(own, names), notes=(note,))
+        return Selection(point=newest(own, repair), notes=(note,))
     if name not in own.names():
         raise _no_such_checkpoint(config.source, own.storage.url)
     later = [n for n in names if n.step > name.step]
     note = f"going back to step {name.step}; {len(later)} later checkpoints stay until this line has passed them"
-    return Selection(point=read(own, name), notes=(note,) if later else ())
+    return Selection(point=read(own, name, repair), notes=(note,) if later else ())
 
 
-def _newest_of_own(own: CheckpointStore) -> ResumePoint:
+def _newest_of_own(own: CheckpointStore, repair: Repair | None) -> ResumePoint:
     """The newest checkpoint, also while an older attempt still commits and removes what this one has just listed."""
     while True:
-        names = retention.current(own.names())
+        names = own.names()
         try:
-            return newest(own, names)
+            return newest(own, repair)
         except DataError:
-            if retention.current(own.names()) == names:
+            if own.names() == names:
                 raise
 
 
-def newest(store: CheckpointStore, names: list[CheckpointName]) -> ResumePoint:
+def newest(store: CheckpointStore, repair: Repair | None = None) -> ResumePoint:
     """The newest checkpoint that verifies; those passed over are named and left alone.
+
+    A checkpoint that cannot be read ranks below every one that can: it may carry any number in its name.
+
+    Args:
+        store: The run.
+        repair: See `read`.
 
     Raises:
         ConfigError: There is none.
         DataError: None of them can be read.
     """
+    names = store.names()
     if not names:
         raise ConfigError(f"{store.storage.url} holds no checkpoints. Give a run folder or one of its manifests.")
     passed_over: list[str] = []
-    for index, name in enumerate(names):
+    unreadable: list[CheckpointName] = []
+    while candidates := retention.current(name for name in names if name not in unreadable):
         try:
-            point = read(store, name)
+            point = read(store, candidates[0], repair)
         except DataError as error:
             passed_over.append(str(error))
+            unreadable.append(candidates[0])
             continue
-        return ResumePoint(
-            store=store,
-            manifest=point.manifest,
-            tensors=point.tensors,
-            passed_over=tuple(passed_over),
-            unreadable=tuple(names[:index]),
-        )
+        return replace(point, passed_over=tuple(passed_over), unreadable=tuple(unreadable))
     raise DataError(
         findings_message(
             f"{store.storage.url}: none of its {len(names)} checkpoints can be read",
@@ -201,16 +223,28 @@ def newest(store: CheckpointStore, names: list[CheckpointName]) -> ResumePoint:
     )
 
 
-def read(store: CheckpointStore, name: CheckpointName) -> ResumePoint:
+def read(store: CheckpointStore, name: CheckpointName, repair: Repair | None = None) -> ResumePoint:
     """One checkpoint, verified, with the tensors that training needs.
+
+    Args:
+        store: The run.
+        name: Of the checkpoint.
+        repair: Writes what all checkpoints share again, when it is damaged; gives what there is to be told.
 
     Raises:
         DataError: It is not whole.
     """
     manifest = store.manifest(name)
     frozen = tuple(BASE + key for key in TEXT_TABLES)
-    tensors = store.load(manifest, (WEIGHTS, FIRST_MOMENT, SECOND_MOMENT, *frozen))
-    return ResumePoint(store=store, manifest=manifest, tensors=tensors)
+    wanted = (WEIGHTS, FIRST_MOMENT, SECOND_MOMENT, *frozen)
+    try:
+        return ResumePoint(store=store, manifest=manifest, tensors=store.load(manifest, wanted))
+    except DamagedCheckpointError as error:
+        told = repair(store, manifest) if repair else []
+        if not told:
+            raise
+        point = ResumePoint(store=store, manifest=manifest, tensors=store.load(manifest, wanted))
+        return replace(point, repaired=(str(error), *told))
 
 
 def locate(source: str, *, may_be_gone: bool = False) -> tuple[CheckpointStore, CheckpointName | None]:
@@ -263,15 +297,5 @@ def recorded_config(run: str) -> dict[str, Any] | None:
     store, name = locate(run) if files.exists(run) else (None, None)
     if store is None:
         return None
-    names = [name] if name else retention.current(store.names())
-    error: IndexTTSJobError | None = None
-    for candidate in names:
-        try:
-            recorded: dict[str, Any] = store.manifest(candidate).values["config"]
-        except DataError as failure:
-            error = failure
-            continue
-        return recorded
-    if error:
-        raise error
-    return None
+    manifest = store.manifest(name) if name else store.newest()
+    return dict(manifest.values["config"]) if manifest else None

@@ -4,6 +4,7 @@ import math
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -39,6 +40,7 @@ from indextts_job.training import resume
 from indextts_job.training.distributed import Ranks, joined, read_place
 from indextts_job.training.inputs import Inputs, check_stop, read_inputs, warnings_of
 from indextts_job.training.loop import LoopSettings, TrainingLoop
+from indextts_job.training.mending import repair
 from indextts_job.training.quality import parse_goals
 from indextts_job.training.records import Laps, attempt_record, constant_values, environment, run_readers
 from indextts_job.training.resume_policy import admit
@@ -87,7 +89,8 @@ def run_attempt(
     store = CheckpointStore(storage)
     # While the data is read and checked: the device's context, and the checkpoint to go on from.
     reading_facts = begin(lambda: read_facts(config.hardware.device, place.local_rank, place.local_world_size), "facts")
-    selecting = begin(lambda: resume.select(config.resume, store), "checkpoint")
+    mend = repair(config.inputs.base_checkpoint)
+    selecting = begin(lambda: resume.select(config.resume, store, mend), "checkpoint")
     from_base = config.resume.source in ("auto", "own", "none") or is_old_checkpoint(config.resume.source)
     inputs = read_inputs(config, stop, emit, console, needs_base=from_base and not store.names())
     for warning in warnings_of(config, inputs):
@@ -185,6 +188,7 @@ def _lead(parts: _Parts, store: CheckpointStore, selection: resume.Selection, la
         values=constant_values(config, inputs, start, environment(parts.facts, start.plan, parts.ranks.world_size)),
         files={"tokenizer.model": inputs.tokenizer.content},
         emit=emit,
+        audit=partial(_audit, store, config.inputs.base_checkpoint),
     )
     saver = BackgroundSaver(store, settings, parts.ranks_of_saver, parts.stop)
     emit(
@@ -288,6 +292,12 @@ def _between_kills_s(parts: _Parts, saver: BackgroundSaver) -> float:
     if parts.config.checkpoint.interval_steps != AUTOMATIC or parts.ranks.rank:
         return PRIOR_S
     return mean_between_kills_s(*kills(attempts(saver.storage)[:-1]))
+
+
+def _audit(store: CheckpointStore, base_checkpoint: str) -> list[str]:
+    """Compare and mend what the newest checkpoint shares with all others."""
+    newest = store.newest()
+    return repair(base_checkpoint)(store, newest) if newest else []
 
 
 def _tidy(store: CheckpointStore, emit: Emit) -> None:

@@ -69,8 +69,11 @@ def compare(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emit)
         return selection
     for reason in point.passed_over:
         emit(Notice(step=0, topic="resume", message=f"passed over a checkpoint: {reason}", warning=True))
-    for note in selection.notes:
+    for note in (*point.repaired, *selection.notes):
         emit(Notice(step=point.name.step, topic="resume", message=note, warning=True))
+    if lost := point.store.missing(point.manifest):
+        message = f"{len(lost)} objects of the checkpoint are lost or cut, {lost[0].key} among them: see below"
+        emit(Notice(step=point.name.step, topic="resume", message=message, warning=True))
     emit(Notice(step=point.name.step, topic="resume", message=f"checkpoint found at {point.url}"))
     values = point.manifest.values
     if growth := _extension(values, inputs.tokenizer):
