@@ -100,7 +100,7 @@ def parse_record(content: bytes) -> dict[str, Any]:
         Its values; those that are not what they should be are left out.
     """
     try:
-        document = json.loads(content)
+        document = json.loads(content.decode())
     except (ValueError, RecursionError):
         return {}
     if not isinstance(document, dict):

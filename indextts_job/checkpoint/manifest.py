@@ -122,7 +122,7 @@ def parse_manifest(content: bytes, source: str) -> CheckpointManifest:
         DataError: Not a manifest, or of a newer format.
     """
     try:
-        document = json.loads(content)
+        document = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise DataError(f"{source}: not a checkpoint manifest ({error}); it is damaged or not ours.") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:

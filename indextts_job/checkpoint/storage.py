@@ -120,7 +120,10 @@ class LocalStorage:
         """See `RunStorage`."""
         path = self._path(key)
         with translated(f"writing {path}", writing=True), self._temporary(path, content) as temporary:
-            temporary.replace(path)
+            try:
+                temporary.replace(path)
+            except IsADirectoryError as error:
+                raise ConfigError(f"{path} is a folder where the run needs a file. Move it away.") from error
             self._fsync_folder(path.parent)
 
     def create(self, key: str, content: bytes) -> None:

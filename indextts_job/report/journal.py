@@ -80,7 +80,7 @@ def parse_events(content: bytes) -> Iterator[dict[str, Any]]:
     """
     for line in content.split(b"\n"):
         try:
-            document = json.loads(line)
+            document = json.loads(line.decode())
         except (ValueError, RecursionError):
             continue
         if not isinstance(document, dict):
@@ -99,9 +99,7 @@ def _fits(document: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
         elif kind is float:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 return False
-        elif type(value) is not kind:
-            return False
-        elif isinstance(value, int) and not 0 <= value < 2**63:
+        elif type(value) is not kind or (isinstance(value, int) and not 0 <= value < 2**63):
             return False
     return True
 
@@ -129,7 +127,7 @@ def committed_samples(logs: Sequence[bytes]) -> dict[int, list[str]]:
     for log in logs:
         for line in log.split(b"\n"):
             try:
-                entry = json.loads(line)
+                entry = json.loads(line.decode())
             except ValueError:
                 continue  # cut off by a kill; the step was not committed then
             if "resumed_at" in entry:

@@ -5,6 +5,7 @@ not read most of them, and an export would fail weeks later.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -17,29 +18,38 @@ from indextts_job.model.base_checkpoint import load_base_checkpoint
 from indextts_job.model.config import gpt_config
 from indextts_job.training.state import BASE
 
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What became of the objects that all checkpoints share."""
+
+    told: tuple[str, ...] = ()
+    """What the user should know; nothing when nothing was damaged."""
+    whole: bool = True
+    """Whether they are what they should be now."""
+
+
 ADVICE = "Restore these files from a copy of the run; until then an export of it fails."
 
 
-def repair(base_checkpoint: str) -> Callable[[CheckpointStore, CheckpointManifest], list[str]]:
+def repair(base_checkpoint: str) -> Callable[[CheckpointStore, CheckpointManifest], Repaired]:
     """A function that mends the shared objects of a checkpoint from the base that the run started from.
 
     Args:
         base_checkpoint: Path or URL of the base's `gpt.pth`.
     """
 
-    def mend(store: CheckpointStore, manifest: CheckpointManifest) -> list[str]:
+    def mend(store: CheckpointStore, manifest: CheckpointManifest) -> Repaired:
         shared = {entry.object for key, entry in manifest.tensors.items() if key.startswith(BASE)}
         damaged = store.damaged(manifest.objects[key] for key in sorted(shared))
-        if not damaged:
-            return []
-        return [_mended(store, manifest, damaged, base_checkpoint)]
+        return _mended(store, manifest, damaged, base_checkpoint) if damaged else Repaired()
 
     return mend
 
 
 def _mended(
     store: CheckpointStore, manifest: CheckpointManifest, damaged: list[StoredObject], base_checkpoint: str
-) -> str:
+) -> Repaired:
     names = ", ".join(Path(one.key).name[:20] + "…" for one in damaged[:3])
     lost = f"{len(damaged)} objects with tensors of the base were lost or damaged ({names})"
     try:
@@ -49,9 +59,11 @@ def _mended(
         tensors = {}
     left = [one for one in damaged if not _restored(store, manifest, one, tensors)]
     if not left:
-        return f"{lost}; written again from {base_checkpoint}, every byte as before"
+        return Repaired((f"{lost}; written again from {base_checkpoint}, every byte as before",))
     why = "is not the base that this run started from" if tensors else "cannot be read"
-    return f"{lost}; {len(left)} could not be written again: {base_checkpoint} {why}. {ADVICE}"
+    return Repaired(
+        (f"{lost}; {len(left)} could not be written again: {base_checkpoint} {why}. {ADVICE}",), whole=False
+    )
 
 
 def _there(url: str) -> bool:
@@ -64,4 +76,7 @@ def _restored(
     names = [key for key, entry in manifest.tensors.items() if entry.object == stored.key]
     if not all(name.removeprefix(BASE) in tensors for name in names):
         return False
-    return store.restore(stored, {name: tensors[name.removeprefix(BASE)] for name in names})
+    try:
+        return store.restore(stored, {name: tensors[name.removeprefix(BASE)] for name in names})
+    except IndexTTSJobError:  # something else lies in its place, say
+        return False

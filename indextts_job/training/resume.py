@@ -21,6 +21,7 @@ from indextts_job.config import ResumeConfig
 from indextts_job.errors import ConfigError, DataError, findings_message
 from indextts_job.legacy.discovery import is_old_checkpoint, old_checkpoints
 from indextts_job.model.vocabulary import TEXT_TABLES
+from indextts_job.training.mending import Repaired
 from indextts_job.training.state import BASE, FIRST_MOMENT, SECOND_MOMENT, WEIGHTS
 
 
@@ -48,7 +49,7 @@ class ResumePoint:
         return f"{self.store.storage.url}/{MANIFESTS}/{file_name(self.name)}"
 
 
-Repair = Callable[[CheckpointStore, CheckpointManifest], list[str]]
+Repair = Callable[[CheckpointStore, CheckpointManifest], Repaired]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +241,7 @@ def read(store: CheckpointStore, name: CheckpointName, repair: Repair | None = N
     try:
         return ResumePoint(store=store, manifest=manifest, tensors=store.load(manifest, wanted))
     except DamagedCheckpointError as error:
-        told = repair(store, manifest) if repair else []
+        told = repair(store, manifest).told if repair else ()
         if not told:
             raise
         point = ResumePoint(store=store, manifest=manifest, tensors=store.load(manifest, wanted))

@@ -40,7 +40,7 @@ from indextts_job.training import resume
 from indextts_job.training.distributed import Ranks, joined, read_place
 from indextts_job.training.inputs import Inputs, check_stop, read_inputs, warnings_of
 from indextts_job.training.loop import LoopSettings, TrainingLoop
-from indextts_job.training.mending import repair
+from indextts_job.training.mending import Repaired, repair
 from indextts_job.training.quality import parse_goals
 from indextts_job.training.records import Laps, attempt_record, constant_values, environment, run_readers
 from indextts_job.training.resume_policy import admit
@@ -294,10 +294,10 @@ def _between_kills_s(parts: _Parts, saver: BackgroundSaver) -> float:
     return mean_between_kills_s(*kills(attempts(saver.storage)[:-1]))
 
 
-def _audit(store: CheckpointStore, base_checkpoint: str) -> list[str]:
+def _audit(store: CheckpointStore, base_checkpoint: str) -> Repaired:
     """Compare and mend what the newest checkpoint shares with all others."""
     newest = store.newest()
-    return repair(base_checkpoint)(store, newest) if newest else []
+    return repair(base_checkpoint)(store, newest) if newest else Repaired()
 
 
 def _tidy(store: CheckpointStore, emit: Emit) -> None:

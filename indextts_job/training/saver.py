@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -22,9 +22,10 @@ from indextts_job.checkpoint.manifest import file_name
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.checkpoint.store import CheckpointStore, CommitResult, Content, Written
-from indextts_job.errors import IndexTTSJobError, UnavailableError
+from indextts_job.errors import DataError, IndexTTSJobError, UnavailableError
 from indextts_job.report.events import Committed, Emit, Notice
 from indextts_job.training.distributed import Ranks
+from indextts_job.training.mending import Repaired
 from indextts_job.training.state import BASE, Carried, TrainState
 from indextts_job.waiting import Stopped, joined, never
 
@@ -49,8 +50,8 @@ class SaverSettings:
     values: Mapping[str, Any]
     files: Mapping[str, bytes]
     emit: Emit
-    audit: Callable[[], list[str]] = list
-    """Compares what every checkpoint shares with its hashes and mends it; gives what there is to be told."""
+    audit: Callable[[], Repaired] = Repaired
+    """Compares what every checkpoint shares with its hashes, and mends it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,9 +222,19 @@ class BackgroundSaver:
         )
 
         def publish(parts: list[Written]) -> None:
-            if retention.FINAL in tags:
-                self._audit()  # a final checkpoint that cannot be exported is none
-            self._committed = store.publish(name, content, parts, settings.fence.check)
+            if retention.FINAL not in tags:
+                self._committed = store.publish(name, content, parts, settings.fence.check)
+                return
+            found = settings.audit()
+            self._warnings += found.told
+            # A final checkpoint that cannot be exported is none.
+            fitting = name if found.whole else replace(name, tags=tuple(t for t in tags if t != retention.FINAL))
+            self._committed = store.publish(fitting, content, parts, settings.fence.check)
+            if not found.whole:
+                raise DataError(
+                    f"{found.told[0]} The run is trained to its end, and its last step is committed without the tag "
+                    "final. Start it again when the files are there."
+                )
 
         return publish
 
@@ -247,13 +258,13 @@ class BackgroundSaver:
         """Once in an attempt: is what all checkpoints share still what it was?"""
         if self._settings and not self._audited:
             self._audited = True
-            self._warnings += self._settings.audit()
+            self._warnings += self._settings.audit().told
 
     def _log(self, committed: CommitResult) -> None:
         """Add a line to the log of all checkpoints, which is whole after any kill."""
         storage = self._store.storage
         try:
-            lines = json.loads(storage.read(CHECKPOINT_LOG))
+            lines = json.loads(storage.read(CHECKPOINT_LOG).decode())
         except (FileNotFoundError, ValueError, RecursionError):
             lines = []
         if not isinstance(lines, list):

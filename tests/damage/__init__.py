@@ -1,0 +1,1 @@
+"""What is left of a run when one of its files is damaged."""
