@@ -268,6 +268,7 @@ def _check_values(config: RunConfig) -> None:
         "optimizer.grad_clip": (config.optimizer.grad_clip, 0),
         "schedule.learning_rate": (config.schedule.learning_rate, 0),
         "schedule.warmup_steps": (config.schedule.warmup_steps, 0),
+        "schedule.new_rows_factor": (config.schedule.new_rows_factor, 0),
         "schedule.epochs": (config.schedule.epochs, 1),
         "schedule.max_steps": (config.schedule.max_steps, 0),
         "validation.interval_steps": (config.validation.interval_steps, 0),

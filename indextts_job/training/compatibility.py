@@ -8,6 +8,7 @@ from indextts_job.config import RunConfig, flatten
 from indextts_job.data.order import ORDER_VERSION
 from indextts_job.errors import ConfigError, DataError, findings_message
 from indextts_job.model.tokenizer import Tokenizer
+from indextts_job.redaction import redacted_values
 
 POSITION_KEYS = ("recipe.global_batch_samples", "recipe.seed")
 """They decide which samples a step holds; a run keeps them for life."""
@@ -15,6 +16,8 @@ MATHEMATICS = ("recipe.", "optimizer.", "schedule.")
 """Sections whose change alters the update of a step."""
 WITHOUT_EFFECT = ("recipe.new_rows",)
 """Looked at once, when rows are made."""
+BEFORE_THEY_WERE_KEYS = {"schedule.new_rows_factor": 1.0}
+"""What a checkpoint that does not record a key was trained with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +65,17 @@ def demand_same_run(values: Mapping[str, Any], present: Present, where: str) -> 
     """
     new_run = f"To train on from its weights in a new run: --resume {where} --no-load-optimizer --output-dir NEW."
     _demand_same_model(values, present, where)
-    old, new = flatten(values["config"]), flatten(present.config.to_json())
+    old = {**BEFORE_THEY_WERE_KEYS, **flatten(values["config"])}
+    new = redacted_values(flatten(present.config.to_json()))
     changes = {
         key: f"{key}: {old.get(key)} in the checkpoint, {new[key]} now" for key in new if old.get(key) != new[key]
     }
     _demand_same_position(changes, present, new_run)
     _demand_same_dataset(values, present, where, new_run)
-    mathematics = [key for key in changes if key.startswith(MATHEMATICS) and key not in WITHOUT_EFFECT]
+    harmless = set(WITHOUT_EFFECT)
+    if values["vocabulary"]["pieces"] == values["vocabulary"]["base_pieces"]:
+        harmless.add("schedule.new_rows_factor")  # there are none
+    mathematics = [key for key in changes if key.startswith(MATHEMATICS) and key not in harmless]
     refused = [changes[key] for key in mathematics if key not in present.config.resume.accept]
     if refused:
         accept = f"resume.accept=[{','.join(mathematics)}]"

@@ -18,8 +18,9 @@ class RecipeConfig:
     """Weight of the code loss; 0.6 for a new language."""
     dropout: float = 0.1
     """Dropout on embeddings, attention probabilities and residual branches (the base model's recipe)."""
-    new_rows: Literal["mean", "normal"] = "mean"
-    """Start of new vocabulary rows: mean of the base rows plus small noise, or N(0, 0.02)."""
+    new_rows: Literal["spread", "mean", "normal"] = "spread"
+    """Start of new vocabulary rows: around the mean of the base rows and as far apart as they are, closely around it
+    (learns slowly), or N(0, 0.02)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,9 @@ class ScheduleConfig:
     """Peak learning rate. 2e-5 is the published recipe; 5e-6 is the one for a new language."""
     warmup_steps: int = 1000
     """Steps of linear warmup from 0."""
+    new_rows_factor: float = 4.0
+    """Learning rate of new vocabulary rows, in multiples of that of everything else: they start from nothing, while
+    the rest of the model is pretrained. No effect without new rows."""
     epochs: int = 10
     """Passes over the training set."""
     max_steps: int = 0

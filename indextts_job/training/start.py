@@ -222,7 +222,9 @@ def _empty_state(config: RunConfig, model: UnifiedVoice, plan: Plan, owned: Sequ
     own = {name for (name, _), mine in zip(model.named_parameters(), owned, strict=True) if mine}
     return TrainState(
         model=model,
-        optimizer=build_optimizer(model, config.optimizer, own if plan.shard_optimizer else None),
+        optimizer=build_optimizer(
+            model, config.optimizer, own if plan.shard_optimizer else None, config.schedule.new_rows_factor
+        ),
         scaler=torch.amp.GradScaler(plan.device, enabled=plan.precision == "float16"),
         own=own,
     )

@@ -197,9 +197,13 @@ def test_an_extended_model_trains_only_its_new_rows(world: World, config: GPTCon
     assert torch.equal(rows[2:], trained["text_embedding.weight_new"][[0, 59]])
 
 
-def test_new_rows_start_near_the_mean_or_as_a_fresh_model_does() -> None:
+def test_new_rows_start_spread_as_the_base_rows_near_their_mean_or_as_a_fresh_model_does() -> None:
     base = torch.randn(1001, 64, generator=torch.Generator().manual_seed(0)) * 0.5 + 3
     base[-1] = 1e6  # the spare row was never trained and must not count
+    spread = initial_rows(base, 500, "spread", torch.Generator().manual_seed(1))
+    assert float((spread.mean() - 3).abs()) < 0.02
+    assert float(spread.std(dim=0).mean()) == pytest.approx(0.5, rel=0.1)
+    assert float(initial_rows(base[:, 0], 500, "spread", torch.Generator().manual_seed(1)).std()) > 0.4  # biases too
     mean = initial_rows(base, 500, "mean", torch.Generator().manual_seed(1))
     assert float((mean.mean() - 3).abs()) < 0.02
     assert float(mean.std(dim=0).mean()) == pytest.approx(0.05, rel=0.1)

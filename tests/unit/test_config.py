@@ -72,7 +72,7 @@ def test_an_override_is_a_key_and_a_yaml_value(argument: str, expected: tuple[st
         ("schedule.learning_rate", float("nan"), ["expected at least 0"]),
         ("recipe.dropout", 1.0, ["less than 1"]),
         ("recipe.global_batch_samples", 0, ["at least 1"]),
-        ("recipe.new_rows", "zeros", ["one of mean, normal"]),
+        ("recipe.new_rows", "zeros", ["one of spread, mean, normal"]),
         ("data.skip_bad_samples", "yes", ["true or false"]),
         ("data.train_manifests", [1], ["a list of strings"]),
         ("data.train_manifests", [], ["data.train_manifests is empty"]),

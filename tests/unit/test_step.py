@@ -1,5 +1,7 @@
 """I3: the update of a step does not depend on how its samples are cut; nothing non-finite reaches the weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,8 @@ import torch
 from indextts_job.data.batch import PackedBatch
 from indextts_job.errors import NonFiniteError
 from indextts_job.model.unified_voice import UnifiedVoice
+from indextts_job.training.recipe import OptimizerConfig
+from indextts_job.training.state import build_optimizer
 from indextts_job.training.step import Discarded, Updated, train_step
 from tests.support.models import machinery, micro_batches, random_samples, small_model
 
@@ -131,3 +135,15 @@ def test_rows_that_the_data_does_not_touch_keep_their_bits() -> None:
     for step in range(3):
         train_step(parts, micro_batches(SAMPLES, WHOLE), step, 1e-2)
     assert torch.equal(model.mel_embedding.weight[33], before)
+
+
+def test_new_rows_learn_at_their_own_multiple_of_the_rate_and_all_else_at_the_rate() -> None:
+    """The first AdamW update moves every element by the rate, up or down: m / sqrt(v) is the sign of its gradient."""
+    factor, rate = 4.0, 1e-3
+    model = small_model(base_pieces=30)
+    parts = replace(machinery(model), optimizer=build_optimizer(model, OptimizerConfig(weight_decay=0.0), None, factor))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    assert isinstance(train_step(parts, micro_batches(SAMPLES, WHOLE), 0, rate), Updated)
+    for name, parameter in model.named_parameters():
+        moved = (parameter.detach() - before[name]).abs().max().item()
+        assert moved == pytest.approx(rate * (factor if name.endswith("_new") else 1.0), rel=0.02), name
