@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415  # imports inside functions: only a run named by itself needs torch
 
+import os
 from collections.abc import Mapping, Sequence
 
 from indextts_job import config, errors, files
@@ -17,8 +18,8 @@ def configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> c
     Raises:
         ConfigError: They make no configuration.
     """
-    paths = [setting for setting in settings if "=" not in setting]
-    dotted = dict(config.parse_override(setting) for setting in settings if "=" in setting)
+    paths, overrides = config.split_settings(settings, os.path.exists)
+    dotted = dict(overrides)
     if len(paths) > 1:
         raise errors.ConfigError(f"{len(paths)} configuration files given ({', '.join(paths)}), expected one.")
     document: object = None

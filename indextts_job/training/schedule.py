@@ -2,19 +2,22 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
+
+from indextts_job.bounds import Bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleConfig:
     """How long the run is and how its learning rate moves."""
 
-    learning_rate: float = 2e-5
+    learning_rate: Annotated[float, Bounds(0, 1e3)] = 2e-5
     """Peak learning rate. 2e-5 is the published recipe; 5e-6 is the one for a new language."""
-    warmup_steps: int = 1000
+    warmup_steps: Annotated[int, Bounds(0, 10**9)] = 1000
     """Steps of linear warmup from 0."""
-    epochs: int = 10
+    epochs: Annotated[int, Bounds(1, 10**6)] = 10
     """Passes over the training set."""
-    max_steps: int = 0
+    max_steps: Annotated[int, Bounds(0, 10**9)] = 0
     """Limit of optimizer steps; 0 = only the epochs limit the run."""
 
 
