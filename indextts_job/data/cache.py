@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from indextts_job import files
-from indextts_job.data.shards import ReadRange, Shard
+from indextts_job.data.shard_index import Shard
+from indextts_job.data.shards import ReadRange
 from indextts_job.errors import IndexTTSJobError
 from indextts_job.remote_files import PART_BYTES, RemoteFileSystem
 from indextts_job.storage_errors import patiently

@@ -11,6 +11,7 @@ from indextts_job.data.dataset import Dataset, Entry, Limits, SkippedSample
 from indextts_job.data.manifest import parse_records, parse_source
 from indextts_job.data.shards import is_sharded, open_shards
 from indextts_job.errors import DataError
+from indextts_job.redaction import redacted
 
 
 def load_dataset(
@@ -44,10 +45,10 @@ def load_dataset(
         if is_sharded(source.url):
             good, bad = open_shards(source.url, limits, reader)
         else:
-            records = parse_records(files.read_manifest_text(source.url).splitlines(), source)
+            records = parse_records(files.lines_of(files.read_manifest_text(source.url)), source)
             good, bad = check_records(records, limits, progress, skip_bad_samples=skip_bad_samples)
         entries += good
         skipped += bad
     if not entries:
-        raise DataError(f"no samples in {', '.join(arguments)}.")
+        raise DataError(f"no samples in {', '.join(map(redacted, arguments))}.")
     return Dataset(entries, skipped)
