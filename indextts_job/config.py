@@ -37,7 +37,7 @@ class InputsConfig:
     model_config: str = "checkpoints/config.yaml"
     """The config.yaml published with the base checkpoint."""
     base_checkpoint: str = "checkpoints/gpt.pth"
-    """IndexTTS2's gpt.pth, or an export of this trainer."""
+    """IndexTTS2's gpt.pth, an export of this trainer, a run (its newest checkpoint), or one checkpoint's .json."""
     tokenizer: str = ""
     """SentencePiece model: the base's own, or an extension of it."""
 

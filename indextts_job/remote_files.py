@@ -73,11 +73,7 @@ class RemoteFileSystem:
         if self.fsspec.async_impl:  # fsspec waits for a thread of its own, and can stop waiting
             most_s = min(CALL_TIMEOUT_S, max(LEAST_TIMEOUT_S, retry.seconds_left()))
             named["timeout"] = most_s + size_bytes / SLOWEST_BYTES_PER_S
-        try:
-            return getattr(self.fsspec, method)(*arguments, **named)
-        except NotImplementedError as error:
-            kind = type(self.fsspec).__name__
-            raise ConfigError(f"{kind} cannot do {method}: this kind of storage is for reading only.") from error
+        return getattr(self.fsspec, method)(*arguments, **named)
 
     def read(self, path: str) -> bytes:
         """A whole file."""
@@ -95,7 +91,13 @@ class RemoteFileSystem:
             raise
 
     def write(self, path: str, content: bytes, mode: str = "overwrite") -> None:
-        """Put a whole file."""
+        """Put a whole file.
+
+        Raises:
+            ConfigError: It would lie on a web server, which fsspec would try with a PUT request.
+        """
+        if "http" in self.fsspec.protocol:
+            raise ConfigError("http:// and https:// are for reading only. Give a folder or a bucket to write to.")
         # Some file systems have real folders (memory, ssh); on object stores this asks nothing.
         self.call("makedirs", path.rpartition("/")[0], exist_ok=True)
         self.call("pipe_file", path, content, mode=mode, size_bytes=len(content))

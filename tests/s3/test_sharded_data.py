@@ -12,8 +12,8 @@ import pytest
 
 from indextts_job.data.cache import SPARE_BYTES, CachedShards
 from indextts_job.data.dataset import Dataset, Limits
-from indextts_job.data.sharding import write_shards
 from indextts_job.data.shard_index import Shard
+from indextts_job.data.sharding import write_shards
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World
 from indextts_job.errors import DataError, UnavailableError

@@ -100,5 +100,5 @@ def test_an_endpoint_is_the_address_of_a_server(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["nonsense", "s3://bucket", "http://", "http://host:port", "https://a b"])
 def test_anything_else_is_no_endpoint(url: str) -> None:
-    with pytest.raises(ConfigError, match="storage.endpoint_url"):
+    with pytest.raises(ConfigError, match=r"storage\.endpoint_url"):
         urls.demand_endpoint(url, "storage.endpoint_url")
