@@ -1,6 +1,7 @@
 """The run's configuration as a launcher sees it: read and checked before anything waits in a queue."""
 
 import os
+import stat
 
 from indextts_job.config import RunConfig, build_config, split_settings
 from indextts_job.errors import ConfigError
@@ -26,10 +27,11 @@ def read_config(job: Job) -> tuple[str, RunConfig]:
     advice = "Give the run's configuration: … -- RUN.yaml"
     try:
         file = local_path(path)
-        if not file.is_file():  # a pipe would be waited for
-            raise ConfigError(f"{path or 'no configuration'}: no such file. {advice}")
-        if file.stat().st_size > LARGEST_BYTES:
-            raise ConfigError(f"{path} has {file.stat().st_size} bytes, which no configuration has. {advice}")
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise ConfigError(f"{path or 'no configuration'}: no regular file. {advice}")
+        if status.st_size > LARGEST_BYTES:
+            raise ConfigError(f"{path} has {status.st_size} bytes, which no configuration has. {advice}")
         text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}. {advice}") from error
