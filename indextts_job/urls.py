@@ -5,6 +5,7 @@ without bound. Here a URL is one protocol of a short list, one place (a bucket, 
 configuration or command line names may be any of them; what a data file names stays at the place of that file.
 """
 
+import os
 import posixpath
 import re
 from functools import lru_cache
@@ -16,6 +17,8 @@ from indextts_job.redaction import redacted
 LOCAL_PROTOCOLS = ("file", "local")
 REMOTE_PROTOCOLS = ("s3", "gs", "gcs", "abfs", "abfss", "az", "http", "https", "memory")
 """What is opened through fsspec. `memory` lies in the process; the tests run on it."""
+LONGEST_NAME_BYTES, LONGEST_PATH_BYTES = 255, 4095
+"""Of Linux (NAME_MAX, PATH_MAX): beyond them every look at a path fails, even whether it exists."""
 _SAME_STORE = {"gcs": "gs", "abfss": "abfs", "az": "abfs"}
 """Other names of a protocol."""
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)", re.DOTALL)
@@ -41,9 +44,13 @@ def local_path(url: str) -> Path:
     if _UNUSABLE.search(url):
         raise ConfigError(f"{url!r} holds a NUL or half a character, which no path can. Give another path.")
     try:
-        return Path(url).expanduser()
+        path = Path(url).expanduser()
     except RuntimeError as error:
         raise ConfigError(f"{url}: {error}. Write the folder instead of `~`.") from error
+    content = os.fsencode(path)
+    if len(content) > LONGEST_PATH_BYTES or any(len(name) > LONGEST_NAME_BYTES for name in content.split(b"/")):
+        raise ConfigError(f"{url[:80]}… has {len(content)} bytes. No such path can exist; give a shorter one.")
+    return path
 
 
 def demand_openable(url: str) -> str:
