@@ -21,8 +21,9 @@ class Bounds:
 
     def __str__(self) -> str:
         """For messages: `at least 0, at most 1024`."""
-        return f"at least {_plain(self.least)}, {'below' if self.below else 'at most'} {_plain(self.most)}"
+        return f"at least {plain(self.least)}, {'below' if self.below else 'at most'} {plain(self.most)}"
 
 
-def _plain(value: float) -> str:
+def plain(value: float) -> str:
+    """A number for a message: whole ones in full."""
     return str(value) if isinstance(value, int) else f"{value:g}"

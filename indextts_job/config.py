@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, Self
 
-from indextts_job.bounds import Bounds
+from indextts_job.bounds import Bounds, plain
 from indextts_job.checkpoint.retention import CheckpointConfig
 from indextts_job.data.manifest import DataConfig
 from indextts_job.errors import ConfigError
@@ -304,7 +304,7 @@ def _check_bounds(section: Any, prefix: str) -> None:  # noqa: ANN401  # a datac
             _check_bounds(value, f"{prefix}{name}.")
         for bounds in getattr(hint, "__metadata__", ()):
             if isinstance(bounds, Bounds) and value not in bounds:
-                raise ConfigError(f"{prefix}{name} is {value:g}, expected {bounds}.")
+                raise ConfigError(f"{prefix}{name} is {plain(value)}, expected {bounds}.")
 
 
 def _check_places(config: RunConfig) -> None:
