@@ -27,7 +27,7 @@ from indextts_job.training.history import ValidationConfig
 from indextts_job.training.quality import parse_goals
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.schedule import ScheduleConfig
-from indextts_job.urls import demand_endpoint, demand_openable, is_local
+from indextts_job.urls import demand_endpoint, demand_openable, is_local, local_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,6 +314,13 @@ def _check_places(config: RunConfig) -> None:
     if not is_local(config.run) and demand_openable(config.run) in ("http", "https"):
         raise ConfigError(f"run is {redacted(config.run)}: a web server keeps no runs. Give a folder or a bucket.")
     demand_endpoint(config.storage.endpoint_url, "storage.endpoint_url")
+    for key, path in (
+        ("data.cache_folder", config.data.cache_folder),
+        ("report.prometheus_file", config.report.prometheus_file),
+    ):
+        if not is_local(path):
+            raise ConfigError(f"{key} is {_shown(redacted(path))}, expected a local path.")
+        local_path(path)
     parts = config.report.run_name.split("/")
     if not all(_NAME.fullmatch(part) for part in parts):
         raise ConfigError(

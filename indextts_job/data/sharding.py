@@ -33,6 +33,7 @@ from indextts_job.data.shard_index import (
 )
 from indextts_job.errors import ConfigError
 from indextts_job.model.config import CONDITION_LATENTS
+from indextts_job.redaction import redacted
 
 SHARD_BYTES = 64 * 2**20
 """Size of a shard, about: one download of a cold node, one unit of its cache."""
@@ -112,7 +113,7 @@ def _refuse_another_dataset(storage: RunStorage, wanted: str) -> None:
     except FileNotFoundError:
         return
     if index.fingerprint != wanted:
-        raise ConfigError(f"{storage.url} holds another sharded dataset. Give another output folder.")
+        raise ConfigError(f"{redacted(storage.url)} holds another sharded dataset. Give another output folder.")
 
 
 class _ShardWriter:

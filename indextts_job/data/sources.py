@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 from indextts_job import files
 from indextts_job.data.cache import default_folder, shard_reader
@@ -38,7 +37,7 @@ def load_dataset(
     """
     entries: list[Entry] = []
     skipped: list[SkippedSample] = []
-    copies = Path(cache_folder) if cache_folder else default_folder()
+    copies = files.local_path(cache_folder) if cache_folder else default_folder()
     reader = partial(shard_reader, cache_folder=copies, free_ratio=cache_free_ratio)
     for argument in arguments:
         source = parse_source(argument, files.exists)
