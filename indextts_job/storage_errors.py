@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _NO_SUCH_PLACE = (errno.ENAMETOOLONG, errno.ELOOP)
-"""Paths that no file system here can have; trying again does not help."""
+"""Paths that no file system here can have."""
 _CLOCK_CODES = ("RequestTimeTooSkewed", "RequestInTheFuture")
 """Of S3: the signature carries a time that is too far from the server's."""
 CLOCK_TOLERANCE_S = 300.0
@@ -38,33 +38,39 @@ def translated(what: str, *, writing: bool = False) -> Iterator[None]:
         StorageFullError: No space.
         UnavailableError: Everything else.
     """
-    what = redacted(what)
     try:
         yield
+    except FileExistsError:
+        raise
     except FileNotFoundError as error:
         if not writing:
             raise
-        raise ConfigError(f"{what} failed ({_text(error)}). The place does not exist; choose another one.") from error
-    except FileExistsError:
-        raise
-    except IsADirectoryError as error:
-        raise FileNotFoundError(f"{what}: a folder, expected a file") from error
-    except PermissionError as error:
-        raise _refused(what, error) from error
-    except NotADirectoryError as error:
-        raise ConfigError(
-            f"{what} failed ({_text(error)}). The path runs through a file; choose another one."
-        ) from error
+        raise _translation(redacted(what), error) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFullError(
-                f"{what} failed: no space is left ({_text(error)}). Free some; committed checkpoints are intact."
-            ) from error
-        if error.errno in _NO_SUCH_PLACE:
-            raise ConfigError(f"{what} failed ({_text(error)}). No such path can exist; give another one.") from error
-        raise UnavailableError(
-            f"{what} failed ({_text(error)}). Check the storage; committed checkpoints are intact."
-        ) from error
+        raise _translation(redacted(what), error) from error
+
+
+def _translation(what: str, error: OSError) -> Exception:
+    if isinstance(error, IsADirectoryError):
+        return FileNotFoundError(f"{what}: a folder, expected a file")
+    if isinstance(error, PermissionError):
+        return _refused(what, error)
+    if advice := _advice_for_place(error):
+        return ConfigError(f"{what} failed ({_text(error)}). {advice}")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFullError(
+            f"{what} failed: no space is left ({_text(error)}). Free some; committed checkpoints are intact."
+        )
+    return UnavailableError(f"{what} failed ({_text(error)}). Check the storage; committed checkpoints are intact.")
+
+
+def _advice_for_place(error: OSError) -> str:
+    """What to do about a place that is none, where trying again does not help; empty for other failures."""
+    if isinstance(error, FileNotFoundError):
+        return "The place does not exist; choose another one."
+    if isinstance(error, NotADirectoryError):
+        return "The path runs through a file; choose another one."
+    return "No such path can exist; give another one." if error.errno in _NO_SUCH_PLACE else ""
 
 
 def _text(error: BaseException) -> str:
@@ -103,20 +109,25 @@ def _client_errors(what: str) -> Iterator[None]:
         TokenRetrievalError,
     )
 
-    what = redacted(what)
     try:
         yield
     except (NoCredentialsError, CredentialRetrievalError, TokenRetrievalError) as error:
-        raise AccessRefusedError(f"{what}: no usable credentials ({_text(error)}). Set them for this job.") from error
+        raise AccessRefusedError(
+            f"{redacted(what)}: no usable credentials ({_text(error)}). Set them for this job."
+        ) from error
     except ClientResponseError as error:
         if error.status in (401, 403):
             raise AccessRefusedError(
-                f"{what} was refused (HTTP {error.status}). Check credentials; a signed link may have expired."
+                f"{redacted(what)} was refused (HTTP {error.status}). Check credentials; a link may have expired."
             ) from error
-        raise UnavailableError(f"{what} failed (HTTP {error.status}). Check the server and the URL.") from error
+        raise UnavailableError(
+            f"{redacted(what)} failed (HTTP {error.status}). Check the server and the URL."
+        ) from error
     except (TimeoutError, BotoCoreError, ClientError) as error:
         reason = redacted(str(error)) or "no answer in time"
-        raise UnavailableError(f"{what} failed ({reason}). Check endpoint and network; nothing is lost.") from error
+        raise UnavailableError(
+            f"{redacted(what)} failed ({reason}). Check endpoint and network; nothing is lost."
+        ) from error
 
 
 def patiently(

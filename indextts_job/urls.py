@@ -14,7 +14,7 @@ from pathlib import Path
 from indextts_job.errors import ConfigError
 from indextts_job.redaction import redacted
 
-LOCAL_PROTOCOLS = ("file", "local")
+_LOCAL = ("file://", "local://")
 REMOTE_PROTOCOLS = ("s3", "gs", "gcs", "abfs", "abfss", "az", "http", "https", "memory")
 """What is opened through fsspec. `memory` lies in the process; the tests run on it."""
 LONGEST_NAME_BYTES, LONGEST_PATH_BYTES = 255, 4095
@@ -30,7 +30,12 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 def is_local(url: str) -> bool:
     """Whether a path or URL is on a local file system."""
-    return "://" not in url or url.startswith(tuple(f"{protocol}://" for protocol in LOCAL_PROTOCOLS))
+    return "://" not in url or url.startswith(_LOCAL)
+
+
+def _unusable(text: str) -> bool:
+    # A dataset has a million paths: the search is left out where it can find nothing.
+    return "\0" in text or (not text.isascii() and _UNUSABLE.search(text) is not None)
 
 
 def local_path(url: str) -> Path:
@@ -39,14 +44,16 @@ def local_path(url: str) -> Path:
     Raises:
         ConfigError: No path can look like this, or the user after `~` does not exist.
     """
-    for protocol in LOCAL_PROTOCOLS:
-        url = url.removeprefix(f"{protocol}://")
-    if _UNUSABLE.search(url):
+    for prefix in _LOCAL:
+        url = url.removeprefix(prefix)
+    if _unusable(url):
         raise ConfigError(f"{url!r} holds a NUL or half a character, which no path can. Give another path.")
     try:
-        path = Path(url).expanduser()
+        path = Path(url).expanduser() if url.startswith("~") else Path(url)
     except RuntimeError as error:
         raise ConfigError(f"{url}: {error}. Write the folder instead of `~`.") from error
+    if len(url) <= LONGEST_NAME_BYTES and url.isascii():
+        return path
     content = os.fsencode(path)
     if len(content) > LONGEST_PATH_BYTES or any(len(name) > LONGEST_NAME_BYTES for name in content.split(b"/")):
         raise ConfigError(f"{url[:80]}… has {len(content)} bytes. No such path can exist; give a shorter one.")
@@ -107,9 +114,9 @@ def resolved(path: str, document: str) -> str:
         ValueError: It leaves the place of its document: another protocol, bucket or host; a local path in a remote
             file; or it is no path at all. The message says which.
     """
-    if _UNUSABLE.search(path):
+    if _unusable(path):
         raise ValueError(f"{path!r} holds a NUL or half a character, which no path can")
-    local_document = is_local(document)
+    local_document, folder = _local_and_folder(document)
     if "://" in path:
         if _place(path) != _place(document):
             raise ValueError(_leaves(path, document))
@@ -118,8 +125,12 @@ def resolved(path: str, document: str) -> str:
         return path
     if path.startswith("/"):
         raise ValueError(_leaves(path, document))
-    folder = posixpath.dirname(file_path(document))
     return posixpath.join(folder, path) if local_document else _within(f"{folder}/{path}", document)
+
+
+@lru_cache(maxsize=256)
+def _local_and_folder(document: str) -> tuple[bool, str]:
+    return is_local(document), posixpath.dirname(file_path(document))
 
 
 def _within(url: str, document: str) -> str:

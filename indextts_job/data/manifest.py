@@ -18,6 +18,7 @@ from indextts_job.urls import file_path, resolved
 _LANGUAGE_CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
 _WHOLE = re.compile(r"\s*(\d{1,15})(\.0*)?\s*")
 """A length as programs write it that know no integers: pandas makes `5.0` or `"5"` of a column with gaps."""
+_MOST_TOKENS = 10**15
 _UNENCODABLE = re.compile("[\x00\ud800-\udfff]")
 SUFFIXES = (".jsonl", ".json")
 """Of manifests; a sharded dataset is a folder."""
@@ -191,7 +192,7 @@ def _text(document: Mapping[str, object], key: str) -> str:
     value = document.get(key)
     if not isinstance(value, str) or not value.strip():
         raise TypeError(f"{key} is {_shown(value)}, expected a non-empty string")
-    if _UNENCODABLE.search(value):
+    if "\0" in value or (not value.isascii() and _UNENCODABLE.search(value)):
         raise ValueError(f"{key} is {_shown(value)}, which holds a NUL or half a character")
     return value
 
@@ -205,6 +206,8 @@ def _path(document: Mapping[str, object], key: str, source: ManifestSource) -> s
 
 def _length(document: Mapping[str, object], key: str) -> int:
     value = document.get(key)
+    if type(value) is int and 0 <= value < _MOST_TOKENS:  # as nearly all are written
+        return value
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         match = _WHOLE.fullmatch(str(value))
         if match:
