@@ -50,37 +50,38 @@ def _is(descriptor: int, path: Path) -> bool:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what processes left half fetched that are not alive any more: nobody holds their lock."""
+    """Remove what processes left half fetched that are not alive any more: nobody holds their lock.
+
+    What cannot be removed stays: it is in use, gone already, or another user's.
+    """
     for path in folder.glob(f".*{PARTIAL}"):
-        try:
-            descriptor = os.open(path, os.O_RDWR)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is(descriptor, path):
-                path.unlink(missing_ok=True)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(descriptor)
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is(descriptor, path):
+                    path.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)
 
 
 def evict_oldest(folder: Path, used: Container[str]) -> bool:
     """Remove the copy that was written first, of those whose hash is not in use.
 
     Returns:
-        Whether there was one. Another process may have removed it in the same moment; there is room all the same.
+        Whether there was one that may be removed. Another process may have removed it in the same moment; there is room
+        all the same.
     """
     written_at_s = {}
     for path in folder.glob(COPIES):
         if path.stem not in used:
             with contextlib.suppress(FileNotFoundError):
                 written_at_s[path] = path.stat().st_mtime
-    if not written_at_s:
-        return False
-    min(written_at_s, key=lambda path: written_at_s[path]).unlink(missing_ok=True)
-    return True
+    for path in sorted(written_at_s, key=lambda path: written_at_s[path]):
+        with contextlib.suppress(PermissionError):  # another user's
+            path.unlink(missing_ok=True)
+            return True
+    return False
 
 
 class _Download:
@@ -89,7 +90,8 @@ class _Download:
     def __init__(self, shard: Shard, path: Path) -> None:
         self.shard = shard
         self.path = path
-        self.lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+        # The folder may be shared: a link that somebody else put there would lead to a file of ours.
+        self.lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b")
         try:
             # One process of a node fetches a shard; its lock ends with it, whatever becomes of it.
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,7 +5,9 @@ import hashlib
 import os
 from pathlib import Path
 
-from indextts_job.data.downloads import Downloads, copy_path, evict_oldest, remove_abandoned
+import pytest
+
+from indextts_job.data.downloads import Downloads, _Download, copy_path, evict_oldest, remove_abandoned
 from indextts_job.data.shard_index import Shard
 from tests.support.waiting import wait_until
 
@@ -55,3 +57,14 @@ def test_a_shard_is_fetched_over_what_a_dead_job_left(tmp_path: Path) -> None:
     wait_until(copy_path(tmp_path, SHARD).exists, "the copy is whole")
     assert copy_path(tmp_path, SHARD).read_bytes() == CONTENT
     assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_a_link_in_a_shared_folder_leads_to_no_other_file(tmp_path: Path) -> None:
+    precious, folder = tmp_path / "precious", tmp_path / "copies"
+    precious.write_bytes(b"mine")
+    folder.mkdir()
+    (folder / f".{SHARD.sha256}.partial").symlink_to(precious)
+    remove_abandoned(folder)
+    with pytest.raises(OSError, match="symbolic link"):
+        _Download(SHARD, folder / f".{SHARD.sha256}.partial")
+    assert precious.read_bytes() == b"mine"
