@@ -19,6 +19,9 @@ from indextts_job.data.shard_index import parse_index
 from indextts_job.data.sharding import write_shards
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World
+from indextts_job.doctor.data import examine_data
+from indextts_job.doctor.findings import Finding
+from indextts_job.doctor.survey import survey
 from indextts_job.files import read_yaml
 from indextts_job.model.config import gpt_config
 from indextts_job.tokenizer.corpus import read_corpus
@@ -68,7 +71,11 @@ def test_any_bytes_as_a_manifest(
 
 @given(st.data())
 def test_any_dataset(
-    records: list[dict[str, Any]], limits: Limits, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    world: World,
+    records: list[dict[str, Any]],
+    limits: Limits,
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "fuzzed"
     folder.mkdir(exist_ok=True)
@@ -76,7 +83,7 @@ def test_any_dataset(
         os.mkfifo(folder / "pipe")
     rows = [dict(row) for row in records]
     row = rows[data.draw(st.integers(0, len(rows) - 1))]
-    key = data.draw(st.sampled_from(sorted(row)))
+    key = data.draw(st.sampled_from((*sorted(row), "target_duration", "target_text", "speaker", "prompt_id")))
     places = st.sampled_from((str(folder), str(folder / "pipe"), "/dev/zero", "/dev/null", "/proc/self/mem", "."))
     row[key] = data.draw(values() | texts() | places | st.sampled_from([row[name] for name in sorted(row)]))
     (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -84,6 +91,15 @@ def test_any_dataset(
     if dataset is not None:
         assert dataset.fingerprint
         assert dataset.samples(range(len(dataset)))
+    examined = taken_or_refused(lambda: _examined(folder / "m.jsonl", world, limits))
+    assert examined is None or (dataset is None) <= any(finding.level == "error" for finding in examined)
+
+
+def _examined(manifest: Path, world: World, limits: Limits) -> list[Finding]:
+    found = survey([str(manifest)], [str(manifest)], limits.model, limits.text_pieces, lambda _done, _total: None)
+    findings = list(examine_data(found, world.tokenizer.read_bytes()))
+    json.dumps([finding.to_json() for finding in findings])
+    return findings
 
 
 def written(array: np.ndarray) -> bytes:

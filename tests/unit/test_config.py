@@ -10,6 +10,7 @@ import yaml
 from indextts_job.config import RunConfig, all_keys, build_config, flatten, parse_override, split_settings
 from indextts_job.config_help import documented_defaults
 from indextts_job.errors import ConfigError
+from indextts_job.strict_yaml import parse_yaml
 
 MINIMAL: dict[str, Any] = {"data": {"train_manifests": ["a.jsonl"]}, "inputs": {"tokenizer": "t.model"}}
 
@@ -120,7 +121,9 @@ def test_a_wrong_file_is_refused(document: object) -> None:
 
 def test_the_help_explains_every_key_and_is_the_default_configuration() -> None:
     text = documented_defaults()
-    assert RunConfig.from_json(yaml.safe_load(text), "help") == RunConfig()
+    for document in (parse_yaml(text, "help"), yaml.safe_load(text)):
+        assert isinstance(document, dict)
+        assert RunConfig.from_json(document, "help") == RunConfig()
     for key in all_keys():
         line = next(line for line in text.splitlines() if line.strip().startswith(f"{key.rpartition('.')[2]}:"))
         before = text[: text.index(line)].rstrip("\n").splitlines()[-1]
