@@ -5,7 +5,6 @@ errors before anything slow starts. Nothing below this file imports it.
 """
 
 import difflib
-import math
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +13,7 @@ from typing import Any, Literal, Self
 
 from indextts_job.bounds import Bounds, plain
 from indextts_job.checkpoint.retention import CheckpointConfig
+from indextts_job.config_values import converted, shown
 from indextts_job.data.manifest import DataConfig
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareConfig
@@ -103,8 +103,6 @@ def _lists(value: Any) -> Any:  # noqa: ANN401  # plain JSON values
 
 Overrides = Mapping[str, object]
 """Dotted keys and their values."""
-LONGEST_SHOWN = 200
-"""Characters of a wrong value in a message."""
 _NAME = re.compile(r"(?!\.{1,2}$)[^\x00-\x1f\x7f\\]+")
 """Of a file or folder: no control characters, not `.` or `..`."""
 _DOTTED_KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
@@ -194,7 +192,7 @@ def _with(section: Any, path: list[str], value: object, origin: str, key: str) -
         if is_dataclass(hints[name]):
             raise ConfigError(f"{origin}: {key} is a section. Give one of its keys, for example "
                               f"{key}.{fields(hints[name])[0].name}=….")  # fmt: skip
-        return replace(section, **{name: _value(hints[name], value, f"{origin}: {key}")})
+        return replace(section, **{name: converted(hints[name], value, f"{origin}: {key}")})
     nested = getattr(section, name)
     if not is_dataclass(nested):
         raise _unknown_key(origin, key)
@@ -210,10 +208,10 @@ def _section(cls: Any, document: Mapping[str, Any], where: str, prefix: str) -> 
             raise _unknown_key(where, dotted)
         if is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}: {dotted} is {_shown(value)}, expected a section of keys.")
+                raise ConfigError(f"{where}: {dotted} is {shown(value)}, expected a section of keys.")
             values[key] = _section(hints[key], value, where, f"{dotted}.")
         else:
-            values[key] = _value(hints[key], value, f"{where}: {dotted}")
+            values[key] = converted(hints[key], value, f"{where}: {dotted}")
     return cls(**values)
 
 
@@ -224,62 +222,6 @@ def _unknown_key(where: str, key: str) -> ConfigError:
     near = near or [name for name in known if name.rpartition(".")[2] == last]
     hint = f" Did you mean {near[0]}?" if near else " `indextts-job train --help-config` lists all keys."
     return ConfigError(f"{where}: unknown key {key}.{hint}")
-
-
-def _value(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
-    """`value` as the type that a field declares, or an error that says what was expected."""
-    if typing.get_origin(hint) is typing.Literal:
-        choices = typing.get_args(hint)
-        if isinstance(value, str) and value in choices:
-            return value
-        raise ConfigError(f"{where} is {_shown(value)}, expected one of {', '.join(map(str, choices))}.")
-    convert, expected = _SCALARS.get(hint, (_texts, "a list of strings"))
-    try:
-        return convert(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{where} is {_shown(value)}, expected {expected}.") from None
-
-
-def _shown(value: object) -> str:
-    """A value for a message: on one line, and not as long as a file."""
-    text = one_line(repr(value))
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
-
-
-def _whole(value: Any) -> int:  # noqa: ANN401
-    if isinstance(value, (bool, str)) or int(value) != value:
-        raise ValueError
-    return int(value)
-
-
-def _number(value: Any) -> float:  # noqa: ANN401
-    if isinstance(value, (bool, str)) or not math.isfinite(value):
-        raise ValueError
-    return float(value)
-
-
-def _exactly(kind: type) -> Callable[[object], object]:
-    def convert(value: object) -> object:
-        if not isinstance(value, kind):
-            raise TypeError
-        return value
-
-    return convert
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    entries = [value] if isinstance(value, str) else value
-    if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, str) for entry in entries):
-        raise TypeError
-    return tuple(entries)
-
-
-_SCALARS: dict[type, tuple[Callable[[Any], object], str]] = {
-    bool: (_exactly(bool), "true or false"),
-    str: (_exactly(str), "a text"),
-    int: (_whole, "a whole number"),
-    float: (_number, "a finite number"),
-}
 
 
 def _check_values(config: RunConfig) -> None:
@@ -319,11 +261,11 @@ def _check_places(config: RunConfig) -> None:
         ("report.prometheus_file", config.report.prometheus_file),
     ):
         if not is_local(path):
-            raise ConfigError(f"{key} is {_shown(redacted(path))}, expected a local path.")
+            raise ConfigError(f"{key} is {shown(redacted(path))}, expected a local path.")
         local_path(path)
     parts = config.report.run_name.split("/")
     if not all(_NAME.fullmatch(part) for part in parts):
         raise ConfigError(
-            f"report.run_name is {_shown(config.report.run_name)}, expected the name of a folder below RUN/logs, "
+            f"report.run_name is {shown(config.report.run_name)}, expected the name of a folder below RUN/logs, "
             "for example train."
         )

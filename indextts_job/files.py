@@ -224,6 +224,11 @@ def read_manifest_text(url: str) -> str:
         content = read_bytes(url, LARGEST_MANIFEST_BYTES)
         return content.decode("utf-8-sig")
     except FileNotFoundError:
+        if is_local(url) and local_path(url).is_dir():
+            raise DataError(
+                f"{shown} is a folder, and no sharded dataset. Give a manifest, or the folder that `indextts-job shard` "
+                "wrote."
+            ) from None
         raise DataError(
             f"manifest not found: {shown} (seen from {Path.cwd()}).{backslash_hint(url)} Give an existing path or URL."
         ) from None

@@ -217,5 +217,8 @@ def _length(document: Mapping[str, object], key: str) -> int:
 
 def _shown(value: object) -> str:
     """A wrong value for a message, not as long as a file and without secrets."""
-    text = redacted(repr(value))
+    try:
+        text = redacted(repr(value)[: 10 * LONGEST_SHOWN])
+    except RecursionError:  # JSON may be nested a little deeper than can be written
+        return f"a deep {type(value).__name__}"
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

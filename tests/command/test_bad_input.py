@@ -211,6 +211,11 @@ def test_paths_relative_to_the_working_directory_are_recognised(
     assert "exists below the working directory" in capsys.readouterr().err
 
 
+def manifest_as_folder(place: Place) -> None:
+    place.train_manifest.unlink()
+    place.train_manifest.mkdir()
+
+
 def wrong_manifest(text: str) -> Spoil:
     return lambda place: place.train_manifest.write_text(text, encoding="utf-8")
 
@@ -219,6 +224,7 @@ def wrong_manifest(text: str) -> Spoil:
     ("spoil", "words"),
     [
         (lambda place: place.train_manifest.unlink(), ["manifest not found", "gpt_pairs_train.jsonl"]),
+        (manifest_as_folder, ["is a folder, and no sharded dataset"]),
         (wrong_manifest('{"id": \n'), [":1", "not JSON"]),
         (wrong_manifest('{"id": "a", "condition_path": "c.npy"}\n'), ["single records", "pairing tool"]),
         (wrong_manifest("\n"), ["no records"]),

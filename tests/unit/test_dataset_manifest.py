@@ -105,6 +105,14 @@ def test_a_bad_manifest_is_one_message_that_names_every_line(lines: list[str], w
     assert len(str(caught.value)) < 5000
 
 
+@pytest.mark.parametrize("depth", range(100, 1100, 37))
+def test_no_depth_of_nesting_ends_in_anything_but_a_message(depth: int) -> None:
+    for key in ("id", "target_text_len", "target_language"):
+        nested = json.dumps({**PAIR, key: 0}).replace(f'"{key}": 0', f'"{key}": ' + "[" * depth + "]" * depth)
+        with pytest.raises(DataError):
+            parse_records([nested], SOURCE)
+
+
 @pytest.mark.parametrize("written", [5, 5.0, "5", "5.0", " 5 "])
 def test_a_length_may_be_written_as_programs_do_that_know_no_integers(written: object) -> None:
     assert parse_records([json.dumps({**PAIR, "target_text_len": written})], SOURCE)[0].text_tokens == 5
