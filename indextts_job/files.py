@@ -226,7 +226,7 @@ def read_manifest_text(url: str) -> str:
     except FileNotFoundError:
         if is_local(url) and local_path(url).is_dir():
             raise DataError(
-                f"{shown} is a folder, and no sharded dataset. Give a manifest, or the folder that `indextts-job shard` "
+                f"{shown} is a folder, and no sharded dataset. Give a manifest, or a folder that `indextts-job shard` "
                 "wrote."
             ) from None
         raise DataError(

@@ -123,7 +123,8 @@ def _client_errors(what: str) -> Iterator[None]:
         raise UnavailableError(
             f"{redacted(what)} failed (HTTP {error.status}). Check the server and the URL."
         ) from error
-    except (TimeoutError, BotoCoreError, ClientError) as error:
+    except (TimeoutError, BotoCoreError, ClientError, ValueError) as error:
+        # Clients report answers that they cannot parse, and settings that they cannot use, as ValueError.
         reason = redacted(str(error)) or "no answer in time"
         raise UnavailableError(
             f"{redacted(what)} failed ({reason}). Check endpoint and network; nothing is lost."

@@ -74,6 +74,7 @@ def web_error(status: int) -> aiohttp.ClientResponseError:
         (aiohttp.ClientPayloadError("cut off"), UnavailableError),
         (aiohttp.InvalidURL("https://h/a?sig=secretsignature"), UnavailableError),
         (OSError(36, "File name too long"), ConfigError),
+        (ValueError("Invalid endpoint: nonsense"), UnavailableError),
     ],
 )
 def test_failures_of_web_servers_and_impossible_names_have_their_class(error: Exception, kind: type) -> None:
