@@ -137,7 +137,7 @@ def patiently(
     limit_s: float,
     *,
     writing: bool = False,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], object] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
     """A remote operation, tried again with growing pauses while the storage is unavailable.
