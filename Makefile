@@ -3,6 +3,7 @@
 # make test    everything set up, then: all checks and tests
 # make check   format, lint, types, import layers, spelling
 # make image   the container image; make image-report what is in it, by size
+# make fuzz    input from outside, for about an hour: other examples than in the tests, each time
 # make bench   the measurements behind the README's figures
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ IMAGE ?= indextts-job
 ENGINE ?= $(shell command -v docker || command -v podman)
 export PYTHONUTF8 := 1
 
-.PHONY: demo demo-s3 test check lint format bench goldens constraints image image-report clean
+.PHONY: demo demo-s3 test fuzz check lint format bench goldens constraints image image-report clean
 
 demo: $(VENV)/ready-run
 	$(BIN)/indextts-job demo
@@ -21,6 +22,9 @@ demo-s3: $(VENV)/ready-dev
 
 test: check
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+fuzz: $(VENV)/ready-dev
+	$(BIN)/pytest tests/fuzz --hypothesis-profile fuzz --numprocesses auto --maxprocesses 4
 
 check: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .

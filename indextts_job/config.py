@@ -5,24 +5,29 @@ errors before anything slow starts. Nothing below this file imports it.
 """
 
 import difflib
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, Self
 
-import yaml
-
+from indextts_job.bounds import Bounds, plain
 from indextts_job.checkpoint.retention import CheckpointConfig
+from indextts_job.config_values import converted, shown
 from indextts_job.data.manifest import DataConfig
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareConfig
 from indextts_job.preemption.deadline import PreemptionConfig
+from indextts_job.redaction import redacted
 from indextts_job.report.events import ReportConfig
 from indextts_job.retry import StorageConfig
+from indextts_job.strict_yaml import parse_yaml
+from indextts_job.terminal import one_line
 from indextts_job.training.history import ValidationConfig
 from indextts_job.training.quality import parse_goals
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.schedule import ScheduleConfig
+from indextts_job.urls import demand_endpoint, demand_openable, is_local, local_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +37,7 @@ class InputsConfig:
     model_config: str = "checkpoints/config.yaml"
     """The config.yaml published with the base checkpoint."""
     base_checkpoint: str = "checkpoints/gpt.pth"
-    """IndexTTS2's gpt.pth, or an export of this trainer."""
+    """IndexTTS2's gpt.pth, an export of this trainer, a run (its newest checkpoint), or one checkpoint's .json."""
     tokenizer: str = ""
     """SentencePiece model: the base's own, or an extension of it."""
 
@@ -99,6 +104,9 @@ def _lists(value: Any) -> Any:  # noqa: ANN401  # plain JSON values
 
 Overrides = Mapping[str, object]
 """Dotted keys and their values."""
+_NAME = re.compile(r"(?!\.{1,2}$)[^\x00-\x1f\x7f\\]+")
+"""Of a file or folder: no control characters, not `.` or `..`."""
+_DOTTED_KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
 def build_config(document: object, where: str, overrides: Iterable[tuple[str, Overrides]]) -> RunConfig:
@@ -143,11 +151,33 @@ def parse_override(argument: str) -> tuple[str, object]:
     """
     key, found, value = argument.partition("=")
     if not found or not key:
-        raise ConfigError(f"{argument!r}: expected key=value, for example schedule.max_steps=200.")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{argument!r}: the value is not YAML ({error}).") from error
+        raise ConfigError(f"{one_line(argument)!r}: expected key=value, for example schedule.max_steps=200.")
+    return key, parse_yaml(value, f"command line: the value of {one_line(key)}")
+
+
+def split_settings(
+    arguments: Iterable[str], exists: Callable[[str], bool]
+) -> tuple[list[str], list[tuple[str, object]]]:
+    """The positional arguments of a command that takes a configuration: files, and overrides by dotted key.
+
+    `data/lang=am/run.yaml` is a file although it holds an `=`: what stands before it can be no key.
+
+    Args:
+        arguments: As they were given.
+        exists: Whether a path is there; asked only where the argument can be both.
+
+    Raises:
+        ConfigError: An override is malformed.
+    """
+    paths, overrides = [], []
+    for argument in arguments:
+        key, found, _ = argument.partition("=")
+        looks_like_a_file = argument.endswith((".yaml", ".yml"))
+        if not found or (not _DOTTED_KEY.fullmatch(key) and (looks_like_a_file or exists(argument))):
+            paths.append(argument)
+        else:
+            overrides.append(parse_override(argument))
+    return paths, overrides
 
 
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -176,7 +206,7 @@ def _with(section: Any, path: list[str], value: object, origin: str, key: str) -
         if is_dataclass(hints[name]):
             raise ConfigError(f"{origin}: {key} is a section. Give one of its keys, for example "
                               f"{key}.{fields(hints[name])[0].name}=….")  # fmt: skip
-        return replace(section, **{name: _value(hints[name], value, f"{origin}: {key}")})
+        return replace(section, **{name: converted(hints[name], value, f"{origin}: {key}")})
     nested = getattr(section, name)
     if not is_dataclass(nested):
         raise _unknown_key(origin, key)
@@ -192,10 +222,10 @@ def _section(cls: Any, document: Mapping[str, Any], where: str, prefix: str) -> 
             raise _unknown_key(where, dotted)
         if is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}: {dotted} is {value!r}, expected a section of keys.")
+                raise ConfigError(f"{where}: {dotted} is {shown(value)}, expected a section of keys.")
             values[key] = _section(hints[key], value, where, f"{dotted}.")
         else:
-            values[key] = _value(hints[key], value, f"{where}: {dotted}")
+            values[key] = converted(hints[key], value, f"{where}: {dotted}")
     return cls(**values)
 
 
@@ -208,99 +238,48 @@ def _unknown_key(where: str, key: str) -> ConfigError:
     return ConfigError(f"{where}: unknown key {key}.{hint}")
 
 
-def _value(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401
-    """`value` as the type that a field declares, or an error that says what was expected."""
-    if typing.get_origin(hint) is typing.Literal:
-        choices = typing.get_args(hint)
-        if value in choices:
-            return value
-        raise ConfigError(f"{where} is {value!r}, expected one of {', '.join(map(str, choices))}.")
-    convert, expected = _SCALARS.get(hint, (_texts, "a list of strings"))
-    try:
-        return convert(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{where} is {value!r}, expected {expected}.") from None
-
-
-def _whole(value: Any) -> int:  # noqa: ANN401
-    if isinstance(value, (bool, str)) or int(value) != value:
-        raise ValueError
-    return int(value)
-
-
-def _number(value: Any) -> float:  # noqa: ANN401
-    if isinstance(value, bool):
-        raise TypeError
-    return float(value)  # also from a text: YAML reads 2e-5 as one, its floats want a dot
-
-
-def _exactly(kind: type) -> Callable[[object], object]:
-    def convert(value: object) -> object:
-        if not isinstance(value, kind):
-            raise TypeError
-        return value
-
-    return convert
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    entries = [value] if isinstance(value, str) else value
-    if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, str) for entry in entries):
-        raise TypeError
-    return tuple(entries)
-
-
-_SCALARS: dict[type, tuple[Callable[[Any], object], str]] = {
-    bool: (_exactly(bool), "true or false"),
-    str: (_exactly(str), "a text"),
-    int: (_whole, "a whole number"),
-    float: (_number, "a number"),
-}
-
-
 def _check_values(config: RunConfig) -> None:
-    at_least: dict[str, tuple[float, float]] = {
-        "recipe.global_batch_samples": (config.recipe.global_batch_samples, 1),
-        "recipe.seed": (config.recipe.seed, 0),
-        "recipe.text_loss_weight": (config.recipe.text_loss_weight, 0),
-        "recipe.mel_loss_weight": (config.recipe.mel_loss_weight, 0),
-        "optimizer.weight_decay": (config.optimizer.weight_decay, 0),
-        "optimizer.grad_clip": (config.optimizer.grad_clip, 0),
-        "schedule.learning_rate": (config.schedule.learning_rate, 0),
-        "schedule.warmup_steps": (config.schedule.warmup_steps, 0),
-        "schedule.new_rows_factor": (config.schedule.new_rows_factor, 0),
-        "schedule.epochs": (config.schedule.epochs, 1),
-        "schedule.max_steps": (config.schedule.max_steps, 0),
-        "validation.interval_steps": (config.validation.interval_steps, 0),
-        "validation.max_samples": (config.validation.max_samples, 0),
-        "validation.early_stopping_patience": (config.validation.early_stopping_patience, 0),
-        "validation.overfitting_validations": (config.validation.overfitting_validations, 0),
-        "checkpoint.interval_steps": (config.checkpoint.interval_steps, -1),
-        "checkpoint.shortest_seconds": (config.checkpoint.shortest_seconds, 0),
-        "checkpoint.longest_seconds": (config.checkpoint.longest_seconds, config.checkpoint.shortest_seconds),
-        "checkpoint.kills_per_day": (config.checkpoint.kills_per_day, 0),
-        "checkpoint.keep": (config.checkpoint.keep, 1),
-        "preemption.grace_seconds": (config.preemption.grace_seconds, 0),
-        "hardware.capacity_tokens": (config.hardware.capacity_tokens, 0),
-        "hardware.threads": (config.hardware.threads, 0),
-        "hardware.processes": (config.hardware.processes, 0),
-        "report.log_interval_steps": (config.report.log_interval_steps, 1),
-        "storage.retry_seconds": (config.storage.retry_seconds, 0),
-        "storage.log_interval_seconds": (config.storage.log_interval_seconds, 0),
-    }
-    for key, (value, smallest) in at_least.items():
-        if not value >= smallest:
-            raise ConfigError(f"{key} is {value:g}, expected at least {smallest:g}.")
-    if not 0 <= config.recipe.dropout < 1:
-        raise ConfigError(f"recipe.dropout is {config.recipe.dropout:g}, expected 0 or more and less than 1.")
-    for key, beta in (("beta1", config.optimizer.beta1), ("beta2", config.optimizer.beta2)):
-        if not 0 <= beta < 1:
-            raise ConfigError(f"optimizer.{key} is {beta:g}, expected 0 or more and less than 1.")
-    if not 0 <= config.data.cache_free_ratio < 1:
-        raise ConfigError(f"data.cache_free_ratio is {config.data.cache_free_ratio:g}, expected at least 0, below 1.")
+    """What one value alone, or its type, does not tell."""
+    _check_bounds(config, "")
+    shortest, longest = config.checkpoint.shortest_seconds, config.checkpoint.longest_seconds
+    if longest < shortest:
+        raise ConfigError(f"checkpoint.longest_seconds is {longest:g}, expected at least {shortest:g}, the shortest.")
     if parse_goals(config.validation.stop_unless) and not config.data.validation_manifests:
         raise ConfigError("validation.stop_unless wants a goal reached, but data.validation_manifests is empty.")
     if not config.data.train_manifests:
         raise ConfigError("data.train_manifests is empty. Give at least one paired manifest (--train-manifest).")
     if not config.inputs.tokenizer:
         raise ConfigError("inputs.tokenizer is not set. Give the SentencePiece model (--tokenizer).")
+    _check_places(config)
+
+
+def _check_bounds(section: Any, prefix: str) -> None:  # noqa: ANN401  # a dataclass
+    for name, hint in typing.get_type_hints(type(section), include_extras=True).items():
+        value = getattr(section, name)
+        if is_dataclass(hint):
+            _check_bounds(value, f"{prefix}{name}.")
+        for bounds in getattr(hint, "__metadata__", ()):
+            if isinstance(bounds, Bounds) and value not in bounds:
+                raise ConfigError(f"{prefix}{name} is {plain(value)}, expected {bounds}.")
+
+
+def _check_places(config: RunConfig) -> None:
+    """Refuse places that a run cannot have before any of them is touched."""
+    if not config.run.strip():
+        raise ConfigError("run is empty. Give the folder or URL of the run (--output-dir).")
+    if not is_local(config.run) and demand_openable(config.run) in ("http", "https"):
+        raise ConfigError(f"run is {redacted(config.run)}: a web server keeps no runs. Give a folder or a bucket.")
+    demand_endpoint(config.storage.endpoint_url, "storage.endpoint_url")
+    for key, path in (
+        ("data.cache_folder", config.data.cache_folder),
+        ("report.prometheus_file", config.report.prometheus_file),
+    ):
+        if not is_local(path):
+            raise ConfigError(f"{key} is {shown(redacted(path))}, expected a local path.")
+        local_path(path)
+    parts = config.report.run_name.split("/")
+    if not all(_NAME.fullmatch(part) for part in parts):
+        raise ConfigError(
+            f"report.run_name is {shown(config.report.run_name)}, expected the name of a folder below RUN/logs, "
+            "for example train."
+        )

@@ -1,17 +1,40 @@
-"""Whole files by local path or fsspec URL, with errors that say what to do."""
+"""Whole files by local path or fsspec URL, with errors that say what to do.
+
+A file is read only when it is a regular one of a size that fits what is expected there: the size is known before
+memory is taken, so that a pipe does not hang a run and a sparse file does not take the machine's memory.
+"""
 
 import os
+import re
+import stat
 from concurrent.futures import Future
 from pathlib import Path
 
 import fsspec
-import yaml
 
 from indextts_job.background import begin
 from indextts_job.errors import ConfigError, DataError, UnavailableError
+from indextts_job.redaction import redacted
 from indextts_job.remote_files import PART_BYTES, PartReader, RemoteFileSystem
 from indextts_job.retry import StorageConfig
 from indextts_job.storage_errors import patiently, translated
+from indextts_job.strict_yaml import LARGEST_BYTES, parse_yaml
+from indextts_job.urls import demand_endpoint, is_local, local_path
+
+__all__ = [
+    "backslash_hint",
+    "configure_object_stores",
+    "exists",
+    "is_local",
+    "lines_of",
+    "local_path",
+    "read_ahead",
+    "read_bytes",
+    "read_input",
+    "read_manifest_text",
+    "read_yaml",
+    "sizes",
+]
 
 READ_PATIENCE_S = 60.0
 """How long a remote input is tried again."""
@@ -19,12 +42,23 @@ CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 """A request without an answer is a failure after this."""
 CONNECTIONS = 64
 """Of the S3 client's pool; its default of 10 starves parallel reads."""
+LARGEST_MANIFEST_BYTES = 2**32
+"""A million records have about 700 MB."""
+LARGEST_FILE_BYTES = 2**40
+"""Of anything else that is read whole."""
+_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_DRIVE = re.compile(r"(?:(?<=/)|^)[A-Za-z]:/")
+_BYTE_ORDER_MARKS = ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\x00\x00\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"),
+                     (b"\xfe\xff", "UTF-16"))  # fmt: skip
 
 
 def configure_object_stores(config: StorageConfig) -> None:
     """Set how fsspec reaches S3 in this process, before the first URL is opened.
 
     Listings are never cached: another process writes into the same run.
+
+    Raises:
+        ConfigError: The environment names an endpoint that is none.
     """
     options: dict[str, object] = {
         "use_listings_cache": False,
@@ -36,25 +70,18 @@ def configure_object_stores(config: StorageConfig) -> None:
             "retries": {"max_attempts": 2, "mode": "standard"},
         },
     }
+    for variable in _ENDPOINT_VARIABLES:
+        demand_endpoint(os.environ.get(variable, ""), variable)
     if config.endpoint_url:
         options["endpoint_url"] = config.endpoint_url
     fsspec.config.conf["s3"] = options
 
 
-def is_local(url: str) -> bool:
-    """Whether a path or URL is on a local file system."""
-    return "://" not in url or url.startswith("file://")
-
-
-def local_path(url: str) -> Path:
-    """A local path or `file://` URL as a path."""
-    return Path(url.removeprefix("file://")).expanduser()
-
-
 def exists(url: str) -> bool:
     """Whether a file or folder is there."""
     if is_local(url):
-        return local_path(url).exists()
+        with translated(f"looking at {url}"):
+            return local_path(url).exists()
     filesystem, path = RemoteFileSystem.of(url)
     return patiently(f"looking at {url}", lambda: filesystem.exists(path), READ_PATIENCE_S)
 
@@ -63,7 +90,10 @@ def sizes(folder: str) -> dict[str, int]:
     """Sizes in bytes of the files directly in a folder, by name; empty when it is not there."""
     if is_local(folder):
         path = local_path(folder)
-        return {entry.name: entry.stat().st_size for entry in os.scandir(path)} if path.is_dir() else {}
+        with translated(f"listing {folder}"):
+            if not path.is_dir():
+                return {}
+            return {entry.name: entry.stat().st_size for entry in os.scandir(path) if entry.is_file()}
     filesystem, root = RemoteFileSystem.of(folder)
     try:
         found = patiently(f"listing {folder}", lambda: filesystem.list(root), READ_PATIENCE_S)
@@ -81,22 +111,31 @@ def read_ahead(url: str) -> None:
         _ahead[url] = begin(lambda: _read(url), "read ahead")
 
 
-def read_bytes(url: str) -> bytes:
+def read_bytes(url: str, limit_bytes: int = LARGEST_FILE_BYTES) -> bytes:
     """A whole file.
 
+    Args:
+        url: Path or URL.
+        limit_bytes: A larger file is refused before any memory is taken for it.
+
     Raises:
-        FileNotFoundError: It is not there.
+        FileNotFoundError: It is not there, or a folder.
+        DataError: It is no regular file, or too large.
         IndexTTSJobError: It cannot be read; see `storage_errors.translated`.
     """
     future = _ahead.pop(url, None)
-    return future.result() if future else _read(url)
+    if future is None:
+        return _read(url, limit_bytes)
+    content = future.result()
+    _demand_size(url, len(content), limit_bytes)
+    return content
 
 
-def _read(url: str) -> bytes:
+def _read(url: str, limit_bytes: int = LARGEST_FILE_BYTES) -> bytes:
     what = f"reading {url}"
     if is_local(url):
         with translated(what):
-            return local_path(url).read_bytes()
+            return _read_local(local_path(url), limit_bytes)
     filesystem, path = RemoteFileSystem.of(url)
 
     def fetch(start: int, stop: int) -> bytes:
@@ -104,21 +143,49 @@ def _read(url: str) -> bytes:
 
     first = fetch(0, PART_BYTES)
     if len(first) != PART_BYTES:
+        _demand_size(url, len(first), limit_bytes)
         return first  # all of it: most files are smaller than a part, and some servers know no ranges
     before = patiently(what, lambda: filesystem.info(path), READ_PATIENCE_S)
+    _demand_size(url, int(before["size"]), limit_bytes)
     content = PartReader().read(fetch, int(before["size"]))
     if patiently(what, lambda: filesystem.info(path), READ_PATIENCE_S) != before:
-        raise UnavailableError(f"{url} was replaced while it was being read. Start again.")
+        raise UnavailableError(f"{redacted(url)} was replaced while it was being read. Start again.")
     return content.tobytes()
 
 
-def read_input(url: str, what: str, key: str) -> bytes:
+def _read_local(path: Path, limit_bytes: int) -> bytes:
+    # Opening a pipe without O_NONBLOCK waits for a writer that may never come.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(str(path))
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a pipe" if stat.S_ISFIFO(status.st_mode) else "a device"
+            raise DataError(f"{path} is {kind}, expected a regular file. Write its content to a file and give that.")
+        _demand_size(str(path), status.st_size, limit_bytes)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(status.st_size)
+    finally:
+        os.close(descriptor)
+
+
+def _demand_size(url: str, size_bytes: int, limit_bytes: int) -> None:
+    if size_bytes > limit_bytes:
+        raise DataError(
+            f"{redacted(url)} has {size_bytes} bytes, expected at most {limit_bytes}. It is another file than it "
+            "should be, or damaged."
+        )
+
+
+def read_input(url: str, what: str, key: str, limit_bytes: int = LARGEST_FILE_BYTES) -> bytes:
     """A file that the configuration names.
 
     Args:
         url: Path or URL.
         what: The thing in words, for messages.
         key: The configuration key that names it.
+        limit_bytes: See `read_bytes`.
 
     Raises:
         ConfigError: It is not there.
@@ -126,10 +193,10 @@ def read_input(url: str, what: str, key: str) -> bytes:
     if not url:
         raise ConfigError(f"{key} is not set. Give the path or URL of the {what}.")
     try:
-        return read_bytes(url)
+        return read_bytes(url, limit_bytes)
     except FileNotFoundError:
         raise ConfigError(
-            f"{what} not found: {url} (from {key}, seen from {Path.cwd()}). Give an existing path or URL."
+            f"{what} not found: {redacted(url)} (from {key}, seen from {Path.cwd()}). Give an existing path or URL."
         ) from None
 
 
@@ -139,11 +206,11 @@ def read_yaml(url: str, what: str, key: str) -> object:
     Raises:
         ConfigError: It is not there or not YAML.
     """
-    content = read_input(url, what, key)
     try:
-        return yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{url}: not valid YAML: {error}") from error
+        content = read_input(url, what, key, LARGEST_BYTES)
+    except DataError as error:
+        raise ConfigError(f"{what} (from {key}): {error}") from error
+    return parse_yaml(content, redacted(url))
 
 
 def read_manifest_text(url: str) -> str:
@@ -152,9 +219,38 @@ def read_manifest_text(url: str) -> str:
     Raises:
         DataError: It is missing or not UTF-8.
     """
+    shown = redacted(url)
     try:
-        return read_bytes(url).decode("utf-8-sig")
+        content = read_bytes(url, LARGEST_MANIFEST_BYTES)
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"manifest not found: {url} (seen from {Path.cwd()}). Give an existing path or URL.") from None
+        if is_local(url) and local_path(url).is_dir():
+            raise DataError(
+                f"{shown} is a folder, and no sharded dataset. Give a manifest, or a folder that `indextts-job shard` "
+                "wrote."
+            ) from None
+        raise DataError(
+            f"manifest not found: {shown} (seen from {Path.cwd()}).{backslash_hint(url)} Give an existing path or URL."
+        ) from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{url}: not UTF-8 text ({error}). A manifest is JSON lines in UTF-8.") from error
+        marked = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "")
+        found = f"{marked}, not UTF-8 text" if marked else f"not UTF-8 text ({error})"
+        how = f" Convert it: iconv -f {marked} -t UTF-8." if marked else ""
+        raise DataError(f"{shown}: {found}. A manifest is JSON lines in UTF-8.{how}") from error
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines of a text file: they end at a line feed and nowhere else.
+
+    `str.splitlines` also splits at characters that may stand inside a JSON string (U+2028, U+0085).
+    """
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines if lines[-1] else lines[:-1]
+
+
+def backslash_hint(path: str) -> str:
+    """What to say of a path that was not found and is written as on Windows; empty for others."""
+    if "\\" not in path:
+        return ""
+    plain = redacted(path).replace("\\", "/")
+    return f" It has backslashes, as Windows writes paths; write / instead: {_DRIVE.sub('', plain)}."

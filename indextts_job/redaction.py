@@ -9,19 +9,20 @@ from collections.abc import Mapping
 from typing import Any
 
 STRUCK_OUT = "***"
+# Repetitions at the beginning of a pattern are bounded: without bounds the time grows with the square of a text.
 _SUBSTITUTIONS: tuple[tuple[re.Pattern[str], str], ...] = (
     # Private keys in PEM armour.
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), STRUCK_OUT),
     # user:password@ of a URL; the password may hold @ and :, the host cannot.
-    (re.compile(r"([a-z][a-z0-9+.-]*://)[^\s\"'<>/?#]*@", re.IGNORECASE), rf"\1{STRUCK_OUT}@"),
+    (re.compile(r"([a-z][a-z0-9+.-]{0,30}://)[^\s\"'<>/?#]*@", re.IGNORECASE), rf"\1{STRUCK_OUT}@"),
     # The whole query of a URL: which of its parameters sign it differs by provider.
-    (re.compile(r"([a-z][a-z0-9+.-]*://[^\s\"'<>?#]*)\?[^\s\"'<>#]+", re.IGNORECASE), rf"\1?{STRUCK_OUT}"),
+    (re.compile(r"([a-z][a-z0-9+.-]{0,30}://[^\s\"'<>?#]{0,4096})\?[^\s\"'<>#]+", re.IGNORECASE), rf"\1?{STRUCK_OUT}"),
     # Parameters of signed links that stand alone, and settings whose name says what they are, as name=value, name:
     # value or "name": "value".
     (
         re.compile(
             r"((?<![a-z])(?:X-(?:Amz|Goog|Ms)-(?:Signature|Credential|Security-Token|SignedHeaders)|sig|signature"
-            r"|AWSAccessKeyId|[a-z0-9_-]*(?:secret|password|passwd|api[_-]?key|access[_-]?key|private[_-]?key"
+            r"|AWSAccessKeyId|[a-z0-9_-]{0,60}(?:secret|password|passwd|api[_-]?key|access[_-]?key|private[_-]?key"
             r"|auth[_-]?token|access[_-]?token|session[_-]?token|security[_-]?token|sas[_-]?token|account[_-]?key)"
             r"[a-z0-9_-]*)"
             r"\\?[\"']?\s*[=:]\s*\\?[\"']?)(?!\s|null|None|true|false)[^\s\"'&,;}\\]+",

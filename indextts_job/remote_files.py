@@ -15,7 +15,10 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
+from indextts_job import retry
 from indextts_job.errors import ConfigError
+from indextts_job.redaction import redacted
+from indextts_job.urls import demand_openable
 
 Bytes = npt.NDArray[np.uint8]
 PART_BYTES = 8 * 2**20
@@ -24,6 +27,8 @@ PARALLEL = 16
 """Requests at a time."""
 CALL_TIMEOUT_S = 75.0
 """A call that moves little data has failed after this."""
+LEAST_TIMEOUT_S = 10.0
+"""A call gets this long even where the patience with the operation is used up: shorter ones would fail for nothing."""
 SLOWEST_BYTES_PER_S = 500e3
 """Data may take this much longer on top."""
 
@@ -36,16 +41,25 @@ class RemoteFileSystem:
 
     @classmethod
     def of(cls, url: str) -> tuple[Self, str]:
-        """The file system of a URL, and the path in it.
+        """The file system of a URL, and the path in it: the one place where URLs are opened.
 
         Raises:
-            ConfigError: No file system of this kind is installed.
+            ConfigError: The URL is none that may be opened, or no file system of this kind is installed.
         """
+        protocol = demand_openable(url)
         try:
-            filesystem, path = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"{url}: {error}. Install the fsspec package of this kind of storage.") from error
-        return cls(filesystem), path
+            # Not fsspec.url_to_fs, which would also open chains of file systems.
+            kind = fsspec.get_filesystem_class(protocol)
+            filesystem = kind(**kind._get_kwargs_from_urls(url))
+        except ImportError as error:
+            raise ConfigError(
+                f"{redacted(url)}: {error}. Install the fsspec package of this kind of storage."
+            ) from error
+        except ValueError as error:
+            raise ConfigError(
+                f"{redacted(url)}: {redacted(str(error))}. Check the URL and the storage's settings."
+            ) from error
+        return cls(filesystem), str(kind._strip_protocol(url))
 
     def call(self, method: str, *arguments: object, size_bytes: int = 0, **named: object) -> Any:  # noqa: ANN401
         """Any method of the file system.
@@ -57,7 +71,8 @@ class RemoteFileSystem:
             named: For it.
         """
         if self.fsspec.async_impl:  # fsspec waits for a thread of its own, and can stop waiting
-            named["timeout"] = CALL_TIMEOUT_S + size_bytes / SLOWEST_BYTES_PER_S
+            most_s = min(CALL_TIMEOUT_S, max(LEAST_TIMEOUT_S, retry.seconds_left()))
+            named["timeout"] = most_s + size_bytes / SLOWEST_BYTES_PER_S
         return getattr(self.fsspec, method)(*arguments, **named)
 
     def read(self, path: str) -> bytes:
@@ -76,7 +91,13 @@ class RemoteFileSystem:
             raise
 
     def write(self, path: str, content: bytes, mode: str = "overwrite") -> None:
-        """Put a whole file."""
+        """Put a whole file.
+
+        Raises:
+            ConfigError: It would lie on a web server, which fsspec would try with a PUT request.
+        """
+        if "http" in self.fsspec.protocol:
+            raise ConfigError("http:// and https:// are for reading only. Give a folder or a bucket to write to.")
         # Some file systems have real folders (memory, ssh); on object stores this asks nothing.
         self.call("makedirs", path.rpartition("/")[0], exist_ok=True)
         self.call("pipe_file", path, content, mode=mode, size_bytes=len(content))

@@ -1,8 +1,15 @@
-"""How long and how patiently an operation on remote storage is tried again. Pure: delays from numbers."""
+"""How long and how patiently an operation on remote storage is tried again: pauses, and the time that is left."""
 
+import contextlib
+import math
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Annotated
+
+from indextts_job.bounds import Bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,9 +18,9 @@ class StorageConfig:
 
     endpoint_url: str = ""
     """Endpoint of an S3-compatible store; empty = AWS, or what the usual AWS environment variables say."""
-    retry_seconds: float = 120.0
-    """How long a failing operation is tried again before the attempt ends with 69."""
-    log_interval_seconds: float = 10.0
+    retry_seconds: Annotated[float, Bounds(0, 1e8)] = 120.0
+    """How long a failing operation is tried again, tries and pauses together, before the attempt ends with 69."""
+    log_interval_seconds: Annotated[float, Bounds(0.1, 1e6)] = 10.0
     """Events and curves reach an object store at least this often; a kill loses no more than that of them."""
 
 
@@ -37,3 +44,26 @@ def delays(limit_s: float, chance: random.Random) -> Iterator[float]:
         yield delay_s
         waited_s += delay_s
         step_s = min(2 * step_s, LONGEST_DELAY_S)
+
+
+_deadline_at_s: ContextVar[float] = ContextVar("deadline_at_s", default=math.inf)
+"""Of the operation that this thread is in. Calls are made several layers below the place that knows the patience."""
+
+
+@contextlib.contextmanager
+def deadline(at_s: float) -> Iterator[None]:
+    """Tell the calls inside when the patience with their operation ends.
+
+    Args:
+        at_s: Instant of the monotonic clock.
+    """
+    token = _deadline_at_s.set(at_s)
+    try:
+        yield
+    finally:
+        _deadline_at_s.reset(token)
+
+
+def seconds_left(clock: Callable[[], float] = time.monotonic) -> float:
+    """Until the deadline of the operation that the caller is part of; infinite without one, negative behind it."""
+    return _deadline_at_s.get() - clock()

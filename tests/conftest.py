@@ -15,6 +15,8 @@ torch.set_num_threads(1)
 settings.register_profile(
     "tests", derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
+# `make fuzz`: about an hour, other examples each time.
+settings.register_profile("fuzz", deadline=None, max_examples=20_000, suppress_health_check=list(HealthCheck))
 settings.load_profile("tests")
 
 

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from indextts_job.bounds import Bounds
 
 FINAL, BEST, PREEMPTED, KEEP = "final", "best", "preempted", "keep"
 
@@ -10,16 +13,16 @@ FINAL, BEST, PREEMPTED, KEEP = "final", "best", "preempted", "keep"
 class CheckpointConfig:
     """When to save and what to keep."""
 
-    interval_steps: int = 1000
+    interval_steps: Annotated[int, Bounds(-1, 10**9)] = 1000
     """Steps between saves; 0 = only at the end and on preemption; -1 = automatic: the interval that loses least to
     saves and kills together, by their measured costs and the run's own record (Young's and Daly's formula)."""
-    shortest_seconds: float = 60.0
+    shortest_seconds: Annotated[float, Bounds(0, 1e8)] = 60.0
     """Of an automatic interval."""
-    longest_seconds: float = 3600.0
+    longest_seconds: Annotated[float, Bounds(0, 1e8)] = 3600.0
     """Of an automatic interval."""
-    kills_per_day: float = 0.0
+    kills_per_day: Annotated[float, Bounds(0, 1e5)] = 0.0
     """Expected ends without notice, for an automatic interval; 0 = what this run has seen, at first one in 6 hours."""
-    keep: int = 3
+    keep: Annotated[int, Bounds(1, 10**6)] = 3
     """Newest checkpoints kept, besides the best and the final one."""
 
 

@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
 import argparse
+import itertools
 import sys
 
 from indextts_job.commands.parser import Commands, Parser
@@ -30,6 +31,12 @@ def add(commands: Commands) -> None:
     data.add_argument("--validation", nargs="+", default=[], metavar="MANIFEST", help="paired manifests to validate on")
     data.add_argument("--tokenizer", required=True, help="SentencePiece model that training will use")
     data.add_argument("--config", default="checkpoints/config.yaml", help="config.yaml of the model")
+    data.add_argument(
+        "--repair",
+        choices=("drop-tails",),
+        help="also write a dataset without padded code tails to --output; the input is not changed",
+    )
+    data.add_argument("--output", default="", help="new folder or URL for --repair, where the dataset lies")
     data.add_argument("--all", action="store_true", help="show every place, not the first few")
     data.add_argument("--json", action="store_true", help="for programs; always with every place")
     data.set_defaults(act=_data)
@@ -73,12 +80,16 @@ def _data(given: argparse.Namespace) -> int:
     from indextts_job import files
     from indextts_job.commands.findings import DETAILS_SHOWN, report
     from indextts_job.doctor.data import examine_data
+    from indextts_job.doctor.repair import drop_tails
     from indextts_job.doctor.survey import survey
+    from indextts_job.errors import ConfigError
     from indextts_job.model.config import gpt_config
     from indextts_job.model.tokenizer import load_tokenizer
     from indextts_job.report.console import ConsoleReport
     from indextts_job.retry import StorageConfig
 
+    if bool(given.repair) != bool(given.output):
+        raise ConfigError("--repair and --output belong together. Give both, or none.")
     files.configure_object_stores(StorageConfig())
     model = gpt_config(files.read_yaml(given.config, "model configuration", "--config"), given.config)
     tokenizer = load_tokenizer(given.tokenizer)
@@ -91,7 +102,9 @@ def _data(given: argparse.Namespace) -> int:
             lambda done, total: console.progress("looking at arrays", done, total),
         )
     shown = sys.maxsize if given.all else DETAILS_SHOWN
-    return report(examine_data(found, tokenizer.content), as_json=given.json, details=shown)
+    manifests = [*given.manifests, *given.validation]
+    repair = (drop_tails(found, manifests, output) for output in ([given.output] if given.repair else []))
+    return report(itertools.chain(examine_data(found, tokenizer.content), repair), as_json=given.json, details=shown)
 
 
 def _checkpoint(given: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ keys. A file is a whole configuration, so nothing is mixed into it from elsewher
 
 # ruff: noqa: PLC0415  # imports inside functions: only a run named by itself needs torch
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,8 @@ def configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> C
     Raises:
         ConfigError: They make no configuration.
     """
-    paths = [setting for setting in settings if "=" not in setting]
-    dotted = dict(config.parse_override(setting) for setting in settings if "=" in setting)
+    paths, overrides = config.split_settings(settings, os.path.exists)
+    dotted = dict(overrides)
     if len(paths) > 1:
         raise errors.ConfigError(f"{len(paths)} configuration files given ({', '.join(paths)}), expected one.")
     layers = [("command line flags", flag_keys), ("command line", dotted)]

@@ -3,12 +3,13 @@
 Checking reads each file once, in parallel, and takes a digest of its content.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,14 @@ from indextts_job.data.batch import Floats
 from indextts_job.data.dataset import Entry, Ids, Limits, SkippedSample, Vector, content_digest
 from indextts_job.data.manifest import PairRecord
 from indextts_job.data.npy import NpyFormatError, parse_npy
-from indextts_job.errors import DataError, findings_message
+from indextts_job.errors import ConfigError, DataError, findings_message
 from indextts_job.model.config import CONDITION_LATENTS
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+LEAST_LIMIT_BYTES = 2**20
+"""An array file of up to so many bytes is read whatever it should hold: the message then says what it does hold."""
+WIDEST_ITEM_BYTES = 16
 
 
 class BadArrayError(Exception):
@@ -135,28 +139,43 @@ def _fault_of(record: PairRecord, arrays: _Arrays) -> str | None:
     return None
 
 
-def _read_array(path: str) -> npt.NDArray[np.generic]:
+def _read_array(path: str, most_values: int) -> npt.NDArray[np.generic]:
     try:
-        return parse_npy(files.read_bytes(path))
+        return parse_npy(files.read_bytes(path, _limit_bytes(most_values)))
     except FileNotFoundError:
-        hint = _working_directory_reading(path)
-        raise BadArrayError(f"{path}: file not found{hint}") from None
+        raise BadArrayError(f"{path}: file not found{_not_found_hint(path)}") from None
     except NpyFormatError as error:
         raise BadArrayError(f"{path}: {error}") from None
+    except (DataError, ConfigError) as error:  # no regular file, too large, or no path at all
+        raise BadArrayError(str(error)) from None
 
 
-def _working_directory_reading(path: str) -> str:
-    """Two older tools wrote paths relative to the working directory: name that file if it is there."""
+def _limit_bytes(most_values: int) -> int:
+    return max(LEAST_LIMIT_BYTES, 2 * WIDEST_ITEM_BYTES * most_values)
+
+
+def _not_found_hint(path: str) -> str:
+    """What probably happened to a path that leads nowhere; empty where nothing is known."""
     if not files.is_local(path):
         return ""
+    if hint := files.backslash_hint(path):
+        return f".{hint.removesuffix('.')}"
+    # Older tools wrote paths relative to the working directory; absolute ones come from another machine.
     parts = PurePosixPath(path).parts
     for start in range(1, len(parts)):
-        candidate = files.local_path(str(PurePosixPath(*parts[start:])))
+        candidate = Path(*parts[start:])
         if candidate.is_file():
             return (
-                f", but {candidate} exists below the working directory: the manifest's paths are relative to the "
-                "folder it was made in; move the manifest there or rewrite its paths"
+                f", but {candidate} exists below the working directory: write the manifest's paths relative to its own "
+                "folder, or absolute for this machine"
             )
+    file = files.local_path(path)
+    missing = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
+    if missing and (file.is_absolute() or path.startswith("~")):
+        return (
+            f", because there is no {missing[-1]} on this machine. If the manifest comes from another one, put its "
+            "arrays beside it and write their paths relative to it"
+        )
     return ""
 
 
@@ -172,7 +191,7 @@ def check_ids(path: str, count: int, longest: int, what: str) -> Ids:
     Raises:
         BadArrayError: They cannot be trained on.
     """
-    array = _read_array(path)
+    array = _read_array(path, longest)
     if not np.issubdtype(array.dtype, np.integer):
         raise BadArrayError(f"{path}: dtype {array.dtype}, expected integers")
     if array.ndim != 1 or not array.size:
@@ -193,7 +212,8 @@ def check_vector(path: str, shape: tuple[int, ...]) -> Vector:
     Raises:
         BadArrayError: It cannot be trained on.
     """
-    array = _read_array(path)
+    most_values = math.prod(shape)
+    array = _read_array(path, most_values)
     if array.dtype not in (np.float32, np.float16):
         raise BadArrayError(f"{path}: dtype {array.dtype}, expected float32 or float16")
     if array.shape != shape:
@@ -201,8 +221,8 @@ def check_vector(path: str, shape: tuple[int, ...]) -> Vector:
     vector = np.asarray(array, dtype=np.float32)
     if not np.isfinite(vector).all():
         raise BadArrayError(f"{path}: holds NaN or infinity")
-    return Vector(path, content_digest(vector), partial(_load_vector, path))
+    return Vector(path, content_digest(vector), partial(_load_vector, path, most_values))
 
 
-def _load_vector(path: str, _past_copy: bool) -> Floats:  # noqa: FBT001  # there is no copy
-    return np.asarray(parse_npy(files.read_bytes(path)), dtype=np.float32)
+def _load_vector(path: str, most_values: int, _past_copy: bool) -> Floats:  # noqa: FBT001  # there is no copy
+    return np.asarray(parse_npy(files.read_bytes(path, _limit_bytes(most_values))), dtype=np.float32)

@@ -5,15 +5,24 @@ is `data/dataset.py`'s concern.
 """
 
 import json
-import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from indextts_job.bounds import Bounds
 from indextts_job.errors import DataError, findings_message
+from indextts_job.redaction import redacted
+from indextts_job.urls import file_path, resolved
 
 _LANGUAGE_CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_WHOLE = re.compile(r"\s*(\d{1,15})(\.0*)?\s*")
+"""A length as programs write it that know no integers: pandas makes `5.0` or `"5"` of a column with gaps."""
+_MOST_TOKENS = 10**15
+_UNENCODABLE = re.compile("[\x00\ud800-\udfff]")
+SUFFIXES = (".jsonl", ".json")
+"""Of manifests; a sharded dataset is a folder."""
+LONGEST_SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +37,7 @@ class DataConfig:
     """Leave bad samples out of the dataset (named in the log, part of the fingerprint) instead of stopping."""
     cache_folder: str = ""
     """Local folder for copies of remote shards; empty = one below the temporary folder."""
-    cache_free_ratio: float = 0.0
+    cache_free_ratio: Annotated[float, Bounds(0, 1, below=True)] = 0.0
     """Share of its disk that the copies leave free, at least 1 GiB. The kubelet evicts pods below 0.1."""
 
 
@@ -38,6 +47,11 @@ class ManifestSource:
 
     url: str
     language: str
+
+    @property
+    def shown(self) -> str:
+        """The URL for messages, without the secrets of a signed link."""
+        return redacted(self.url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +75,15 @@ def parse_source(argument: str, exists: Callable[[str], bool]) -> ManifestSource
 
     The separators are tried in this order and split at their last occurrence. The suffix counts only when it looks
     like a language code, and behind `@` and `=` only when the whole argument is not itself something that exists:
-    `data/lang=am/train.jsonl` and `s3://bucket/run@v2` are paths.
+    `data/lang=am/train.jsonl` and `s3://bucket/run@v2` are paths. The query of a signed link is full of `=`, so only
+    `::` is looked for behind one.
 
     Args:
         argument: What the user gave.
         exists: Whether a path or URL exists; asked at most once.
     """
-    for separator in ("::", "@", "="):
+    separators = ("::", "@", "=") if file_path(argument) == argument else ("::",)
+    for separator in separators:
         path, found, suffix = argument.rpartition(separator)
         if not found or not path or not _LANGUAGE_CODE.fullmatch(suffix.strip()):
             continue
@@ -77,11 +93,9 @@ def parse_source(argument: str, exists: Callable[[str], bool]) -> ManifestSource
     return ManifestSource(argument, "")
 
 
-def resolve_path(path: str, manifest_url: str) -> str:
-    """A path of a record: absolute paths and URLs as they are, others relative to the manifest's folder."""
-    if _URL.match(path) or path.startswith("/"):
-        return path
-    return posixpath.join(posixpath.dirname(manifest_url), path)
+def is_manifest(url: str) -> bool:
+    """Whether a path or URL names a manifest by its ending, signed links included."""
+    return file_path(url).endswith(SUFFIXES)
 
 
 @dataclass(slots=True)
@@ -100,9 +114,10 @@ class ScannedManifest:
 def scan_manifest(lines: Iterable[str], source: ManifestSource) -> ScannedManifest:
     """Every line of a manifest. Blank lines and unknown fields are ignored."""
     scanned = ScannedManifest()
+    shown = source.shown
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            _scan_line(line, f"{source.url}:{number}", source, scanned)
+            _scan_line(line, f"{shown}:{number}", source, scanned)
     return scanned
 
 
@@ -117,7 +132,7 @@ def parse_records(lines: Iterable[str], source: ManifestSource) -> list[PairReco
         kind = "mixes single and paired records" if scanned.records else "holds single records"
         raise DataError(
             findings_message(
-                f"{source.url} {kind} (training needs pairs)",
+                f"{source.shown} {kind} (training needs pairs)",
                 scanned.single,
                 "Make pairs from it with the pairing tool of your preprocessing (tools/build_gpt_prompt_pairs.py "
                 "in the public repositories) and give the paired manifest.",
@@ -125,23 +140,24 @@ def parse_records(lines: Iterable[str], source: ManifestSource) -> list[PairReco
         )
     if scanned.malformed:
         advice = "Repair or remove these lines; one JSON object per line is expected."
-        raise DataError(findings_message(f"{source.url} has malformed records", scanned.malformed, advice))
+        raise DataError(findings_message(f"{source.shown} has malformed records", scanned.malformed, advice))
     if not scanned.records:
-        raise DataError(f"{source.url}: no records. Expected one JSON object per line.")
+        raise DataError(f"{source.shown}: no records. Expected one JSON object per line.")
     return scanned.records
 
 
 def _scan_line(line: str, origin: str, source: ManifestSource, scanned: ScannedManifest) -> None:
     try:
         document = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         scanned.malformed.append(f"{origin}: not JSON ({error})")
         return
     if not isinstance(document, dict):
         scanned.malformed.append(f"{origin}: a JSON {type(document).__name__}, expected an object")
         return
     if "prompt_condition_path" not in document and "condition_path" in document:
-        scanned.single.append(f"{origin}: id {document.get('id')!r} has condition_path, not prompt_condition_path")
+        shown = _shown(document.get("id"))
+        scanned.single.append(f"{origin}: id {shown} has condition_path, not prompt_condition_path")
         return
     try:
         record = _record(document, origin, source)
@@ -153,32 +169,56 @@ def _scan_line(line: str, origin: str, source: ManifestSource, scanned: ScannedM
 
 
 def _record(document: Mapping[str, object], origin: str, source: ManifestSource) -> PairRecord:
-    emotion = document.get("prompt_emo_vec_path") or document.get("target_emo_vec_path")
-    if not isinstance(emotion, str):
+    emotion = "prompt_emo_vec_path" if document.get("prompt_emo_vec_path") else "target_emo_vec_path"
+    if not document.get(emotion):
         raise TypeError("no emotion path: expected prompt_emo_vec_path or target_emo_vec_path")
     language = document.get("target_language") or document.get("language") or source.language
+    if not isinstance(language, str) or _UNENCODABLE.search(language):
+        raise TypeError(f"the language is {_shown(language)}, expected a text")
     return PairRecord(
         id=_text(document, "id"),
-        condition_path=resolve_path(_text(document, "prompt_condition_path"), source.url),
-        emotion_path=resolve_path(emotion, source.url),
-        text_ids_path=resolve_path(_text(document, "target_text_ids_path"), source.url),
-        codes_path=resolve_path(_text(document, "target_codes_path"), source.url),
+        condition_path=_path(document, "prompt_condition_path", source),
+        emotion_path=_path(document, emotion, source),
+        text_ids_path=_path(document, "target_text_ids_path", source),
+        codes_path=_path(document, "target_codes_path", source),
         text_tokens=_length(document, "target_text_len"),
         code_tokens=_length(document, "target_code_len"),
-        language=str(language).strip().lower(),
+        language=language.strip().lower(),
         origin=origin,
     )
 
 
 def _text(document: Mapping[str, object], key: str) -> str:
     value = document.get(key)
-    if not isinstance(value, str) or not value:
-        raise TypeError(f"{key} is {value!r}, expected a non-empty string")
+    if not isinstance(value, str) or not value.strip():
+        raise TypeError(f"{key} is {_shown(value)}, expected a non-empty string")
+    if "\0" in value or (not value.isascii() and _UNENCODABLE.search(value)):
+        raise ValueError(f"{key} is {_shown(value)}, which holds a NUL or half a character")
     return value
+
+
+def _path(document: Mapping[str, object], key: str, source: ManifestSource) -> str:
+    try:
+        return resolved(_text(document, key), source.url)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def _length(document: Mapping[str, object], key: str) -> int:
     value = document.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TypeError(f"{key} is {value!r}, expected a whole number")
-    return value
+    if type(value) is int and 0 <= value < _MOST_TOKENS:  # as nearly all are written
+        return value
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        match = _WHOLE.fullmatch(str(value))
+        if match:
+            return int(match[1])
+    raise TypeError(f"{key} is {_shown(value)}, expected a whole number")
+
+
+def _shown(value: object) -> str:
+    """A wrong value for a message, not as long as a file and without secrets."""
+    try:
+        text = redacted(repr(value)[: 10 * LONGEST_SHOWN])
+    except RecursionError:  # JSON may be nested a little deeper than can be written
+        return f"a deep {type(value).__name__}"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

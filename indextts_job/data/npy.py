@@ -8,6 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 _MAGIC = b"\x93NUMPY"
+LARGEST_HEADER_BYTES = 2**16
+"""numpy's own headers have 128; a longer one would only cost the parser's time and stack."""
+_NUMBERS = "?biufc"
+"""Kinds of types that hold numbers."""
 
 
 class NpyFormatError(ValueError):
@@ -27,20 +31,25 @@ def parse_npy(content: bytes) -> npt.NDArray[np.generic]:
         A read-only array over the same memory.
 
     Raises:
-        NpyFormatError: Not an array, truncated, with trailing bytes, or of Python objects.
+        NpyFormatError: Not an array of numbers, truncated, or with trailing bytes.
     """
     if not content.startswith(_MAGIC) or len(content) < 10:
         raise NpyFormatError("not a .npy file" if content else "empty file")
     wide = content[6] >= 2
     start = 12 if wide else 10
     header_size = int.from_bytes(content[8:start], "little")
+    if header_size > LARGEST_HEADER_BYTES:
+        raise NpyFormatError(f"a header of {header_size} bytes")
     dtype, fortran, shape = _header(content[start : start + header_size])
     expected = start + header_size + dtype.itemsize * math.prod(shape)
     if len(content) != expected:
         kind = "truncated" if len(content) < expected else "trailing bytes"
         raise NpyFormatError(f"{kind}: {len(content)} bytes, its header says {expected}")
     array = np.frombuffer(content, dtype=dtype, offset=start + header_size)
-    return array.reshape(shape, order="F" if fortran else "C")
+    try:
+        return array.reshape(shape, order="F" if fortran else "C")
+    except ValueError as error:  # an empty array whose other sizes overflow
+        raise NpyFormatError(f"impossible shape {list(shape)}") from error
 
 
 @lru_cache(maxsize=4096)
@@ -49,8 +58,13 @@ def _header(raw: bytes) -> tuple[np.dtype[np.generic], bool, tuple[int, ...]]:
         fields = ast.literal_eval(raw.decode("latin-1").strip())
         dtype, shape = np.dtype(fields["descr"]), tuple(int(n) for n in fields["shape"])
         fortran = bool(fields["fortran_order"])
-    except (SyntaxError, ValueError, KeyError, TypeError) as error:
+    except (SyntaxError, ValueError, LookupError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+        # The last two are how Python's parser reports deep nesting.
         raise NpyFormatError(f"unreadable header ({error})") from error
     if dtype.hasobject:
         raise NpyFormatError("holds Python objects, which are never loaded")
+    if dtype.kind not in _NUMBERS:
+        raise NpyFormatError(f"dtype {dtype}, expected numbers")
+    if any(size < 0 for size in shape):
+        raise NpyFormatError(f"impossible shape {list(shape)}")
     return dtype, fortran, shape

@@ -1,4 +1,4 @@
-"""Write a checked dataset as shards (`data/shards.py` describes them).
+"""Write a checked dataset as shards (`data/shard_index.py` describes them).
 
 The same input gives the same bytes. What an interrupted conversion has finished is kept, and the index is written
 last: a sharded dataset exists exactly when its index does.
@@ -19,18 +19,21 @@ from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.data.batch import Floats
 from indextts_job.data.dataset import DIGEST_BYTES, Dataset, Vector, content_digest, read_vector
-from indextts_job.data.shards import (
+from indextts_job.data.shard_index import (
     FORMAT_VERSION,
     INDEX,
     ITEM_BYTES,
     METADATA,
+    Kind,
     Shard,
     Table,
     parse_index,
+    parse_shard,
     tensors_hash,
 )
 from indextts_job.errors import ConfigError
 from indextts_job.model.config import CONDITION_LATENTS
+from indextts_job.redaction import redacted
 
 SHARD_BYTES = 64 * 2**20
 """Size of a shard, about: one download of a cold node, one unit of its cache."""
@@ -106,11 +109,11 @@ def write_shards(
 
 def _refuse_another_dataset(storage: RunStorage, wanted: str) -> None:
     try:
-        header, _ = parse_index(storage.read(INDEX), f"{storage.url}/{INDEX}")
+        index = parse_index(storage.read(INDEX), f"{storage.url}/{INDEX}")
     except FileNotFoundError:
         return
-    if header["fingerprint"] != wanted:
-        raise ConfigError(f"{storage.url} holds another sharded dataset. Give another output folder.")
+    if index.fingerprint != wanted:
+        raise ConfigError(f"{redacted(storage.url)} holds another sharded dataset. Give another output folder.")
 
 
 class _ShardWriter:
@@ -123,7 +126,7 @@ class _ShardWriter:
         self._progress = progress
         self._done = 0
 
-    def write(self, kind: str, vectors: Sequence[Vector], row_shape: tuple[int, ...]) -> Table:
+    def write(self, kind: Kind, vectors: Sequence[Vector], row_shape: tuple[int, ...]) -> Table:
         """Write all rows of one kind."""
         row_bytes = ITEM_BYTES[self._dtype] * int(np.prod(row_shape))
         per_shard = max(1, self._shard_bytes // row_bytes)
@@ -133,7 +136,7 @@ class _ShardWriter:
             part = vectors[start : start + per_shard]
             name = f"{kind}-{number:05d}.safetensors"
             rows = hashlib.sha256(b"".join(vector.digest for vector in part)).hexdigest()
-            known = self._finished(name, rows) if f"{name}.json" in there else None
+            known = self._finished(kind, name, rows) if f"{name}.json" in there else None
             if known is None or name not in there or there[name].size_bytes != known.size_bytes:
                 known = self._write_shard(kind, name, rows, part)
             shards.append(known)
@@ -141,14 +144,15 @@ class _ShardWriter:
             self._progress(self._done)
         return Table(dtype=self._dtype, row_shape=row_shape, rows_per_shard=per_shard, shards=tuple(shards))
 
-    def _finished(self, name: str, rows: str) -> Shard | None:
+    def _finished(self, kind: Kind, name: str, rows: str) -> Shard | None:
         try:
             note = json.loads(self._storage.read(f"{name}.json"))
-        except (FileNotFoundError, ValueError):
-            return None
-        return Shard(**note["shard"]) if note.get("rows_sha256") == rows else None
+            shard = parse_shard(note["shard"], kind)
+            return shard if note["rows_sha256"] == rows and shard.name == name else None
+        except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
+            return None  # damaged, or not ours: the shard is written again
 
-    def _write_shard(self, kind: str, name: str, rows: str, part: Sequence[Vector]) -> Shard:
+    def _write_shard(self, kind: Kind, name: str, rows: str, part: Sequence[Vector]) -> Shard:
         with ThreadPoolExecutor(max_workers=READERS) as pool:
             values = list(pool.map(lambda vector: read_vector(vector, "sharding"), part))
         content = self._container(kind, np.stack(values))

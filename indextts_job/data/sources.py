@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 from indextts_job import files
 from indextts_job.data.cache import default_folder, shard_reader
@@ -11,6 +10,7 @@ from indextts_job.data.dataset import Dataset, Entry, Limits, SkippedSample
 from indextts_job.data.manifest import parse_records, parse_source
 from indextts_job.data.shards import is_sharded, open_shards
 from indextts_job.errors import DataError
+from indextts_job.redaction import redacted
 
 
 def load_dataset(
@@ -37,17 +37,17 @@ def load_dataset(
     """
     entries: list[Entry] = []
     skipped: list[SkippedSample] = []
-    copies = Path(cache_folder) if cache_folder else default_folder()
+    copies = files.local_path(cache_folder) if cache_folder else default_folder()
     reader = partial(shard_reader, cache_folder=copies, free_ratio=cache_free_ratio)
     for argument in arguments:
         source = parse_source(argument, files.exists)
         if is_sharded(source.url):
             good, bad = open_shards(source.url, limits, reader)
         else:
-            records = parse_records(files.read_manifest_text(source.url).splitlines(), source)
+            records = parse_records(files.lines_of(files.read_manifest_text(source.url)), source)
             good, bad = check_records(records, limits, progress, skip_bad_samples=skip_bad_samples)
         entries += good
         skipped += bad
     if not entries:
-        raise DataError(f"no samples in {', '.join(arguments)}.")
+        raise DataError(f"no samples in {', '.join(map(redacted, arguments))}.")
     return Dataset(entries, skipped)

@@ -18,9 +18,9 @@ from indextts_job.doctor.distributions import histogram
 from indextts_job.doctor.findings import Finding, Level, data_finding
 from indextts_job.doctor.pairing import examine_pairing
 from indextts_job.doctor.survey import Pair, SeenArray, Survey
+from indextts_job.doctor.tails import CODES_PER_SECOND, code_count, padded_tails
 from indextts_job.tokenizer.normalize import AMHARIC, normalize
 
-CODES_PER_SECOND = 50
 LONG_TEXT_TOKENS = 120
 """Published inference cuts text into segments of at most so many: longer ones are out of its use."""
 USUAL_S = (2.0, 15.0)
@@ -58,12 +58,6 @@ def examine_data(found: Survey, tokenizer: bytes) -> Iterator[Finding]:
     yield from _codes(good, found)
     yield from examine_pairing(good, found)
     yield from _distributions(good, found)
-
-
-def code_count(duration_s: float) -> int:
-    """Codes of a clip of so many seconds alone: features of 25 ms every 10 ms at 16 kHz, two of them a code."""
-    features = 1 + max(0, math.floor((duration_s * 16000 - 400) / 160))
-    return math.ceil(features / 2)
 
 
 def _manifests(found: Survey) -> Iterator[Finding]:
@@ -185,19 +179,21 @@ def _scripts(pairs: Sequence[Pair]) -> Iterator[Finding]:
 def _codes(pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]:
     targets = {pair.record.codes_path: pair for pair in pairs}
     length = {path: found.arrays[path].length for path in targets}
-    padded, short = [], []
+    padded = [str(tail) for tail in padded_tails(pairs, found).values()]
+    short = []
     known = 0
     for path, pair in targets.items():
         if pair.duration_s is None:
             continue
         known += 1
         expected = code_count(pair.duration_s)
-        if length[path] > CODES_PER_SECOND * pair.duration_s + 1:
-            padded.append(f"{pair.where}: {length[path]} codes for {pair.duration_s:g} s, {expected} are speech")
-        elif length[path] < expected - CODES_PER_SECOND // 10 - 1:
+        if length[path] < expected - CODES_PER_SECOND // 10 - 1:
             short.append(f"{pair.where}: {length[path]} codes for {pair.duration_s:g} s, {expected} expected")
     if padded:
-        advice = "The tail is the padding of a batch, and the stop token is taught behind it. Keep the speech only."
+        advice = (
+            "The tail is the padding of a batch, and the stop token is taught behind it. Keep the speech only: "
+            "--repair drop-tails --output FOLDER writes such a dataset."
+        )
         text = f"{len(padded)} of {known} have more codes than sound"
         yield data_finding("code tails", "warning", text, advice, padded)
     if short:

@@ -2,18 +2,19 @@
 
 import json
 import platform
-import re
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
+from indextts_job import files
 from indextts_job.checkpoint import describe, retention
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.doctor.machine import examine
 from indextts_job.errors import IndexTTSJobError
+from indextts_job.redaction import redacted, redacted_values
 from indextts_job.report.attempts import attempts
 from indextts_job.report.goodput import where_time_went
 from indextts_job.report.journal import EVENTS
@@ -21,8 +22,6 @@ from indextts_job.report.standing import standing
 
 ATTEMPTS, FIRST_EVENTS, LAST_EVENTS = 3, 50, 50
 """Of the newest attempts, so many events from the beginning and from the end."""
-_CREDENTIALS = re.compile(r"://[^/\s\"@]+@")
-_SIGNATURE = re.compile(r"((?:X-Amz-[A-Za-z-]*|sig|token|AWSAccessKeyId|Signature)=)[^&\s\"]+", re.IGNORECASE)
 
 
 def problem_report(storage: RunStorage) -> str:
@@ -44,12 +43,10 @@ def problem_report(storage: RunStorage) -> str:
         "newest_checkpoint": _newest(CheckpointStore(storage)),
         "events": {str(row["attempt"]): _events(storage, row["attempt"]) for row in rows[-ATTEMPTS:]},
     }
-    return without_secrets(json.dumps(document, indent=1, ensure_ascii=False, default=str))
-
-
-def without_secrets(text: str) -> str:
-    """Credentials in URLs and signed links, struck out. Configurations hold no others."""
-    return _SIGNATURE.sub(r"\1***", _CREDENTIALS.sub("://***@", text))
+    # Values first: inside JSON a secret may be escaped. Then the whole, for keys and what is text in text.
+    plain = redacted_values(json.loads(json.dumps(document, default=str)))
+    text = redacted(json.dumps(plain, indent=1, ensure_ascii=False))
+    return text.encode("utf-8", "replace").decode()  # half of a surrogate pair has no bytes
 
 
 def _newest(store: CheckpointStore) -> dict[str, Any]:
@@ -64,7 +61,7 @@ def _newest(store: CheckpointStore) -> dict[str, Any]:
 
 def _events(storage: RunStorage, attempt: int) -> list[str]:
     try:
-        lines = storage.read(f"{EVENTS}/attempt-{attempt:04d}.jsonl").decode(errors="replace").splitlines()
+        lines = files.lines_of(storage.read(f"{EVENTS}/attempt-{attempt:04d}.jsonl").decode(errors="replace"))
     except FileNotFoundError:
         return []
     if len(lines) <= FIRST_EVENTS + LAST_EVENTS:

@@ -25,6 +25,8 @@ CHUNK = 200
 """Arrays that a process looks at per message."""
 MANY = 20_000
 """Arrays from which on processes are worth their start."""
+LONGEST_CLIP_S = 1e6
+"""A longer duration is no duration."""
 THREADS, REMOTE_READERS = 4, 64
 
 
@@ -140,10 +142,10 @@ def _read_manifest(argument: str, found: Survey, *, validation: bool) -> None:
     source = parse_source(argument, files.exists)
     if is_sharded(source.url):
         raise DataError(
-            f"{source.url} is a sharded dataset: its samples were checked when it was made, and are again whenever "
+            f"{source.shown} is a sharded dataset: its samples were checked when it was made, and are again whenever "
             "they are read. Give the manifests that it was made of."
         )
-    scanned = scan_manifest(files.read_manifest_text(source.url).splitlines(), source)
+    scanned = scan_manifest(files.lines_of(files.read_manifest_text(source.url)), source)
     found.malformed += scanned.malformed
     found.single += scanned.single
     for record, document in zip(scanned.records, scanned.documents, strict=True):
@@ -153,7 +155,8 @@ def _read_manifest(argument: str, found: Survey, *, validation: bool) -> None:
 def _pair(record: PairRecord, document: Mapping[str, object], *, validation: bool) -> Pair:
     def text(key: str) -> str:
         value = document.get(key)
-        return value if isinstance(value, str) else ""
+        # Half of a surrogate pair, which JSON can spell, has no bytes to show or to tokenize.
+        return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
     speaker = text("speaker")
     speakers = (text("prompt_speaker"), text("target_speaker"))
@@ -161,7 +164,7 @@ def _pair(record: PairRecord, document: Mapping[str, object], *, validation: boo
         speakers = (_speaker_of(text("prompt_audio_path")), _speaker_of(text("target_audio_path")))
     target, _, prompt = record.id.partition("__")
     duration = document.get("target_duration", document.get("duration"))
-    known = isinstance(duration, int | float) and not isinstance(duration, bool) and duration > 0
+    known = isinstance(duration, int | float) and not isinstance(duration, bool) and 0 < duration < LONGEST_CLIP_S
     return Pair(
         record=record,
         validation=validation,

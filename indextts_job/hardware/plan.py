@@ -6,8 +6,9 @@ A plan never changes what a step computes (I3), only how it is cut and in which 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from indextts_job.bounds import Bounds
 from indextts_job.errors import ConfigError
 from indextts_job.model.config import GPTConfig
 
@@ -36,7 +37,7 @@ class HardwareConfig:
     """Where to compute; auto = the GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto = bfloat16 where the GPU has it, else float16 with a scaler on a GPU, float32 on a CPU."""
-    capacity_tokens: int = 0
+    capacity_tokens: Annotated[int, Bounds(0, 10**9)] = 0
     """Packed tokens per micro-batch; 0 = as many as fit: two short micro-batches at the first start show what one
     takes."""
     recompute: Literal["auto", "always", "never"] = "auto"
@@ -47,9 +48,9 @@ class HardwareConfig:
     deterministic: bool = False
     """Only kernels that give the same bits every time: on a GPU some of the fastest add up in any order. CPUs always
     give the same bits."""
-    threads: int = 0
+    threads: Annotated[int, Bounds(0, 4096)] = 0
     """CPU threads of torch; 0 = the CPUs that this process may use, shared with the other processes of the node."""
-    processes: int = 0
+    processes: Annotated[int, Bounds(0, 1024)] = 0
     """Processes on this node, each with a GPU of its own; 0 = one per visible GPU."""
 
 

@@ -4,8 +4,6 @@ Nothing in a file is executed: tensors are read with `weights_only=True`. The te
 they are, in their own precision.
 """
 
-import io
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +13,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from indextts_job import files
 from indextts_job.errors import DataError, findings_message
 from indextts_job.model.config import GPTConfig, Shape, carried_shapes, trained_shapes
+from indextts_job.model.torch_file import read_torch_file, unusual
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import (
     NEW_ROWS_SUFFIX,
@@ -27,7 +25,9 @@ from indextts_job.model.vocabulary import (
     initial_rows,
     join_rows,
 )
+from indextts_job.redaction import redacted
 
+LARGEST_TABLE_ROWS = 2**24
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _DROPPED = re.compile(
     r"inference_model\..*"  # the generation wrapper, an alias of everything else
@@ -58,8 +58,35 @@ def load_base_checkpoint(url: str, config: GPTConfig) -> BaseCheckpoint:
         ConfigError: The file is not there.
         DataError: It cannot be read, or its keys, shapes or dtypes are not the model's. Names them.
     """
-    tensors = demand_tensors(_read_state_dict(url), config, url)
-    return BaseCheckpoint(tensors, tensors["text_embedding.weight"].shape[0] - 1)
+    return as_base(_read_state_dict(url), config, redacted(url))
+
+
+def as_base(state: Mapping[str, Any], config: GPTConfig, where: str) -> BaseCheckpoint:
+    """A base checkpoint of the tensors that were read from somewhere.
+
+    Args:
+        state: As it was read.
+        config: The model whose keys and shapes are expected.
+        where: They came from, for messages.
+
+    Raises:
+        DataError: Keys, shapes or dtypes are not the model's, or a weight to train from is not finite. Names them.
+    """
+    tensors = demand_tensors(state, config, where)
+    pieces = tensors["text_embedding.weight"].shape[0] - 1
+    # Only what training starts from is looked at: to read the rest of a mapped file would take time for nothing.
+    broken = [key for key in trained_shapes(config, pieces + 1) if not _finite(tensors[key])]
+    if broken:
+        findings = [f"{key}: NaN or infinity" for key in broken]
+        advice = "A training that broke down may have written it. Take an earlier one, or the released gpt.pth."
+        raise DataError(findings_message(f"{where} holds weights that are no numbers", findings, advice))
+    return BaseCheckpoint(tensors, pieces)
+
+
+def _finite(tensor: Tensor) -> bool:
+    # One pass without a copy; NaN makes both NaN.
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def demand_tensors(state: Mapping[str, Any], config: GPTConfig, url: str) -> dict[str, Tensor]:
@@ -75,7 +102,7 @@ def demand_tensors(state: Mapping[str, Any], config: GPTConfig, url: str) -> dic
     """
     tensors = _normalised(state, url)
     rows = tensors.get("text_embedding.weight")
-    if rows is None or rows.dim() != 2 or rows.shape[0] < 2:
+    if rows is None or rows.dim() != 2 or not 2 <= rows.shape[0] <= LARGEST_TABLE_ROWS:
         raise DataError(f"{url}: text_embedding.weight is missing or has no rows. Expected IndexTTS2's gpt.pth.")
     expected = trained_shapes(config, rows.shape[0]) | carried_shapes(config)
     _demand(tensors, expected, url)
@@ -83,28 +110,19 @@ def demand_tensors(state: Mapping[str, Any], config: GPTConfig, url: str) -> dic
 
 
 def _read_state_dict(url: str) -> Mapping[str, Any]:
-    try:
-        # A mapped local file costs no memory until a tensor is used.
-        content: Any
-        if files.is_local(url) and files.local_path(url).is_file():
-            content = torch.load(files.local_path(url), map_location="cpu", weights_only=True, mmap=True)
-        else:
-            stream = io.BytesIO(files.read_input(url, "base checkpoint", "inputs.base_checkpoint"))
-            content = torch.load(stream, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"{url}: not a readable PyTorch checkpoint ({reason}). It may be truncated, or hold objects besides "
-            "tensors, which are never loaded. Expected IndexTTS2's gpt.pth."
-        ) from error
+    content = read_torch_file(url, "base checkpoint", "inputs.base_checkpoint")
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping):
-        raise DataError(f"{url}: holds a {type(content).__name__}, expected a dict of tensors.")
+        raise DataError(f"{redacted(url)}: holds a {type(content).__name__}, expected a dict of tensors.")
     return content
 
 
 def _normalised(state: Mapping[str, Any], url: str) -> dict[str, Tensor]:
+    nameless = [key for key in state if not isinstance(key, str)]
+    if nameless:
+        findings = [f"the key {key!r:.80}" for key in nameless]
+        raise DataError(findings_message(f"{url} has keys that are no names", findings, "Expected gpt.pth."))
     if any(key.startswith(_OTHER_MODEL_KEYS) for key in state):
         raise DataError(
             f"{url}: this is an IndexTTS-2.5 checkpoint (it has spk_emb_proj or lang_embedding). "
@@ -112,8 +130,10 @@ def _normalised(state: Mapping[str, Any], url: str) -> dict[str, Tensor]:
         )
     kept = {key.replace(".base_layer.", "."): value for key, value in state.items() if not _DROPPED.fullmatch(key)}
     wrong = [f"{key}: {type(value).__name__}" for key, value in kept.items() if not isinstance(value, Tensor)]
+    wrong += [f"{key}: {kind}" for key, value in kept.items() if isinstance(value, Tensor) and (kind := unusual(value))]
     if wrong:
-        raise DataError(findings_message(f"{url} holds things that are not tensors", wrong, "Expected gpt.pth."))
+        advice = "Expected gpt.pth, or another file of plain tensors."
+        raise DataError(findings_message(f"{url} holds things that are not plain tensors", wrong, advice))
     return kept
 
 
@@ -197,6 +217,7 @@ def export_config(document: Mapping[str, Any], vocabulary: Vocabulary, tokenizer
     """
     exported = dict(document)
     exported["gpt"] = {**document["gpt"], "number_text_tokens": vocabulary.pieces}
-    exported["dataset"] = {**document.get("dataset", {}), "bpe_model": tokenizer_name}
+    dataset = document.get("dataset")
+    exported["dataset"] = {**(dataset if isinstance(dataset, Mapping) else {}), "bpe_model": tokenizer_name}
     exported["gpt_checkpoint"] = weights_name
     return yaml.safe_dump(exported, sort_keys=False, allow_unicode=True)

@@ -3,9 +3,12 @@
 Knows every key of a base checkpoint and its shape. Reads no file and needs no torch.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any, get_type_hints
 
+from indextts_job.bounds import Bounds
 from indextts_job.errors import ConfigError
 
 CONDITION_LATENTS = 32
@@ -23,34 +26,41 @@ RESAMPLER_LAYERS = 2
 DEPTHWISE_KERNEL = 15
 
 Shape = tuple[int, ...]
+Width = Annotated[int, Bounds(1, 2**16)]
+Count = Annotated[int, Bounds(1, 1024)]
+"""Of layers, heads or blocks."""
+Rows = Annotated[int, Bounds(1, 2**24)]
+"""Of a table."""
+Token = Annotated[int, Bounds(0, 2**24)]
+"""An id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConformerConfig:
     """One conditioning encoder: `condition_module` or `emo_condition_module`."""
 
-    output_size: int
-    linear_units: int
-    attention_heads: int
-    num_blocks: int
-    perceiver_mult: int = 2
+    output_size: Width
+    linear_units: Width
+    attention_heads: Count
+    num_blocks: Count
+    perceiver_mult: Count = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPTConfig:
     """The `gpt` section of `config.yaml` as far as shapes and token ids depend on it."""
 
-    model_dim: int
-    layers: int
-    heads: int
-    max_text_tokens: int
-    max_mel_tokens: int
-    number_text_tokens: int
-    number_mel_codes: int
-    start_mel_token: int
-    stop_mel_token: int
-    start_text_token: int
-    stop_text_token: int
+    model_dim: Width
+    layers: Count
+    heads: Count
+    max_text_tokens: Rows
+    max_mel_tokens: Rows
+    number_text_tokens: Rows
+    number_mel_codes: Rows
+    start_mel_token: Rows
+    stop_mel_token: Token
+    start_text_token: Token
+    stop_text_token: Token
     condition_module: ConformerConfig
     emo_condition_module: ConformerConfig
 
@@ -83,18 +93,36 @@ def gpt_config(document: object, source: str) -> GPTConfig:
             f"{source}: no `gpt` section. Expected the config.yaml that is published with IndexTTS2's gpt.pth; "
             "give its path as `inputs.model_config` (or --config)."
         )
+    _demand_storable(document, source, "")
     section: Mapping[str, object] = document["gpt"]
     _refuse_other_models(section, source)
-    numbers = {
-        field.name: _integer(section, field.name, f"{source}: gpt")
-        for field in fields(GPTConfig)
-        if not field.name.endswith("condition_module")
-    }
     modules = {name: _conformer(section, name, source) for name in ("condition_module", "emo_condition_module")}
-    config = GPTConfig(**numbers, **modules)  # type: ignore[arg-type]  # both dicts cover disjoint field types
+    config: GPTConfig = _numbers(GPTConfig, section, f"{source}: gpt", modules)
     if config.model_dim % config.heads:
         raise ConfigError(f"{source}: gpt.model_dim {config.model_dim} is not divisible by gpt.heads {config.heads}.")
+    for name, rows in (
+        ("start_mel_token", config.number_mel_codes),
+        ("stop_mel_token", config.number_mel_codes),
+        ("start_text_token", config.number_text_tokens),
+        ("stop_text_token", config.number_text_tokens),
+    ):
+        if getattr(config, name) >= rows:
+            raise ConfigError(f"{source}: gpt.{name} is {getattr(config, name)}, but there are {rows} ids from 0 on.")
     return config
+
+
+def _demand_storable(value: object, source: str, key: str) -> None:
+    """Refuse what a checkpoint, which carries the whole document, could not write down."""
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            _demand_storable(entry, source, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for place, entry in enumerate(value):
+            _demand_storable(entry, source, f"{key}[{place}]")
+    elif not isinstance(value, (str, bool, int, type(None))) and not (
+        isinstance(value, float) and math.isfinite(value)
+    ):
+        raise ConfigError(f"{source}: {key} is {value!r}, expected a finite number, a text or a list of them.")
 
 
 def _refuse_other_models(section: Mapping[str, object], source: str) -> None:
@@ -105,19 +133,32 @@ def _refuse_other_models(section: Mapping[str, object], source: str) -> None:
         raise ConfigError(f"{source}: gpt.condition_type is {kind!r}; IndexTTS2 has 'conformer_perceiver'.")
 
 
-def _integer(section: Mapping[str, object], key: str, where: str) -> int:
-    value = section.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(f"{where}.{key}: found {value!r}, expected a whole number of at least 0.")
-    return value
-
-
 def _conformer(section: Mapping[str, object], name: str, source: str) -> ConformerConfig:
     module = section.get(name)
     if not isinstance(module, Mapping):
         raise ConfigError(f"{source}: gpt.{name} is missing; it describes a conditioning encoder.")
-    known = {field.name for field in fields(ConformerConfig)}
-    return ConformerConfig(**{key: _integer(module, key, f"{source}: gpt.{name}") for key in module if key in known})
+    config: ConformerConfig = _numbers(ConformerConfig, module, f"{source}: gpt.{name}", {})
+    if config.output_size % config.attention_heads:
+        raise ConfigError(
+            f"{source}: gpt.{name}.output_size {config.output_size} is not divisible by attention_heads "
+            f"{config.attention_heads}."
+        )
+    return config
+
+
+def _numbers(cls: Any, section: Mapping[str, object], where: str, others: Mapping[str, object]) -> Any:  # noqa: ANN401
+    """A dataclass of bounded whole numbers, `others` aside, from the keys of a section."""
+    hints = get_type_hints(cls, include_extras=True)
+    values = dict(others)
+    for field in fields(cls):
+        if field.name in others or (field.name not in section and field.default is not MISSING):
+            continue
+        value = section.get(field.name)
+        (bounds,) = hints[field.name].__metadata__
+        if isinstance(value, bool) or not isinstance(value, int) or value not in bounds:
+            raise ConfigError(f"{where}.{field.name}: found {value!r:.80}, expected a whole number, {bounds}.")
+        values[field.name] = value
+    return cls(**values)
 
 
 def trained_shapes(config: GPTConfig, text_rows: int) -> dict[str, Shape]:

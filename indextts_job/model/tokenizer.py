@@ -7,6 +7,10 @@ import sentencepiece
 
 from indextts_job import files
 from indextts_job.errors import ConfigError, DataError
+from indextts_job.redaction import redacted
+
+LARGEST_MODEL_BYTES = 2**28
+"""The released tokenizer has half a megabyte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +42,25 @@ def load_tokenizer(url: str) -> Tokenizer:
         ConfigError: It is not there.
         DataError: It is not a SentencePiece model.
     """
-    content = files.read_input(url, "tokenizer", "inputs.tokenizer")
-    return parse_tokenizer(content, url)
+    content = files.read_input(url, "tokenizer", "inputs.tokenizer", LARGEST_MODEL_BYTES)
+    return parse_tokenizer(content, redacted(url))
 
 
 def parse_tokenizer(content: bytes, source: str) -> Tokenizer:
-    """A tokenizer from the bytes of its model file."""
+    """A tokenizer from the bytes of its model file.
+
+    Raises:
+        DataError: They are none, or a piece is no text.
+    """
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(content)
-    except RuntimeError as error:
+        names = tuple(processor.IdToPiece(i) for i in range(processor.GetPieceSize()))
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{source}: not a SentencePiece model ({len(content)} bytes). Expected a .model file."
+            f"{source}: not a SentencePiece model, or damaged ({len(content)} bytes). Expected a .model file."
         ) from error
-    return Tokenizer(content, tuple(processor.IdToPiece(i) for i in range(processor.GetPieceSize())))
+    return Tokenizer(content, names)
 
 
 def demand_base_pieces(tokenizer: Tokenizer, base_pieces: int, source: str) -> None:

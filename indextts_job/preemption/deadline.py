@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
+
+from indextts_job.bounds import Bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreemptionConfig:
     """What the platform promises."""
 
-    grace_seconds: float = 30.0
+    grace_seconds: Annotated[float, Bounds(0, 1e8)] = 30.0
     """Seconds between the signal and the kill: the scheduler's grace period. AWS spot gives 120, GCP and Azure 30."""
     spot_notices: bool = True
     """Ask the cloud's metadata service for notices, which come earlier than the signal; elsewhere nothing is asked."""

@@ -5,9 +5,10 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
+from indextts_job import terminal
 from indextts_job.report.events import (
     AttemptEnded,
     AttemptStarted,
@@ -89,8 +90,10 @@ class ConsoleReport:
         self._bar.update(self._task, description=what, completed=done, total=total, recent=self._recent)
 
     def _line(self, topic: str, message: str, *, warning: bool = False) -> None:
+        # Further lines are indented: a line break in an id or a path cannot begin a line that looks like one of ours.
+        text = terminal.lines(message.rstrip()).replace("\n", "\n" + " " * (TOPIC_WIDTH + 1))
         style = "yellow" if warning else "cyan"
-        self._console.print(f"[{style}]{topic:<{TOPIC_WIDTH}}[/] {escape(message.rstrip())}")
+        self._console.print(Text.assemble((f"{terminal.one_line(topic):<{TOPIC_WIDTH}}", style), " ", text))
 
 
 def human_bytes(count: float) -> str:

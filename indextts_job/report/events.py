@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from indextts_job.bounds import Bounds
 from indextts_job.training.history import Losses
 
 
@@ -11,7 +12,7 @@ from indextts_job.training.history import Losses
 class ReportConfig:
     """What is written down, and how often."""
 
-    log_interval_steps: int = 100
+    log_interval_steps: Annotated[int, Bounds(1, 10**9)] = 100
     """Steps per train line and TensorBoard point; values are means over them."""
     run_name: str = "train"
     """Folder of the TensorBoard curve below RUN/logs."""

@@ -1,16 +1,21 @@
 """Text of manifests and text files, as the tokenizer gets to see it."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 
 from indextts_job import files
-from indextts_job.data.manifest import parse_source
+from indextts_job.data.manifest import is_manifest, parse_source
 from indextts_job.errors import DataError, findings_message
+from indextts_job.redaction import redacted
 from indextts_job.tokenizer.normalize import normalize
 
 TEXT_KEYS = ("target_text", "text")
 """Of paired and of single records."""
-MANIFEST_SUFFIXES = (".jsonl", ".json")
+
+
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""JSON can spell half of a surrogate pair, which no tokenizer takes."""
 
 
 def read_corpus(
@@ -30,14 +35,16 @@ def read_corpus(
     texts: dict[str, None] = {}
     for argument in sources:
         source = parse_source(argument, files.exists)
-        progress(f"reading {source.url}")
-        lines = files.read_manifest_text(source.url).splitlines()
-        found = _texts_of_records(lines, source.url) if source.url.endswith(MANIFEST_SUFFIXES) else lines
+        progress(f"reading {source.shown}")
+        lines = files.lines_of(files.read_manifest_text(source.url))
+        found = _texts_of_records(lines, source.shown) if is_manifest(source.url) else lines
         for text in found:
             if cleaned := normalize(text, source.language or language):
                 texts[cleaned] = None
     if not texts:
-        raise DataError(f"no text in {', '.join(sources)}. Give manifests or text files with a text per line.")
+        raise DataError(
+            f"no text in {', '.join(map(redacted, sources))}. Give manifests or text files with a text per line."
+        )
     return list(texts)
 
 
@@ -49,9 +56,9 @@ def _texts_of_records(lines: Sequence[str], url: str) -> list[str]:
         try:
             record = json.loads(line)
             text = next((record[key] for key in TEXT_KEYS if record.get(key)), None)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             text = None
-        if isinstance(text, str):
+        if isinstance(text, str) and not _HALF_CHARACTER.search(text):
             texts.append(text)
         else:
             findings.append(f"{url}:{number}: no {' or '.join(TEXT_KEYS)}")

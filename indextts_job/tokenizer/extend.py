@@ -100,6 +100,8 @@ def parse_model(content: bytes, what: str) -> Any:  # noqa: ANN401  # classes of
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         model.ParseFromString(content)
+        for piece in model.pieces:
+            piece.piece.encode()  # texts are decoded when they are asked for, and may be none
     except Exception as error:
         raise DataError(f"{what}: not a SentencePiece model ({len(content)} bytes). Expected a .model file.") from error
     if not model.pieces:

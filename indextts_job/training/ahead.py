@@ -4,8 +4,8 @@ from indextts_job import files
 from indextts_job.background import begin
 from indextts_job.checkpoint.manifest import MANIFESTS
 from indextts_job.config import RunConfig
-from indextts_job.data.manifest import parse_source
-from indextts_job.data.shards import INDEX
+from indextts_job.data.manifest import is_manifest, parse_source
+from indextts_job.data.shard_index import INDEX
 from indextts_job.errors import IndexTTSJobError
 
 
@@ -27,7 +27,7 @@ def _begin_large(config: RunConfig) -> None:
             files.read_ahead(base)
         for argument in (*config.data.train_manifests, *config.data.validation_manifests):
             url = parse_source(argument, files.exists).url
-            if not files.is_local(url) and not url.endswith((".jsonl", ".json")):
+            if not files.is_local(url) and not is_manifest(url):
                 files.read_ahead(url if url.endswith(INDEX) else f"{url.rstrip('/')}/{INDEX}")
     except IndexTTSJobError:
         return

@@ -5,20 +5,22 @@ Holds no instant and no duration, so an interrupted and an undisturbed run have 
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from indextts_job.bounds import Bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationConfig:
     """When and on how much to validate, and when to give up."""
 
-    interval_steps: int = 1000
+    interval_steps: Annotated[int, Bounds(0, 10**9)] = 1000
     """Steps between validations; 0 = once per epoch."""
-    max_samples: int = 3200
+    max_samples: Annotated[int, Bounds(0, 10**9)] = 3200
     """Validation samples used, the first ones of the manifests; 0 = all."""
-    early_stopping_patience: int = 0
+    early_stopping_patience: Annotated[int, Bounds(0, 10**6)] = 0
     """Validations in a row without improvement after which the run is complete; 0 = never."""
-    overfitting_validations: int = 3
+    overfitting_validations: Annotated[int, Bounds(0, 10**6)] = 3
     """Validations in a row that are worse than the best one, while the training loss is better than it was then, that
     count as overfitting: a warning, and a mark in the history; 0 = do not look."""
     stop_unless: tuple[str, ...] = ()

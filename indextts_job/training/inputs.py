@@ -10,7 +10,8 @@ from indextts_job.data.dataset import Dataset, Limits
 from indextts_job.data.order import Order
 from indextts_job.data.sources import load_dataset
 from indextts_job.errors import StoppedError
-from indextts_job.model.base_checkpoint import BaseCheckpoint, load_base_checkpoint
+from indextts_job.model.base_checkpoint import BaseCheckpoint
+from indextts_job.model.base_of_run import load_base
 from indextts_job.model.config import GPTConfig, gpt_config
 from indextts_job.model.flops import training_flops
 from indextts_job.model.tokenizer import Tokenizer, demand_base_pieces, load_tokenizer
@@ -112,7 +113,7 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
     tokenizer = load_tokenizer(config.inputs.tokenizer)
     base = None
     if needs_base:
-        base = load_base_checkpoint(config.inputs.base_checkpoint, model)
+        base = load_base(config.inputs.base_checkpoint, model)
         demand_base_pieces(tokenizer, base.text_pieces, config.inputs.tokenizer)
     limits = Limits(model, tokenizer.pieces)
 

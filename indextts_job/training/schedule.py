@@ -2,6 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
+
+from indextts_job.bounds import Bounds
 
 RATE_FACTOR = "rate_factor"
 """Key in a group of the optimizer: its learning rate in multiples of the schedule's."""
@@ -11,16 +14,16 @@ RATE_FACTOR = "rate_factor"
 class ScheduleConfig:
     """How long the run is and how its learning rate moves."""
 
-    learning_rate: float = 2e-5
+    learning_rate: Annotated[float, Bounds(0, 1e3)] = 2e-5
     """Peak learning rate. 2e-5 is the published recipe; 5e-6 is the one for a new language."""
-    warmup_steps: int = 1000
+    warmup_steps: Annotated[int, Bounds(0, 10**9)] = 1000
     """Steps of linear warmup from 0."""
-    new_rows_factor: float = 4.0
+    new_rows_factor: Annotated[float, Bounds(0, 1000)] = 4.0
     """Learning rate of new vocabulary rows, in multiples of that of everything else: they start from nothing, while
     the rest of the model is pretrained. No effect without new rows."""
-    epochs: int = 10
+    epochs: Annotated[int, Bounds(1, 10**6)] = 10
     """Passes over the training set."""
-    max_steps: int = 0
+    max_steps: Annotated[int, Bounds(0, 10**9)] = 0
     """Limit of optimizer steps; 0 = only the epochs limit the run."""
 
 

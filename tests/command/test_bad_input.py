@@ -1,6 +1,7 @@
 """Each wrong input is one clear message with file and line or key, the right exit code, and nothing written."""
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -69,6 +70,16 @@ def folder_instead(place: Place) -> None:
     place.array("codes").mkdir()
 
 
+def pipe_instead(place: Place) -> None:
+    place.array("codes").unlink()
+    os.mkfifo(place.array("codes"))
+
+
+def sparse_instead(place: Place) -> None:
+    with place.array("codes").open("wb") as file:
+        file.truncate(2**40)
+
+
 def spoil_array(kind: str, change: Callable[[np.ndarray], np.ndarray]) -> Spoil:
     def spoil(place: Place) -> None:
         path = place.array(kind)
@@ -130,6 +141,21 @@ BAD_SAMPLES: dict[str, tuple[Spoil, list[str]]] = {
     "too much text": (longer_than_the_model("text_ids", 121, "target_text_len"), ["the model's limit is 120"]),
     "not an array": (lambda place: place.array("codes").write_bytes(b"hello"), ["not a .npy file"]),
     "a folder": (folder_instead, ["not found"]),
+    "a pipe": (pipe_instead, ["is a pipe, expected a regular file"]),
+    "a sparse terabyte": (sparse_instead, ["1099511627776 bytes, expected at most"]),
+    "a chain of file systems": (
+        change_record(target_codes_path="reference://a::s3://bucket/b"),
+        [":6", "target_codes_path", "leads away from where its manifest lies"],
+    ),
+    "another bucket": (change_record(target_codes_path="s3://bucket/a.npy"), [":6", "leads away"]),
+    "a path of Windows": (
+        change_record(target_codes_path="codes\\a.npy"),
+        [":6", "has backslashes", "/codes/a.npy"],
+    ),
+    "a path of another machine": (change_record(target_codes_path="/home/ann/a.npy"), ["no /home/ann on this machine"]),
+    "a path that is too long": (change_record(target_codes_path="x" * 300), ["No such path can exist"]),
+    "a text with a NUL": (change_record(target_codes_path="a\0b"), [":6", "NUL"]),
+    "half a character in an id": (change_record(id="half \ud800"), [":6", "half a character"]),
 }
 
 
@@ -141,8 +167,9 @@ def test_a_bad_sample_stops_the_run_before_it_begins(
     spoil(place)
     assert main(place.arguments()) == 65
     message = capsys.readouterr().err
-    for word in [*words, "bad samples", "--skip-bad-samples", str(place.train_manifest)]:
+    for word in [*words, str(place.train_manifest)]:
         assert word in message
+    assert ("bad samples" in message and "--skip-bad-samples" in message) or "malformed records" in message
     assert "Traceback" not in message
     assert not place.run.exists()
 
@@ -184,6 +211,11 @@ def test_paths_relative_to_the_working_directory_are_recognised(
     assert "exists below the working directory" in capsys.readouterr().err
 
 
+def manifest_as_folder(place: Place) -> None:
+    place.train_manifest.unlink()
+    place.train_manifest.mkdir()
+
+
 def wrong_manifest(text: str) -> Spoil:
     return lambda place: place.train_manifest.write_text(text, encoding="utf-8")
 
@@ -192,10 +224,13 @@ def wrong_manifest(text: str) -> Spoil:
     ("spoil", "words"),
     [
         (lambda place: place.train_manifest.unlink(), ["manifest not found", "gpt_pairs_train.jsonl"]),
+        (manifest_as_folder, ["is a folder, and no sharded dataset"]),
         (wrong_manifest('{"id": \n'), [":1", "not JSON"]),
         (wrong_manifest('{"id": "a", "condition_path": "c.npy"}\n'), ["single records", "pairing tool"]),
         (wrong_manifest("\n"), ["no records"]),
-        (lambda place: place.train_manifest.write_bytes(b"\xff\xfe\x00"), ["not UTF-8"]),
+        (lambda place: place.train_manifest.write_bytes(b"\xff\xfe\x00"), ["UTF-16", "not UTF-8"]),
+        (wrong_manifest("[" * 100_000 + "\n"), [":1", "not JSON"]),
+        (wrong_manifest('{"id": ' + "9" * 5000 + "}\n"), [":1", "not JSON"]),
     ],
 )
 def test_a_bad_manifest_is_explained(
@@ -227,17 +262,96 @@ def test_a_bad_manifest_is_explained(
         (["second.yaml"], ["2 configuration files"]),
         (["run=gopher://x/y"], ["gopher"]),
         (["a.b"], ["2 configuration files"]),
+        (["data/lang=am/run.yaml"], ["2 configuration files"]),
+        (["run="], ["run is None", "a text"]),
+        (["run=''"], ["run is empty"]),
+        (["run=s3://"], ["names no bucket"]),
+        (["run=simplecache::s3://bucket/run"], ["chains several file systems"]),
+        (["run=https://host/run"], ["a web server keeps no runs"]),
+        (["run=~nosuchuser/run"], ["~nosuchuser"]),
+        (["run=" + "x" * 300], ["No such path can exist"]),
+        (["report.run_name=../../x"], ["report.run_name"]),
+        (["--learning-rate", "inf"], ["schedule.learning_rate is inf", "finite"]),
+        (["--learning-rate", "nan"], ["schedule.learning_rate is nan", "finite"]),
+        (["--epochs", "9" * 5000], ["--epochs"]),
+        (["--seed", "1" * 100], ["recipe.seed"]),
+        (["schedule.learning_rate=.inf"], ["schedule.learning_rate", "finite"]),
+        (["schedule.max_steps=" + "9" * 5000], ["schedule.max_steps", "5000 characters"]),
+        (["schedule.max_steps=1:0"], ["schedule.max_steps is '1:0'", "a whole number"]),
+        (["schedule.max_steps=1_000"], ["schedule.max_steps is '1_000'"]),
+        (["data.skip_bad_samples=yes"], ["data.skip_bad_samples is 'yes'", "true or false"]),
+        (["hardware.threads=1000000000000000000"], ["hardware.threads", "at most 4096"]),
+        (["resume.accept=" + "[" * 5000], ["resume.accept", "levels of nesting"]),
+        (["resume.accept=&a [*a]"], ["resume.accept", "alias"]),
+        (["storage.endpoint_url=nonsense"], ["storage.endpoint_url is 'nonsense'"]),
+        (["storage.log_interval_seconds=0"], ["storage.log_interval_seconds is 0"]),
+        (["inputs.tokenizer=/dev/zero"], ["is a device"]),
+        (["inputs.tokenizer=zip://a::b"], ["chains several file systems"]),
+        (["inputs.model_config=/dev/zero"], ["is a device"]),
+        (["inputs.model_config=~nosuchuser/config.yaml"], ["~nosuchuser"]),
+        (["inputs.base_checkpoint=" + "x" * 300], ["No such path can exist"]),
+        (["inputs.base_checkpoint=none/checkpoints/x.json"], ["base checkpoint not found"]),
     ],
 )
 def test_a_wrong_setting_is_named(
     place: Place, capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
 ) -> None:
-    assert main(place.arguments(*arguments)) == 78
+    code = main(place.arguments(*arguments))
     message = capsys.readouterr().err
     for word in words:
         assert word in message
     assert "Traceback" not in message
+    assert code == (65 if "is a device" in words and "tokenizer" in arguments[0] else 78)
     assert not place.run.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("schedule: {epochs: 1}\nrun: a\nschedule: {epochs: 2}\n", ["schedule", "line 1", "line 3"]),
+        ("recipe:\n  seed: 1\n  seed: 2\n", ["recipe.seed", "line 2", "line 3"]),
+        ("optimizer: {epsilon: .nan}\n", ["optimizer.epsilon is .nan", "finite"]),
+        ("a: &a [1, 1]\nb: [*a, *a]\n", ["line 2", "alias"]),
+        ("[" * 3000, ["levels of nesting"]),
+        ("run: 2024-13-45\ndata: {}", ["data.train_manifests is empty"]),
+        ("run: \0", ["not valid YAML"]),
+        ('run: "half \\ud800"', ["half a character"]),
+        ("recipe: {seed: " + "9" * 5000 + "}", ["recipe.seed", "5000 characters"]),
+    ],
+)
+def test_a_wrong_configuration_file_is_named_with_line_or_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: list[str]
+) -> None:
+    path = tmp_path / "lang=am" / "run.yaml"
+    path.parent.mkdir()
+    path.write_text(text, encoding="utf-8")
+    assert main(["train", str(path)]) == 78
+    message = capsys.readouterr().err
+    for word in words:
+        assert word in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"heads": 0}, ["gpt.heads: found 0"]),
+        ({"layers": 10**18}, ["gpt.layers"]),
+        ({"note": "2024-02-31"}, []),
+    ],
+)
+def test_a_wrong_model_configuration_is_named_by_key(
+    place: Place, capsys: pytest.CaptureFixture[str], change: dict[str, object], words: list[str]
+) -> None:
+    document = yaml.safe_load(place.world.model_config.read_text(encoding="utf-8"))
+    document["gpt"] |= change
+    path = place.run.with_name("config.yaml")
+    path.write_text(yaml.safe_dump(document).replace("'2024-02-31'", "2024-02-31"), encoding="utf-8")
+    assert main(place.arguments(f"inputs.model_config={path}")) == (78 if words else 0)
+    message = capsys.readouterr().err
+    for word in words:
+        assert word in message
+    assert place.run.exists() is not bool(words)
 
 
 def test_a_tokenizer_smaller_than_the_base_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -285,3 +399,26 @@ def test_a_vector_that_changes_under_the_run_is_an_error(place: Place) -> None:
     path.unlink()
     with pytest.raises(UnavailableError, match="cannot be read now"):
         dataset.sample(5)
+
+
+def test_separators_of_lines_inside_a_text_are_part_of_it(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    records = place.records()
+    records[5] |= {"target_text": "one\u2028two\x85three", "note": "\x1e"}
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\r\n" for record in records)
+    place.train_manifest.write_text(text, encoding="utf-8", newline="")
+    assert main(place.arguments()) == 0, capsys.readouterr().err
+
+
+def test_lengths_as_pandas_writes_them_are_read(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    records = place.records()
+    for record in records:
+        record["target_text_len"] = float(record["target_text_len"])
+        record["target_code_len"] = str(record["target_code_len"])
+    place.write_records(records)
+    assert main(place.arguments()) == 0, capsys.readouterr().err
+
+
+def test_an_empty_emotion_path_is_named(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    change_record(prompt_emo_vec_path="", target_emo_vec_path="")(place)
+    assert main(place.arguments()) == 65
+    assert "no emotion path" in capsys.readouterr().err

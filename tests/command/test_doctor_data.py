@@ -319,3 +319,86 @@ def test_a_manifest_that_is_not_there(desk: Desk, capsys: pytest.CaptureFixture[
     desk.data.train.unlink()
     assert main(desk.command()) == 65
     assert "manifest not found" in capsys.readouterr().err
+
+
+def repaired(desk: Desk, output: Path | str) -> list[str]:
+    return desk.command("--repair", "drop-tails", "--output", str(output), "--json")
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_padded_tails_are_cut_into_a_new_dataset_and_the_old_one_stays(
+    desk: Desk, sound: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    padded_batches(desk)
+    before = everything(desk.data.train.parent)
+    output = desk.folder / "elsewhere" / "cut"
+    assert main(repaired(desk, output)) == 0
+    (told,) = [finding for finding in json.loads(capsys.readouterr().out) if finding["subject"] == "repair"]
+    assert everything(desk.data.train.parent) == before
+    cut = replace(desk, data=MadeDataset(output / "train.jsonl", output / "validation.jsonl"))
+    assert findings(cut, capsys) == (0, {})
+    # What was padded is what it was before; what was not is named where it lies.
+    was = {record["id"]: record for record in sound.records()}
+    for record in cut.records():
+        codes = np.load(output / record["target_codes_path"])
+        original = sound.data.train.parent / was[record["id"]]["target_codes_path"]
+        assert np.array_equal(codes, np.load(original))
+        assert record["target_code_len"] == len(codes)
+        assert record["target_text"] == was[record["id"]]["target_text"]
+    written = len(list((output / "codes").iterdir()))
+    assert told["found"].startswith(f"{written} code arrays cut by ")
+    assert len(told["details"]) == written < len(list((desk.data.train.parent / "codes").iterdir()))
+    assert sorted(path.name for path in output.iterdir()) == ["codes", "train.jsonl", "validation.jsonl"]
+
+
+def test_without_padded_tails_nothing_is_written(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(repaired(desk, desk.folder / "cut")) == 0
+    assert "nothing was written" in capsys.readouterr().out
+    assert not (desk.folder / "cut").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--repair", "drop-tails"], "belong together"),
+        (["--output", "x"], "belong together"),
+        (["--repair", "drop-tails", "--output", "memory://cut/a"], "lies elsewhere"),
+        (["--repair", "drop-tails", "--output", "."], "is not empty"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, more: list[str], words: str
+) -> None:
+    padded_batches(desk)
+    monkeypatch.chdir(desk.data.train.parent)
+    assert main(desk.command(*more)) == 78
+    assert words in capsys.readouterr().err
+
+
+def test_a_manifest_with_lines_that_are_no_pairs_is_not_repaired(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    padded_batches(desk)
+    with desk.data.train.open("a", encoding="utf-8") as file:
+        file.write("{oops\n")
+    assert main(repaired(desk, desk.folder / "cut")) == 65
+    assert "lines that are no pairs" in capsys.readouterr().err
+    assert not (desk.folder / "cut").exists()
+
+
+def test_a_remote_dataset_is_repaired_in_its_own_bucket(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    import fsspec
+
+    padded_batches(desk)
+    folder = desk.data.train.parent
+    for name, content in everything(folder).items():
+        fsspec.filesystem("memory").pipe_file(f"/tails/data/{name}", content)
+    arguments = ["--tokenizer", str(desk.tokenizer), "--config", str(desk.config)]
+    command = ["doctor", "data", "memory://tails/data/train.jsonl", *arguments]
+    assert main([*command, "--repair", "drop-tails", "--output", "memory://tails/cut"]) == 0
+    assert "code tails" in capsys.readouterr().out
+    assert main(["doctor", "data", "memory://tails/cut/train.jsonl", *arguments, "--json"]) == 0
+    assert {found["level"] for found in json.loads(capsys.readouterr().out)} == {"ok"}

@@ -89,7 +89,7 @@ def test_sharding_and_feeding_over_a_bad_line_give_the_same_bytes(
     assert sharded.fingerprint == local.fingerprint
 
 
-@pytest.mark.parametrize(("kind", "code"), [("skew", 77), ("expired", 77), ("denied", 77), ("503", 69)])
+@pytest.mark.parametrize(("kind", "code"), [("skew", 69), ("expired", 77), ("denied", 77), ("503", 69)])
 def test_a_store_that_refuses_from_the_middle_on_ends_the_attempt_with_its_code(
     world: World, s3_run: str, seaweed: Server, connect: Connect, kind: str, code: int
 ) -> None:

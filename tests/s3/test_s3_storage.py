@@ -164,11 +164,11 @@ def test_an_unreachable_endpoint_is_tried_with_growing_pauses_then_given_up(
     (port,) = free_ports(1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     pauses: list[float] = []
-    storage = RemoteStorage(s3_run, StorageConfig(retry_seconds=1.0), sleep=pauses.append)
+    storage = RemoteStorage(s3_run, StorageConfig(retry_seconds=6.0), sleep=pauses.append)
     with pytest.raises(UnavailableError) as caught:
         storage.list("checkpoints")
     assert caught.value.exit_code == 69
-    assert sum(pauses) == pytest.approx(1.0)
+    assert 0 < sum(pauses) <= 6.0  # the tries themselves take of the time too
     assert sum("Trying again" in record.message for record in caplog.records) == len(pauses)
 
 

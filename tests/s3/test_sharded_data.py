@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indextts_job.data.cache import SPARE_BYTES, CachedShards
+from indextts_job.data.cache import CachedShards
 from indextts_job.data.dataset import Dataset, Limits
+from indextts_job.data.downloads import SPARE_BYTES
+from indextts_job.data.shard_index import Shard
 from indextts_job.data.sharding import write_shards
-from indextts_job.data.shards import Shard
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World
 from indextts_job.errors import DataError, UnavailableError
@@ -127,7 +128,7 @@ def test_an_object_that_changed_or_vanished_is_never_accepted(shards: str, limit
 def test_parts_serve_rows_before_their_shard_is_whole(
     dataset: Dataset, shards: str, limits: Limits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indextts_job.data.cache.PART_BYTES", 4096)
+    monkeypatch.setattr("indextts_job.data.downloads.PART_BYTES", 4096)
     cold, reader = remote(shards, limits, tmp_path / "cache")
     last_part_may_come = threading.Event()
     fetch = reader._fetch

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from indextts_job.doctor.data import code_count
+from indextts_job.doctor.tails import code_count
 from indextts_job.model.config import CONDITION_LATENTS
 from indextts_job.tokenizer.normalize import normalize
 

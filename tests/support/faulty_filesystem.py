@@ -1,4 +1,4 @@
-"""`faulty://`: a memory file system whose n-th write, read or deletion fails, for whole attempts."""
+"""A memory file system whose n-th write, read or deletion fails, for whole attempts."""
 
 import itertools
 from collections.abc import Callable
@@ -11,14 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 class FaultyFileSystem(MemoryFileSystem):  # type: ignore[misc]  # fsspec ships no types
     """Asks `fault(verb, path)` before every operation; it may raise."""
 
-    protocol = "faulty"
-    store: ClassVar[dict[str, Any]] = {}
-    pseudo_dirs: ClassVar[list[str]] = [""]
     fault: ClassVar[Callable[[str, str], None]] = staticmethod(lambda _verb, _path: None)
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return str(super()._strip_protocol(path.removeprefix("faulty://")))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **named: Any) -> None:
         type(self).fault("write", path)
@@ -33,10 +26,11 @@ class FaultyFileSystem(MemoryFileSystem):  # type: ignore[misc]  # fsspec ships 
         super().rm_file(path)
 
 
-fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)
+# Shares its files with the class that it replaces, and behaves like it until a test sets a fault.
+fsspec.register_implementation("memory", FaultyFileSystem, clobber=True)
 _numbers = itertools.count()
 
 
 def fresh_run() -> str:
     """A run of its own on the faulty file system."""
-    return f"faulty://run-{next(_numbers)}"
+    return f"memory://faulty-{next(_numbers)}"

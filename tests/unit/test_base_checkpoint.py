@@ -1,5 +1,6 @@
 """Every published form of the base checkpoint is read, every wrong one named; exports have exactly its keys."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,15 @@ def test_a_remote_file_is_read(state: dict[str, Tensor], config: GPTConfig, tmp_
         (lambda s: s | {"text_head.bias": torch.zeros(9)}, "text_head.bias: shape [9], expected [101]"),
         (lambda s: s | {"spk_emb_proj.weight": torch.zeros(7)}, "IndexTTS-2.5"),
         (lambda s: s | {"final_norm.bias": 3}, "final_norm.bias: int"),
+        (lambda s: s | {7: torch.zeros(1)}, "the key 7"),
+        (lambda s: s | {None: torch.zeros(1)}, "the key None"),
+        (lambda s: s | {"final_norm.bias": torch.full((32,), torch.nan)}, "final_norm.bias: NaN or infinity"),
+        (lambda s: s | {"mel_head.bias": torch.full((130,), -torch.inf)}, "mel_head.bias: NaN or infinity"),
+        (lambda s: s | {"final_norm.bias": torch.zeros(32).to_sparse()}, "final_norm.bias: sparse"),
+        (lambda s: s | {"final_norm.bias": torch.zeros(32, device="meta")}, "final_norm.bias: without data"),
+        (lambda s: s | {"final_norm.bias": torch.zeros(32).to(torch.complex64)}, "dtype torch.complex64"),
+        (lambda s: s | {"text_embedding.weight": torch.zeros(1, 1).expand(2**30, 32)}, "text_embedding.weight"),
+        (lambda s: s | {"final_norm.bias": torch.zeros(1).expand(2**40)}, "shape [1099511627776], expected [32]"),
         (lambda _: [1, 2], "holds a list"),
         (lambda _: {"model": Path("x")}, "not a readable PyTorch checkpoint"),
     ],
@@ -244,6 +254,19 @@ def test_an_export_has_exactly_the_published_keys(
         ({"model_dim": None}, "gpt.model_dim: found None"),
         ({"layers": "many"}, "gpt.layers: found 'many'"),
         ({"heads": 5}, "not divisible"),
+        ({"heads": 0}, "gpt.heads: found 0"),
+        ({"layers": 10**18}, "gpt.layers: found 1000000000000000000, expected a whole number, at least 1"),
+        ({"model_dim": 32.0}, "gpt.model_dim: found 32.0"),
+        ({"start_mel_token": 130}, "gpt.start_mel_token is 130, but there are 130 ids"),
+        ({"stop_text_token": 100}, "gpt.stop_text_token is 100"),
+        ({"condition_module": {"output_size": 8}}, "gpt.condition_module.linear_units: found None"),
+        (
+            {
+                "condition_module": dict.fromkeys(["output_size", "linear_units", "num_blocks"], 8)
+                | {"attention_heads": 3}
+            },
+            "output_size 8 is not divisible by attention_heads 3",
+        ),
         ({"condition_type": "conditioner"}, "condition_type"),
         ({"use_mel_codes_as_input": False}, "use_mel_codes_as_input"),
         ({"condition_module": None}, "gpt.condition_module is missing"),
@@ -266,3 +289,45 @@ def test_missing_inputs_are_explained(tmp_path: Path) -> None:
         files.read_yaml(str(tmp_path / "bad.yaml"), "x", "y")
     with pytest.raises(ConfigError, match="not found"):
         files.read_input(str(tmp_path), "x", "y")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_archive_that_unfolds_to_more_than_it_is_takes_no_memory(
+    world: World, config: GPTConfig, tmp_path: Path, compression: int
+) -> None:
+    path = tmp_path / "gpt.pth"
+    with zipfile.ZipFile(world.base_checkpoint) as old, zipfile.ZipFile(path, "w", compression) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+        new.writestr("archive/data/9999", bytes(2**24))
+    content = bytearray(path.read_bytes())
+    if compression == zipfile.ZIP_STORED:
+        # The directory at the end says 2 GiB for the last entry.
+        place = content.rfind((2**24).to_bytes(4, "little"))
+        content[place : place + 4] = (2**31).to_bytes(4, "little")
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"compressed|claim more than"):
+        load_base_checkpoint(str(path), config)
+    with pytest.raises(DataError, match=r"gpt\.pth"):
+        load_base_checkpoint(f"file://{path}", config)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"version": float("nan")},
+        {"vocoder": {"rate": [1, float("inf")]}},
+        {"created": object()},
+    ],
+)
+def test_what_no_checkpoint_could_write_down_is_refused_by_its_key(document: dict[str, Any], world: World) -> None:
+    released = files.read_yaml(str(world.model_config), "", "")
+    assert isinstance(released, dict)
+    with pytest.raises(ConfigError, match=r"config\.yaml: (version|vocoder\.rate\[1\]|created) is "):
+        gpt_config({**released, **document}, "config.yaml")
+
+
+def test_an_export_of_a_configuration_without_a_dataset_section_has_one(document: dict[str, Any]) -> None:
+    for dataset in (None, [1]):
+        written = yaml.safe_load(export_config({**document, "dataset": dataset}, Vocabulary(9, 9), "t", "w"))
+        assert written["dataset"] == {"bpe_model": "t"}

@@ -1,13 +1,16 @@
 """The configuration: precedence, types, and errors that name the nearest key."""
 
+import typing
+from dataclasses import is_dataclass
 from typing import Any
 
 import pytest
 import yaml
 
-from indextts_job.config import RunConfig, all_keys, build_config, flatten, parse_override
+from indextts_job.config import RunConfig, all_keys, build_config, flatten, parse_override, split_settings
 from indextts_job.config_help import documented_defaults
 from indextts_job.errors import ConfigError
+from indextts_job.strict_yaml import parse_yaml
 
 MINIMAL: dict[str, Any] = {"data": {"train_manifests": ["a.jsonl"]}, "inputs": {"tokenizer": "t.model"}}
 
@@ -48,6 +51,7 @@ def test_a_configuration_survives_json() -> None:
         ("schedule.max_steps=200", ("schedule.max_steps", 200)),
         ("a=[x, y]", ("a", ["x", "y"])),
         ("a=", ("a", None)),
+        ("schedule.learning_rate=2e-5", ("schedule.learning_rate", 2e-5)),
         ("run=s3://b/c=d", ("run", "s3://b/c=d")),
     ],
 )
@@ -68,16 +72,38 @@ def test_an_override_is_a_key_and_a_yaml_value(argument: str, expected: tuple[st
         ("schedule.max_steps", float("inf"), ["a whole number"]),
         ("schedule.max_steps", True, ["a whole number"]),
         ("schedule.max_steps", -1, ["at least 0"]),
-        ("schedule.learning_rate", "fast", ["a number"]),
-        ("schedule.learning_rate", float("nan"), ["expected at least 0"]),
-        ("recipe.dropout", 1.0, ["less than 1"]),
+        ("schedule.learning_rate", "fast", ["a finite number"]),
+        ("schedule.learning_rate", float("nan"), ["schedule.learning_rate is nan", "a finite number"]),
+        ("optimizer.epsilon", float("inf"), ["optimizer.epsilon is inf", "a finite number"]),
+        ("optimizer.epsilon", -1e-8, ["optimizer.epsilon is -1e-08", "at least 0"]),
+        ("schedule.learning_rate", "1e-4", ["a finite number"]),
+        ("schedule.epochs", 10**18, ["schedule.epochs is", "at most 1000000"]),
+        ("hardware.threads", 10**18, ["hardware.threads is", "at most 4096"]),
+        ("recipe.seed", 2**63, ["at most 9223372036854775807"]),
+        ("checkpoint.longest_seconds", 1.0, ["at least 60, the shortest"]),
+        ("storage.log_interval_seconds", 0, ["storage.log_interval_seconds is 0", "at least 0.1"]),
+        ("storage.endpoint_url", "nonsense", ["storage.endpoint_url is 'nonsense'", "address"]),
+        ("run", "", ["run is empty"]),
+        ("run", "s3://", ["names no bucket"]),
+        ("run", "zip://a::s3://bucket/b", ["chains"]),
+        ("run", "https://host/run", ["a web server keeps no runs"]),
+        ("report.run_name", "../../x", ["report.run_name is '../../x'"]),
+        ("report.run_name", "/x", ["report.run_name"]),
+        ("report.run_name", "a\nb", ["report.run_name"]),
+        ("report.run_name", "", ["report.run_name"]),
+        ("resume.checks", ["auto"], ["one of auto"]),
+        ("data.cache_folder", ["x" * 9000], ["a text", "…"]),
+        ("data.cache_folder", "s3://bucket/cache", ["data.cache_folder is 's3://bucket/cache'", "a local path"]),
+        ("data.cache_folder", "~nosuchuser/cache", ["~nosuchuser"]),
+        ("report.prometheus_file", "s3://bucket/x", ["report.prometheus_file", "a local path"]),
+        ("recipe.dropout", 1.0, ["below 1"]),
         ("recipe.global_batch_samples", 0, ["at least 1"]),
         ("recipe.new_rows", "zeros", ["one of spread, mean, normal"]),
         ("data.skip_bad_samples", "yes", ["true or false"]),
         ("data.train_manifests", [1], ["a list of strings"]),
         ("data.train_manifests", [], ["data.train_manifests is empty"]),
         ("inputs.tokenizer", "", ["inputs.tokenizer is not set"]),
-        ("optimizer.beta2", 1, ["less than 1"]),
+        ("optimizer.beta2", 1, ["below 1"]),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(key: str, value: object, words: list[str]) -> None:
@@ -95,7 +121,9 @@ def test_a_wrong_file_is_refused(document: object) -> None:
 
 def test_the_help_explains_every_key_and_is_the_default_configuration() -> None:
     text = documented_defaults()
-    assert RunConfig.from_json(yaml.safe_load(text), "help") == RunConfig()
+    for document in (parse_yaml(text, "help"), yaml.safe_load(text)):
+        assert isinstance(document, dict)
+        assert RunConfig.from_json(document, "help") == RunConfig()
     for key in all_keys():
         line = next(line for line in text.splitlines() if line.strip().startswith(f"{key.rpartition('.')[2]}:"))
         before = text[: text.index(line)].rstrip("\n").splitlines()[-1]
@@ -107,3 +135,39 @@ def test_yaml_floats_without_a_dot_are_numbers() -> None:
     assert build_config(MINIMAL, "f", [("c", dict([parse_override("schedule.learning_rate=2e-5")]))]).schedule == (
         build_config(MINIMAL, "f", []).schedule
     )
+
+
+@pytest.mark.parametrize(
+    ("argument", "is_file"),
+    [
+        ("run.yaml", True),
+        ("data/lang=am/run.yaml", True),
+        ("data/lang=am/there", True),
+        ("schedule.max_steps=run.yaml", False),
+        ("run=data/run.yaml", False),
+        ("schedul=1", False),
+    ],
+)
+def test_an_argument_is_a_file_unless_it_begins_with_a_key(argument: str, is_file: bool) -> None:
+    paths, overrides = split_settings([argument], exists=lambda path: path == "data/lang=am/there")
+    assert (paths == [argument]) is is_file
+    assert bool(overrides) is not is_file
+
+
+@pytest.mark.parametrize("value", ["[" * 10_000, "9" * 5000, '"\\ud800"', "&a [*a]", "\0", "!!python/name:os"])
+def test_an_override_without_a_plain_value_is_refused_by_name(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"command line: the value of data\.cache_folder"):
+        parse_override(f"data.cache_folder={value}")
+
+
+def test_every_number_has_bounds() -> None:
+    def unbounded(cls: Any, prefix: str) -> list[str]:
+        found = []
+        for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+            if is_dataclass(hint):
+                found += unbounded(hint, f"{prefix}{name}.")
+            elif hint in (int, float):
+                found.append(prefix + name)
+        return found
+
+    assert unbounded(RunConfig, "") == []

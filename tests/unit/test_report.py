@@ -78,6 +78,15 @@ EVENTS: list[tuple[Event, str]] = [
 ]
 
 
+def test_text_from_outside_forges_no_line_moves_no_cursor_and_is_no_markup() -> None:
+    stream = io.StringIO()
+    message = "skipped \x1b[2Ja[bold]b[/]\ncheckpoint  step 9 committed\rx :smile:"
+    ConsoleReport(stream)(Notice(step=0, topic="da\nta", message=message))
+    first, second = stream.getvalue().splitlines()
+    assert first == "da ta       skipped \\x1b[2Ja[bold]b[/]"
+    assert second == " " * 12 + "checkpoint  step 9 committed\\rx :smile:"
+
+
 @pytest.mark.parametrize(("event", "line"), EVENTS, ids=lambda value: type(value).__name__)
 def test_each_thing_is_one_readable_line(event: Event, line: str) -> None:
     stream = io.StringIO()
