@@ -18,7 +18,14 @@ from types import FrameType
 
 from indextts_job.errors import EXIT_OK, EXIT_STOPPED, EXIT_UNAVAILABLE, ConfigError
 from indextts_job.hardware.plan import HardwareConfig
-from indextts_job.hardware.scheduler import RENDEZVOUS_VARIABLE
+from indextts_job.hardware.scheduler import (
+    MEETING_VARIABLE,
+    NODE_INDEX_VARIABLE,
+    NODES_VARIABLE,
+    RENDEZVOUS_VARIABLE,
+    whole_number,
+)
+from indextts_job.hardware.visible import visible_gpus
 
 LINGER_S = 30.0
 """After a rank has ended, the others have so long to end too; if it failed, rank 0 may be in the middle of a save."""
@@ -42,34 +49,38 @@ def read_nodes(environment: Mapping[str, str]) -> Nodes:
     """From what the launchers set; the index is SLURM's, or that of an Indexed Job.
 
     Raises:
-        ConfigError: Several nodes, and no place to meet.
+        ConfigError: Several nodes and no place to meet, or a variable that holds something else than it should.
     """
-    count = int(environment.get("INDEXTTS_NODES", "1"))
-    meeting = environment.get("INDEXTTS_MEETING", "")
-    if count > 1 and not meeting:
-        raise ConfigError(f"INDEXTTS_NODES is {count}, but INDEXTTS_MEETING (host:port on the first node) is not set.")
-    index = environment.get("JOB_COMPLETION_INDEX", environment.get("SLURM_NODEID", "0"))
-    return Nodes(count=count, index=int(environment.get("INDEXTTS_NODE", index)) if count > 1 else 0, meeting=meeting)
+    count = whole_number(environment, NODES_VARIABLE, 1, least=1)
+    if count == 1:
+        return Nodes()
+    meeting = environment.get(MEETING_VARIABLE, "")
+    host, _, port = meeting.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()):
+        raise ConfigError(
+            f"{NODES_VARIABLE} is {count}, but {MEETING_VARIABLE} is {meeting!r}, expected host:port on the first node."
+        )
+    sources = (NODE_INDEX_VARIABLE, "JOB_COMPLETION_INDEX", "SLURM_NODEID")
+    source = next((name for name in sources if name in environment), NODE_INDEX_VARIABLE)
+    index = whole_number(environment, source, 0)
+    if index >= count:
+        raise ConfigError(f"{source} is {index}, but {NODES_VARIABLE} is {count}: expected 0 … {count - 1}.")
+    return Nodes(count=count, index=index, meeting=meeting)
 
 
-def wanted_processes(
-    config: HardwareConfig, environment: Mapping[str, str], gpus: Path = Path("/proc/driver/nvidia/gpus")
-) -> int:
+def wanted_processes(config: HardwareConfig, environment: Mapping[str, str], devices: Path = Path("/dev")) -> int:
     """How many processes to start here; 1 also where somebody else has started several already.
 
     Args:
         config: What the user wishes.
         environment: Of this process.
-        gpus: Folder with one entry for each GPU that the driver shows.
+        devices: Folder of the device files.
     """
     if "RANK" in environment:
         return 1
     if config.processes or config.device == "cpu":
         return max(1, config.processes)
-    chosen = environment.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return max(1, len([entry for entry in chosen.split(",") if entry.strip() not in ("", "-1")]))
-    return max(1, len(list(gpus.iterdir()))) if gpus.is_dir() else 1
+    return max(1, visible_gpus(environment, devices))
 
 
 def die_with_parent() -> None:

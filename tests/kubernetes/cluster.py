@@ -317,6 +317,29 @@ def action_for(job: Document, pod: Document) -> str:
     return "Count"
 
 
+def environment_of(job: Document, node: str, index: int | None = None) -> dict[str, str]:
+    """What the container of a pod of this job finds in its environment, as controller and kubelet make it.
+
+    Args:
+        job: As it was created.
+        node: Name of the node that the pod runs on.
+        index: Of the pod, when the job is an Indexed Job.
+    """
+    name = job["metadata"]["name"]
+    fields = {
+        "metadata.name": f"{name}-x7k2p" if index is None else f"{name}-{index}-x7k2p",
+        "spec.nodeName": node,
+        "metadata.labels['batch.kubernetes.io/job-name']": name,
+        "metadata.labels['batch.kubernetes.io/controller-uid']": job["metadata"]["uid"],
+    }
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    found = {} if index is None else {"JOB_COMPLETION_INDEX": str(index)}
+    for entry in container["env"]:
+        source = entry.get("valueFrom")
+        found[entry["name"]] = fields[source["fieldRef"]["fieldPath"]] if source else entry["value"]
+    return found
+
+
 def _demand_known_fields(document: Document) -> None:
     try:
         kubernetes_validate.validate(document, VERSION, strict=True)

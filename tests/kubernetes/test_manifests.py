@@ -15,6 +15,11 @@ import pytest
 import yaml
 
 from indextts_job.errors import EXIT_CONFIG, EXIT_DATA, EXIT_REFUSED, EXIT_STOPPED, ConfigError
+from indextts_job.hardware.plan import HardwareConfig
+from indextts_job.hardware.scheduler import read_scheduler
+from indextts_job.preemption.clouds import known_clouds
+from indextts_job.training.distributed import Place, read_place
+from indextts_job.training.processes import Nodes, read_nodes, wanted_processes
 from launch.cli import main
 from launch.job import Job
 from launch.kubernetes.manifest import (
@@ -27,7 +32,7 @@ from launch.kubernetes.manifest import (
     render,
     spot,
 )
-from tests.kubernetes.cluster import VERSION, Cluster, action_for
+from tests.kubernetes.cluster import VERSION, Cluster, action_for, environment_of
 from tests.support.warm_parent import REPOSITORY
 
 FOLDER = REPOSITORY / "k8s"
@@ -288,6 +293,29 @@ def test_several_nodes_have_names_to_meet_by() -> None:
     assert values["INDEXTTS_MEETING"] == f"am-0.{pod['subdomain']}:{service['spec']['ports'][0]['port']}"
     with pytest.raises(ConfigError, match="shorter"):
         render(Job(name="a" * 62, nodes=3), KubernetesOptions())
+
+
+@pytest.mark.parametrize("node", ["ip-10-0-3-7.ec2.internal", "3"])
+def test_every_reader_of_a_pod_s_environment_understands_it(node: str, tmp_path: Path) -> None:
+    job = Cluster().create("jobs", by_kind(render(Job(name="am", nodes=2, gpus=8), KubernetesOptions()))["Job"], {})
+    gpus = tmp_path / "dev"
+    gpus.mkdir()
+    for index in range(8):
+        (gpus / f"nvidia{index}").touch()
+    for index in range(2):
+        environment = environment_of(job, node, index)
+        assert read_nodes(environment) == Nodes(count=2, index=index, meeting="am-0.am:29400")
+        assert read_scheduler(environment) == {
+            "kind": "kubernetes",
+            "chain": f"am/{job['metadata']['uid']}",
+            "node": node,
+            "pod": f"am-{index}-x7k2p",
+        }
+        assert wanted_processes(HardwareConfig(), environment, gpus) == 8
+        assert read_place(environment) == Place()
+        assert known_clouds(environment)
+    single = Cluster().create("jobs", by_kind(render(Job(name="am"), KubernetesOptions()))["Job"], {})
+    assert read_nodes(environment_of(single, node)) == Nodes()
 
 
 @pytest.mark.parametrize("name", ["", "Am", "a_b", "-a", "a.b", "a" * 64])

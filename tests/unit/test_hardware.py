@@ -186,6 +186,6 @@ def test_the_scheduler_is_known_from_the_environment() -> None:
     assert (found["kind"], found["chain"], found["task"], found["restarts"]) == ("slurm", "9", "3", "1")
     assert read_scheduler({"SLURM_JOB_ID": "12"})["chain"] == "12"
     assert read_scheduler({"INDEXTTS_LAUNCHER": "n1-77"}) == {"kind": "local", "chain": "n1-77"}
-    pod = {"INDEXTTS_JOB": "am", "INDEXTTS_JOB_UID": "7b", "INDEXTTS_POD": "am-x", "INDEXTTS_NODE": "n1"}
+    pod = {"INDEXTTS_JOB": "am", "INDEXTTS_JOB_UID": "7b", "INDEXTTS_POD": "am-x", "INDEXTTS_NODE_NAME": "n1"}
     assert read_scheduler(pod) == {"kind": "kubernetes", "chain": "am/7b", "node": "n1", "pod": "am-x"}
     assert read_scheduler({"HOME": "/root"}) == {}
