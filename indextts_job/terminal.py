@@ -3,6 +3,8 @@
 Every name, id, path or message that this program did not write itself passes through here before a person sees it.
 """
 
+import contextlib
+import os
 import re
 import sys
 import unicodedata
@@ -38,6 +40,28 @@ def lines(text: object) -> str:
 def one_line(text: object) -> str:
     """A text on one line: line breaks become a space, control characters are spelled out."""
     return "".join(map(_visible, _LINE_BREAKS.sub(" ", str(text)).replace("\t", " ")))
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line at once. When nobody can read it, the program is quiet from then on, and goes on.
+
+    Args:
+        text: The line.
+        stream: Where to; standard output if it is not given.
+    """
+    target = stream or sys.stdout
+    try:
+        print(text, file=target, flush=True)
+    except (OSError, ValueError):  # its terminal is closed, its disk is full, its reader has gone
+        silence(target)
+
+
+def silence(stream: TextIO) -> None:
+    """Let everything that is written to a stream from now on go nowhere, what waits in its buffer too."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file cannot fail again
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def console(stream: TextIO | None = None) -> Console:

@@ -2,18 +2,36 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from indextts_job import terminal
 from indextts_job.errors import ConfigError
+from indextts_job.version import program_version
 
 Commands = Any
 """What argparse's `add_subparsers` returns has no public name."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong arguments are a wrong configuration (I8)."""
+    """Wrong arguments are a wrong configuration (I8); a flag is written out, so that a new one cannot change it."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401  # argparse's own
+        super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong."""
         self.print_usage(sys.stderr)
         raise ConfigError(f"{message}. `{self.prog} --help` lists what is possible.")
+
+
+class ShowVersion(argparse.Action):
+    """`--version`: release and commit. Looked up when it is asked for, because git takes a moment."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **_options: object) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the release and the commit, and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_given: object) -> NoReturn:
+        """Print it and end."""
+        terminal.say(f"{parser.prog} {program_version()}")
+        parser.exit()

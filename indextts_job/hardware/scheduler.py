@@ -18,6 +18,8 @@ MEETING_VARIABLE = "INDEXTTS_MEETING"
 """`host:port` on the first of several nodes."""
 LAUNCHER_VARIABLE = "INDEXTTS_LAUNCHER"
 """Set by `indextts-launch local` to a name of its own."""
+PROGRESS_VARIABLE = "INDEXTTS_PROGRESS_FILE"
+"""Local file where rank 0 keeps the step of its newest checkpoint for the launcher that started it."""
 RENDEZVOUS_VARIABLE = "INDEXTTS_RENDEZVOUS"
 """Where ranks meet, set by the process that starts those of a node; without it torchrun's variables are used."""
 

@@ -9,6 +9,7 @@ import pytest
 
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareConfig
+from indextts_job.preemption.relay import FORWARDED
 from indextts_job.training import processes
 from indextts_job.training.distributed import read_place
 from indextts_job.training.processes import Nodes, ProcessesOfNode, read_nodes, wanted_processes
@@ -17,7 +18,7 @@ from tests.support.waiting import wait_until
 
 def run(script: str, count: int = 3) -> int:
     """Run ranks that execute a script; the signal handlers of this process are put back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    before = {number: signal.getsignal(number) for number in FORWARDED}
     whole = f"import os, sys, signal\nrank = int(os.environ['RANK'])\n{script}"
     try:
         return ProcessesOfNode([sys.executable, "-c", whole], count).run()
@@ -74,11 +75,30 @@ def test_a_signal_reaches_every_rank(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(status) == 75
 
 
+def test_ranks_that_lose_one_that_a_stop_ended_before_it_listened_have_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Rank 1 dies of the signal; rank 0 listens, loses it and ends with 69.
+    monkeypatch.setattr(processes, "LINGER_S", 5.0)
+    script = "rank == 0 and signal.signal(signal.SIGTERM, lambda *_: sys.exit(69))\n"
+    script += "rank == 0 and os.kill(os.getppid(), signal.SIGTERM)\nsignal.pause()"
+    assert run(script, 2) == 75
+
+
+def test_a_closed_terminal_is_a_stop_for_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # pytest may run under nohup
+    try:
+        listen = "signal.signal(signal.SIGHUP, lambda *_: sys.exit(75))"
+        assert run(f"{listen}\nrank == 0 and os.kill(os.getppid(), signal.SIGHUP)\nsignal.pause()", 2) == 75
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_signal_that_came_too_early_reaches_them_too() -> None:
     command = [sys.executable, "-c", "import signal; signal.pause()"]
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    before = {number: signal.getsignal(number) for number in FORWARDED}
     try:
-        assert ProcessesOfNode(command, 2, lambda: True).run() == 143
+        assert ProcessesOfNode(command, 2, lambda: True).run() == 75
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
