@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
-from indextts_job.errors import EXIT_CONFIG, EXIT_DATA, EXIT_OK, EXIT_REFUSED, EXIT_STOPPED
+from indextts_job.errors import EXIT_CONFIG, EXIT_DATA, EXIT_OK, EXIT_REFUSED, EXIT_STOPPED, ConfigError
 
 FINAL_CODES = (EXIT_OK, EXIT_DATA, EXIT_REFUSED, EXIT_CONFIG)
 """Complete, or wrong in a way that a retry cannot mend."""
@@ -29,6 +29,18 @@ class Job:
     """From a stop signal to the kill."""
     max_failures: int = 3
     """Failures in a row without a new checkpoint after which the job is given up."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no scheduler can fulfil.
+
+        Raises:
+            ConfigError: Naming the option.
+        """
+        least = {"nodes": 1, "gpus": 0, "cpus": 1, "memory_gib": 1, "grace_seconds": 1, "max_failures": 0}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value < smallest:
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {smallest}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from launch.job import Job
 
 TEMPLATE = Path(__file__).with_name("train.sbatch.template")
 ERROR_LINE = "error:"
+_WORD = re.compile(r"\w[\w.+:@,=-]*")
+_DURATION = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|INFINITE|UNLIMITED", re.ASCII)
 TAIL_BYTES = 64 * 1024
 """Of a log, when its last error is looked for."""
 
@@ -43,8 +45,20 @@ def render(job: Job, options: SlurmOptions) -> str:
         ConfigError: Something cannot stand in an `#SBATCH` line.
     """
     for name, value in (("name", job.name), ("account", options.account), ("partition", options.partition)):
-        if re.search(r"\s", value):
-            raise ConfigError(f"{name} {value!r}: SLURM allows no spaces here.")
+        if value and not _WORD.fullmatch(value):
+            raise ConfigError(
+                f"{name} {value!r}: expected letters, digits and . _ + : @ , = - without spaces, beginning with a "
+                "letter or digit."
+            )
+    if not _DURATION.fullmatch(options.time_limit):
+        raise ConfigError(
+            f"time limit {options.time_limit!r}: expected minutes, hours:minutes:seconds or days-hours, as SLURM "
+            "takes them, for example 24:00:00 or 2-12."
+        )
+    if not options.log_folder.isprintable() or any(mark in options.log_folder for mark in "\"'\\"):
+        raise ConfigError(f"log folder {options.log_folder!r}: expected a path without quotes, \\ and line breaks.")
+    if options.slices < 1:
+        raise ConfigError(f"slices {options.slices}: expected at least 1.")
     folder = f"{options.log_folder.rstrip('/')}/" if options.log_folder else ""
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=job.name,

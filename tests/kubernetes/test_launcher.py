@@ -210,7 +210,8 @@ def test_an_identity_reaches_an_account_that_is_there(api: ApiServer, submit: Ca
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--cpus", "-1"), 78, "resources.requests[cpu]: Invalid value"),
+        (("--cpus", "-1"), 78, "--cpus -1: expected at least 1"),
+        (("--scratch-gib", "-1"), 78, "resources.requests[ephemeral-storage]: Invalid value"),
         (("--namespace", "nowhere"), 78, 'namespaces "nowhere" not found'),
         (("--context", "nowhere"), 78, "no cluster to talk to"),
         (("--name", "A_b"), 78, "lowercase letters"),
