@@ -102,13 +102,19 @@ class Task:
         return Path(self.fields.get("StdOut", ""))
 
     def row(self) -> tuple[str, ...]:
-        """For a table."""
-        reason = self.fields.get("Reason", "None")
-        keys = ("JobState", "Restarts", "RunTime", "NodeList", "StartTime")
-        return (self.name, *(self.fields.get(key, "") for key in keys), "" if reason == "None" else reason)
+        """For a table: what is short."""
+        start = self.fields.get("StartTime", "")
+        # SLURM tells the time of the cluster, without a zone.
+        shown = start.replace("T", " ")[5:16] if re.match(r"\d{4}-\d\d-\d\dT", start) else ""
+        return (self.name, *(self.fields.get(key, "") for key in ("JobState", "Restarts", "RunTime")), shown)
+
+    def notes(self) -> tuple[str, ...]:
+        """Where it runs, and why it does not."""
+        nodes, reason = self.fields.get("NodeList", ""), self.fields.get("Reason", "None")
+        return (f"node {nodes}" if nodes not in ("", "(null)") else "", "" if reason == "None" else reason)
 
 
-TASK_COLUMNS = ("job", "state", "restarts", "time", "node", "start", "reason")
+TASK_COLUMNS = ("job", "state", "restarts", "time", "start")
 
 
 class SlurmCluster:

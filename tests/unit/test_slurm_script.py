@@ -103,8 +103,10 @@ def test_tasks_are_read_whatever_the_values_hold(monkeypatch: pytest.MonkeyPatch
     running, waiting = cluster.tasks("6")
     assert (running.name, waiting.name) == ("6_2", "6_3-20%1")
     assert running.log == Path("/home/a b/amharic-6.log")
-    assert running.row()[1:6] == ("RUNNING", "1", "00:00:09", "n1", "2026-11-21T12:00:00")
-    assert waiting.row()[-1] == "JobArrayTaskLimit"
+    assert running.row()[1:] == ("RUNNING", "1", "00:00:09", "11-21 12:00")
+    assert running.notes() == ("node n1", "")
+    assert waiting.row()[1:] == ("PENDING", "0", "00:00:00", "")
+    assert waiting.notes() == ("", "JobArrayTaskLimit")
     assert cluster.find("amharic") == "6"
     assert cluster.find("17") == "17"
     with pytest.raises(ConfigError, match=r"no job of first\.last named other"):
