@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from indextts_job.errors import AccessRefusedError, ConfigError, StorageFullError, UnavailableError
+from indextts_job.patience import within_patience
 from indextts_job.retry import delays
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ def patiently(
     Raises:
         IndexTTSJobError: What `translated` says; `UnavailableError` once the limit is reached.
     """
+    limit_s = within_patience(limit_s)
     pauses = delays(limit_s, random.Random())  # noqa: S311  # jitter
     while True:
         try:

@@ -15,7 +15,6 @@ from typing import TextIO
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -119,7 +118,29 @@ class Listing:
                 yield Text(GAP.join(pair.replace(" ", NO_BREAK) for pair in named))
             for line in self.below[number] if self.below else ():
                 if str(line):
-                    yield Padding(Text(one_line(line), overflow="fold"), (0, 0, 0, 4))
+                    yield from _hanging(console, options, "    ", line)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Names and texts, a line each; a text that does not fit goes on below itself."""
+
+    pairs: Sequence[tuple[str, object]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Lines of text, for the width that there is."""
+        width = max((cell_len(name) for name, _ in self.pairs), default=0) + len(GAP)
+        for name, text in self.pairs:
+            yield from _hanging(console, options, name + " " * (width - cell_len(name)), text)
+
+
+def _hanging(console: Console, options: ConsoleOptions, begin: str, text: object) -> RenderResult:
+    """A text behind its beginning, folded where it must be, without spaces at the ends of lines."""
+    indent = cell_len(begin)
+    for line in Text(one_line(text)).wrap(console, max(1, options.max_width - indent), overflow="fold"):
+        line.rstrip()
+        yield Text(begin + line.plain)
+        begin = " " * indent
 
 
 def _padded(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -1,6 +1,7 @@
 """An argument parser that raises what the rest of the program raises."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -9,6 +10,9 @@ from indextts_job import terminal
 from indextts_job.errors import ConfigError
 from indextts_job.version import program_version
 
+STORAGE_SETTINGS = "storage_settings"
+"""Attribute of parsed arguments: what was given as `storage.KEY=VALUE`."""
+_STORAGE_SETTING = re.compile(r"storage\.\w+=")
 Commands = Any
 """What argparse's `add_subparsers` returns has no public name."""
 
@@ -18,6 +22,21 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  # argparse's own
         super().__init__(**{"allow_abbrev": False, **options})
+        self.takes_storage = False
+        """Whether `storage.KEY=VALUE` may stand anywhere among the arguments."""
+
+    def parse_known_args(  # type: ignore[override]  # argparse's overloads say the same in three signatures
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse does it. Storage settings are taken out first: a list of files would swallow them."""
+        given = list(sys.argv[1:] if args is None else args)
+        if not self.takes_storage:
+            return super().parse_known_args(given, namespace)
+        settings = [argument for argument in given if _STORAGE_SETTING.match(argument)]
+        rest = [argument for argument in given if not _STORAGE_SETTING.match(argument)]
+        found, unknown = super().parse_known_args(rest, namespace)
+        setattr(found, STORAGE_SETTINGS, settings)
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong."""

@@ -4,12 +4,12 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from indextts_job import errors
+from indextts_job import errors, terminal
 from indextts_job.commands.parser import Commands
+from indextts_job.commands.storage_options import add_storage_options, open_run
 
 if TYPE_CHECKING:
     from indextts_job.report.simulation import Life, RunPace
@@ -45,13 +45,11 @@ def add(commands: Commands) -> None:
     )
     simulate.add_argument("--price", type=float, default=0.0, help="per hour of the machine, where no --offer is given")
     simulate.add_argument("--json", action="store_true", help="for programs")
+    add_storage_options(simulate)
     simulate.set_defaults(act=_simulate)
 
 
 def _simulate(given: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
     from indextts_job.report.console import human_seconds
     from indextts_job.report.simulation import Offer, average, parse_offer, scaled
 
@@ -81,10 +79,8 @@ def _simulate(given: argparse.Namespace) -> int:
             )
         )
         return errors.EXIT_OK
-    table = Table("machine", "save every", "goodput", "takes", "attempts", "steps done again", "cost", "")
-    for row in rows:
-        offer, interval, outcome = row
-        table.add_row(
+    shown = [
+        (
             offer.name,
             f"{interval} steps",
             f"{outcome.goodput:.1%}",
@@ -92,9 +88,12 @@ def _simulate(given: argparse.Namespace) -> int:
             f"{outcome.attempts:.1f}",
             f"{outcome.redone_steps:.0f}",
             f"{offer.price * outcome.machine_s / 3600:.2f}" if offer.price else "",
-            "best" if row == best else "",
+            "best" if (offer, interval, outcome) == best else "",
         )
-    Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200).print(table)
+        for offer, interval, outcome in rows
+    ]
+    columns = ("machine", "save every", "goodput", "takes", "attempts", "done again", "cost", "")
+    terminal.console().print(terminal.Listing(columns, shown))
     how = "the lives of the trace" if lives else f"{per_day:g} ends a day, {TRIALS} times"
     print(f"{steps} steps of {pace.step_s:.3g} s, {how}")  # noqa: T201
     return errors.EXIT_OK
@@ -106,13 +105,9 @@ def _pace(given: argparse.Namespace) -> "tuple[RunPace, int, float]":
 
     pace, steps, per_day = RunPace(step_s=0.0), 0, 0.0
     if given.run:
-        from indextts_job import files
-        from indextts_job.checkpoint.remote import open_storage
         from indextts_job.report.attempts import attempts
-        from indextts_job.retry import StorageConfig
 
-        files.configure_object_stores(StorageConfig())
-        rows = attempts(open_storage(given.run))
+        rows = attempts(open_run(given))
         if not any(row["spent"] for row in rows):
             raise errors.ConfigError(f"{given.run}: no attempt here has trained and saved yet; give --step-seconds.")
         pace, steps, per_day = pace_of(rows)

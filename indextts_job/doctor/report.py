@@ -38,7 +38,7 @@ def problem_report(storage: RunStorage) -> str:
             "platform": platform.platform(),
         },
         "machine": [finding.to_json() for finding in examine("")],
-        "standing": dict(standing(rows, datetime.now(UTC))) if rows else {},
+        "standing": standing(rows, datetime.now(UTC)).to_json() if rows else {},
         "spent_seconds": where_time_went(rows),
         "attempts": rows,
         "newest_checkpoint": _newest(CheckpointStore(storage)),

@@ -22,6 +22,7 @@ from indextts_job.hardware.scheduler import read_scheduler
 from indextts_job.redaction import redacted
 from indextts_job.report.events import Emit
 from indextts_job.report.journal import Journal, SampleLog
+from indextts_job.report.liveness import pid_namespace
 from indextts_job.report.progress import progress_readers
 from indextts_job.report.prometheus import PrometheusFile
 from indextts_job.report.tensorboard import TensorBoardCurves
@@ -69,6 +70,7 @@ def attempt_record(  # all of it by name
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "launched": launched.isoformat(timespec="milliseconds"),
         "pid": os.getpid(),
+        "pid_namespace": pid_namespace(),
         "command": redacted(shlex.join(sys.argv)),
         "node": platform.node(),
         "device": facts.name if world_size == 1 else f"{world_size} x {facts.name}",

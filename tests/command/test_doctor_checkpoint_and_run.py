@@ -133,4 +133,4 @@ def test_a_problem_report_has_what_is_asked_for_and_no_secrets(
     links = "s3://key:hush@bucket/x https://h/y?X-Amz-Signature=hush&a=1"
     assert without_secrets(links) == "s3://***@bucket/x https://h/y?X-Amz-Signature=***&a=1"
     assert main(["doctor", "report", str(finished), "--output", str(tmp_path / "no/where")]) == 78
-    assert main(["doctor", "report", str(tmp_path / "nothing"), "--output", str(path)]) == 0
+    assert main(["doctor", "report", str(tmp_path / "nothing"), "--output", str(path)]) == 78
