@@ -9,6 +9,7 @@ import sys
 from indextts_job import errors, terminal
 from indextts_job.commands.parser import Commands, Parser
 from indextts_job.commands.storage_options import add_storage_options, configure, no_run
+from indextts_job.redaction import redacted_values
 from indextts_job.retry import StorageConfig
 
 
@@ -109,8 +110,11 @@ def _inspect(given: argparse.Namespace) -> int:
     if given.verify:
         store.verify(manifest)
         document["verified"] = True
-    text = json.dumps(document, indent=1, ensure_ascii=False)
-    print(text if given.json else yaml.safe_dump(json.loads(text), sort_keys=False, allow_unicode=True))  # noqa: T201
+    plain = redacted_values(document)
+    if given.json:
+        print(json.dumps(plain, indent=1))  # noqa: T201
+    else:
+        print(terminal.lines(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)))  # noqa: T201
     return errors.EXIT_OK
 
 

@@ -38,10 +38,13 @@ class StopRelay:
         return bool(self._received)
 
     def listen(self) -> None:
-        """Take the stop signals of this process from here on. Only the main thread may."""
+        """Take the stop signals of this process from here on. Only the main thread may.
+
+        A signal that the process was started to ignore stays ignored, here and in its children: nohup does that with
+        SIGHUP, so that a program outlives its terminal, and a shell with SIGINT for what it puts into the background.
+        """
         for number in FORWARDED:
-            # nohup starts a program with SIGHUP ignored: it is meant to outlive its terminal.
-            if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN:
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self.note)
 
     def note(self, number: int, _frame: FrameType | None = None) -> None:

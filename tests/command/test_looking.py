@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from indextts_job.checkpoint.manifest import parse_manifest
 from indextts_job.cli import main
 from indextts_job.demo.world import World
 from indextts_job.report.liveness import pid_namespace
@@ -150,6 +151,23 @@ def test_what_a_record_says_moves_no_cursor(run: Path, tmp_path: Path, capsys: p
     shown = capsys.readouterr().out
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", shown)
     assert "[bold]node[/bold]" in shown
+
+
+def test_what_a_checkpoint_records_moves_no_cursor_and_shows_no_secret(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    name = "a\u009b2J\u202e https://me:hunter2@host"
+    assert attempt(config_for(world, folder, report__run_name="a", schedule__max_steps=4)).code == 0
+    (path,) = (folder / "checkpoints").iterdir()
+    manifest = parse_manifest(path.read_bytes(), path.name)
+    manifest.values["config"]["report"]["run_name"] = name
+    path.write_bytes(manifest.to_json())
+    for how in ([], ["--json"]):
+        assert main(["checkpoints", "inspect", str(folder), *how]) == 0
+        shown = capsys.readouterr().out
+        assert not re.search("[\u009b\u202e]", shown)
+        assert "hunter2" not in shown
 
 
 def test_status_gives_programs_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
