@@ -26,9 +26,9 @@ FILES = sorted(
 def endless(source: str) -> Iterator[str]:
     """Calls that wait without a bound, by line."""
     for node in ast.walk(ast.parse(source)):
-        bare = isinstance(node, ast.Call) and not node.args and not node.keywords
-        if bare and isinstance(node.func, ast.Attribute) and node.func.attr in WAITS:
-            yield f"line {node.lineno}: {ast.unparse(node)}"
+        match node:
+            case ast.Call(func=ast.Attribute(attr=name), args=[], keywords=[]) if name in WAITS:
+                yield f"line {node.lineno}: {ast.unparse(node)}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
