@@ -7,7 +7,7 @@ import json
 import sys
 
 from indextts_job import errors, terminal
-from indextts_job.commands.parser import Commands, Parser
+from indextts_job.commands.parser import Commands, Parser, at_least
 from indextts_job.commands.storage_options import add_storage_options, configure, no_run
 from indextts_job.redaction import redacted_values
 from indextts_job.retry import StorageConfig
@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
     )
     compare.add_argument("checkpoints", nargs="+", help="checkpoints' .json, or runs for all of their current ones")
     compare.add_argument("--validation", nargs="+", default=[], metavar="MANIFEST", help="default: the run's own")
-    compare.add_argument("--max-samples", type=int, default=0, help="the first so many; 0 = all (default)")
+    compare.add_argument("--max-samples", type=at_least(0), default=0, help="the first so many; 0 = all (default)")
     compare.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     compare.add_argument("--json", action="store_true", help="for programs")
     add_storage_options(compare)

@@ -1,9 +1,10 @@
 """An argument parser that raises what the rest of the program raises."""
 
 import argparse
+import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from indextts_job import terminal
@@ -42,6 +43,27 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong."""
         self.print_usage(sys.stderr)
         raise ConfigError(f"{message}. `{self.prog} --help` lists what is possible.")
+
+
+def at_least(least: float, kind: type[int] | type[float] = int) -> Callable[[str], float]:
+    """A number for `add_argument(type=…)` that is finite and not below another one.
+
+    Args:
+        least: Smallest value that makes sense.
+        kind: Whole numbers, or any.
+    """
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= least):
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r}, expected {what} of at least {least:g}")
+        return value
+
+    return parse
 
 
 class ShowVersion(argparse.Action):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from indextts_job import errors, terminal
-from indextts_job.commands.parser import Commands
+from indextts_job.commands.parser import Commands, at_least
 from indextts_job.commands.storage_options import add_storage_options, open_run
 
 if TYPE_CHECKING:
@@ -26,16 +26,20 @@ def add(commands: Commands) -> None:
         description="Play a run through on machines that vanish. Give the pace, or a RUN to take it from.",
     )
     simulate.add_argument("run", nargs="?", default="", help="run to take steps, pace and rate of kills from")
-    simulate.add_argument("--steps", type=int, help="optimizer steps of the run")
-    simulate.add_argument("--step-seconds", type=float, help="of one step")
-    simulate.add_argument("--stall-seconds", type=float, help="that training waits for a save")
-    simulate.add_argument("--save-seconds", type=float, help="until a save counts")
-    simulate.add_argument("--start-seconds", type=float, help="from the launch of an attempt to its first step")
-    simulate.add_argument("--requeue-seconds", type=float, help="from an end to the next launch")
-    simulate.add_argument("--kills-per-day", type=float, help="ends of the machine per day of running")
+    simulate.add_argument("--steps", type=at_least(1), help="optimizer steps of the run")
+    simulate.add_argument("--step-seconds", type=at_least(1e-6, float), help="of one step")
+    simulate.add_argument("--stall-seconds", type=at_least(0, float), help="that training waits for a save")
+    simulate.add_argument("--save-seconds", type=at_least(0, float), help="until a save counts")
+    simulate.add_argument(
+        "--start-seconds", type=at_least(0, float), help="from the launch of an attempt to its first step"
+    )
+    simulate.add_argument("--requeue-seconds", type=at_least(0, float), help="from an end to the next launch")
+    simulate.add_argument("--kills-per-day", type=at_least(0, float), help="ends of the machine per day of running")
     simulate.add_argument("--noticed", type=float, default=0.0, metavar="SHARE", help="of the ends with enough notice")
     simulate.add_argument("--trace", help="file with seconds that machines lived, a line each, `noticed` behind some")
-    simulate.add_argument("--intervals", type=int, nargs="+", default=list(INTERVALS), help="steps between saves")
+    simulate.add_argument(
+        "--intervals", type=at_least(1), nargs="+", default=list(INTERVALS), help="steps between saves"
+    )
     simulate.add_argument(
         "--offer",
         action="append",
@@ -43,7 +47,9 @@ def add(commands: Commands) -> None:
         metavar="NAME:PRICE:SPEED:KILLS",
         help="a machine: price per hour, speed as a multiple of --step-seconds' machine, kills per day; repeatable",
     )
-    simulate.add_argument("--price", type=float, default=0.0, help="per hour of the machine, where no --offer is given")
+    simulate.add_argument(
+        "--price", type=at_least(0, float), default=0.0, help="per hour of the machine, where no --offer is given"
+    )
     simulate.add_argument("--json", action="store_true", help="for programs")
     add_storage_options(simulate)
     simulate.set_defaults(act=_simulate)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indextts_job import errors, terminal
-from indextts_job.commands.parser import Commands
+from indextts_job.commands.parser import Commands, at_least
 from indextts_job.commands.storage_options import add_storage_options, no_run, open_run
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
     status.add_argument(
         "--watch",
         nargs="?",
-        type=float,
+        type=at_least(1, float),
         const=WATCH_S,
         metavar="SECONDS",
         help=f"look again and again (default: every {WATCH_S:g} s) until Ctrl+C",
@@ -72,11 +72,11 @@ def _status(given: argparse.Namespace) -> int:
     if not console.is_terminal:  # into a file, say: one report after another
         while True:
             console.print(_shown(rows))
-            time.sleep(max(1.0, given.watch))
+            time.sleep(given.watch)
             rows = attempts(storage)
     with Live(_shown(rows), console=console, screen=True, auto_refresh=False) as live:
         while True:
-            time.sleep(max(1.0, given.watch))
+            time.sleep(given.watch)
             live.update(_shown(attempts(storage)), refresh=True)
 
 

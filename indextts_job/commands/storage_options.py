@@ -7,14 +7,16 @@ Later ones win: defaults; what a local run records (where the environment names 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
 import argparse
+import math
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from indextts_job import config, errors
 from indextts_job.commands.parser import STORAGE_SETTINGS, Parser
-from indextts_job.redaction import STRUCK_OUT
+from indextts_job.redaction import STRUCK_OUT, redacted
 from indextts_job.retry import StorageConfig
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 TERMINAL_PATIENCE_S = 10.0
 """A person who looks at a run has mistyped something more often than the storage is away."""
+_ENDPOINT = re.compile(r"https?://[^\s/]+")
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
@@ -91,7 +94,13 @@ def no_run(run: str) -> errors.ConfigError:
 
 
 def _checked(values: Mapping[str, object], where: str) -> StorageConfig:
-    return config.RunConfig.from_json({"storage": dict(values)}, where).storage
+    storage = config.RunConfig.from_json({"storage": dict(values)}, where).storage
+    if not (math.isfinite(storage.retry_seconds) and storage.retry_seconds >= 0):
+        raise errors.ConfigError(f"storage.retry_seconds is {storage.retry_seconds:g}, expected at least 0.")
+    if storage.endpoint_url and not _ENDPOINT.match(storage.endpoint_url):
+        found = redacted(storage.endpoint_url)
+        raise errors.ConfigError(f"storage.endpoint_url is {found!r}, expected http://HOST:PORT or https://HOST.")
+    return storage
 
 
 def _section(path: str) -> dict[str, Any]:

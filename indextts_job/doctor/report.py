@@ -4,7 +4,6 @@ import json
 import platform
 import re
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from indextts_job.report.attempts import attempts
 from indextts_job.report.goodput import where_time_went
 from indextts_job.report.journal import EVENTS
 from indextts_job.report.standing import standing
+from indextts_job.version import program_version
 
 ATTEMPTS, FIRST_EVENTS, LAST_EVENTS = 3, 50, 50
 """Of the newest attempts, so many events from the beginning and from the end."""
@@ -31,7 +31,7 @@ def problem_report(storage: RunStorage) -> str:
     document: dict[str, Any] = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
-            "indextts_job": version("indextts-job"),
+            "indextts_job": program_version(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "cuda": torch.version.cuda,

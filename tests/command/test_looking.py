@@ -17,6 +17,7 @@ from indextts_job.checkpoint.manifest import parse_manifest
 from indextts_job.cli import main
 from indextts_job.demo.world import World
 from indextts_job.report.liveness import pid_namespace
+from indextts_job.version import program_version
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, store_of
 
@@ -210,6 +211,7 @@ def test_a_problem_report_has_the_command_line_and_the_version(
     assert main(["doctor", "report", str(run), "--output", str(output)]) == 0
     document = json.loads(output.read_text(encoding="utf-8"))
     assert document["attempts"][0]["command"]
+    assert document["versions"]["indextts_job"] == program_version()
     assert document["standing"]["step"] == 24
 
 
@@ -227,6 +229,9 @@ def test_findings_that_end_nothing_have_no_exit_code(tmp_path: Path, capsys: pyt
     [
         ("storage.endpoint=http://x", "storage.endpoint_url"),
         ("storage.retry_seconds=soon", "storage.retry_seconds"),
+        ("storage.retry_seconds=.nan", "storage.retry_seconds"),
+        ("storage.retry_seconds=-1", "storage.retry_seconds"),
+        ("storage.endpoint_url=nonsense", "http://HOST:PORT"),
     ],
 )
 def test_a_wrong_storage_setting_is_named(
@@ -235,6 +240,24 @@ def test_a_wrong_storage_setting_is_named(
     for command in (["status", str(run)], ["checkpoints", "list", str(run)], ["simulate", str(run)]):
         assert main([*command, setting]) == 78
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["simulate", "RUN", "--intervals", "0"], "whole number of at least 1"),
+        (["simulate", "--steps", "5", "--step-seconds", "-1"], "expected"),
+        (["simulate", "--steps", "5", "--step-seconds", "nan"], "expected a number"),
+        (["simulate", "--steps", "five"], "whole number"),
+        (["status", "RUN", "--watch", "0"], "at least 1"),
+        (["checkpoints", "compare", "RUN", "--max-samples", "-3"], "expected"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused(
+    run: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run) if word == "RUN" else word for word in arguments]) == 78
+    assert words in capsys.readouterr().err
 
 
 def test_a_wrong_configuration_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
