@@ -16,6 +16,8 @@ from indextts_job.errors import ConfigError, UnavailableError
 from launch.job import Job
 
 TEMPLATE = Path(__file__).with_name("train.sbatch.template")
+ANSWER_S = 120.0
+"""SLURM's commands wait for a busy controller themselves, for less than this."""
 ERROR_LINE = "error:"
 _WORD = re.compile(r"\w[\w.+:@,=-]*")
 _DURATION = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|INFINITE|UNLIMITED", re.ASCII)
@@ -127,7 +129,11 @@ class SlurmCluster:
         """Queue a script; returns the job's number."""
         if options.log_folder:
             # SLURM fails a job without a word when the folder of its log is not there.
-            Path(options.log_folder).mkdir(parents=True, exist_ok=True)
+            try:
+                Path(options.log_folder).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                message = f"log folder {options.log_folder}: {error.strerror}. Give another --log-folder."
+                raise ConfigError(message) from error
         return self._call(["sbatch", "--parsable"], script).strip().partition(";")[0]
 
     def find(self, which: str) -> str:
@@ -165,9 +171,15 @@ class SlurmCluster:
 
     def _call(self, command: Sequence[str], stdin: str = "") -> str:
         try:
-            done = self._run(command, input=stdin, capture_output=True, text=True, check=False)
+            done = self._run(
+                command, input=stdin, capture_output=True, text=True, errors="replace", check=False, timeout=ANSWER_S
+            )
         except FileNotFoundError:
             raise ConfigError(f"{command[0]} not found. Run this where SLURM's commands are: a login node.") from None
+        except subprocess.TimeoutExpired:
+            raise UnavailableError(
+                f"{command[0]}: no answer in {ANSWER_S:.0f} s. Is the controller there? `scontrol ping` tells."
+            ) from None
         if done.returncode != 0:
             what = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
             raise UnavailableError(f"{command[0]}: {what}")

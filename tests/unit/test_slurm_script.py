@@ -123,6 +123,15 @@ def test_failures_of_slurm_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="login node"):
         SlurmCluster(missing).cancel("1")
 
+    def silent(command: list[str], *, timeout: float, **_named: object) -> "subprocess.CompletedProcess[str]":
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--log-folder"):
+        SlurmCluster(missing).submit("", SlurmOptions(log_folder=str(tmp_path / "file")))
+    with pytest.raises(UnavailableError, match=r"^scancel: no answer in 120 s"):
+        SlurmCluster(silent).cancel("1")
+
 
 def test_the_last_error_of_a_log_is_found(tmp_path: Path) -> None:
     log = tmp_path / "log"
