@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from indextts_job.errors import EXIT_STOPPED
+from indextts_job.errors import EXIT_STOPPED, ConfigError
 from indextts_job.hardware.scheduler import LAUNCHER_VARIABLE, PROGRESS_VARIABLE
 from indextts_job.preemption.relay import StopRelay
 from launch.job import Failures, Job, decide, describe, read_progress, shell_code
@@ -48,7 +48,7 @@ class LocalLauncher:
         failures = Failures()
         short_stops = 0
         code = EXIT_STOPPED
-        with tempfile.TemporaryDirectory(prefix="indextts-launch-") as folder:
+        with _temporary_folder() as folder:
             progress = Path(folder) / "progress"
             while not self._stops.requested:
                 began_s = time.monotonic()
@@ -76,6 +76,13 @@ class LocalLauncher:
         # A session of its own: Ctrl+C reaches the trainer once, through this process, not twice.
         child = subprocess.Popen([*self._trainer, *self._job.arguments], start_new_session=True, env=environment)
         return self._stops.meaning(shell_code(self._stops.wait_for(child)))
+
+
+def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
+    try:
+        return tempfile.TemporaryDirectory(prefix="indextts-launch-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ConfigError(f"no temporary folder can be written ({error}). Set TMPDIR to one that can.") from error
 
 
 def _pause_s(times: int) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from indextts_job.errors import ConfigError
 from indextts_job.preemption.relay import FORWARDED, UNHANDLED_CODES, StopRelay
 from launch import local
 from launch.cli import main
@@ -205,6 +206,12 @@ def test_progress_counts_failures_anew(tmp_path: Path, monkeypatch: pytest.Monke
     code, attempts, said = launched(tmp_path, script, max_failures=1)
     assert (code, attempts) == (0, 6)
     assert {line.rpartition(", ")[2] for line in said[:-1]} == {"failure 1 of 1"}
+
+
+def test_a_machine_without_room_for_a_file_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/no/such/folder")
+    with pytest.raises(ConfigError, match="TMPDIR"):
+        LocalLauncher(Job(arguments=()), print, (sys.executable, "-c", "")).run()
 
 
 # ---- the command line
