@@ -64,7 +64,9 @@ def read_nodes(environment: Mapping[str, str]) -> Nodes:
             f"{NODES_VARIABLE} is {count}, but {MEETING_VARIABLE} is {meeting!r}, expected host:port on the first node."
         )
     sources = (NODE_INDEX_VARIABLE, "JOB_COMPLETION_INDEX", "SLURM_NODEID")
-    source = next((name for name in sources if name in environment), NODE_INDEX_VARIABLE)
+    source = next((name for name in sources if name in environment), None)
+    if source is None:  # two nodes that take themselves for the first would wait for each other
+        raise ConfigError(f"{NODES_VARIABLE} is {count}, but none of {', '.join(sources)} says which of them this is.")
     index = whole_number(environment, source, 0)
     if index >= count:
         raise ConfigError(f"{source} is {index}, but {NODES_VARIABLE} is {count}: expected 0 … {count - 1}.")
