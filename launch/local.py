@@ -59,6 +59,7 @@ class LocalLauncher:
                 short_stops = short_stops + 1 if short else 0
                 next_move = decide(code, failures.in_a_row, self._job.max_failures)
                 if next_move == "end" or self._stops.requested:
+                    self._say(f"trainer ended with {code} ({describe(code)})")
                     break
                 wait_s = _pause_s(failures.in_a_row if next_move == "retry" else short_stops - 1)
                 self._say(
@@ -67,7 +68,6 @@ class LocalLauncher:
                     + (f", failure {failures.in_a_row} of {self._job.max_failures}" if next_move == "retry" else "")
                 )
                 self._stops.pause(wait_s)
-        self._say(f"trainer ended with {code} ({describe(code)})")
         return code
 
     def _attempt(self, progress: Path) -> int:
