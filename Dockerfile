@@ -33,6 +33,9 @@ RUN python3 -m venv /build/venv \
     && /build/venv/bin/pip install --no-cache-dir ${PIP_OPTIONS} -c /build/constraints.txt setuptools wheel \
     && /build/venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation --target /opt/indextts-job /build \
     && sed -i '1s|.*|#!/opt/venv/bin/python|' /opt/indextts-job/bin/*
+# What `indextts-job --version` shows, and every attempt records.
+ARG REVISION=unknown
+RUN echo "${REVISION}" > /opt/indextts-job/indextts_job/REVISION
 
 FROM base
 ARG VERSION=0.1.0

@@ -10,7 +10,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from indextts_job import errors
@@ -123,14 +122,14 @@ def _dispatch(arguments: Sequence[str], stop: StopSignals, guard: "ExitGuard | N
 def build_parser() -> "Parser":
     """The command line's grammar."""
     from indextts_job.commands import checkpoints, demo, doctor, export, shard, simulate, status, tokenizer, train
-    from indextts_job.commands.parser import Parser
+    from indextts_job.commands.parser import Parser, ShowVersion
 
     parser = Parser(
         prog="indextts-job",
         description="Fine-tune IndexTTS2's GPT on machines that may vanish. Exit codes: 0 complete, 75 stopped and "
         "committed (start again), 69 and 70 failed (retry), 65 data, 77 access, 78 configuration (do not retry).",
     )
-    parser.add_argument("--version", action="version", version=f"indextts-job {version('indextts-job')}")
+    parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for command in (train, checkpoints, status, doctor, tokenizer, simulate, shard, export, demo):
         command.add(commands)

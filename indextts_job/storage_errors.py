@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from indextts_job import retry
 from indextts_job.errors import AccessRefusedError, ConfigError, IndexTTSJobError, StorageFullError, UnavailableError
+from indextts_job.patience import within_patience
 from indextts_job.redaction import redacted
 from indextts_job.waiting import pause
 
@@ -155,6 +156,7 @@ def patiently(
     Raises:
         IndexTTSJobError: What `translated` says; `UnavailableError` once the limit is reached.
     """
+    limit_s = within_patience(limit_s)
     pauses = retry.delays(limit_s, random.Random())  # noqa: S311  # jitter
     end_at_s = clock() + limit_s
     while True:

@@ -1,28 +1,45 @@
 """`indextts-launch`: start a training job where it should run, look at it, end it."""
 
-import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 
-from indextts_job.errors import IndexTTSJobError
+from indextts_job import errors, terminal
+from indextts_job.commands.parser import Parser, ShowVersion
+from indextts_job.redaction import redacted
 from launch.commands import kubernetes, local, slurm
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    given = build_parser().parse_args(arguments)
     try:
-        return int(given.act(given))
-    except IndexTTSJobError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        given = build_parser().parse_args(arguments)
+        code = int(given.act(given))
+        sys.stdout.flush()  # or a reader that has gone is noticed when Python ends, with an exit code of its own
+    except errors.IndexTTSJobError as error:
+        terminal.say(f"error: {terminal.lines(redacted(str(error)))}", sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output has gone (`… | head`): nothing is wrong, and nobody is left to tell.
+        terminal.silence(sys.stdout)
+        return errors.EXIT_OK
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # noqa: BLE001  # the last resort
+        traceback.print_exc()
+        terminal.say(
+            f"error: unexpected {type(error).__name__}: {error}\n"
+            "This is a defect of indextts-launch: please report it with the lines above.",
+            sys.stderr,
+        )
+        return errors.EXIT_SOFTWARE
+    return code
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line's grammar."""
-    parser = argparse.ArgumentParser(prog="indextts-launch", description="Start a training job where it should run.")
+    parser = Parser(prog="indextts-launch", description="Start a training job where it should run.")
+    parser.add_argument("--version", action=ShowVersion)
     places = parser.add_subparsers(dest="place", required=True, metavar="PLACE")
     local.add(places)
     slurm.add(places)

@@ -1,10 +1,11 @@
 """A job as a value, and what a launcher does with an exit code."""
 
 import signal
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Self
 
-from indextts_job.errors import EXIT_CONFIG, EXIT_DATA, EXIT_OK, EXIT_REFUSED, EXIT_STOPPED
+from indextts_job.errors import EXIT_CONFIG, EXIT_DATA, EXIT_OK, EXIT_REFUSED, EXIT_STOPPED, ConfigError
 
 FINAL_CODES = (EXIT_OK, EXIT_DATA, EXIT_REFUSED, EXIT_CONFIG)
 """Complete, or wrong in a way that a retry cannot mend."""
@@ -29,13 +30,54 @@ class Job:
     max_failures: int = 3
     """Failures in a row without a new checkpoint after which the job is given up."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no scheduler can fulfil.
+
+        Raises:
+            ConfigError: Naming the option.
+        """
+        least = {"nodes": 1, "gpus": 0, "cpus": 1, "memory_gib": 1, "grace_seconds": 1, "max_failures": 0}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value < smallest:
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {smallest}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """Failures of a job, counted anew whenever the run has got further."""
+
+    in_a_row: int = 0
+    step: int = 0
+    """Of the newest checkpoint that any attempt has told of."""
+
+    def after(self, exit_code: int, step: int) -> Self:
+        """The count after one more attempt.
+
+        Args:
+            exit_code: Of the trainer.
+            step: Of its newest checkpoint; 0 if it committed none.
+        """
+        further = step > self.step
+        failed = exit_code not in (EXIT_OK, EXIT_STOPPED)
+        before = 0 if further or not failed else self.in_a_row
+        return replace(self, in_a_row=before + failed, step=max(step, self.step))
+
+
+def read_progress(path: Path) -> int:
+    """The step that a trainer has left in its progress file; 0 where it left none."""
+    try:
+        return int(path.read_bytes()[:32])
+    except (OSError, ValueError):
+        return 0
+
 
 def decide(exit_code: int, failures: int, max_failures: int) -> Literal["end", "restart", "retry"]:
     """What to do after an attempt ended.
 
     Args:
         exit_code: Of the trainer, as a shell would report it.
-        failures: Failures so far, this one included if it was one.
+        failures: In a row without a new checkpoint, this one included if it was one.
         max_failures: How many are tolerated.
 
     Returns:
@@ -66,6 +108,7 @@ def describe(exit_code: int) -> str:
     }
     if exit_code in known:
         return known[exit_code]
-    if exit_code > 128:
+    try:
         return f"killed by {signal.Signals(exit_code - 128).name}"
-    return "failed"
+    except ValueError:  # 255 is what a rebooted node leaves, and 128 + 127 is no signal
+        return "failed"

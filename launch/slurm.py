@@ -16,7 +16,11 @@ from indextts_job.errors import ConfigError, UnavailableError
 from launch.job import Job
 
 TEMPLATE = Path(__file__).with_name("train.sbatch.template")
+ANSWER_S = 120.0
+"""SLURM's commands wait for a busy controller themselves, for less than this."""
 ERROR_LINE = "error:"
+_WORD = re.compile(r"\w[\w.+:@,=-]*")
+_DURATION = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|INFINITE|UNLIMITED", re.ASCII)
 TAIL_BYTES = 64 * 1024
 """Of a log, when its last error is looked for."""
 
@@ -43,8 +47,20 @@ def render(job: Job, options: SlurmOptions) -> str:
         ConfigError: Something cannot stand in an `#SBATCH` line.
     """
     for name, value in (("name", job.name), ("account", options.account), ("partition", options.partition)):
-        if re.search(r"\s", value):
-            raise ConfigError(f"{name} {value!r}: SLURM allows no spaces here.")
+        if value and not _WORD.fullmatch(value):
+            raise ConfigError(
+                f"{name} {value!r}: expected letters, digits and . _ + : @ , = - without spaces, beginning with a "
+                "letter or digit."
+            )
+    if not _DURATION.fullmatch(options.time_limit):
+        raise ConfigError(
+            f"time limit {options.time_limit!r}: expected minutes, hours:minutes:seconds or days-hours, as SLURM "
+            "takes them, for example 24:00:00 or 2-12."
+        )
+    if not options.log_folder.isprintable() or any(mark in options.log_folder for mark in "\"'\\"):
+        raise ConfigError(f"log folder {options.log_folder!r}: expected a path without quotes, \\ and line breaks.")
+    if options.slices < 1:
+        raise ConfigError(f"slices {options.slices}: expected at least 1.")
     folder = f"{options.log_folder.rstrip('/')}/" if options.log_folder else ""
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=job.name,
@@ -88,13 +104,19 @@ class Task:
         return Path(self.fields.get("StdOut", ""))
 
     def row(self) -> tuple[str, ...]:
-        """For a table."""
-        reason = self.fields.get("Reason", "None")
-        keys = ("JobState", "Restarts", "RunTime", "NodeList", "StartTime")
-        return (self.name, *(self.fields.get(key, "") for key in keys), "" if reason == "None" else reason)
+        """For a table: what is short."""
+        start = self.fields.get("StartTime", "")
+        # SLURM tells the time of the cluster, without a zone.
+        shown = start.replace("T", " ")[5:16] if re.match(r"\d{4}-\d\d-\d\dT", start) else ""
+        return (self.name, *(self.fields.get(key, "") for key in ("JobState", "Restarts", "RunTime")), shown)
+
+    def notes(self) -> tuple[str, ...]:
+        """Where it runs, and why it does not."""
+        nodes, reason = self.fields.get("NodeList", ""), self.fields.get("Reason", "None")
+        return (f"node {nodes}" if nodes not in ("", "(null)") else "", "" if reason == "None" else reason)
 
 
-TASK_COLUMNS = ("job", "state", "restarts", "time", "node", "start", "reason")
+TASK_COLUMNS = ("job", "state", "restarts", "time", "start")
 
 
 class SlurmCluster:
@@ -107,7 +129,11 @@ class SlurmCluster:
         """Queue a script; returns the job's number."""
         if options.log_folder:
             # SLURM fails a job without a word when the folder of its log is not there.
-            Path(options.log_folder).mkdir(parents=True, exist_ok=True)
+            try:
+                Path(options.log_folder).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                message = f"log folder {options.log_folder}: {error.strerror}. Give another --log-folder."
+                raise ConfigError(message) from error
         return self._call(["sbatch", "--parsable"], script).strip().partition(";")[0]
 
     def find(self, which: str) -> str:
@@ -145,9 +171,15 @@ class SlurmCluster:
 
     def _call(self, command: Sequence[str], stdin: str = "") -> str:
         try:
-            done = self._run(command, input=stdin, capture_output=True, text=True, check=False)
+            done = self._run(
+                command, input=stdin, capture_output=True, text=True, errors="replace", check=False, timeout=ANSWER_S
+            )
         except FileNotFoundError:
             raise ConfigError(f"{command[0]} not found. Run this where SLURM's commands are: a login node.") from None
+        except subprocess.TimeoutExpired:
+            raise UnavailableError(
+                f"{command[0]}: no answer in {ANSWER_S:.0f} s. Is the controller there? `scontrol ping` tells."
+            ) from None
         if done.returncode != 0:
             what = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
             raise UnavailableError(f"{command[0]}: {what}")

@@ -6,8 +6,11 @@ import argparse
 import json
 import sys
 
-from indextts_job import errors
-from indextts_job.commands.parser import Commands, Parser
+from indextts_job import errors, terminal
+from indextts_job.commands.parser import Commands, Parser, at_least
+from indextts_job.commands.storage_options import add_storage_options, configure, no_run
+from indextts_job.redaction import redacted_values
+from indextts_job.retry import StorageConfig
 
 
 def add(commands: Commands) -> None:
@@ -28,50 +31,67 @@ def add(commands: Commands) -> None:
     )
     compare.add_argument("checkpoints", nargs="+", help="checkpoints' .json, or runs for all of their current ones")
     compare.add_argument("--validation", nargs="+", default=[], metavar="MANIFEST", help="default: the run's own")
-    compare.add_argument("--max-samples", type=int, default=0, help="the first so many; 0 = all (default)")
+    compare.add_argument("--max-samples", type=at_least(0), default=0, help="the first so many; 0 = all (default)")
     compare.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     compare.add_argument("--json", action="store_true", help="for programs")
+    add_storage_options(compare)
     compare.set_defaults(act=_compare)
     keep = actions.add_parser("keep", help="tag a checkpoint, so that it is never removed by itself")
     keep.add_argument("checkpoint", help="a checkpoint's .json")
+    for sub in (listing, inspect, keep):
+        add_storage_options(sub)
     keep.set_defaults(act=_keep)
-    listing.set_defaults(act=lambda given: print_list(given.run, as_json=given.json, verify=given.verify))
+    listing.set_defaults(act=_list)
     inspect.set_defaults(act=_inspect)
 
 
-def print_list(run: str, *, as_json: bool, verify: bool) -> int:
-    """All checkpoints of a run, newest first."""
-    from indextts_job.checkpoint import describe
-    from indextts_job.training import resume
+def _list(given: argparse.Namespace) -> int:
+    storage = configure(given, given.run)
+    return print_list(given.run, as_json=given.json, verify=given.verify, storage=storage)
 
-    store, _ = resume.locate(run)
+
+def print_list(run: str, *, as_json: bool, verify: bool, storage: StorageConfig | None = None) -> int:
+    """All checkpoints of a run, newest first; of one that has only begun there are none.
+
+    Raises:
+        ConfigError: There is no run.
+    """
+    from indextts_job.checkpoint import describe
+    from indextts_job.checkpoint.fence import FOLDER
+    from indextts_job.checkpoint.manifest import MANIFESTS
+    from indextts_job.checkpoint.remote import open_storage
+    from indextts_job.checkpoint.store import CheckpointStore
+    from indextts_job.report.console import human_bytes
+
+    store = CheckpointStore(open_storage(run, storage))
     rows = describe.rows(store, verify=verify)
+    if not rows and not store.storage.list(FOLDER):
+        raise no_run(run)
     if as_json:
         print(json.dumps(rows, indent=1))  # noqa: T201
         return errors.EXIT_OK
     if not rows:
-        print(f"{run}: no checkpoints")  # noqa: T201
+        terminal.say(terminal.one_line(f"{run}: no checkpoints yet"))
         return errors.EXIT_OK
-    from rich.console import Console
-    from rich.table import Table
-
-    from indextts_job.report.console import human_bytes
-
-    table = Table("step", "epoch", "tags", "val total", "size", "created", "attempt", "verified", "name")
-    for row in rows:
-        validation = row.get("validation")
-        table.add_row(
-            str(row["step"]),
+    shown = [
+        (
+            row["step"],
             f"{row['epoch']:.2f}" if "epoch" in row else "",
             ", ".join([*row["tags"], *(["superseded"] if row["superseded"] else [])]),
-            f"{validation['total']:.4f}" if validation else "",
+            f"{row['validation']['total']:.4f}" if row.get("validation") else "",
             human_bytes(row["bytes"]) if "bytes" in row else "",
-            row.get("created", ""),
-            str(row["attempt"]),
+            terminal.short_time(row.get("created", "")),
+            row["attempt"],
             {True: "yes", False: "NO", None: ""}[row["verified"]],
-            row["name"],
         )
-    Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200).print(table)
+        for row in rows
+    ]
+    columns = ("step", "epoch", "tags", "val total", "size", "created (UTC)", "attempt", "verified")
+    below = [(row["name"], row.get("problem", "")) for row in rows]
+    out = terminal.console()
+    out.print(terminal.Listing(columns, shown, below))
+    # `inspect`, `keep` and `--resume` want the whole of it.
+    out.print(terminal.one_line(f"all of them in {store.storage.url.rstrip('/')}/{MANIFESTS}/"), soft_wrap=True)
     return errors.EXIT_OK
 
 
@@ -81,7 +101,7 @@ def _inspect(given: argparse.Namespace) -> int:
     from indextts_job.checkpoint import describe, retention
     from indextts_job.training import resume
 
-    store, name = resume.locate(given.checkpoint)
+    store, name = resume.locate(given.checkpoint, configure(given, given.checkpoint))
     names = [name] if name else retention.current(store.names())
     if not names:
         raise errors.ConfigError(f"{given.checkpoint} holds no checkpoints.")
@@ -90,27 +110,28 @@ def _inspect(given: argparse.Namespace) -> int:
     if given.verify:
         store.verify(manifest)
         document["verified"] = True
-    text = json.dumps(document, indent=1, ensure_ascii=False)
-    print(text if given.json else yaml.safe_dump(json.loads(text), sort_keys=False, allow_unicode=True))  # noqa: T201
+    plain = redacted_values(document)
+    if given.json:
+        print(json.dumps(plain, indent=1))  # noqa: T201
+    else:
+        print(terminal.lines(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)))  # noqa: T201
     return errors.EXIT_OK
 
 
 def _compare(given: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from rich.console import Console
-    from rich.table import Table
-
     from indextts_job.checkpoint import retention
-    from indextts_job.checkpoint.manifest import file_name
+    from indextts_job.checkpoint.manifest import MANIFESTS, file_name
     from indextts_job.hardware.facts import read_facts
     from indextts_job.report.console import ConsoleReport
     from indextts_job.training import resume
     from indextts_job.training.compare import compare
 
+    storage = configure(given, given.checkpoints[0])
     chosen = []
     for source in given.checkpoints:
-        store, name = resume.locate(source)
+        store, name = resume.locate(source, storage)
         names = [name] if name else retention.current(store.names())
         if not names:
             raise errors.ConfigError(f"{source} holds no checkpoints.")
@@ -138,12 +159,14 @@ def _compare(given: argparse.Namespace) -> int:
         ]
         print(json.dumps(rows, indent=1))  # noqa: T201
         return errors.EXIT_OK
-    table = Table("total", "text_loss", "mel_loss", "mel_top1", "step", "tags", "name")
-    for _, compared in found:
+    shown, below = [], []
+    for store, compared in found:
         losses, name = compared.losses, compared.manifest.name
         numbers = [f"{losses.total:.4f}", f"{losses.text_loss:.4f}", f"{losses.mel_loss:.4f}", f"{losses.mel_top1:.1%}"]
-        table.add_row(*numbers, str(name.step), ", ".join(name.tags), file_name(name))
-    Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200).print(table)
+        shown.append((*numbers, name.step, ", ".join(name.tags)))
+        below.append((f"{store.storage.url}/{MANIFESTS}/{file_name(name)}",))
+    columns = ("total", "text_loss", "mel_loss", "mel_top1", "step", "tags")
+    terminal.console().print(terminal.Listing(columns, shown, below))
     print(f"{found[0][1].samples} samples each")  # noqa: T201
     return errors.EXIT_OK
 
@@ -152,7 +175,7 @@ def _keep(given: argparse.Namespace) -> int:
     from indextts_job.checkpoint.manifest import file_name
     from indextts_job.training import resume
 
-    store, name = resume.locate(given.checkpoint)
+    store, name = resume.locate(given.checkpoint, configure(given, given.checkpoint))
     if name is None:
         raise errors.ConfigError(f"{given.checkpoint} is a run. Give the .json of one of its checkpoints.")
     print(f"kept as {file_name(store.keep(name))}")  # noqa: T201

@@ -7,6 +7,7 @@ import itertools
 import sys
 
 from indextts_job.commands.parser import Commands, Parser
+from indextts_job.commands.storage_options import add_storage_options, configure, open_run
 
 
 def add(commands: Commands) -> None:
@@ -21,6 +22,7 @@ def add(commands: Commands) -> None:
     )
     gpu.add_argument("run", nargs="?", default="", help="run folder or URL, whose storage is tried too")
     gpu.add_argument("--json", action="store_true", help="for programs")
+    add_storage_options(gpu)
     gpu.set_defaults(act=_gpu)
     data = subjects.add_parser(
         "data",
@@ -39,6 +41,7 @@ def add(commands: Commands) -> None:
     data.add_argument("--output", default="", help="new folder or URL for --repair, where the dataset lies")
     data.add_argument("--all", action="store_true", help="show every place, not the first few")
     data.add_argument("--json", action="store_true", help="for programs; always with every place")
+    add_storage_options(data, config_is_the_models=True)
     data.set_defaults(act=_data)
     checkpoint = subjects.add_parser(
         "checkpoint",
@@ -49,6 +52,7 @@ def add(commands: Commands) -> None:
     checkpoint.add_argument("--base-checkpoint", default="", help="gpt.pth that it was trained from, to compare rows")
     checkpoint.add_argument("--config", default="checkpoints/config.yaml", help="config.yaml, for an old .pth")
     checkpoint.add_argument("--json", action="store_true", help="for programs")
+    add_storage_options(checkpoint, config_is_the_models=True)
     checkpoint.set_defaults(act=_checkpoint)
     run = subjects.add_parser(
         "run",
@@ -66,6 +70,7 @@ def add(commands: Commands) -> None:
     )
     problem.add_argument("run", help="run folder or URL")
     problem.add_argument("--output", default="indextts-report.json", help="(default: %(default)s)")
+    add_storage_options(problem)
     problem.set_defaults(act=_problem)
 
 
@@ -73,7 +78,7 @@ def _gpu(given: argparse.Namespace) -> int:
     from indextts_job.commands.findings import report
     from indextts_job.doctor.machine import examine
 
-    return report(examine(given.run), as_json=given.json)
+    return report(examine(given.run, configure(given, given.run)), as_json=given.json)
 
 
 def _data(given: argparse.Namespace) -> int:
@@ -86,11 +91,10 @@ def _data(given: argparse.Namespace) -> int:
     from indextts_job.model.config import gpt_config
     from indextts_job.model.tokenizer import load_tokenizer
     from indextts_job.report.console import ConsoleReport
-    from indextts_job.retry import StorageConfig
 
     if bool(given.repair) != bool(given.output):
         raise ConfigError("--repair and --output belong together. Give both, or none.")
-    files.configure_object_stores(StorageConfig())
+    configure(given)
     model = gpt_config(files.read_yaml(given.config, "model configuration", "--config"), given.config)
     tokenizer = load_tokenizer(given.tokenizer)
     with ConsoleReport(sys.stderr) as console:
@@ -108,13 +112,11 @@ def _data(given: argparse.Namespace) -> int:
 
 
 def _checkpoint(given: argparse.Namespace) -> int:
-    from indextts_job import files
     from indextts_job.commands.findings import report
     from indextts_job.doctor.checkpoint import examine_checkpoint
-    from indextts_job.retry import StorageConfig
 
-    files.configure_object_stores(StorageConfig())
-    findings = examine_checkpoint(given.checkpoint, given.base_checkpoint, given.config)
+    storage = configure(given, given.checkpoint)
+    findings = examine_checkpoint(given.checkpoint, given.base_checkpoint, given.config, storage)
     return report(findings, as_json=given.json)
 
 
@@ -132,13 +134,10 @@ def _run(given: argparse.Namespace) -> int:
 def _problem(given: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from indextts_job import errors, files
-    from indextts_job.checkpoint.remote import open_storage
+    from indextts_job import errors
     from indextts_job.doctor.report import problem_report
-    from indextts_job.retry import StorageConfig
 
-    files.configure_object_stores(StorageConfig())
-    text = problem_report(open_storage(given.run))
+    text = problem_report(open_run(given))
     try:
         Path(given.output).write_text(text, encoding="utf-8")
     except OSError as error:

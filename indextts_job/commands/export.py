@@ -7,6 +7,7 @@ from pathlib import Path
 
 from indextts_job import errors
 from indextts_job.commands.parser import Commands
+from indextts_job.commands.storage_options import add_storage_options, configure
 
 
 def add(commands: Commands) -> None:
@@ -15,6 +16,7 @@ def add(commands: Commands) -> None:
     export.add_argument("source", help="a run, or a checkpoint's .json")
     export.add_argument("--output-dir", required=True, help="folder for the export")
     export.add_argument("--tag", choices=("best", "final"), help="newest checkpoint with this tag; default: the newest")
+    add_storage_options(export)
     export.set_defaults(act=_export)
 
 
@@ -24,7 +26,7 @@ def _export(given: argparse.Namespace) -> int:
     from indextts_job.training import resume
     from indextts_job.training.state import BASE, WEIGHTS
 
-    store, name = resume.locate(given.source)
+    store, name = resume.locate(given.source, configure(given, given.source))
     names = [name] if name else retention.current(store.names())
     names = [entry for entry in names if given.tag is None or given.tag in entry.tags]
     if not names:

@@ -7,6 +7,7 @@ import sys
 
 from indextts_job import errors
 from indextts_job.commands.parser import Commands
+from indextts_job.commands.storage_options import add_storage_options, configure
 
 
 def add(commands: Commands) -> None:
@@ -25,6 +26,7 @@ def add(commands: Commands) -> None:
     )
     shard.add_argument("--config", default="checkpoints/config.yaml", help="config.yaml of the model")
     shard.add_argument("--skip-bad-samples", action="store_true", help="leave bad samples out; the index names them")
+    add_storage_options(shard, config_is_the_models=True)
     shard.set_defaults(act=_shard)
 
 
@@ -37,9 +39,8 @@ def _shard(given: argparse.Namespace) -> int:
     from indextts_job.model.tokenizer import load_tokenizer
     from indextts_job.report.console import ConsoleReport
     from indextts_job.report.events import Notice
-    from indextts_job.retry import StorageConfig
 
-    files.configure_object_stores(StorageConfig())
+    configure(given)
     model = gpt_config(files.read_yaml(given.config, "model configuration", "--config"), given.config)
     limits = Limits(model, load_tokenizer(given.tokenizer).pieces)
     with ConsoleReport(sys.stdout) as console:

@@ -4,12 +4,12 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from indextts_job import errors
-from indextts_job.commands.parser import Commands
+from indextts_job import errors, terminal
+from indextts_job.commands.parser import Commands, at_least
+from indextts_job.commands.storage_options import add_storage_options, open_run
 
 if TYPE_CHECKING:
     from indextts_job.report.simulation import Life, RunPace
@@ -26,16 +26,20 @@ def add(commands: Commands) -> None:
         description="Play a run through on machines that vanish. Give the pace, or a RUN to take it from.",
     )
     simulate.add_argument("run", nargs="?", default="", help="run to take steps, pace and rate of kills from")
-    simulate.add_argument("--steps", type=int, help="optimizer steps of the run")
-    simulate.add_argument("--step-seconds", type=float, help="of one step")
-    simulate.add_argument("--stall-seconds", type=float, help="that training waits for a save")
-    simulate.add_argument("--save-seconds", type=float, help="until a save counts")
-    simulate.add_argument("--start-seconds", type=float, help="from the launch of an attempt to its first step")
-    simulate.add_argument("--requeue-seconds", type=float, help="from an end to the next launch")
-    simulate.add_argument("--kills-per-day", type=float, help="ends of the machine per day of running")
+    simulate.add_argument("--steps", type=at_least(1), help="optimizer steps of the run")
+    simulate.add_argument("--step-seconds", type=at_least(1e-6, float), help="of one step")
+    simulate.add_argument("--stall-seconds", type=at_least(0, float), help="that training waits for a save")
+    simulate.add_argument("--save-seconds", type=at_least(0, float), help="until a save counts")
+    simulate.add_argument(
+        "--start-seconds", type=at_least(0, float), help="from the launch of an attempt to its first step"
+    )
+    simulate.add_argument("--requeue-seconds", type=at_least(0, float), help="from an end to the next launch")
+    simulate.add_argument("--kills-per-day", type=at_least(0, float), help="ends of the machine per day of running")
     simulate.add_argument("--noticed", type=float, default=0.0, metavar="SHARE", help="of the ends with enough notice")
     simulate.add_argument("--trace", help="file with seconds that machines lived, a line each, `noticed` behind some")
-    simulate.add_argument("--intervals", type=int, nargs="+", default=list(INTERVALS), help="steps between saves")
+    simulate.add_argument(
+        "--intervals", type=at_least(1), nargs="+", default=list(INTERVALS), help="steps between saves"
+    )
     simulate.add_argument(
         "--offer",
         action="append",
@@ -43,15 +47,15 @@ def add(commands: Commands) -> None:
         metavar="NAME:PRICE:SPEED:KILLS",
         help="a machine: price per hour, speed as a multiple of --step-seconds' machine, kills per day; repeatable",
     )
-    simulate.add_argument("--price", type=float, default=0.0, help="per hour of the machine, where no --offer is given")
+    simulate.add_argument(
+        "--price", type=at_least(0, float), default=0.0, help="per hour of the machine, where no --offer is given"
+    )
     simulate.add_argument("--json", action="store_true", help="for programs")
+    add_storage_options(simulate)
     simulate.set_defaults(act=_simulate)
 
 
 def _simulate(given: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
     from indextts_job.report.console import human_seconds
     from indextts_job.report.simulation import Offer, average, parse_offer, scaled
 
@@ -81,10 +85,8 @@ def _simulate(given: argparse.Namespace) -> int:
             )
         )
         return errors.EXIT_OK
-    table = Table("machine", "save every", "goodput", "takes", "attempts", "steps done again", "cost", "")
-    for row in rows:
-        offer, interval, outcome = row
-        table.add_row(
+    shown = [
+        (
             offer.name,
             f"{interval} steps",
             f"{outcome.goodput:.1%}",
@@ -92,9 +94,12 @@ def _simulate(given: argparse.Namespace) -> int:
             f"{outcome.attempts:.1f}",
             f"{outcome.redone_steps:.0f}",
             f"{offer.price * outcome.machine_s / 3600:.2f}" if offer.price else "",
-            "best" if row == best else "",
+            "best" if (offer, interval, outcome) == best else "",
         )
-    Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200).print(table)
+        for offer, interval, outcome in rows
+    ]
+    columns = ("machine", "save every", "goodput", "takes", "attempts", "done again", "cost", "")
+    terminal.console().print(terminal.Listing(columns, shown))
     how = "the lives of the trace" if lives else f"{per_day:g} ends a day, {TRIALS} times"
     print(f"{steps} steps of {pace.step_s:.3g} s, {how}")  # noqa: T201
     return errors.EXIT_OK
@@ -106,13 +111,9 @@ def _pace(given: argparse.Namespace) -> "tuple[RunPace, int, float]":
 
     pace, steps, per_day = RunPace(step_s=0.0), 0, 0.0
     if given.run:
-        from indextts_job import files
-        from indextts_job.checkpoint.remote import open_storage
         from indextts_job.report.attempts import attempts
-        from indextts_job.retry import StorageConfig
 
-        files.configure_object_stores(StorageConfig())
-        rows = attempts(open_storage(given.run))
+        rows = attempts(open_run(given))
         if not any(row["spent"] for row in rows):
             raise errors.ConfigError(f"{given.run}: no attempt here has trained and saved yet; give --step-seconds.")
         pace, steps, per_day = pace_of(rows)

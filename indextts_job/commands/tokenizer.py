@@ -5,8 +5,9 @@
 import argparse
 import sys
 
-from indextts_job import errors
+from indextts_job import errors, terminal
 from indextts_job.commands.parser import Commands, Parser
+from indextts_job.commands.storage_options import add_storage_options, configure
 
 PIECES = 24000
 _TEXT_HELP = "manifests (.jsonl) or text files with a text per line"
@@ -37,13 +38,14 @@ def add(commands: Commands) -> None:
     check.set_defaults(act=_check)
 
 
-def _common_arguments(parser: argparse.ArgumentParser) -> None:
+def _common_arguments(parser: Parser) -> None:
     parser.add_argument("--base", default="checkpoints/bpe.model", help="the base tokenizer (default: %(default)s)")
     parser.add_argument("--language", default="", help="of the texts that name none: am selects Amharic's rules")
     parser.add_argument(
         "--base-text", action="append", default=[], metavar="FILE", help="text of the base's languages, to compare"
     )
     parser.add_argument("--json", action="store_true", help="for programs")
+    add_storage_options(parser)
 
 
 def _extend(given: argparse.Namespace) -> int:
@@ -55,13 +57,13 @@ def _extend(given: argparse.Namespace) -> int:
     from indextts_job.tokenizer.corpus import read_corpus
     from indextts_job.tokenizer.extend import extend
 
-    _configure()
+    configure(given)
     if files.exists(given.output) and not given.force:
         raise errors.ConfigError(f"{given.output} exists. Give another --output, or --force to write over it.")
 
     def say(doing: str) -> None:
         if not given.json:
-            print(doing, file=sys.stderr)  # noqa: T201
+            terminal.say(terminal.one_line(doing), sys.stderr)
 
     base = load_tokenizer(given.base).content
     corpus = read_corpus(given.text, given.language, say)
@@ -85,17 +87,10 @@ def _check(given: argparse.Namespace) -> int:
     from indextts_job.model.tokenizer import load_tokenizer
     from indextts_job.tokenizer.corpus import read_corpus
 
-    _configure()
+    configure(given)
     base, extended = load_tokenizer(given.base).content, load_tokenizer(given.tokenizer).content
     corpus = read_corpus(given.text, given.language) if given.text else []
     return report(examine_extension(base, extended, corpus, _base_text(given)), as_json=given.json)
-
-
-def _configure() -> None:
-    from indextts_job import files
-    from indextts_job.retry import StorageConfig
-
-    files.configure_object_stores(StorageConfig())
 
 
 def _base_text(given: argparse.Namespace) -> list[str]:

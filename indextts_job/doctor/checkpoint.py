@@ -21,6 +21,7 @@ from indextts_job.model.base_checkpoint import BaseCheckpoint, load_base_checkpo
 from indextts_job.model.config import gpt_config
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
 from indextts_job.report.console import human_bytes
+from indextts_job.retry import StorageConfig
 from indextts_job.training import resume
 from indextts_job.training.state import BASE, WEIGHTS
 
@@ -30,18 +31,21 @@ EMBEDDING_STD = (1e-3, 0.5)
 """Of text embedding rows: they are born at 0.003 to 0.02 and grow. Outside, something went wrong."""
 
 
-def examine_checkpoint(source: str, base_checkpoint: str, model_config: str) -> Iterator[Finding]:
+def examine_checkpoint(
+    source: str, base_checkpoint: str, model_config: str, storage: StorageConfig | None = None
+) -> Iterator[Finding]:
     """Look at a checkpoint, or at the newest one of a run.
 
     Args:
         source: A run, the `.json` of one of its checkpoints, or a `.pth` of the old trainer.
         base_checkpoint: `gpt.pth` that it was trained from, to compare frozen rows with; empty = do not.
         model_config: `config.yaml` of the model, for a checkpoint of the old trainer.
+        storage: How patient to be with remote storage.
     """
     if is_old_checkpoint(source):
         yield from _legacy(source, base_checkpoint, model_config)
         return
-    store, name = resume.locate(source)
+    store, name = resume.locate(source, storage)
     names = [name] if name else retention.current(store.names())
     if not names:
         raise ConfigError(f"{source} holds no checkpoints.")

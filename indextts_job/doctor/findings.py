@@ -22,11 +22,11 @@ class Finding:
     picture: tuple[str, ...] = ()
     """Lines of text to look at."""
     exit_code: int = EXIT_CONFIG
-    """What an attempt would end with, for an error."""
+    """What an attempt would end with; counts for an error only."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values; what is no error ends nothing and has no exit code."""
+        return {**asdict(self), "exit_code": self.exit_code if self.level == "error" else None}
 
 
 def data_finding(subject: str, level: Level, found: str, advice: str = "", details: Sequence[str] = ()) -> Finding:

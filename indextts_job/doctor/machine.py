@@ -6,6 +6,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,11 +31,12 @@ PROBE_FOLDER = "doctor"
 RETRY_S = 5.0
 
 
-def examine(run: str) -> Iterator[Finding]:
+def examine(run: str, storage: StorageConfig | None = None) -> Iterator[Finding]:
     """Look at everything, the slowest last.
 
     Args:
         run: Folder or URL of a run, whose storage is tried too; empty = none.
+        storage: How to reach it.
     """
     yield from _gpu()
     yield _cpus()
@@ -42,7 +44,7 @@ def examine(run: str) -> Iterator[Finding]:
     yield _shared_memory()
     yield _scratch()
     if run:
-        yield from _storage(run)
+        yield from _storage(run, storage or StorageConfig())
 
 
 def _gpu() -> Iterator[Finding]:
@@ -130,9 +132,9 @@ def _scratch() -> Finding:
     return Finding(subject="scratch space", level="warning" if little else "ok", found=found, advice=advice)
 
 
-def _storage(run: str) -> Iterator[Finding]:
+def _storage(run: str, config: StorageConfig) -> Iterator[Finding]:
     """Write, read back, list and delete one object, as a checkpoint would."""
-    config = StorageConfig(retry_seconds=RETRY_S)
+    config = replace(config, retry_seconds=min(RETRY_S, config.retry_seconds))
     files.configure_object_stores(config)
     key = f"{PROBE_FOLDER}/{uuid.uuid4().hex}"
     made = _missing_folders(run)

@@ -3,7 +3,6 @@
 import json
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from indextts_job.report.attempts import attempts
 from indextts_job.report.goodput import where_time_went
 from indextts_job.report.journal import EVENTS
 from indextts_job.report.standing import standing
+from indextts_job.version import program_version
 
 ATTEMPTS, FIRST_EVENTS, LAST_EVENTS = 3, 50, 50
 """Of the newest attempts, so many events from the beginning and from the end."""
@@ -30,14 +30,14 @@ def problem_report(storage: RunStorage) -> str:
     document: dict[str, Any] = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
-            "indextts_job": version("indextts-job"),
+            "indextts_job": program_version(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "platform": platform.platform(),
         },
         "machine": [finding.to_json() for finding in examine("")],
-        "standing": dict(standing(rows, datetime.now(UTC))) if rows else {},
+        "standing": standing(rows, datetime.now(UTC)).to_json() if rows else {},
         "spent_seconds": where_time_went(rows),
         "attempts": rows,
         "newest_checkpoint": _newest(CheckpointStore(storage)),

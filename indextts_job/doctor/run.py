@@ -36,7 +36,7 @@ def examine_run(config: RunConfig, console: ConsoleReport) -> Iterator[Finding]:
         console: Shows how far the data check is.
     """
     files.configure_object_stores(config.storage)
-    for finding in examine(config.run):
+    for finding in examine(config.run, config.storage):
         if finding.subject != "GPU" or config.hardware.device == "cuda" or finding.level == "ok":
             yield finding
         elif config.hardware.device == "auto":

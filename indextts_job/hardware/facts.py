@@ -3,6 +3,7 @@
 import math
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
             memory_bytes=properties.total_memory,
             bfloat16=(properties.major, properties.minor) >= BFLOAT16_CAPABILITY,
             cpus=cpus,
+            threads=wanted_threads(os.environ),
             driver=driver_version(),
             capability=f"{properties.major}.{properties.minor}",
             free_bytes=torch.cuda.mem_get_info(gpu)[0],
@@ -40,7 +42,20 @@ def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
         memory_bytes=memory_limit_bytes(),
         bfloat16=False,
         cpus=cpus,
+        threads=wanted_threads(os.environ),
     )
+
+
+def wanted_threads(environment: Mapping[str, str]) -> int:
+    """What OMP_NUM_THREADS asks for; 0 where it is not set, or holds what OpenMP would ignore too.
+
+    On a CPU that is shared, as many threads as there are CPUs wait for each other.
+
+    Args:
+        environment: Of the process.
+    """
+    first = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list has a number for each level
+    return int(first) if first.isascii() and first.isdigit() and len(first) <= 6 else 0
 
 
 def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

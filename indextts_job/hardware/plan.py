@@ -49,7 +49,8 @@ class HardwareConfig:
     """Only kernels that give the same bits every time: on a GPU some of the fastest add up in any order. CPUs always
     give the same bits."""
     threads: Annotated[int, Bounds(0, 4096)] = 0
-    """CPU threads of torch; 0 = the CPUs that this process may use, shared with the other processes of the node."""
+    """CPU threads of torch; 0 = OMP_NUM_THREADS where it is set, else the CPUs that this process may use, shared with
+    the other processes of the node."""
     processes: Annotated[int, Bounds(0, 1024)] = 0
     """Processes on this node, each with a GPU of its own; 0 = one per visible GPU."""
 
@@ -66,6 +67,8 @@ class HardwareFacts:
     """Whether bfloat16 is native, not emulated."""
     cpus: int
     """CPUs that the process may use, by affinity and cgroup quota."""
+    threads: int = 0
+    """CPU threads that the environment asks for; 0 = it does not say."""
     driver: str = ""
     capability: str = ""
     """Compute capability of a GPU: "8.9", say."""
@@ -130,7 +133,7 @@ def make_plan(
         device=facts.device,
         precision=precision,
         capacity_tokens=config.capacity_tokens,
-        threads=config.threads or facts.cpus,
+        threads=config.threads or facts.threads or facts.cpus,
         recompute=config.recompute == "always",
         shard_optimizer=config.shard_optimizer == "always" and world_size > 1,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from indextts_job.report.console import human_seconds
 from indextts_job.report.goodput import PARTS, where_time_went
-from indextts_job.report.standing import lost_steps, standing
+from indextts_job.report.standing import how_it_ended, lost_steps, standing
 
 Row = Mapping[str, Any]
 Point = tuple[float, float]
@@ -40,13 +40,14 @@ class Curve:
     """Whether each point is a dot too: of a few validations, not of thousands of train lines."""
 
 
-def render(run: str, rows: Sequence[Row], now: datetime) -> str:
+def render(run: str, rows: Sequence[Row], now: datetime, *, running: bool | None = None) -> str:
     """The page.
 
     Args:
         run: Its name for people.
         rows: Of `attempts` with curves, oldest first; at least one.
         now: With a time zone.
+        running: Whether the process of the last attempt is there; None if that is not known.
     """
     train, validation = _events(rows, "train_lines"), _events(rows, "validations")
 
@@ -69,7 +70,8 @@ def render(run: str, rows: Sequence[Row], now: datetime) -> str:
         _chart("Samples per second", [Curve("train", plain("samples_per_s"))], starts, last),
         _chart("Gradient norm", [Curve("train", plain("grad_norm"))], starts, last),
     ]
-    known = [(name, text) for name, text in standing(rows, now) if name != "goodput"]  # has a section of its own
+    stands = standing(rows, now, running=running)
+    known = [(name, text) for name, text in stands.lines() if name != "goodput"]  # has a section of its own
     facts = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd></div>" for name, text in known)
     total = next((row["total_steps"] for row in reversed(rows) if row["total_steps"]), 0)
     progress = min(1.0, rows[-1]["last_step"] / total) if total else 0.0
@@ -92,7 +94,7 @@ def render(run: str, rows: Sequence[Row], now: datetime) -> str:
 <section><dl>{facts}</dl></section>
 {_goodput(rows)}
 <section class="charts">{"".join(charts)}</section>
-<section><h2>Attempts</h2>{_attempts(rows)}</section>
+<section><h2>Attempts</h2>{_attempts(rows, running)}</section>
 </main>
 <footer>Bands in the charts are attempts; a dot is a validation.</footer>
 </body>
@@ -201,10 +203,10 @@ def _css(part: str) -> str:
     return part.replace(" ", "-")
 
 
-def _attempts(rows: Sequence[Row]) -> str:
+def _attempts(rows: Sequence[Row], running: bool | None) -> str:  # noqa: FBT001  # private
     lines = []
     for row, lost in reversed(list(zip(rows, lost_steps(rows), strict=True))):
-        how = f"{row['outcome']} ({row['exit_code']})" if row["outcome"] else "runs" if row is rows[-1] else "killed"
+        how = how_it_ended(row, newest=row is rows[-1], running=running)
         started = row["started"].replace("T", " ").partition("+")[0]
         committed = "" if row["committed_step"] is None else row["committed_step"]
         steps = f"{row['from_step']} … {row['last_step']}"

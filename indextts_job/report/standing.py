@@ -1,59 +1,133 @@
-"""Where a run stands, in the few lines that people look for. Pure: from the rows of its attempts and the time."""
+"""Where a run stands: as values for programs, and in the few lines that people look for. Pure."""
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 from indextts_job.report.console import human_seconds
-from indextts_job.report.goodput import goodput_text
+from indextts_job.report.goodput import goodput_text, where_time_went
 
 SILENT_S = 300.0
 """An attempt that has said nothing for so long, and no end, was killed, or hangs, or has very long steps."""
+TRAINING, SILENT, KILLED = "training", "silent", "killed"
 Row = Mapping[str, Any]
 
 
-def standing(rows: Sequence[Row], now: datetime) -> list[tuple[str, str]]:
-    """Lines of a name and a text.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where a run stands. Nothing that is not known yet has a value."""
+
+    state: str
+    """`training`; `silent`: nothing heard for long; `killed`: its process is gone without a word; or how the last
+    attempt ended: `complete`, `stopped`, `failed`, …"""
+    exit_code: int | None
+    """Of the last attempt, when it has ended."""
+    since_seconds: float
+    """Since its end, or since it was last heard of."""
+    step: int
+    total_steps: int | None
+    epoch: float | None
+    losses: Mapping[str, float] | None
+    """Means of the last train line: `text_loss`, `mel_loss`, `mel_top1`, `total`."""
+    learning_rate: float | None
+    validation_total: float | None
+    validation_step: int | None
+    validation_is_best: bool | None
+    samples_per_second: float | None
+    """This, tokens and what is left: only while an attempt runs."""
+    tokens_per_second: float | None
+    left_seconds: float | None
+    checkpoint_step: int | None
+    checkpoint_age_seconds: float | None
+    attempts: int
+    steps_done_again: int
+    goodput: float | None
+    """Share of the time that went into steps that count."""
+    goodput_words: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        values = asdict(self)
+        del values["goodput_words"]
+        return values
+
+    def lines(self) -> list[tuple[str, str]]:
+        """A name and a text each; what is not known has no line."""
+        lines = [("state", self._state())]
+        if self.total_steps:
+            epoch = "" if self.epoch is None else f", epoch {self.epoch:.2f}"
+            lines.append(("step", f"{self.step} of {self.total_steps} ({self.step / self.total_steps:.0%}){epoch}"))
+        if self.losses is not None:
+            text, mel, top1 = (self.losses[key] for key in ("text_loss", "mel_loss", "mel_top1"))
+            losses = f"text {text:.4f}, mel {mel:.4f}, top-1 {top1:.1%}"
+            lines.append(("losses", f"{losses}, learning rate {self.learning_rate:.3g}"))
+        if self.validation_total is not None:
+            best = " (the best so far)" if self.validation_is_best else ""
+            lines.append(("validation", f"{self.validation_total:.4f} at step {self.validation_step}{best}"))
+        if self.left_seconds is not None:
+            rate = f"{self.samples_per_second:.1f} samples/s, {self.tokens_per_second:.0f} tokens/s"
+            lines.append(("rate", f"{rate}, left {human_seconds(self.left_seconds)}"))
+        if self.checkpoint_age_seconds is not None:
+            lines.append(("checkpoint", f"step {self.checkpoint_step}, {_ago(self.checkpoint_age_seconds)}"))
+        lines.append(("attempts", f"{self.attempts}, {self.steps_done_again} steps done again"))
+        if self.goodput_words:
+            lines.append(("goodput", self.goodput_words))
+        return lines
+
+    def _state(self) -> str:
+        ago = _ago(self.since_seconds)
+        if self.state == TRAINING:
+            return f"training, last heard of {ago}"
+        if self.state == SILENT:
+            return f"silent: last heard of {ago}; it was killed, or hangs"
+        if self.state == KILLED:
+            return f"killed: its process is gone; last heard of {ago}"
+        return self.state if self.state == "complete" else f"{self.state} with exit code {self.exit_code}, {ago}"
+
+
+def standing(rows: Sequence[Row], now: datetime, *, running: bool | None = None) -> Standing:
+    """Where a run stands.
 
     Args:
         rows: Of `attempts`, oldest first; at least one.
         now: With a time zone.
+        running: Whether the process of the last attempt is there; None if that is not known.
     """
-    lines = [("state", _state(rows[-1], now))]
-    total = _last(rows, "total_steps")
+    last = rows[-1]
     train, validation, checkpoint = (_last(rows, key) for key in ("train", "validation", "checkpoint"))
-    step = rows[-1]["last_step"]
-    if total:
-        epoch = f", epoch {train['epoch']:.2f}" if train else ""
-        lines.append(("step", f"{step} of {total} ({step / total:.0%}){epoch}"))
-    if train:
-        losses = train["losses"]
-        text = f"text {losses['text_loss']:.4f}, mel {losses['mel_loss']:.4f}, top-1 {losses['mel_top1']:.1%}"
-        lines.append(("losses", f"{text}, learning rate {train['learning_rate']:.3g}"))
-    if validation:
-        best = " (the best so far)" if validation["best"] else ""
-        lines.append(("validation", f"{validation['losses']['total']:.4f} at step {validation['step']}{best}"))
-    if train and not rows[-1]["outcome"]:
-        left = f"left {human_seconds(train['eta_s'])}"
-        lines.append(("rate", f"{train['samples_per_s']:.1f} samples/s, {train['tokens_per_s']:.0f} tokens/s, {left}"))
-    if checkpoint:
-        lines.append(("checkpoint", f"step {checkpoint['step']}, {_ago(checkpoint['time'], now)}"))
-    redone = sum(lost_steps(rows))
-    lines.append(("attempts", f"{len(rows)}, {redone} steps done again"))
-    if goodput := goodput_text(rows):
-        lines.append(("goodput", goodput))
-    return lines
+    live = train if train and not last["outcome"] and running is not False else None
+    spent = where_time_went(rows)
+    total_s = sum(spent.values())
+    return Standing(
+        state=last["outcome"] or _state_of_silence(last, now, running),
+        exit_code=last["exit_code"],
+        since_seconds=_seconds_since(last["ended"] if last["outcome"] else last["heard"], now),
+        step=last["last_step"],
+        total_steps=_last(rows, "total_steps"),
+        epoch=train["epoch"] if train else None,
+        losses=train["losses"] if train else None,
+        learning_rate=train["learning_rate"] if train else None,
+        validation_total=validation["losses"]["total"] if validation else None,
+        validation_step=validation["step"] if validation else None,
+        validation_is_best=validation["best"] if validation else None,
+        samples_per_second=live["samples_per_s"] if live else None,
+        tokens_per_second=live["tokens_per_s"] if live else None,
+        left_seconds=live["eta_s"] if live else None,
+        checkpoint_step=checkpoint["step"] if checkpoint else None,
+        checkpoint_age_seconds=_seconds_since(checkpoint["time"], now) if checkpoint else None,
+        attempts=len(rows),
+        steps_done_again=sum(lost_steps(rows)),
+        goodput=spent["steps"] / total_s if total_s else None,
+        goodput_words=goodput_text(rows),
+    )
 
 
-def _state(row: Row, now: datetime) -> str:
-    if row["outcome"] == "complete":
-        return "complete"
-    if row["outcome"]:
-        return f"{row['outcome']} with exit code {row['exit_code']}, {_ago(row['ended'], now)}"
-    if _seconds_since(row["heard"], now) > SILENT_S:
-        return f"silent: last heard of {_ago(row['heard'], now)}; it was killed, or hangs"
-    return f"training, last heard of {_ago(row['heard'], now)}"
+def _state_of_silence(row: Row, now: datetime, running: bool | None) -> str:  # noqa: FBT001  # private
+    if running is False:
+        return KILLED
+    return SILENT if _seconds_since(row["heard"], now) > SILENT_S else TRAINING
 
 
 def lost_steps(rows: Sequence[Row]) -> list[int]:
@@ -66,6 +140,21 @@ def lost_steps(rows: Sequence[Row]) -> list[int]:
     return [*(max(0, int(row["last_step"]) - int(after["from_step"])) for row, after in pairs), *([0] if rows else [])]
 
 
+def how_it_ended(row: Row, *, newest: bool, running: bool | None = None) -> str:
+    """The end of an attempt in a few words.
+
+    Args:
+        row: Of `attempts`.
+        newest: Whether no later one has started.
+        running: Of the newest: whether its process is there; None if that is not known.
+    """
+    if row["outcome"]:
+        return f"{row['outcome']} ({row['exit_code']})"
+    if not newest or running is False:
+        return "killed"
+    return "runs" if running else "runs, or was killed"
+
+
 def _last(rows: Sequence[Row], key: str) -> Any:  # noqa: ANN401  # JSON
     return next((row[key] for row in reversed(rows) if row.get(key)), None)
 
@@ -74,5 +163,5 @@ def _seconds_since(instant: str, now: datetime) -> float:
     return max(0.0, (now - datetime.fromisoformat(instant)).total_seconds())
 
 
-def _ago(instant: str, now: datetime) -> str:
-    return f"{human_seconds(_seconds_since(instant, now))} ago"
+def _ago(seconds: float) -> str:
+    return f"{human_seconds(seconds)} ago"

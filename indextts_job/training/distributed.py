@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from indextts_job.errors import UnavailableError
-from indextts_job.hardware.scheduler import RENDEZVOUS_VARIABLE
+from indextts_job.hardware.scheduler import RENDEZVOUS_VARIABLE, whole_number
 from indextts_job.preemption.deadline import StopRequest
 
 TIMEOUT = timedelta(minutes=30)
@@ -41,10 +41,10 @@ class Place:
 def read_place(environment: Mapping[str, str]) -> Place:
     """Alone unless the variables that torchrun sets are there."""
     return Place(
-        rank=int(environment.get("RANK", "0")),
-        world_size=int(environment.get("WORLD_SIZE", "1")),
-        local_rank=int(environment.get("LOCAL_RANK", "0")),
-        local_world_size=int(environment.get("LOCAL_WORLD_SIZE", "1")),
+        rank=whole_number(environment, "RANK", 0),
+        world_size=whole_number(environment, "WORLD_SIZE", 1, least=1),
+        local_rank=whole_number(environment, "LOCAL_RANK", 0),
+        local_world_size=whole_number(environment, "LOCAL_WORLD_SIZE", 1, least=1),
         rendezvous=environment.get(RENDEZVOUS_VARIABLE, "env://"),
     )
 

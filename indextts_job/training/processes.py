@@ -4,6 +4,7 @@ Does what torchrun does with a fixed number of nodes, and keeps what torchrun lo
 grace period.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -14,15 +15,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
+from indextts_job import terminal
 from indextts_job.errors import EXIT_OK, EXIT_STOPPED, EXIT_UNAVAILABLE, ConfigError
 from indextts_job.hardware.plan import HardwareConfig
-from indextts_job.hardware.scheduler import RENDEZVOUS_VARIABLE
+from indextts_job.hardware.scheduler import (
+    MEETING_VARIABLE,
+    NODE_INDEX_VARIABLE,
+    NODES_VARIABLE,
+    RENDEZVOUS_VARIABLE,
+    whole_number,
+)
+from indextts_job.hardware.visible import visible_gpus
+from indextts_job.preemption.relay import POLL_S, StopRelay
 
 LINGER_S = 30.0
 """After a rank has ended, the others have so long to end too; if it failed, rank 0 may be in the middle of a save."""
-POLL_S = 0.05
+KILLED_S = 5.0
+"""How long the end of a killed process is waited for: the kernel may hold it while a read hangs."""
 SHOWN_BYTES = 4000
 ENDED_WELL = (EXIT_OK, EXIT_STOPPED)
 _PR_SET_PDEATHSIG = 1
@@ -42,34 +52,40 @@ def read_nodes(environment: Mapping[str, str]) -> Nodes:
     """From what the launchers set; the index is SLURM's, or that of an Indexed Job.
 
     Raises:
-        ConfigError: Several nodes, and no place to meet.
+        ConfigError: Several nodes and no place to meet, or a variable that holds something else than it should.
     """
-    count = int(environment.get("INDEXTTS_NODES", "1"))
-    meeting = environment.get("INDEXTTS_MEETING", "")
-    if count > 1 and not meeting:
-        raise ConfigError(f"INDEXTTS_NODES is {count}, but INDEXTTS_MEETING (host:port on the first node) is not set.")
-    index = environment.get("JOB_COMPLETION_INDEX", environment.get("SLURM_NODEID", "0"))
-    return Nodes(count=count, index=int(environment.get("INDEXTTS_NODE", index)) if count > 1 else 0, meeting=meeting)
+    count = whole_number(environment, NODES_VARIABLE, 1, least=1)
+    if count == 1:
+        return Nodes()
+    meeting = environment.get(MEETING_VARIABLE, "")
+    host, _, port = meeting.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()):
+        raise ConfigError(
+            f"{NODES_VARIABLE} is {count}, but {MEETING_VARIABLE} is {meeting!r}, expected host:port on the first node."
+        )
+    sources = (NODE_INDEX_VARIABLE, "JOB_COMPLETION_INDEX", "SLURM_NODEID")
+    source = next((name for name in sources if name in environment), None)
+    if source is None:  # two nodes that take themselves for the first would wait for each other
+        raise ConfigError(f"{NODES_VARIABLE} is {count}, but none of {', '.join(sources)} says which of them this is.")
+    index = whole_number(environment, source, 0)
+    if index >= count:
+        raise ConfigError(f"{source} is {index}, but {NODES_VARIABLE} is {count}: expected 0 … {count - 1}.")
+    return Nodes(count=count, index=index, meeting=meeting)
 
 
-def wanted_processes(
-    config: HardwareConfig, environment: Mapping[str, str], gpus: Path = Path("/proc/driver/nvidia/gpus")
-) -> int:
+def wanted_processes(config: HardwareConfig, environment: Mapping[str, str], devices: Path = Path("/dev")) -> int:
     """How many processes to start here; 1 also where somebody else has started several already.
 
     Args:
         config: What the user wishes.
         environment: Of this process.
-        gpus: Folder with one entry for each GPU that the driver shows.
+        devices: Folder of the device files.
     """
     if "RANK" in environment:
         return 1
     if config.processes or config.device == "cpu":
         return max(1, config.processes)
-    chosen = environment.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return max(1, len([entry for entry in chosen.split(",") if entry.strip() not in ("", "-1")]))
-    return max(1, len(list(gpus.iterdir()))) if gpus.is_dir() else 1
+    return max(1, visible_gpus(environment, devices))
 
 
 def die_with_parent() -> None:
@@ -86,6 +102,8 @@ class _Rank:
     """What it says on its standard error; rank 0 shares ours."""
     code: int | None = None
     killed_by_us: bool = False
+    unheard: bool = False
+    """Whether a stop signal ended it before it listened."""
 
     def last_words(self) -> str:
         if self.errors is None:
@@ -103,8 +121,7 @@ class ProcessesOfNode:
     """Whether a stop was requested before this listened."""
     nodes: Nodes = field(default_factory=Nodes)
     _ranks: list[_Rank] = field(default_factory=list)
-    _signals: list[int] = field(default_factory=list)
-    """Those that came before there was anybody to tell."""
+    _stops: StopRelay = field(default_factory=StopRelay)
 
     def run(self) -> int:
         """Start all, and wait for their end.
@@ -112,22 +129,17 @@ class ProcessesOfNode:
         Returns:
             The exit code of the rank that failed first; else 75 if they stopped, 0 if they are complete.
         """
-        for stop in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-            signal.signal(stop, self._forward)
+        self._stops.listen()
         if self.stopped():
-            self._signals.append(signal.SIGTERM)
+            self._stops.note(signal.SIGTERM)
         with tempfile.TemporaryDirectory(prefix="indextts-ranks-") as folder:
             try:
                 for local in range(self.count):
                     self._ranks.append(self._start(local, Path(folder)))
-                for received in self._signals:
-                    self._forward(received, None)
-                return self._wait()
+                    self._stops.add(self._ranks[-1].process)
+                return self._exit_code(self._wait())
             finally:
-                for rank in self._ranks:
-                    if rank.process.poll() is None:
-                        rank.process.kill()
-                    rank.process.wait()
+                self._end_all()
 
     def _start(self, local: int, folder: Path) -> _Rank:
         number = self.nodes.index * self.count + local
@@ -153,18 +165,21 @@ class ProcessesOfNode:
             )
         return _Rank(number, process, errors)
 
-    def _forward(self, number: int, _frame: FrameType | None) -> None:
-        if len(self._ranks) < self.count:
-            self._signals.append(number)
-            return
+    def _end_all(self) -> None:
+        """Leave no rank behind. One that the kernel does not let go of (a read that hangs) is not waited for long."""
         for rank in self._ranks:
             if rank.process.poll() is None:
-                rank.process.send_signal(number)
+                rank.process.kill()
+        for rank in self._ranks:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                rank.process.wait(KILLED_S)
 
-    def _wait(self) -> int:
+    def _wait(self) -> list[_Rank]:
+        """Until all have ended; returns those that failed, in the order of their ends."""
         give_up_at_s: float | None = None
         failed: list[_Rank] = []
         while any(rank.code is None for rank in self._ranks):
+            self._stops.pass_on()
             for rank in self._newly_ended():
                 if rank.code not in ENDED_WELL and not rank.killed_by_us:
                     failed.append(rank)
@@ -176,10 +191,16 @@ class ProcessesOfNode:
                     if rank.code is None:
                         rank.killed_by_us = True
                         rank.process.kill()
+                if time.monotonic() > give_up_at_s + KILLED_S:
+                    break
             time.sleep(POLL_S)
-        # To have lost another rank is never the cause: also not when rank 0 has left for a newer attempt.
+        return failed
+
+    def _exit_code(self, failed: list[_Rank]) -> int:
+        # To have lost another rank is never the cause: also not when rank 0 has left for a newer attempt, nor when a
+        # stop signal ended a rank before it listened.
         causes = [rank for rank in failed if rank.code != EXIT_UNAVAILABLE]
-        left_well = any(rank.number == 0 and rank.code in ENDED_WELL for rank in self._ranks)
+        left_well = any((rank.number == 0 or rank.unheard) and rank.code in ENDED_WELL for rank in self._ranks)
         if not causes and (not failed or left_well):
             return EXIT_STOPPED if any(rank.code == EXIT_STOPPED for rank in self._ranks) else EXIT_OK
         cause = (causes or failed)[0]
@@ -191,12 +212,14 @@ class ProcessesOfNode:
         for rank in self._ranks:
             code = rank.process.poll()
             if rank.code is None and code is not None:
-                rank.code = 128 - code if code < 0 else code
+                shown = 128 - code if code < 0 else code
+                rank.code = self._stops.meaning(shown)
+                rank.unheard = rank.code != shown
                 ended.append(rank)
         return ended
 
     def _report(self, rank: _Rank) -> None:
-        words = rank.last_words() or f"it ended with exit code {rank.code}"
+        words = terminal.lines(rank.last_words()) or f"it ended with exit code {rank.code}"
         if rank.number:
             total = self.nodes.count * self.count
-            print(f"error: rank {rank.number} of {total}: {words.removeprefix('error: ')}", file=sys.stderr)  # noqa: T201
+            terminal.say(f"error: rank {rank.number} of {total}: {words.removeprefix('error: ')}", sys.stderr)

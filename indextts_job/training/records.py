@@ -2,11 +2,12 @@
 
 import os
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from indextts_job.hardware.scheduler import read_scheduler
 from indextts_job.redaction import redacted, redacted_values
 from indextts_job.report.events import Emit
 from indextts_job.report.journal import Journal, SampleLog
+from indextts_job.report.liveness import pid_namespace
+from indextts_job.report.progress import progress_readers
 from indextts_job.report.prometheus import PrometheusFile
 from indextts_job.report.tensorboard import TensorBoardCurves
 from indextts_job.training.inputs import Inputs
 from indextts_job.training.start import Start
 from indextts_job.training.state import count_parameters
+from indextts_job.version import program_version
 
 
 class Laps:
@@ -66,6 +70,8 @@ def attempt_record(  # all of it by name
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "launched": launched.isoformat(timespec="milliseconds"),
         "pid": os.getpid(),
+        "pid_namespace": pid_namespace(),
+        "command": redacted(shlex.join(sys.argv)),
         "node": platform.node(),
         "device": facts.name if world_size == 1 else f"{world_size} x {facts.name}",
         "driver": facts.driver,
@@ -82,6 +88,7 @@ def run_readers(config: RunConfig, storage: RunStorage, attempt: int, train_set:
         Journal(storage, attempt),
         TensorBoardCurves(storage, config.report.run_name, attempt, step),
     ]
+    readers += progress_readers(os.environ)
     if config.report.prometheus_file:
         readers.append(PrometheusFile(Path(config.report.prometheus_file), config.run))
     if config.report.sample_log:
@@ -121,7 +128,7 @@ def constant_values(config: RunConfig, inputs: Inputs, start: Start, machine: Ma
 def environment(facts: HardwareFacts, plan: Plan, world_size: int) -> dict[str, Any]:
     """What the attempt runs on, for people who read a checkpoint later."""
     return {
-        "indextts_job": version("indextts-job"),
+        "indextts_job": program_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,

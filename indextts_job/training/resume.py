@@ -21,6 +21,7 @@ from indextts_job.config import ResumeConfig
 from indextts_job.errors import ConfigError, DataError, findings_message
 from indextts_job.legacy.discovery import is_old_checkpoint, old_checkpoints
 from indextts_job.model.vocabulary import TEXT_TABLES
+from indextts_job.retry import StorageConfig
 from indextts_job.training.mending import Repaired
 from indextts_job.training.state import BASE, FIRST_MOMENT, SECOND_MOMENT, WEIGHTS
 
@@ -248,11 +249,14 @@ def read(store: CheckpointStore, name: CheckpointName, repair: Repair | None = N
         return replace(point, repaired=(str(error), *told))
 
 
-def locate(source: str, *, may_be_gone: bool = False) -> tuple[CheckpointStore, CheckpointName | None]:
+def locate(
+    source: str, storage: StorageConfig | None = None, *, may_be_gone: bool = False
+) -> tuple[CheckpointStore, CheckpointName | None]:
     """A run folder, or the manifest of one checkpoint, as the user names it.
 
     Args:
         source: Path or URL.
+        storage: How patient to be with remote storage.
         may_be_gone: Accept the name of a checkpoint that is not there (any more).
 
     Raises:
@@ -268,10 +272,10 @@ def locate(source: str, *, may_be_gone: bool = False) -> tuple[CheckpointStore, 
         run = folder.rpartition("/")[0] or "."
         if name is None or not (may_be_gone or files.exists(source)):
             raise _no_such_checkpoint(source, run)
-        return CheckpointStore(open_storage(run)), name
+        return CheckpointStore(open_storage(run, storage)), name
     if not files.exists(source):
         raise ConfigError(f"{source}: no such run. Give auto, none, own, a run folder or URL, or one of its manifests.")
-    return CheckpointStore(open_storage(source.rstrip("/"))), None
+    return CheckpointStore(open_storage(source.rstrip("/"), storage)), None
 
 
 def _no_such_checkpoint(source: str, run: str) -> ConfigError:

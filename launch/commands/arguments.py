@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from indextts_job import terminal
 from launch.job import Job
 
 Parsers = Any
@@ -63,5 +64,5 @@ def job_of(given: argparse.Namespace) -> Job:
 
 
 def say(message: str) -> None:
-    """One line of the launcher."""
-    print(f"launcher    {message}", flush=True)  # noqa: T201
+    """One line of the launcher. When nobody can read it any more, the launcher is quiet and goes on."""
+    terminal.say(f"launcher    {terminal.one_line(message)}")

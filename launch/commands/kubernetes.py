@@ -3,15 +3,13 @@
 # ruff: noqa: PLC0415  # the client takes half a second to import, which --dry-run and the other places do not need
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Column, Table
-
+from indextts_job import terminal
 from indextts_job.errors import ConfigError
+from indextts_job.redaction import redacted
 from launch.commands.arguments import Parsers, add_job_arguments, job_of, say
 from launch.job import Job
 from launch.kubernetes.manifest import KubernetesOptions, name_of_run, remote_config, render, spot
@@ -28,6 +26,7 @@ def add(places: Parsers) -> None:
     for name, act, what in (
         ("status", _status, "a job, its pods, what they wait for and how they ended"),
         ("logs", _logs, "print the logs; with --follow through all replaced pods to the job's end"),
+        ("restart", _restart, "a new job in its place, which starts at once and goes on; the trainer commits first"),
         ("cancel", _cancel, "end a job for good; the trainer commits a checkpoint first"),
     ):
         action = actions.add_parser(name, help=what, description=what.capitalize() + ".")
@@ -116,22 +115,24 @@ def _cluster(given: argparse.Namespace) -> "KubernetesCluster":
 
 def _status(given: argparse.Namespace) -> int:
     found = _cluster(given).status(given.job)
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else 200)
-    console.print(f"job {given.job}: {found.state}", highlight=False, soft_wrap=True, markup=False)
-    if found.pods:
-        table = Table(*(Column(name, overflow="fold") for name in ("pod", "phase", "node", "started", "ended", "why")))
-        for pod in found.pods:
-            table.add_row(pod.name, pod.phase, pod.node, pod.started, pod.ended, pod.why)
-        console.print(table)
-    errors = [f"{pod.name}: {pod.last_error}" for pod in found.pods if pod.last_error]
-    for line in [*errors, *(f"warning: {warning}" for warning in found.warnings)]:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    out = terminal.console()
+    out.print(terminal.one_line(f"job {given.job}: {found.state}"), soft_wrap=True)
+    short = terminal.short_time
+    rows = [(pod.name, pod.phase, short(pod.started), short(pod.ended)) for pod in found.pods]
+    below = [(f"node {pod.node}" if pod.node else "", pod.why, redacted(pod.last_error)) for pod in found.pods]
+    out.print(terminal.Listing(("pod", "phase", "started (UTC)", "ended"), rows, below))
+    for line in [*(f"warning: {warning}" for warning in found.warnings), *found.advice]:
+        out.print(terminal.one_line(redacted(line)), soft_wrap=True)
     return 0
 
 
 def _logs(given: argparse.Namespace) -> int:
-    _cluster(given).logs(given.job, lambda line: print(line, flush=True), follow=given.follow)  # noqa: T201
+    _cluster(given).logs(given.job, lambda line: print(terminal.lines(line), flush=True), follow=given.follow)  # noqa: T201
+    return 0
+
+
+def _restart(given: argparse.Namespace) -> int:
+    _cluster(given).restart(given.job)
     return 0
 
 

@@ -3,9 +3,8 @@
 import argparse
 import os
 
-from rich.console import Console
-from rich.table import Table
-
+from indextts_job import terminal
+from indextts_job.redaction import redacted
 from launch.commands.arguments import Parsers, add_job_arguments, add_max_failures, job_of, say
 from launch.job import Job
 from launch.run_config import config_argument, read_config
@@ -71,15 +70,12 @@ def _submit(given: argparse.Namespace) -> int:
 def _status(given: argparse.Namespace) -> int:
     cluster = SlurmCluster()
     tasks = cluster.tasks(cluster.find(given.job))
-    table = Table(*TASK_COLUMNS)
-    for task in tasks:
-        table.add_row(*task.row())
-    console = Console()
-    console.print(table)
+    out = terminal.console()
+    out.print(terminal.Listing(TASK_COLUMNS, [task.row() for task in tasks], [task.notes() for task in tasks]))
     for log in sorted({task.log for task in tasks}):
-        console.print(f"log: {log}", highlight=False, soft_wrap=True)
+        out.print(terminal.one_line(f"log: {log}"), soft_wrap=True)
         if error := last_error(log):
-            console.print(error, highlight=False, soft_wrap=True, markup=False)
+            out.print(terminal.one_line(redacted(error)), soft_wrap=True)
     return 0
 
 

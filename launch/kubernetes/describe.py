@@ -1,13 +1,23 @@
 """What a Job and its pods tell, as plain JSON, in words for people. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from launch.job import describe
 from launch.kubernetes.manifest import CONTAINER
 
 Object = Mapping[str, Any]
+PRESENT = ("active", "ready", "terminating")
+"""Counts of a Job's status: pods that are there and have not ended."""
+OVERDUE_S = 30.0
+"""After its grace a pod ends within seconds, if its node is there."""
+LOST_NODE_ADVICE = (
+    "if the machine is gone for good, `kubectl delete node {node}` or, when it is off, `kubectl taint node {node} "
+    "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute`, and the next pod comes. Deleting the pod by force does "
+    "not help."
+)
 RUNTIME_REASONS = ("OOMKilled", "StartError", "ContainerCannotRun")
 """Of the container runtime, where an exit code alone would mislead."""
 
@@ -23,7 +33,7 @@ def ended_state(job: Object) -> str:
 
 
 def state_text(job: Object) -> str:
-    """A job in one line."""
+    """A job in one line; empty while it has no pod and waits for one."""
     if job["metadata"].get("deletionTimestamp"):
         return "being deleted"
     if ended := ended_state(job):
@@ -31,8 +41,9 @@ def state_text(job: Object) -> str:
     if job["spec"].get("suspend"):
         return "suspended"
     status = job.get("status") or {}
-    counts = [f"{status[key]} {key}" for key in ("active", "ready", "terminating", "failed") if status.get(key)]
-    return ", ".join(counts) or "waiting, no pod yet"
+    if not any(status.get(key) for key in PRESENT):
+        return ""
+    return ", ".join(f"{status[key]} {key}" for key in (*PRESENT, "failed") if status.get(key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +90,33 @@ def _reasons(pod: Object) -> list[str]:
         found.append(f"exit code {code}, {reason if reason in RUNTIME_REASONS else describe(code)}")
     elif waiting := state.get("waiting"):
         found.append(f"{waiting.get('reason', '')} {waiting.get('message', '')}".strip())
+    told = pod.get("status") or {}
+    if not found and told.get("phase") == "Failed":  # turned away by its node, before any container was there
+        found.append(f"{told.get('reason', '')}: {told.get('message', '')}")
     return found
+
+
+def lost_node_lines(pods: Sequence[Object], now: datetime) -> list[str]:
+    """For each pod whose node does not answer: what it means, and what helps.
+
+    Args:
+        pods: Of a job.
+        now: With a time zone.
+    """
+    return [
+        f"node {node_of(pod)} does not answer. Pod {pod['metadata']['name']} counts as running until it does, and no "
+        f"other starts, because two would write one run: {LOST_NODE_ADVICE.format(node=node_of(pod))}"
+        for pod in pods
+        if not has_ended(pod) and node_of(pod) and _unheard_of(pod, now)
+    ]
+
+
+def _unheard_of(pod: Object, now: datetime) -> bool:
+    if deletion := pod["metadata"].get("deletionTimestamp"):  # the end of its grace
+        return (now - datetime.fromisoformat(deletion)).total_seconds() > OVERDUE_S
+    conditions = {entry["type"]: entry.get("status") for entry in (pod.get("status") or {}).get("conditions") or []}
+    # The container has no readiness probe: only the cluster takes the condition from a running one.
+    return "running" in _container_state(pod) and conditions.get("Ready") == "False"
 
 
 def _container_state(pod: Object) -> Object:

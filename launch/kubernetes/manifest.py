@@ -1,39 +1,36 @@
-"""Kubernetes: the manifest of a job, and how a manifest differs from what runs.
+"""Kubernetes: the manifest of a job.
 
-`render` is pure; the committed `k8s/job.yaml` is what it gives for the default job. Fields and their reasons stand in
-the template.
+`render` is pure; `k8s/base` gives kustomize the same for the default job. Fields and their reasons stand in the
+template.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Template
 from typing import Any, Literal
 
-import yaml
-
 from indextts_job.errors import ConfigError, findings_message
 from launch.job import Job
+from launch.kubernetes.yaml_text import NOTHING, block, literal, optional, scalar
 from launch.run_config import config_argument, read_config
 
 FOLDER = Path(__file__).parent
 MANIFEST = FOLDER / "job.yaml.template"
 CONFIG = FOLDER / "run.yaml.template"
-CONFIG_PATH = "/etc/indextts-job/run.yaml"
+CONFIG_KEY = "run.yaml"
+"""Of the ConfigMap: the run's configuration."""
+CONFIG_PATH = f"/etc/indextts-job/{CONFIG_KEY}"
 """Of the run's configuration, in the container."""
 CONTAINER = "trainer"
 APPLICATION = {"app.kubernetes.io/name": "indextts-job"}
 MEETING_PORT = 29400
-GENERATED_LABELS = tuple(
-    f"{prefix}{name}" for prefix in ("", "batch.kubernetes.io/") for name in ("job-name", "controller-uid")
-)
-"""Set by the API server on the pod template of every Job."""
 SEPARATOR = "\n---\n"
 ACCOUNT_KIND = "\nkind: ServiceAccount\n"
-NOTHING = "\0"
-"""In place of an optional part: its line is dropped."""
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 Cloud = Literal["eks", "gke", "aks"]
 
 
@@ -105,27 +102,35 @@ def render(job: Job, options: KubernetesOptions) -> str:
         )
     if job.nodes > 1 and len(f"{job.name}-{job.nodes - 1}") > 63:
         raise ConfigError(f"name {job.name!r}: with {job.nodes} nodes their number is added; give a shorter one.")
+    for option, value in (("service-account", options.service_account), ("secret", options.secret)):
+        if value and not _NAME.fullmatch(value):
+            raise ConfigError(f"--{option} {value!r}: expected the name of a Kubernetes object, as kubectl shows it.")
+    if not job.image.isprintable() or " " in job.image:
+        raise ConfigError(
+            f"--image {job.image!r}: expected a reference such as registry.example.com/indextts-job:0.1.0."
+        )
     labels = {**APPLICATION, "app.kubernetes.io/instance": job.name}
     gpu_toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
     tolerations = [*([gpu_toleration] if job.gpus else []), *options.tolerations]
     text = Template(MANIFEST.read_text(encoding="utf-8")).substitute(
-        name=job.name,
-        labels=_block({"labels": labels}, 2),
-        annotations=_optional("annotations", dict(options.identity), 2),
-        config=_indented(options.config, 4),
-        service=_block(_service(job, labels), 0) if job.nodes > 1 else NOTHING,
-        indexed=_block(_indexed(job), 2) if job.nodes > 1 else NOTHING,
-        subdomain=_optional("subdomain", job.name if job.nodes > 1 else "", 6),
+        name=scalar(job.name),
+        config_name=scalar(config_name(job.name, options.config)),
+        labels=block({"labels": labels}, 2),
+        annotations=optional("annotations", dict(options.identity), 2),
+        config=literal(CONFIG_KEY, options.config, 2),
+        service=block(_service(job, labels), 0) if job.nodes > 1 else NOTHING,
+        indexed=block(_indexed(job), 2) if job.nodes > 1 else NOTHING,
+        subdomain=optional("subdomain", job.name if job.nodes > 1 else "", 6),
         # When one node is lost for good, the pods of all others fail too, and each of them counts.
         backoff_limit=options.backoff_limit * job.nodes,
         ttl=options.keep_days * 86400,
-        pod_labels=_block({"labels": {**labels, **options.pod_labels}}, 6),
-        pod_annotations=_optional("annotations", dict(options.pod_annotations), 6),
+        pod_labels=block({"labels": {**labels, **options.pod_labels}}, 6),
+        pod_annotations=optional("annotations", dict(options.pod_annotations), 6),
         grace=job.grace_seconds,
-        service_account=options.service_account or job.name,
-        node_selector=_optional("nodeSelector", dict(options.node_selector), 6),
-        tolerations=_optional("tolerations", [dict(toleration) for toleration in tolerations], 6),
-        image=job.image or "registry.example.com/indextts-job:0.1.0",
+        service_account=scalar(options.service_account or job.name),
+        node_selector=optional("nodeSelector", dict(options.node_selector), 6),
+        tolerations=optional("tolerations", [dict(toleration) for toleration in tolerations], 6),
+        image=scalar(job.image or "registry.example.com/indextts-job:0.1.0"),
         arguments=json.dumps(_arguments(job), ensure_ascii=False),
         environment=_environment(job, options),
         cpus=job.cpus,
@@ -138,9 +143,32 @@ def render(job: Job, options: KubernetesOptions) -> str:
     return "".join(line for line in SEPARATOR.join(parts).splitlines(keepends=True) if NOTHING not in line)
 
 
+def config_name(name: str, config: str) -> str:
+    """The name of the ConfigMap: another one for another configuration, as kustomize's configMapGenerator does it.
+
+    A ConfigMap of a fixed name would go on holding the configuration of an earlier Job: it cannot be changed.
+
+    Args:
+        name: Of the Job.
+        config: Text of the run's configuration.
+    """
+    content = {"data": {CONFIG_KEY: config.rstrip() + "\n"}, "kind": "ConfigMap", "name": ""}
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    for mark in "<>&\u2028\u2029":  # what Go's encoder writes otherwise than Python's
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    # Kustomize leaves vowels and digits that look like them out of its hashes, so that they spell no words.
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:10]
+    return f"{name}-{digest.translate(str.maketrans('013ae', 'ghkmt'))}"
+
+
+def _plain(text: str) -> str:
+    """A text that the kubelet leaves as it is: `$(NAME)` would be a variable, and `$$` becomes `$`."""
+    return text.replace("$", "$$")
+
+
 def _arguments(job: Job) -> list[str]:
-    """Of the container. A `$(` of the user's is no reference to a variable."""
-    overrides = [argument.replace("$(", "$$(") for argument in job.arguments if argument != config_argument(job)]
+    """Of the container."""
+    overrides = [_plain(argument) for argument in job.arguments if argument != config_argument(job)]
     return ["train", CONFIG_PATH, "--grace-seconds", "$(GRACE_SECONDS)", *overrides]
 
 
@@ -168,32 +196,12 @@ def _environment(job: Job, options: KubernetesOptions) -> str:
     if job.nodes > 1:
         meeting = f"{job.name}-0.{job.name}:{MEETING_PORT}"
         pairs = {"INDEXTTS_NODES": str(job.nodes), "INDEXTTS_MEETING": meeting}
-        lines.append(_block([{"name": name, "value": value} for name, value in pairs.items()], 12))
+        lines.append(block([{"name": name, "value": value} for name, value in pairs.items()], 12))
     if options.endpoint_url:
-        lines.append(_block([{"name": "AWS_ENDPOINT_URL", "value": options.endpoint_url}], 12))
+        lines.append(block([{"name": "AWS_ENDPOINT_URL", "value": _plain(options.endpoint_url)}], 12))
     if options.secret:
-        lines.append(_block({"envFrom": [{"secretRef": {"name": options.secret}}]}, 10))
+        lines.append(block({"envFrom": [{"secretRef": {"name": options.secret}}]}, 10))
     return "\n".join(lines) or NOTHING
-
-
-def _optional(key: str, value: Mapping[str, Any] | Sequence[Any] | str, indent: int) -> str:
-    """Nothing at all when empty: the API server drops an empty field, and `kubectl apply` would add it each time."""
-    return _block({key: value}, indent) if value else NOTHING
-
-
-class _Dumper(yaml.SafeDumper):
-    """Lists are indented, as in the rest of the manifest."""
-
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
-        super().increase_indent(flow, False)  # noqa: FBT003  # PyYAML's signature
-
-
-def _block(value: Mapping[str, Any] | Sequence[Any], indent: int) -> str:
-    return _indented(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000), indent)
-
-
-def _indented(text: str, indent: int) -> str:
-    return "\n".join(" " * indent + line if line.strip() else "" for line in text.rstrip().split("\n"))
 
 
 def remote_config(job: Job) -> tuple[str, str]:
@@ -229,42 +237,3 @@ def name_of_run(run: str) -> str:
     """A Job's name from the run's URL: submitting the same run again meets the same Job."""
     last = run.rstrip("/").rpartition("/")[2].lower()
     return re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:52].rstrip("-") or "indextts"
-
-
-def differences(live: object, wanted: object, where: str = "") -> Iterator[str]:
-    """What would have to change, field by field: `spec.backoffLimit: 10 runs, 20 asked for`.
-
-    Args:
-        live: Part of the object that runs.
-        wanted: The same part of the object that is asked for, with the server's defaults filled in.
-        where: Path of the part.
-    """
-    if isinstance(live, Mapping) and isinstance(wanted, Mapping):
-        for key in sorted({*live, *wanted}):
-            yield from differences(live.get(key), wanted.get(key), f"{where}.{key}" if where else key)
-    elif isinstance(live, list) and isinstance(wanted, list) and len(live) == len(wanted):
-        for index, (one, other) in enumerate(zip(live, wanted, strict=True)):
-            yield from differences(one, other, f"{where}[{_entry_name(one, index)}]")
-    elif live != wanted:
-        yield f"{where}: {_shown(live)} runs, {_shown(wanted)} asked for"
-
-
-def _entry_name(entry: object, index: int) -> str:
-    return str(entry.get("name", index)) if isinstance(entry, Mapping) else str(index)
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "nothing"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
-
-
-def comparable(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a Job that a submission decides: without what server, controllers and queues set."""
-    spec = {key: value for key, value in job["spec"].items() if key not in ("selector", "suspend", "manualSelector")}
-    template = spec["template"]
-    metadata = template.get("metadata", {})
-    labels = {key: value for key, value in metadata.get("labels", {}).items() if key not in GENERATED_LABELS}
-    annotations = metadata.get("annotations") or {}
-    return {**spec, "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": template["spec"]}}

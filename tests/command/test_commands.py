@@ -102,7 +102,7 @@ def test_a_checkpoint_is_inspected(run: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["checkpoints", "list", "no/such/run"], 78, "no such run"),
+        (["checkpoints", "list", "no/such/run"], 78, "no run here"),
         (["checkpoints", "inspect", "no/such/step-00000001-attempt-0001-from-00000000.json"], 78, "no such checkpoint"),
         (["export", "no/such/run", "--output-dir", "x"], 78, "no such run"),
         (["checkpoints"], 78, "ACTION"),
@@ -114,13 +114,6 @@ def test_what_is_not_there_is_named(
 ) -> None:
     assert main(arguments) == code
     assert words in capsys.readouterr().err
-
-
-def test_an_empty_folder_has_no_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["checkpoints", "list", str(tmp_path)]) == 0
-    assert "no checkpoints" in capsys.readouterr().out
-    assert main(["checkpoints", "inspect", str(tmp_path)]) == 78
-    assert main(["export", str(tmp_path), "--output-dir", str(tmp_path / "x")]) == 78
 
 
 def test_an_export_computes_what_the_run_computed(

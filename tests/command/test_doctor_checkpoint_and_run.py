@@ -138,4 +138,4 @@ def test_a_problem_report_has_what_is_asked_for_and_no_secrets(
     assert "token" not in document["attempts"][0]
     assert "***" in document["events"]["1"][-1]
     assert main(["doctor", "report", str(finished), "--output", str(tmp_path / "no/where")]) == 78
-    assert main(["doctor", "report", str(tmp_path / "nothing"), "--output", str(path)]) == 0
+    assert main(["doctor", "report", str(tmp_path / "nothing"), "--output", str(path)]) == 78

@@ -15,6 +15,7 @@ from tests.support.warm_parent import REPOSITORY
 PROGRAMS = ("podman", "buildah", "runc", "debootstrap")
 BASE = "localhost/indextts-job-test-base:bookworm"
 IMAGE = "localhost/indextts-job-test:latest"
+REVISION = "0123456789abcdef0123456789abcdef01234567"
 LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024")
 """Containers cannot raise limits above those of who starts them."""
 
@@ -50,6 +51,7 @@ def build(folder: Path) -> None:
     call(*pip, *needed)
     options = ["--runtime", "runc", "--isolation", "oci", "--network", "host", *LIMITS, "--layers"]
     options += ["--volume", f"{wheels}:/wheels:ro", "--build-arg", f"BASE_IMAGE={BASE}"]
+    options += ["--build-arg", f"REVISION={REVISION}"]
     options += ["--build-arg", "PIP_OPTIONS=--no-index --find-links=/wheels", "--tag", IMAGE]
     call("buildah", "bud", *options, str(REPOSITORY))
 

@@ -14,7 +14,7 @@ import yaml
 from indextts_job.demo.world import World
 from launch.job import Job
 from launch.kubernetes.manifest import KubernetesOptions, render
-from tests.container.image import IMAGE, PROGRAMS, Container, build, call
+from tests.container.image import IMAGE, PROGRAMS, REVISION, Container, build, call
 from tests.s3.conftest import reach, s3_run, seaweed  # noqa: F401  # fixtures
 from tests.s3.test_runs_in_a_bucket import bucket_config, bucket_world  # noqa: F401
 from tests.support.attempts import attempt
@@ -140,3 +140,9 @@ def test_it_says_what_it_is_and_runs_as_nobody() -> None:
     shown = call("podman", "inspect", "--format", "{{.Config.User}} {{.Config.StopSignal}} {{.Config.Labels}}", IMAGE)
     assert shown.stdout.startswith("10001:10001 SIGTERM")
     assert "org.opencontainers.image.title:indextts-job" in shown.stdout
+    asked = Container.start(f"indextts-job-test-{next(_numbers)}", "--version", environment={}, volumes=())
+    try:
+        assert asked.wait() == 0
+        assert f"(commit {REVISION[:12]})" in asked.log()
+    finally:
+        asked.remove()

@@ -9,14 +9,16 @@ import pytest
 
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareConfig
+from indextts_job.preemption.relay import FORWARDED
 from indextts_job.training import processes
+from indextts_job.training.distributed import read_place
 from indextts_job.training.processes import Nodes, ProcessesOfNode, read_nodes, wanted_processes
 from tests.support.waiting import wait_until
 
 
 def run(script: str, count: int = 3) -> int:
     """Run ranks that execute a script; the signal handlers of this process are put back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    before = {number: signal.getsignal(number) for number in FORWARDED}
     whole = f"import os, sys, signal\nrank = int(os.environ['RANK'])\n{script}"
     try:
         return ProcessesOfNode([sys.executable, "-c", whole], count).run()
@@ -73,11 +75,30 @@ def test_a_signal_reaches_every_rank(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(status) == 75
 
 
+def test_ranks_that_lose_one_that_a_stop_ended_before_it_listened_have_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Rank 1 dies of the signal; rank 0 listens, loses it and ends with 69.
+    monkeypatch.setattr(processes, "LINGER_S", 5.0)
+    script = "rank == 0 and signal.signal(signal.SIGTERM, lambda *_: sys.exit(69))\n"
+    script += "rank == 0 and os.kill(os.getppid(), signal.SIGTERM)\nsignal.pause()"
+    assert run(script, 2) == 75
+
+
+def test_a_closed_terminal_is_a_stop_for_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # pytest may run under nohup
+    try:
+        listen = "signal.signal(signal.SIGHUP, lambda *_: sys.exit(75))"
+        assert run(f"{listen}\nrank == 0 and os.kill(os.getppid(), signal.SIGHUP)\nsignal.pause()", 2) == 75
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_signal_that_came_too_early_reaches_them_too() -> None:
     command = [sys.executable, "-c", "import signal; signal.pause()"]
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    before = {number: signal.getsignal(number) for number in FORWARDED}
     try:
-        assert ProcessesOfNode(command, 2, lambda: True).run() == 143
+        assert ProcessesOfNode(command, 2, lambda: True).run() == 75
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -89,20 +110,74 @@ def test_a_node_knows_its_place_from_its_launcher() -> None:
     assert read_nodes({"SLURM_NODEID": "3", "INDEXTTS_NODES": "1"}) == Nodes()
     assert read_nodes({**several, "SLURM_NODEID": "3"}) == Nodes(count=4, index=3, meeting="n1:29400")
     assert read_nodes({**several, "JOB_COMPLETION_INDEX": "2"}).index == 2
-    assert read_nodes({**several, "INDEXTTS_NODE": "1", "SLURM_NODEID": "3"}).index == 1
-    with pytest.raises(ConfigError, match="INDEXTTS_MEETING"):
-        read_nodes({"INDEXTTS_NODES": "4"})
+    assert read_nodes({**several, "INDEXTTS_NODE_INDEX": "1", "SLURM_NODEID": "3"}).index == 1
+    assert read_nodes({**several, "INDEXTTS_NODE_NAME": "gpu-7", "JOB_COMPLETION_INDEX": "1"}).index == 1
 
 
-def test_there_are_as_many_as_gpus(tmp_path: Path) -> None:
-    auto = HardwareConfig()
-    for name in ("0000:01:00.0", "0000:02:00.0"):
-        (tmp_path / name).mkdir()
-    assert wanted_processes(auto, {}, tmp_path) == 2
-    assert wanted_processes(auto, {}, tmp_path / "missing") == 1
-    assert wanted_processes(auto, {"CUDA_VISIBLE_DEVICES": "3"}, tmp_path) == 1
-    assert wanted_processes(auto, {"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b,MIG-c"}, tmp_path) == 3
-    assert wanted_processes(auto, {"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == 1
-    assert wanted_processes(HardwareConfig(device="cpu"), {}, tmp_path) == 1
-    assert wanted_processes(HardwareConfig(device="cpu", processes=4), {}, tmp_path) == 4
-    assert wanted_processes(HardwareConfig(processes=4), {"RANK": "1"}, tmp_path) == 1  # somebody has started them
+SEVERAL = {"INDEXTTS_NODES": "2", "INDEXTTS_MEETING": "n1:29400"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"INDEXTTS_NODES": "two"}, "INDEXTTS_NODES"),
+        ({"INDEXTTS_NODES": "0"}, "INDEXTTS_NODES"),
+        ({"INDEXTTS_NODES": ""}, "INDEXTTS_NODES"),
+        ({"INDEXTTS_NODES": "9" * 5000}, "INDEXTTS_NODES"),
+        ({}, "none of INDEXTTS_NODE_INDEX, JOB_COMPLETION_INDEX, SLURM_NODEID says which"),
+        ({"INDEXTTS_NODE_INDEX": "gpu-node-1"}, "INDEXTTS_NODE_INDEX"),
+        ({"INDEXTTS_NODE_INDEX": "-1"}, "INDEXTTS_NODE_INDEX"),
+        ({"JOB_COMPLETION_INDEX": "1_0"}, "JOB_COMPLETION_INDEX"),
+        ({"SLURM_NODEID": "2"}, "SLURM_NODEID is 2.*expected 0 … 1"),
+        ({"INDEXTTS_MEETING": ""}, "INDEXTTS_MEETING"),
+        ({"INDEXTTS_MEETING": "n1"}, "host:port"),
+    ],
+)
+def test_a_variable_that_holds_something_else_is_named(changes: dict[str, str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        read_nodes({**SEVERAL, **changes})
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+def test_a_rank_that_is_no_number_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} in the environment is 'x'"):
+        read_place({name: "x"})
+
+
+def device_files(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("environment", "files", "count"),
+    [
+        ({}, 2, 2),
+        ({}, 0, 1),
+        ({"CUDA_VISIBLE_DEVICES": "3"}, 8, 1),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, 1, 1),  # written for the machine, read in a container with one of them
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, 0, 2),  # WSL has no device files
+        ({"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b,MIG-c"}, 1, 3),
+        ({"CUDA_VISIBLE_DEVICES": "0,-1,1"}, 2, 1),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 2, 1),
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, 2, 1),
+        ({"NVIDIA_VISIBLE_DEVICES": "GPU-a"}, 8, 1),  # a privileged pod sees the device files of the whole machine
+        ({"NVIDIA_VISIBLE_DEVICES": "MIG-a,MIG-b"}, 1, 1),
+        ({"NVIDIA_VISIBLE_DEVICES": "all"}, 4, 4),
+        ({"NVIDIA_VISIBLE_DEVICES": "void"}, 4, 4),
+        ({"NVIDIA_VISIBLE_DEVICES": "all", "CUDA_VISIBLE_DEVICES": "1,2"}, 4, 2),
+    ],
+)
+def test_there_are_as_many_as_gpus(tmp_path: Path, environment: dict[str, str], files: int, count: int) -> None:
+    names = [f"nvidia{index}" for index in range(files)]
+    devices = device_files(tmp_path, *names, "nvidiactl", "nvidia-uvm", "nvidia-modeset", "null")
+    assert wanted_processes(HardwareConfig(), environment, devices) == count
+
+
+def test_a_wish_and_ranks_of_somebody_else_come_first(tmp_path: Path) -> None:
+    devices = device_files(tmp_path, "nvidia0", "nvidia1")
+    assert wanted_processes(HardwareConfig(), {}, tmp_path / "missing") == 1
+    assert wanted_processes(HardwareConfig(device="cpu"), {}, devices) == 1
+    assert wanted_processes(HardwareConfig(device="cpu", processes=4), {}, devices) == 4
+    assert wanted_processes(HardwareConfig(processes=4), {"RANK": "1"}, devices) == 1  # somebody has started them

@@ -153,7 +153,7 @@ def test_a_lost_node_ends_the_other(world: World, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (port,) = free_ports(1)
     common = {"INDEXTTS_NODES": "2", "INDEXTTS_MEETING": f"127.0.0.1:{port}", "GLOO_SOCKET_IFNAME": "lo"}
-    first, second = (started(world, run, 1, {**common, "INDEXTTS_NODE": str(index)}) for index in range(2))
+    first, second = (started(world, run, 1, {**common, "INDEXTTS_NODE_INDEX": str(index)}) for index in range(2))
     wait_until(lambda: trained(run, 1), "some steps")
     os.kill(pid_of_rank(second, 1), signal.SIGKILL)
     assert ended(second)[0] == 137

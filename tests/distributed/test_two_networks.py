@@ -34,7 +34,7 @@ def on_each(networks: tuple[str, str], *commands: list[str], **environment: str)
     return [
         subprocess.Popen(
             inside(network, *command),
-            env={**own, "INDEXTTS_NODE": str(index)},
+            env={**own, "INDEXTTS_NODE_INDEX": str(index)},
             cwd=REPOSITORY,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -77,7 +77,7 @@ class Cluster:
                 "metadata": {
                     "name": name,
                     "labels": {**template["metadata"]["labels"], **own},
-                    "creationTimestamp": f"2026-11-21T12:00:{self._serial:02d}Z",
+                    "creationTimestamp": f"2026-11-21T12:{self._serial // 60:02d}:{self._serial % 60:02d}Z",
                 },
                 "spec": {**template["spec"], "nodeName": f"node-{self._serial}"},
                 "status": {
@@ -88,6 +88,7 @@ class Cluster:
             }
             self.logs[name] = Log()
             self._store("pods", pod, "ADDED")
+            self._tell(job_name, "Normal", "SuccessfulCreate", f"Created pod: {name}")
             self._update_job(job_name, active=1, ready=1)
             return name
 
@@ -155,17 +156,28 @@ class Cluster:
 
     def warn(self, about: str, reason: str, message: str) -> None:
         """The cluster complains."""
+        with self.changed:
+            self._tell(about, "Warning", reason, message)
+
+    def lose_node(self, pod_name: str) -> None:
+        """The node of a pod does not answer any more; its Node object is still there."""
+        with self.changed:
+            pod = self.objects["pods", pod_name]
+            pod["status"]["conditions"] = [{"type": "Ready", "status": "False"}]
+            self._store("pods", pod, "MODIFIED")
+            self._tell(pod_name, "Warning", "NodeNotReady", "Node is not ready")
+
+    def _tell(self, about: str, kind: str, reason: str, message: str) -> None:
         self._serial += 1
         event = {
             "metadata": {"name": f"event-{self._serial}"},
             "involvedObject": {"name": about},
-            "type": "Warning",
+            "type": kind,
             "reason": reason,
             "message": message,
-            "lastTimestamp": f"2026-11-21T12:00:{self._serial:02d}Z",
+            "lastTimestamp": f"2026-11-21T12:{self._serial // 60:02d}:{self._serial % 60:02d}Z",
         }
-        with self.changed:
-            self._store("events", event, "ADDED")
+        self._store("events", event, "ADDED")
 
     def forget_history(self) -> None:
         """Watches from versions before now get 410."""
@@ -287,6 +299,15 @@ class Cluster:
         self._version += 1
         self._history.append((self._version, "DELETED", resource, document))
         self.changed.notify_all()
+        if resource == "jobs":
+            self._collect(document["metadata"]["uid"])
+
+    def _collect(self, owner: str) -> None:
+        """The garbage collector: what belonged to an object that is gone goes too."""
+        for (resource, name), document in list(self.objects.items()):
+            owners = document["metadata"].get("ownerReferences") or []
+            if owners and all(entry["uid"] == owner for entry in owners):
+                self._remove(resource, name)
 
     def _finish_deletion(self, job_name: str) -> None:
         """A job that is deleted in the foreground goes when its last pod has ended."""
@@ -315,6 +336,29 @@ def action_for(job: Document, pod: Document) -> str:
         if codes and code and (code in codes["values"]) == (codes["operator"] == "In"):
             return str(rule["action"])
     return "Count"
+
+
+def environment_of(job: Document, node: str, index: int | None = None) -> dict[str, str]:
+    """What the container of a pod of this job finds in its environment, as controller and kubelet make it.
+
+    Args:
+        job: As it was created.
+        node: Name of the node that the pod runs on.
+        index: Of the pod, when the job is an Indexed Job.
+    """
+    name = job["metadata"]["name"]
+    fields = {
+        "metadata.name": f"{name}-x7k2p" if index is None else f"{name}-{index}-x7k2p",
+        "spec.nodeName": node,
+        "metadata.labels['batch.kubernetes.io/job-name']": name,
+        "metadata.labels['batch.kubernetes.io/controller-uid']": job["metadata"]["uid"],
+    }
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    found = {} if index is None else {"JOB_COMPLETION_INDEX": str(index)}
+    for entry in container["env"]:
+        source = entry.get("valueFrom")
+        found[entry["name"]] = fields[source["fieldRef"]["fieldPath"]] if source else entry["value"]
+    return found
 
 
 def _demand_known_fields(document: Document) -> None:
@@ -393,7 +437,9 @@ def _selected(document: Document, query: dict[str, str]) -> bool:
             return False
     for condition in filter(None, query.get("fieldSelector", "").split(",")):
         key, _, wanted = condition.partition("=")
-        value_of = document["metadata"].get("name") if key == "metadata.name" else document.get(key)
-        if value_of != wanted:
+        held: Any = document
+        for part in key.split("."):
+            held = held.get(part) if isinstance(held, dict) else None
+        if held != wanted:
             return False
     return True

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import yaml
 from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError
 from launch.cli import main
 from launch.kubernetes.cluster import KubernetesCluster
+from launch.kubernetes.differences import comparable, config_map_of, differences
+from launch.kubernetes.replacement import pause_s, replacement_text
 from tests.kubernetes.api_server import ApiServer
 from tests.kubernetes.test_manifests import FOLDER, config_file
 from tests.support.warm_parent import REPOSITORY
@@ -79,6 +82,17 @@ def in_background() -> Iterator[Callable[[Callable[[], None]], threading.Thread]
         assert not thread.is_alive()
 
 
+def config_map(api: ApiServer) -> dict[str, Any]:
+    """The only ConfigMap that is there."""
+    (found,) = (document for (kind, _), document in api.cluster.objects.items() if kind == "configmaps")
+    return found
+
+
+def left(api: ApiServer) -> set[tuple[str, str]]:
+    """What is still there, besides events, which the cluster forgets by itself."""
+    return {(kind, name) for kind, name in api.cluster.objects if kind != "events"}
+
+
 # ---- submit
 
 
@@ -87,7 +101,8 @@ def test_a_run_is_submitted_once(
 ) -> None:
     assert submit() == 0
     assert "job am is submitted to namespace lab" in capsys.readouterr().out
-    assert {kind for kind, name in api.cluster.objects if name == NAME} == {"jobs", "configmaps", "serviceaccounts"}
+    assert {kind for kind, name in api.cluster.objects if name == NAME} == {"jobs", "serviceaccounts"}
+    assert config_map(api)["metadata"]["ownerReferences"][0]["uid"] == api.cluster.job(NAME)["metadata"]["uid"]
     before = dict(api.cluster.objects)
     assert submit() == 0
     assert "the same as this one: nothing to do" in capsys.readouterr().out
@@ -187,13 +202,46 @@ def test_two_submissions_in_one_moment_make_one_job(
     assert "nothing to do" in said[-1]
 
 
-def test_an_old_configuration_is_replaced_when_nothing_runs(
+def test_a_new_configuration_reaches_the_next_job(
+    api: ApiServer, submit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit() == 0
+    first = config_map(api)["metadata"]["name"]
+    assert main(["kubernetes", "cancel", NAME]) == 0
+    assert not [kind for kind, _ in api.cluster.objects if kind == "configmaps"]
+    config_file(tmp_path, recipe={"seed": 5})
+    assert submit() == 0
+    found = config_map(api)
+    assert found["metadata"]["name"] != first
+    assert yaml.safe_load(found["data"]["run.yaml"])["recipe"] == {"seed": 5}
+    assert config_map_of(api.cluster.job(NAME)) == found["metadata"]["name"]
+
+
+def test_a_configuration_goes_with_its_job_however_that_ends(
     api: ApiServer, cluster: KubernetesCluster, manifest: str
 ) -> None:
-    cluster.submit(manifest.replace("s3://b/train", "s3://b/old"))
-    api.cluster.delete("jobs", NAME, {"propagationPolicy": "Foreground"})
     cluster.submit(manifest)
-    assert "s3://b/train" in api.cluster.objects["configmaps", NAME]["data"]["run.yaml"]
+    api.cluster.delete("jobs", NAME, {})  # by its time to live, or by kubectl
+    assert not [kind for kind, _ in api.cluster.objects if kind == "configmaps"]
+
+
+def test_a_configuration_that_is_just_being_removed_is_there_for_the_next_job(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str
+) -> None:
+    # The garbage collector is slow: the ConfigMap of an earlier job still stands when the next one is submitted.
+    cluster.submit(manifest)
+    owned = config_map(api)
+    api.cluster.delete("jobs", NAME, {})
+    api.cluster.objects["configmaps", owned["metadata"]["name"]] = owned
+
+    def meanwhile(verb: str, resource: str) -> None:
+        if (verb, resource) == ("patch", "configmaps"):
+            api.on_request = lambda _verb, _resource: None
+            del api.cluster.objects["configmaps", owned["metadata"]["name"]]
+
+    api.on_request = meanwhile
+    cluster.submit(manifest)
+    assert config_map(api)["metadata"]["ownerReferences"][0]["uid"] == api.cluster.job(NAME)["metadata"]["uid"]
 
 
 def test_an_identity_reaches_an_account_that_is_there(api: ApiServer, submit: Callable[..., int]) -> None:
@@ -210,7 +258,8 @@ def test_an_identity_reaches_an_account_that_is_there(api: ApiServer, submit: Ca
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--cpus", "-1"), 78, "resources.requests[cpu]: Invalid value"),
+        (("--cpus", "-1"), 78, "--cpus -1: expected at least 1"),
+        (("--scratch-gib", "-1"), 78, "resources.requests[ephemeral-storage]: Invalid value"),
         (("--namespace", "nowhere"), 78, 'namespaces "nowhere" not found'),
         (("--context", "nowhere"), 78, "no cluster to talk to"),
         (("--name", "A_b"), 78, "lowercase letters"),
@@ -333,9 +382,144 @@ def test_too_many_crashes_and_refused_data_end_a_job(api: ApiServer, cluster: Ku
         assert api.cluster.end_pod(api.cluster.start_pod(NAME), 78, disruption="EvictionByEvictionAPI") == "Ignore"
     for _ in range(10):
         api.cluster.end_pod(api.cluster.start_pod(NAME), 137)
-    assert cluster.status(NAME).state == "10 failed"
+    assert cluster.status(NAME).state.startswith("10 failed; waiting: the next pod starts in")
     api.cluster.end_pod(api.cluster.start_pod(NAME), 137)
     assert cluster.status(NAME).state.startswith("failed, BackoffLimitExceeded")
+
+
+def test_a_pod_that_ended_with_a_code_that_is_no_signal_is_shown(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str
+) -> None:
+    cluster.submit(manifest)
+    api.cluster.end_pod(api.cluster.start_pod(NAME), 255)  # what a rebooted node leaves
+    assert cluster.status(NAME).pods[0].why == "exit code 255, failed"
+
+
+def test_a_pod_that_its_node_turned_away_is_told(api: ApiServer, cluster: KubernetesCluster, manifest: str) -> None:
+    cluster.submit(manifest)
+    status = api.cluster.objects["pods", api.cluster.start_pod(NAME)]["status"]
+    status |= {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no GPU is healthy"}
+    status["containerStatuses"] = []
+    assert cluster.status(NAME).pods[0].why == "UnexpectedAdmissionError: no GPU is healthy"
+
+
+@pytest.mark.parametrize(("ends", "seconds"), [(0, 0), (1, 10), (2, 20), (5, 160), (6, 320), (7, 600), (1000, 600)])
+def test_kubernetes_waits_longer_after_each_end(ends: int, seconds: int) -> None:
+    assert pause_s(ends) == seconds
+
+
+def test_status_tells_when_the_next_pod_comes(api: ApiServer, cluster: KubernetesCluster, manifest: str) -> None:
+    cluster.submit(manifest)
+    job = api.cluster.job(NAME)
+    now = datetime(2026, 11, 21, 13, 0, tzinfo=UTC)
+    job["status"]["startTime"] = (now - timedelta(minutes=30)).isoformat()
+    created = [{"reason": "SuccessfulCreate"}] * 4 + [{"reason": "SuccessfulCreate", "count": 1}]
+    pod = {"status": {"containerStatuses": [{"state": {"terminated": {"finishedAt": "2026-11-21T12:59:20Z"}}}]}}
+    told = replacement_text(job, [pod], created, now)
+    assert "the next pod starts in about 120 s" in told  # 160 s after the fifth end, 40 s ago
+    assert told.endswith("indextts-launch kubernetes restart am")
+    job["status"]["startTime"] = (now - timedelta(days=2)).isoformat()  # events of its first pods are forgotten
+    assert "in 120 to 560 s" in replacement_text(job, [pod], created, now)
+    assert replacement_text(job, [], [], now) == "waiting, no pod yet"
+    evicted = {"status": {"conditions": [{"type": "DisruptionTarget", "lastTransitionTime": "2026-11-21T12:59:55Z"}]}}
+    assert "in 5 to 595 s" in replacement_text(job, [evicted], [], now)
+    assert "in 0 to" in replacement_text(job, [pod], [], now)
+    api.cluster.end_pod(api.cluster.start_pod(NAME), 75, disruption="EvictionByEvictionAPI")
+    assert "the next pod starts in" in cluster.status(NAME).state  # its pod is gone, the event tells of it
+
+
+def test_a_lost_node_is_told_with_what_helps(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.submit(manifest)
+    pod = api.cluster.start_pod(NAME)
+    assert cluster.status(NAME).advice == []
+    api.cluster.lose_node(pod)
+    node = api.cluster.objects["pods", pod]["spec"]["nodeName"]
+    assert main(["kubernetes", "status", NAME]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"node {node} does not answer" in shown
+    assert f"kubectl delete node {node}" in shown
+    assert f"kubectl taint node {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute" in shown
+    assert "by force does not help" in shown
+
+
+def test_a_pod_that_should_long_have_ended_is_on_a_lost_node(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str
+) -> None:
+    cluster.submit(manifest)
+    metadata = api.cluster.objects["pods", api.cluster.start_pod(NAME)]["metadata"]
+    metadata["deletionTimestamp"] = (datetime.now(UTC) + timedelta(seconds=60)).isoformat()  # the end of its grace
+    assert cluster.status(NAME).advice == []
+    metadata["deletionTimestamp"] = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
+    assert len(cluster.status(NAME).advice) == 1
+
+
+def test_what_the_cluster_says_moves_no_cursor(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.submit(manifest)
+    pod = api.cluster.start_pod(NAME)
+    api.cluster.print_line(pod, "step 1\x1b[2J")
+    api.cluster.end_pod(pod, 70, message="error: [bold]\x1b[31mforged https://me:hunter2@host/x")
+    api.cluster.warn(NAME, "Bad", "\x1b]0;title\x07")
+    for command in ("status", "logs"):
+        assert main(["kubernetes", command, NAME]) == 0
+        shown = capsys.readouterr().out
+        assert "\x1b" not in shown
+        assert "\x07" not in shown
+        assert "hunter2" not in shown
+        assert ("[bold]" in shown) == (command == "status")
+
+
+# ---- restart
+
+
+def test_a_restart_is_a_new_job_with_the_same_of_everything(
+    api: ApiServer, cluster: KubernetesCluster, submit: Callable[..., int], said: Said
+) -> None:
+    assert submit("--nodes", "2", "--spot", "eks") == 0
+    before, config = api.cluster.job(NAME), config_map(api)
+    for _ in range(3):
+        api.cluster.end_pod(api.cluster.start_pod(NAME, 0), 75)
+    cluster.restart(NAME)
+    after = api.cluster.job(NAME)
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+    assert list(differences(comparable(before), comparable(after))) == []
+    assert after["status"] == {}
+    assert config_map(api)["data"] == config["data"]
+    assert config_map(api)["metadata"]["ownerReferences"][0]["uid"] == after["metadata"]["uid"]
+    assert {kind for kind, _ in api.cluster.objects} >= {"services", "serviceaccounts"}
+    assert "started anew" in said[-1]
+    assert submit("--nodes", "2", "--spot", "eks") == 0  # the same as the one that was submitted
+
+
+def test_a_restart_waits_for_the_checkpoint(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str, said: Said
+) -> None:
+    cluster.submit(manifest)
+    pod = api.cluster.start_pod(NAME)
+
+    def when_watched(verb: str, resource: str) -> None:
+        if said and "is being replaced" in said[-1] and (verb, resource) == ("get", "jobs"):
+            api.on_request = lambda _verb, _resource: None
+            api.cluster.end_pod(pod, 75)
+
+    api.on_request = when_watched
+    cluster.restart(NAME)
+    assert "started anew" in said[-1]
+
+
+def test_a_restart_of_what_is_not_there_is_refused(
+    api: ApiServer, cluster: KubernetesCluster, manifest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["kubernetes", "restart", NAME]) == 78
+    assert "no job am in namespace lab" in capsys.readouterr().err
+    cluster.submit(manifest)
+    api.cluster.objects.pop(("configmaps", config_map(api)["metadata"]["name"]))
+    assert main(["kubernetes", "restart", NAME]) == 78
+    assert "its ConfigMap is gone" in capsys.readouterr().err
+    assert ("jobs", NAME) in api.cluster.objects
 
 
 # ---- logs
@@ -432,7 +616,7 @@ def test_cancel_waits_for_the_checkpoint_and_leaves_nothing(
     thread.join(20)
     assert "60 s to commit a checkpoint" in said[-2]
     assert "is gone" in said[-1]
-    assert api.cluster.objects == {}
+    assert left(api) == set()
     assert [query for verb, path, query in api.requests if (verb, path) == ("delete", f"jobs/{NAME}")]
 
 
@@ -461,20 +645,42 @@ def test_several_nodes_are_submitted_followed_and_cancelled_as_one(
     assert lines == [f"── {speaking}", "step 1", "── job am: complete"]
     api.cluster.end_pod(silent, 0)
     cluster.cancel(NAME)
-    assert api.cluster.objects == {}
+    assert left(api) == set()
 
 
 # ---- kubectl
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is demanded by test_manifests.py")
-def test_kubectl_and_the_launcher_mean_the_same(api: ApiServer, cluster: KubernetesCluster, said: Said) -> None:
-    apply = ["kubectl", "apply", "--validate=false", "-f", str(FOLDER / "job.yaml")]
+def test_kubectl_and_the_launcher_mean_the_same(
+    api: ApiServer, cluster: KubernetesCluster, said: Said, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apply = ["kubectl", "apply", "--validate=false", "-k", str(FOLDER / "base")]
     done = subprocess.run(apply, capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout.count(" created") == 3
     again = subprocess.run(apply, capture_output=True, text=True, check=True)
     assert again.stdout.count(" unchanged") == 3
-    cluster.submit((FOLDER / "job.yaml").read_text(encoding="utf-8"))
+    assert main(["kubernetes", "submit", "--dry-run"]) == 0
+    cluster.submit(capsys.readouterr().out)
     assert "the same as this one: nothing to do" in said[-1]
     shown = subprocess.run(["kubectl", "get", "job", "indextts"], capture_output=True, text=True, check=True)
     assert "indextts" in shown.stdout
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is demanded by test_manifests.py")
+def test_a_configuration_that_is_edited_and_applied_again_is_the_one_that_trains(
+    api: ApiServer, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(FOLDER / "base", base)
+
+    def kubectl(*arguments: str) -> None:
+        subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=True)
+
+    kubectl("apply", "--validate=false", "-k", str(base))
+    kubectl("delete", "job", "indextts", "--wait=false")
+    path = base / "run.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("amharic", "second"), encoding="utf-8")
+    kubectl("apply", "--validate=false", "-k", str(base))
+    mounted = api.cluster.objects["configmaps", config_map_of(api.cluster.job("indextts"))]
+    assert "s3://my-bucket/runs/second" in mounted["data"]["run.yaml"]

@@ -14,20 +14,27 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from indextts_job.data.cache import default_folder
 from indextts_job.errors import EXIT_CONFIG, EXIT_DATA, EXIT_REFUSED, EXIT_STOPPED, ConfigError
+from indextts_job.hardware.plan import HardwareConfig
+from indextts_job.hardware.scheduler import read_scheduler
+from indextts_job.preemption.clouds import known_clouds
+from indextts_job.training.distributed import Place, read_place
+from indextts_job.training.processes import Nodes, read_nodes, wanted_processes
 from launch.cli import main
 from launch.job import Job
+from launch.kubernetes.differences import comparable, config_map_of, differences
 from launch.kubernetes.manifest import (
+    SEPARATOR,
     Cloud,
     KubernetesOptions,
-    comparable,
-    differences,
+    config_name,
     name_of_run,
     remote_config,
     render,
     spot,
 )
-from tests.kubernetes.cluster import VERSION, Cluster, action_for
+from tests.kubernetes.cluster import VERSION, Cluster, action_for, environment_of
 from tests.support.warm_parent import REPOSITORY
 
 FOLDER = REPOSITORY / "k8s"
@@ -48,19 +55,17 @@ def build() -> Callable[[str], Documents]:
         )
 
     @cache
-    def built(overlay: str) -> str:
-        folder = FOLDER / "overlays" / overlay
-        done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True)
+    def built(folder: str) -> str:
+        path = FOLDER / folder
+        done = subprocess.run(["kubectl", "kustomize", str(path)], capture_output=True, text=True, check=True)
         assert not done.stderr
         return done.stdout
 
-    return lambda overlay: by_kind(built(overlay))
+    return lambda name: by_kind(built(name if name == "base" else f"overlays/{name}"))
 
 
-@pytest.fixture(params=["job.yaml", *OVERLAYS])
+@pytest.fixture(params=["base", *OVERLAYS])
 def manifest(request: pytest.FixtureRequest, build: Callable[[str], Documents]) -> Documents:
-    if request.param == "job.yaml":
-        return by_kind((FOLDER / "job.yaml").read_text(encoding="utf-8"))
     return build(request.param)
 
 
@@ -86,9 +91,36 @@ def trainer(pod: dict[str, Any]) -> dict[str, Any]:
 # ---- as committed
 
 
-def test_the_committed_manifest_is_what_the_launcher_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_committed_base_is_what_the_launcher_prints(
+    capsys: pytest.CaptureFixture[str], build: Callable[[str], Documents]
+) -> None:
     assert main(["kubernetes", "submit", "--dry-run"]) == 0
-    assert capsys.readouterr().out == (FOLDER / "job.yaml").read_text(encoding="utf-8")
+    printed = capsys.readouterr().out
+    built, rendered = build("base"), by_kind(printed)
+    assert built == rendered  # the hash in the name of the ConfigMap too
+    # Comments as well: in place of the ConfigMap, which kustomize makes, stands nothing.
+    head, _, rest = printed.partition("\napiVersion: v1\nkind: ConfigMap")
+    without = f"{head}\n{rest.partition(SEPARATOR)[2]}".replace(rendered["ConfigMap"]["metadata"]["name"], "indextts")
+    assert without == (FOLDER / "base/job.yaml").read_text(encoding="utf-8")
+    assert rendered["ConfigMap"]["data"]["run.yaml"] == (FOLDER / "base/run.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", ["a: <b> & 'c'\n", "a: \u1230\u120b\u121d\n", "\n", "a: 1", 'a: "\\n"\n'])
+def test_the_hash_is_that_of_kustomize(tmp_path: Path, text: str, build: Callable[[str], Documents]) -> None:
+    (tmp_path / "run.yaml").write_text(text.rstrip() + "\n", encoding="utf-8")
+    generator = {"configMapGenerator": [{"name": "am", "files": ["run.yaml"]}]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(generator), encoding="utf-8")
+    assert build(f"../../{os.path.relpath(tmp_path, FOLDER)}")["ConfigMap"]["metadata"]["name"] == config_name(
+        "am", text
+    )
+
+
+def test_another_configuration_is_another_config_map() -> None:
+    one, other = (by_kind(render(Job(), KubernetesOptions(config=f"run: s3://b/{name}\n"))) for name in "ab")
+    names = {found["ConfigMap"]["metadata"]["name"] for found in (one, other)}
+    assert len(names) == 2
+    for found in (one, other):
+        assert config_map_of(found["Job"]) == found["ConfigMap"]["metadata"]["name"]
 
 
 def test_it_passes_strict_validation(manifest: Documents) -> None:
@@ -189,7 +221,12 @@ def test_what_is_written_has_a_place(pod: dict[str, Any], trainer: dict[str, Any
     assert set(mounts.values()) == set(volumes)
     assert len(mounts) == len(trainer["volumeMounts"])
     assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"  # 64 MiB without  # noqa: S108
-    assert "emptyDir" in volumes[mounts["/tmp"]]  # noqa: S108
+    assert volumes[mounts["/tmp"]]["emptyDir"]["sizeLimit"] == "10Gi"  # noqa: S108
+    # Copies of shards have a volume without a limit: the trainer leaves a share of the disk free, and a limit of the
+    # volume, which it cannot see, would evict the pod.
+    copies = Path("/tmp") / default_folder().name  # noqa: S108
+    assert volumes[mounts[str(copies)]]["emptyDir"] == {}
+    assert yaml.safe_load((FOLDER / "base/run.yaml").read_text(encoding="utf-8"))["data"]["cache_free_ratio"] > 0.1
     assert all(path.startswith("/") for path in mounts)
 
 
@@ -245,7 +282,12 @@ def test_spot_nodes_are_selected_and_tolerated(overlay: str, build: Callable[[st
 
 def test_a_job_s_values_reach_the_manifest(tmp_path: Path) -> None:
     job = Job(
-        arguments=("run.yaml", "recipe.seed=3", "a=$(HOME)"), name="am", image="r/i:1", gpus=0, cpus=2, memory_gib=8
+        arguments=("run.yaml", "recipe.seed=3", "a=$(HOME)$$(B)$"),
+        name="am",
+        image="r/i:1",
+        gpus=0,
+        cpus=2,
+        memory_gib=8,
     )
     options = KubernetesOptions(
         config="---\nrun: s3://b/r # kind: ServiceAccount\n\ndata: {train_manifests: ['s3://b/Ḏ']}\n",
@@ -259,7 +301,7 @@ def test_a_job_s_values_reach_the_manifest(tmp_path: Path) -> None:
     assert yaml.safe_load(found["ConfigMap"]["data"]["run.yaml"])["data"]["train_manifests"] == ["s3://b/Ḏ"]
     pod = found["Job"]["spec"]["template"]["spec"]
     (trainer,) = pod["containers"]
-    assert trainer["args"][-2:] == ["recipe.seed=3", "a=$$(HOME)"]
+    assert [expanded(text) for text in trainer["args"][-2:]] == ["recipe.seed=3", "a=$(HOME)$$(B)$"]
     assert "run.yaml" not in trainer["args"]
     assert trainer["resources"]["limits"] == {"memory": "8Gi"}
     assert trainer["envFrom"] == [{"secretRef": {"name": "keys"}}]
@@ -267,6 +309,60 @@ def test_a_job_s_values_reach_the_manifest(tmp_path: Path) -> None:
     assert pod["nodeSelector"] == {"gpu": "l4"}
     for document in found.values():
         kubernetes_validate.validate(document, VERSION, strict=True)
+
+
+def expanded(text: str) -> str:
+    """An argument as the kubelet hands it to a container that has no variable of the names in it."""
+    return re.sub(r"\$\$|\$\([^)]*\)", lambda found: "$" if found[0] == "$$" else "LOST", text)
+
+
+CONFIGS = {
+    "an indented comment first": "   # mine\nrun: s3://b/r\n",
+    "empty lines first": "\n\n  # mine\nrun: s3://b/r\n",
+    "several documents' marks": "---\nrun: s3://b/r\n...\n",
+    "other line breaks": "run: 's3://b/r'\nnote: 'a\u2028b\x85c\u2029d'\n",
+    "blank ends": "run: s3://b/r\n\n\n   \n",
+    "a block": "run: s3://b/r\nnote: |\n  one\n\n   two\n",
+    "no line break at the end": "run: s3://b/r",
+    "emoji": "run: s3://b/\U0001f389\n",
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_configuration_comes_out_as_it_went_in(case: str) -> None:
+    text = CONFIGS[case]
+    found = by_kind(render(Job(), KubernetesOptions(config=text)))
+    assert found["ConfigMap"]["data"]["run.yaml"] == text.rstrip() + "\n"
+
+
+@pytest.mark.parametrize("name", ["123", "1e3", "null", "true", "0x1f", "1-1"])
+def test_a_name_stays_a_name(name: str) -> None:
+    found = by_kind(render(Job(name=name, image="r/i:1"), KubernetesOptions(service_account=name)))
+    assert found["Job"]["metadata"]["name"] == name
+    assert found["Job"]["spec"]["template"]["spec"]["serviceAccountName"] == name
+    for document in found.values():
+        kubernetes_validate.validate(document, VERSION, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "named"),
+    [
+        ({"image": "i:1 # no\n          command: [sh]"}, {}, "--image"),
+        ({"image": "i 1"}, {}, "--image"),
+        ({}, {"service_account": "a\nhostPID: true"}, "--service-account"),
+        ({}, {"service_account": "A"}, "--service-account"),
+        ({}, {"secret": "a b"}, "--secret"),
+    ],
+)
+def test_what_would_be_read_as_something_else_is_refused(job: Any, options: Any, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        render(Job(**job), KubernetesOptions(**options))
+
+
+@pytest.mark.parametrize("image", ["r/i@sha256:0a", "'r/i'", "{a}", "*i", "&i", "r/i:#1", "1.0", "r:", "?"])
+def test_an_image_is_read_as_it_was_given(image: str) -> None:
+    found = by_kind(render(Job(image=image), KubernetesOptions()))
+    assert found["Job"]["spec"]["template"]["spec"]["containers"][0]["image"] == image
 
 
 def test_several_nodes_have_names_to_meet_by() -> None:
@@ -288,6 +384,29 @@ def test_several_nodes_have_names_to_meet_by() -> None:
     assert values["INDEXTTS_MEETING"] == f"am-0.{pod['subdomain']}:{service['spec']['ports'][0]['port']}"
     with pytest.raises(ConfigError, match="shorter"):
         render(Job(name="a" * 62, nodes=3), KubernetesOptions())
+
+
+@pytest.mark.parametrize("node", ["ip-10-0-3-7.ec2.internal", "3"])
+def test_every_reader_of_a_pod_s_environment_understands_it(node: str, tmp_path: Path) -> None:
+    job = Cluster().create("jobs", by_kind(render(Job(name="am", nodes=2, gpus=8), KubernetesOptions()))["Job"], {})
+    gpus = tmp_path / "dev"
+    gpus.mkdir()
+    for index in range(8):
+        (gpus / f"nvidia{index}").touch()
+    for index in range(2):
+        environment = environment_of(job, node, index)
+        assert read_nodes(environment) == Nodes(count=2, index=index, meeting="am-0.am:29400")
+        assert read_scheduler(environment) == {
+            "kind": "kubernetes",
+            "chain": f"am/{job['metadata']['uid']}",
+            "node": node,
+            "pod": f"am-{index}-x7k2p",
+        }
+        assert wanted_processes(HardwareConfig(), environment, gpus) == 8
+        assert read_place(environment) == Place()
+        assert known_clouds(environment)
+    single = Cluster().create("jobs", by_kind(render(Job(name="am"), KubernetesOptions()))["Job"], {})
+    assert read_nodes(environment_of(single, node)) == Nodes()
 
 
 @pytest.mark.parametrize("name", ["", "Am", "a_b", "-a", "a.b", "a" * 64])
@@ -354,7 +473,7 @@ def test_differences_name_the_field() -> None:
 
 
 def test_what_the_server_adds_is_no_difference() -> None:
-    document = by_kind((FOLDER / "job.yaml").read_text(encoding="utf-8"))["Job"]
+    document = by_kind(render(Job(), KubernetesOptions()))["Job"]
     api = Cluster()
     one = api.create("jobs", document, {})
     other = {**document, "metadata": {**document["metadata"], "name": "other"}}

@@ -13,6 +13,7 @@ from indextts_job.doctor import machine
 from indextts_job.doctor.distributions import histogram
 from indextts_job.doctor.findings import Finding, exit_code
 from indextts_job.hardware.facts import memory_limit_bytes
+from indextts_job.retry import StorageConfig
 
 GIB = 2**30
 
@@ -86,7 +87,7 @@ def test_a_look_at_the_storage_leaves_folders_as_they_were(tmp_path: Path) -> No
     empty = tmp_path / "empty"
     empty.mkdir()
     for run in (empty, tmp_path / "a/b/c"):
-        assert {finding.level for finding in machine._storage(str(run))} == {"ok"}
+        assert {finding.level for finding in machine._storage(str(run), StorageConfig())} == {"ok"}
     assert list(tmp_path.iterdir()) == [empty]
     assert list(empty.iterdir()) == []
 

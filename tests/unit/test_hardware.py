@@ -173,6 +173,21 @@ def test_cpus_of_an_older_cgroup(tmp_path: Path) -> None:
     assert usable_cpus(tmp_path) == 1
 
 
+@pytest.mark.parametrize(
+    ("value", "threads"), [("1", 1), ("4,2", 4), (" 3 ", 3), ("", 0), ("0", 0), ("-1", 0), ("many", 0), ("9" * 99, 0)]
+)
+def test_threads_are_those_that_the_environment_asks_for(
+    value: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    facts = read_facts("cpu")
+    assert facts.threads == threads
+    assert make_plan(facts, AUTO, needs(700)).threads == (threads or facts.cpus)
+    assert make_plan(facts, HardwareConfig(threads=5), needs(700)).threads == 5  # the configuration says more
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert read_facts("cpu").threads == 0
+
+
 def test_facts_of_this_machine_are_plausible() -> None:
     facts = read_facts("cpu")
     assert facts.device == "cpu"
@@ -186,6 +201,6 @@ def test_the_scheduler_is_known_from_the_environment() -> None:
     assert (found["kind"], found["chain"], found["task"], found["restarts"]) == ("slurm", "9", "3", "1")
     assert read_scheduler({"SLURM_JOB_ID": "12"})["chain"] == "12"
     assert read_scheduler({"INDEXTTS_LAUNCHER": "n1-77"}) == {"kind": "local", "chain": "n1-77"}
-    pod = {"INDEXTTS_JOB": "am", "INDEXTTS_JOB_UID": "7b", "INDEXTTS_POD": "am-x", "INDEXTTS_NODE": "n1"}
+    pod = {"INDEXTTS_JOB": "am", "INDEXTTS_JOB_UID": "7b", "INDEXTTS_POD": "am-x", "INDEXTTS_NODE_NAME": "n1"}
     assert read_scheduler(pod) == {"kind": "kubernetes", "chain": "am/7b", "node": "n1", "pod": "am-x"}
     assert read_scheduler({"HOME": "/root"}) == {}

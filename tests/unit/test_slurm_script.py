@@ -55,9 +55,46 @@ def test_a_job_s_values_reach_the_script_quoted(tmp_path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
 
 
-def test_what_no_directive_can_hold_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no spaces"):
-        render(Job(name="my job"), SlurmOptions())
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--name", "my job"),
+        ("--name", "../../etc/job"),
+        ("--name", "a\n#SBATCH --uid=root"),
+        ("--name", "-x"),
+        ("--account", "lab\n#SBATCH --qos=high"),
+        ("--partition", "a b"),
+        ("--time", "1:00\n#SBATCH --exclusive"),
+        ("--time", "soon"),
+        ("--time", ""),
+        ("--log-folder", "logs\n#SBATCH --exclusive"),
+        ("--log-folder", 'a"b'),
+        ("--slices", "0"),
+        ("--nodes", "0"),
+        ("--cpus", "-1"),
+        ("--grace-seconds", "0"),
+    ],
+)
+def test_what_no_directive_can_hold_is_refused(options: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["slurm", "submit", "--dry-run", *options]) == 78
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "expected" in shown.err
+
+
+@pytest.mark.parametrize("time", ["30", "30:00", "24:00:00", "2-12", "2-12:30", "2-12:30:00", "UNLIMITED"])
+def test_a_time_limit_is_whatever_slurm_takes(time: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["slurm", "submit", "--dry-run", "--time", time]) == 0
+    assert f"#SBATCH --time={time}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argument", ["a b", "$(touch x)", "a\nb", "'", "$HOME", "`id`", "\\", "*", "a;b", '"'])
+def test_every_argument_reaches_the_trainer_as_it_was_given(tmp_path: Path, argument: str) -> None:
+    script = render(Job(arguments=("run.yaml", argument)), SlurmOptions())
+    line = script[script.index("\narguments=") : script.index("\n# An Apptainer image")]
+    command = ["bash", "-c", f"{line}\nprintf '%s\\0' \"${{arguments[@]}}\""]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.split("\0")[:-1] == ["run.yaml", argument]
 
 
 def test_tasks_are_read_whatever_the_values_hold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,8 +103,10 @@ def test_tasks_are_read_whatever_the_values_hold(monkeypatch: pytest.MonkeyPatch
     running, waiting = cluster.tasks("6")
     assert (running.name, waiting.name) == ("6_2", "6_3-20%1")
     assert running.log == Path("/home/a b/amharic-6.log")
-    assert running.row()[1:6] == ("RUNNING", "1", "00:00:09", "n1", "2026-11-21T12:00:00")
-    assert waiting.row()[-1] == "JobArrayTaskLimit"
+    assert running.row()[1:] == ("RUNNING", "1", "00:00:09", "11-21 12:00")
+    assert running.notes() == ("node n1", "")
+    assert waiting.row()[1:] == ("PENDING", "0", "00:00:00", "")
+    assert waiting.notes() == ("", "JobArrayTaskLimit")
     assert cluster.find("amharic") == "6"
     assert cluster.find("17") == "17"
     with pytest.raises(ConfigError, match=r"no job of first\.last named other"):
@@ -83,6 +122,15 @@ def test_failures_of_slurm_are_one_sentence(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="login node"):
         SlurmCluster(missing).cancel("1")
+
+    def silent(command: list[str], *, timeout: float, **_named: object) -> "subprocess.CompletedProcess[str]":
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--log-folder"):
+        SlurmCluster(missing).submit("", SlurmOptions(log_folder=str(tmp_path / "file")))
+    with pytest.raises(UnavailableError, match=r"^scancel: no answer in 120 s"):
+        SlurmCluster(silent).cancel("1")
 
 
 def test_the_last_error_of_a_log_is_found(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from indextts_job.report.standing import standing
+import pytest
+
+from indextts_job.report.standing import how_it_ended, standing
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
@@ -34,7 +36,7 @@ def test_a_run_that_trains() -> None:
         row(outcome="stopped", exit_code=75, last_step=60, total_steps=400),
         row(from_step=50, last_step=120, total_steps=400, train=TRAIN, validation=validation, checkpoint=checkpoint),
     ]
-    assert standing(rows, NOW) == [
+    assert standing(rows, NOW).lines() == [
         ("state", "training, last heard of 0:00:05 ago"),
         ("step", "120 of 400 (30%), epoch 1.50"),
         ("losses", "text 3.2500, mel 4.5000, top-1 25.0%, learning rate 5e-06"),
@@ -47,7 +49,7 @@ def test_a_run_that_trains() -> None:
 
 def test_what_can_have_become_of_it() -> None:
     def state(**changes: Any) -> str:
-        return dict(standing([row(**changes)], NOW))["state"]
+        return dict(standing([row(**changes)], NOW).lines())["state"]
 
     assert state(outcome="complete", exit_code=0, ended=ago(days=1)) == "complete"
     assert state(outcome="failed", exit_code=69, ended=ago(hours=1)) == "failed with exit code 69, 1:00:00 ago"
@@ -57,6 +59,61 @@ def test_what_can_have_become_of_it() -> None:
 
 def test_what_is_lost_shows_from_the_last_attempt_that_knew() -> None:
     rows = [row(train=TRAIN, total_steps=400, last_step=90), row(from_step=80, last_step=80)]
-    found = dict(standing(rows, NOW))
+    found = dict(standing(rows, NOW).lines())
     assert found["step"] == "80 of 400 (20%), epoch 1.50"
     assert found["attempts"] == "2, 10 steps done again"
+
+
+def test_programs_get_values() -> None:
+    validation = {"step": 100, "losses": {"total": 3.9}, "best": True}
+    checkpoint = {"step": 100, "time": ago(minutes=2)}
+    rows = [
+        row(outcome="stopped", exit_code=75, last_step=60, total_steps=400),
+        row(from_step=50, last_step=120, total_steps=400, train=TRAIN, validation=validation, checkpoint=checkpoint),
+    ]
+    assert standing(rows, NOW).to_json() == {
+        "state": "training",
+        "exit_code": None,
+        "since_seconds": 5.0,
+        "step": 120,
+        "total_steps": 400,
+        "epoch": 1.5,
+        "losses": TRAIN["losses"],
+        "learning_rate": 5e-6,
+        "validation_total": 3.9,
+        "validation_step": 100,
+        "validation_is_best": True,
+        "samples_per_second": 12.34,
+        "tokens_per_second": 5000.4,
+        "left_seconds": 3700.0,
+        "checkpoint_step": 100,
+        "checkpoint_age_seconds": 120.0,
+        "attempts": 2,
+        "steps_done_again": 10,
+        "goodput": None,
+    }
+
+
+def test_what_is_not_known_yet_has_no_value() -> None:
+    values = standing([row()], NOW).to_json()
+    known = {key for key, value in values.items() if value is not None}
+    assert known == {"state", "since_seconds", "step", "attempts", "steps_done_again"}
+
+
+def test_a_process_that_is_gone_was_killed() -> None:
+    for heard in (ago(seconds=5), ago(hours=2)):
+        gone = standing([row(heard=heard, train=TRAIN, total_steps=400)], NOW, running=False)
+        assert gone.state == "killed"
+        assert gone.left_seconds is None  # nobody is at it
+    assert dict(gone.lines())["state"] == "killed: its process is gone; last heard of 2:00:00 ago"
+    assert standing([row(heard=ago(hours=2))], NOW, running=True).state == "silent"
+    assert standing([row(outcome="complete", exit_code=0, ended=ago(days=1))], NOW, running=False).state == "complete"
+
+
+@pytest.mark.parametrize(
+    ("newest", "running", "words"),
+    [(True, True, "runs"), (True, None, "runs, or was killed"), (True, False, "killed"), (False, None, "killed")],
+)
+def test_the_end_of_an_attempt_that_wrote_none(newest: bool, running: bool | None, words: str) -> None:
+    assert how_it_ended(row(), newest=newest, running=running) == words
+    assert how_it_ended(row(outcome="failed", exit_code=70), newest=newest, running=running) == "failed (70)"

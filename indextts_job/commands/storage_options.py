@@ -1,0 +1,139 @@
+"""How a command that is no training reaches storage: the same settings as the run, given in the same words.
+
+Later ones win: defaults; what a local run records (where the environment names no endpoint); the `storage` section of
+`--config RUN.yaml`; `storage.KEY=VALUE` on the command line.
+"""
+
+# ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
+
+import argparse
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from indextts_job import config, errors
+from indextts_job.commands.parser import STORAGE_SETTINGS, Parser
+from indextts_job.redaction import STRUCK_OUT, redacted
+from indextts_job.retry import StorageConfig
+
+if TYPE_CHECKING:
+    from indextts_job.checkpoint.storage import RunStorage
+
+TERMINAL_PATIENCE_S = 10.0
+"""A person who looks at a run has mistyped something more often than the storage is away."""
+_ENDPOINT = re.compile(r"https?://[^\s/]+")
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+
+
+def add_storage_options(parser: Parser, *, config_is_the_models: bool = False) -> None:
+    """Let a command take `storage.KEY=VALUE` and a run's configuration.
+
+    Args:
+        parser: Of the command.
+        config_is_the_models: Whether `--config` names the model's config.yaml here; then it is `--run-config` only.
+    """
+    names = ("--run-config",) if config_is_the_models else ("--config", "--run-config")
+    text = "configuration of the run: its storage settings are used; storage.KEY=VALUE overrides them"
+    parser.add_argument(*names, dest="run_config", default="", metavar="RUN.yaml", help=text)
+    parser.takes_storage = True
+
+
+def configure(given: argparse.Namespace, run: str = "") -> StorageConfig:
+    """The storage settings of a command, set for this process.
+
+    Args:
+        given: Its arguments.
+        run: Folder or URL of the run that it looks at; empty = none.
+
+    Raises:
+        ConfigError: An unknown key, a wrong value, a configuration that cannot be read.
+    """
+    from indextts_job import files
+    from indextts_job.patience import limit_patience
+
+    dotted = dict(map(config.parse_override, getattr(given, STORAGE_SETTINGS, ())))
+    overrides = {key.removeprefix("storage."): value for key, value in dotted.items()}
+    # The configuration may itself lie in the bucket that the overrides lead to.
+    files.configure_object_stores(_checked(overrides, "command line"))
+    layers = {**_section(given.run_config), **overrides}
+    if run and files.is_local(run) and not any(os.environ.get(name) for name in ENDPOINT_VARIABLES):
+        layers = {**_recorded(run), **layers}
+    if "retry_seconds" not in overrides and sys.stdout.isatty():
+        layers["retry_seconds"] = TERMINAL_PATIENCE_S
+        limit_patience(TERMINAL_PATIENCE_S)
+    storage = _checked(layers, "storage settings")
+    files.configure_object_stores(storage)
+    return storage
+
+
+def open_run(given: argparse.Namespace) -> "RunStorage":
+    """The storage of the run that a command looks at.
+
+    Raises:
+        ConfigError: There is no run.
+    """
+    from indextts_job.checkpoint.fence import FOLDER
+    from indextts_job.checkpoint.manifest import MANIFESTS
+    from indextts_job.checkpoint.remote import open_storage
+
+    storage = open_storage(given.run, configure(given, given.run))
+    if not storage.list(FOLDER) and not storage.list(MANIFESTS):
+        raise no_run(given.run)
+    return storage
+
+
+def no_run(run: str) -> errors.ConfigError:
+    """There is nothing of a run where somebody looks for one."""
+    advice = "Give the folder or URL of a run."
+    if "://" in run:
+        advice = "Give the URL of a run; a store other than AWS needs storage.endpoint_url=URL or --config RUN.yaml."
+    return errors.ConfigError(f"{run}: no run here; it holds no attempts and no checkpoints. {advice}")
+
+
+def _checked(values: Mapping[str, object], where: str) -> StorageConfig:
+    storage = config.RunConfig.from_json({"storage": dict(values)}, where).storage
+    if not (math.isfinite(storage.retry_seconds) and storage.retry_seconds >= 0):
+        raise errors.ConfigError(f"storage.retry_seconds is {storage.retry_seconds:g}, expected at least 0.")
+    if storage.endpoint_url and not _ENDPOINT.match(storage.endpoint_url):
+        found = redacted(storage.endpoint_url)
+        raise errors.ConfigError(f"storage.endpoint_url is {found!r}, expected http://HOST:PORT or https://HOST.")
+    return storage
+
+
+def _section(path: str) -> dict[str, Any]:
+    """The storage settings of a run's configuration; the rest of it is checked too, for a wrong file."""
+    if not path:
+        return {}
+    from indextts_job import files
+
+    document = files.read_yaml(path, "run configuration", "--config")
+    if document is not None and not isinstance(document, Mapping):
+        raise errors.ConfigError(f"{path}: holds a {type(document).__name__}, expected keys and values.")
+    config.RunConfig.from_json(document or {}, path)
+    return dict((document or {}).get("storage") or {})
+
+
+def _recorded(run: str) -> dict[str, Any]:
+    """What the newest checkpoint of a local run records; nothing where none can be read, which is said elsewhere."""
+    from indextts_job.checkpoint import retention
+    from indextts_job.checkpoint.manifest import MANIFESTS, parse_file_name, parse_manifest
+    from indextts_job.checkpoint.storage import LocalStorage
+
+    storage = LocalStorage(run)
+    try:
+        names = {parse_file_name(file): file for file in storage.list(MANIFESTS)}
+    except (OSError, errors.IndexTTSJobError):
+        return {}
+    for name in retention.current([name for name in names if name]):
+        try:
+            manifest = parse_manifest(storage.read(f"{MANIFESTS}/{names[name]}"), names[name])
+            endpoint = _checked(
+                {"endpoint_url": manifest.values["config"]["storage"]["endpoint_url"]}, run
+            ).endpoint_url
+        except (OSError, LookupError, TypeError, errors.IndexTTSJobError):
+            continue
+        return {"endpoint_url": endpoint} if endpoint and STRUCK_OUT not in endpoint else {}
+    return {}
