@@ -140,6 +140,7 @@ def storage_config(given: Overrides) -> StorageConfig:
     for key, value in given.items():
         if key.startswith("storage."):
             config = _with(config, key.split("."), value, "command line", key)
+    _check_bounds(config.storage, "storage.")
     return config.storage
 
 

@@ -20,6 +20,7 @@ from indextts_job.retry import StorageConfig
 from indextts_job.storage_errors import patiently, translated
 from indextts_job.strict_yaml import LARGEST_BYTES, parse_yaml
 from indextts_job.urls import demand_endpoint, is_local, local_path
+from indextts_job.waiting import result
 
 __all__ = [
     "backslash_hint",
@@ -126,7 +127,7 @@ def read_bytes(url: str, limit_bytes: int = LARGEST_FILE_BYTES) -> bytes:
     future = _ahead.pop(url, None)
     if future is None:
         return _read(url, limit_bytes)
-    content = future.result()
+    content = result(future)
     _demand_size(url, len(content), limit_bytes)
     return content
 

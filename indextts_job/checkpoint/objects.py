@@ -19,6 +19,7 @@ from indextts_job.checkpoint.manifest import StoredObject, StoredTensor
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.errors import DataError
 from indextts_job.remote_files import Bytes
+from indextts_job.waiting import result
 
 _T = TypeVar("_T")
 
@@ -90,11 +91,11 @@ class Objects:
             pending: deque[Future[tuple[StoredObject, dict[str, StoredTensor]]]] = deque()
             for part in (part for group in groups for part in _parts(group)):
                 if len(pending) == WRITERS:
-                    yield pending.popleft().result()
+                    yield result(pending.popleft())
                 go_on()
                 pending.append(pool.submit(self._put_tensors, part))
             while pending:
-                yield pending.popleft().result()
+                yield result(pending.popleft())
 
     def _put_tensors(self, tensors: Mapping[str, Tensor]) -> tuple[StoredObject, dict[str, StoredTensor]]:
         data = serialised(tensors)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from indextts_job.errors import DataError
+from indextts_job.errors import ConfigError, DataError
 
 _COUNT = int
 _LOSSES = {"text_loss": float, "mel_loss": float, "mel_top1": float, "total": float}
@@ -46,6 +46,7 @@ VALUES: Mapping[str, Any] = {
     },
     "scaler": (dict, None),
     "learning_rate?": (float, None),
+    "pace?": {"micro_batch_s": float, "update_s": float, "save_s": float},
     "reference?": (
         {"samples": [str], "text_loss": float, "mel_loss": float, "precision": str, "device": str},
         None,
@@ -76,6 +77,30 @@ def check_values(values: object, where: str) -> dict[str, Any]:
     if problem is not None or not isinstance(values, dict):
         raise DataError(f"{where}: {problem}; the manifest is damaged.")
     return values
+
+
+def demand_storable(values: object, where: str) -> None:
+    """Find out before the first step that a value cannot be recorded in a checkpoint.
+
+    Args:
+        values: What every checkpoint of a run will record.
+        where: They come from, to begin the path of the value.
+
+    Raises:
+        ConfigError: Naming the value: an infinite number, a date, anything that JSON does not have.
+    """
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{where}: the key {key!r} is no text. Put it in quotes.")
+            demand_storable(value, f"{where}.{key}")
+    elif isinstance(values, (list, tuple)):
+        for index, value in enumerate(values):
+            demand_storable(value, f"{where}[{index}]")
+    elif not (
+        values is None or isinstance(values, (str, int)) or (isinstance(values, float) and math.isfinite(values))
+    ):
+        raise ConfigError(f"{where} is {values!r}, which no checkpoint can record. Give a finite number or a text.")
 
 
 def _problem(value: object, schema: Any, path: str) -> str | None:  # noqa: ANN401

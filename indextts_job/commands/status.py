@@ -4,7 +4,6 @@
 
 import argparse
 import json
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from indextts_job import errors, terminal
 from indextts_job.commands.parser import Commands, at_least
 from indextts_job.commands.storage_options import add_storage_options, no_run, open_run
+from indextts_job.waiting import pause
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -72,11 +72,11 @@ def _status(given: argparse.Namespace) -> int:
     if not console.is_terminal:  # into a file, say: one report after another
         while True:
             console.print(_shown(rows))
-            time.sleep(given.watch)
+            pause(given.watch)
             rows = attempts(storage)
     with Live(_shown(rows), console=console, screen=True, auto_refresh=False) as live:
         while True:
-            time.sleep(given.watch)
+            pause(given.watch)
             live.update(_shown(attempts(storage)), refresh=True)
 
 

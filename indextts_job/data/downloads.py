@@ -22,6 +22,7 @@ from pathlib import Path
 from indextts_job.data.shard_index import Shard
 from indextts_job.errors import IndexTTSJobError
 from indextts_job.remote_files import PART_BYTES
+from indextts_job.waiting import LOOK_S
 
 logger = logging.getLogger(__name__)
 DOWNLOADS = 8
@@ -182,7 +183,7 @@ class Downloads:
             with self._changed:
                 task = self._next_part()
                 while task is None:
-                    self._changed.wait()
+                    self._changed.wait(timeout=LOOK_S)
                     task = self._next_part()
             download, start = task
             try:

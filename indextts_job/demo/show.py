@@ -1,6 +1,7 @@
 """The demo: one run undisturbed, one preempted and killed; both must end with the same bits."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from indextts_job.demo.world import World, WorldSize, make_world
 from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, ConfigError, IndexTTSJobError
 from indextts_job.report.journal import EVENTS, SAMPLES, committed_samples
 from indextts_job.retry import StorageConfig
+from indextts_job.waiting import joined, pause
 
 PREEMPT_AFTER_STEP = 70
 KILL_AFTER_STEP = 145
@@ -61,7 +63,7 @@ def run_demo(folder: Path, url: str = "") -> int:
     disturber = threading.Thread(target=_disturb, args=(open_storage(preempted),), daemon=True)
     disturber.start()
     _train(console, config, preempted)
-    disturber.join()
+    joined(disturber, math.inf)
     heading("Did it matter?")
     return _verdict(console, undisturbed, preempted, config)
 
@@ -133,14 +135,14 @@ def _disturb(storage: RunStorage) -> None:
 def _signal_after(storage: RunStorage, attempt: int, step: int, number: signal.Signals) -> None:
     seen: list[tuple[int, float]] = []
     while not seen or seen[-1][0] < step:
-        time.sleep(0.002 if files.is_local(storage.url) else 0.05)
+        pause(0.002 if files.is_local(storage.url) else 0.05)
         done = _last_step(storage, f"{SAMPLES}/attempt-{attempt:04d}.jsonl")
         if done and (not seen or done > seen[-1][0]):
             seen.append((done, time.monotonic()))
     # Half a step later the next cycle is in the middle of its micro-batches.
     if len(seen) > 10:
         (first, since_s), (last, now_s) = seen[-10], seen[-1]
-        time.sleep((now_s - since_s) / (last - first) / 2)
+        pause((now_s - since_s) / (last - first) / 2)
     record = json.loads(storage.read(f"attempts/{attempt:04d}.json"))
     os.kill(record["pid"], number)
 

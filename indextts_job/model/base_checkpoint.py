@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from indextts_job.errors import DataError, findings_message
+from indextts_job.errors import ConfigError, DataError, findings_message
 from indextts_job.model.config import GPTConfig, Shape, carried_shapes, trained_shapes
 from indextts_job.model.torch_file import read_torch_file, unusual
 from indextts_job.model.unified_voice import UnifiedVoice
@@ -28,6 +28,8 @@ from indextts_job.model.vocabulary import (
 from indextts_job.redaction import redacted
 
 LARGEST_TABLE_ROWS = 2**24
+EXPORT_SECTION, BASE_PIECES = "indextts_job", "base_pieces"
+"""Where an export's config.yaml says how many of its pieces are the released base's."""
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _DROPPED = re.compile(
     r"inference_model\..*"  # the generation wrapper, an alias of everything else
@@ -45,6 +47,9 @@ class BaseCheckpoint:
     tensors: Mapping[str, Tensor]
     text_pieces: int
     """Pieces of the tokenizer it was trained with: rows of its text tables - 1."""
+    frozen_pieces: int | None = None
+    """Of those, the pieces of the released base, whose rows stay as they are; None = all. An export of a run that
+    added pieces has fewer of them than rows."""
 
 
 def load_base_checkpoint(url: str, config: GPTConfig) -> BaseCheckpoint:
@@ -176,6 +181,20 @@ def initialise(
     model.load_state_dict(tensors, strict=True)
 
 
+def split_rows(base: BaseCheckpoint) -> tuple[BaseCheckpoint, dict[str, Tensor]]:
+    """A base whose text tables hold rows that a run has trained: the released base's rows, and the trained ones.
+
+    Returns:
+        The base as it was released, and its further rows [text_pieces - frozen_pieces, ...] by table.
+    """
+    frozen = base.text_pieces if base.frozen_pieces is None else base.frozen_pieces
+    if frozen >= base.text_pieces:
+        return base, {}
+    rows = {key: base.tensors[key][frozen:-1] for key in TEXT_TABLES}
+    tables = {key: torch.cat([base.tensors[key][:frozen], base.tensors[key][-1:]]) for key in TEXT_TABLES}
+    return BaseCheckpoint({**base.tensors, **tables}, frozen), rows
+
+
 def carried_tensors(model: UnifiedVoice, base: BaseCheckpoint) -> dict[str, Tensor]:
     """Tensors of the base that this run never changes: conditioning modules, and frozen text tables if extended."""
     trained = dict(model.named_parameters())
@@ -206,6 +225,19 @@ def export_state_dict(
     return {key: (full[key] if key in carried else full[key].to(dtype)).contiguous().clone() for key in expected}
 
 
+def frozen_pieces(document: Mapping[str, Any], source: str) -> int | None:
+    """How many pieces an export's config.yaml gives to the released base; None in a release's own.
+
+    Raises:
+        ConfigError: It says something else.
+    """
+    section = document.get(EXPORT_SECTION)
+    pieces = section.get(BASE_PIECES) if isinstance(section, Mapping) else None
+    if section is not None and (not isinstance(pieces, int) or isinstance(pieces, bool) or pieces < 1):
+        raise ConfigError(f"{source}: {EXPORT_SECTION}.{BASE_PIECES} is {pieces!r}, expected a whole number from 1 on.")
+    return pieces
+
+
 def export_config(document: Mapping[str, Any], vocabulary: Vocabulary, tokenizer_name: str, weights_name: str) -> str:
     """The `config.yaml` that belongs to an export: everything carried through except what changed.
 
@@ -220,4 +252,9 @@ def export_config(document: Mapping[str, Any], vocabulary: Vocabulary, tokenizer
     dataset = document.get("dataset")
     exported["dataset"] = {**(dataset if isinstance(dataset, Mapping) else {}), "bpe_model": tokenizer_name}
     exported["gpt_checkpoint"] = weights_name
+    if vocabulary.extended:
+        # A run that starts from this export keeps these rows frozen. Published inference reads past the key.
+        exported[EXPORT_SECTION] = {BASE_PIECES: vocabulary.base_pieces}
+    else:
+        exported.pop(EXPORT_SECTION, None)
     return yaml.safe_dump(exported, sort_keys=False, allow_unicode=True)

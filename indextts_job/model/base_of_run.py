@@ -1,5 +1,7 @@
 """A run, or one of its checkpoints, as the base of another run: what its export would hold, without writing one."""
 
+from dataclasses import replace
+
 from indextts_job import files
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import MANIFESTS, parse_file_name
@@ -38,9 +40,8 @@ def load_base(url: str, config: GPTConfig) -> BaseCheckpoint:
         return _of_checkpoint(CheckpointStore(open_storage(run)), named, redacted(url), config)
     if _may_be_run(url) and files.sizes(f"{url.rstrip('/')}/{MANIFESTS}"):
         store = CheckpointStore(open_storage(url.rstrip("/")))
-        names = retention.current(store.names())
-        if names:
-            return _of_checkpoint(store, names[0], redacted(url), config)
+        if newest := store.newest():
+            return _of_checkpoint(store, newest.name, redacted(url), config)
     return load_base_checkpoint(url, config)
 
 
@@ -53,7 +54,8 @@ def _may_be_run(url: str) -> bool:
 def _of_checkpoint(
     store: CheckpointStore, name: retention.CheckpointName, shown: str, config: GPTConfig
 ) -> BaseCheckpoint:
-    tensors = store.load(store.manifest(name), (_WEIGHTS, _BASE))
+    manifest = store.manifest(name)
+    tensors = store.load(manifest, (_WEIGHTS, _BASE))
     full = {key.removeprefix(_BASE): value for key, value in tensors.items() if key.startswith(_BASE)}
     for key, value in tensors.items():
         if not key.startswith(_WEIGHTS):
@@ -62,4 +64,5 @@ def _of_checkpoint(
         table = parameter.removesuffix(NEW_ROWS_SUFFIX)
         joined = parameter != table and table in full
         full[table] = join_rows(full[table], value.to(full[table].dtype)) if joined else value
-    return as_base(full, config, shown)
+    base = as_base(full, config, shown)
+    return replace(base, frozen_pieces=manifest.values["vocabulary"]["base_pieces"])

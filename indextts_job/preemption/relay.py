@@ -6,11 +6,11 @@ passes it on, so no child can be missed while it is being started, and none gets
 """
 
 import signal
-import time
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from indextts_job.errors import EXIT_STOPPED
+from indextts_job.waiting import pause
 
 if TYPE_CHECKING:
     import subprocess
@@ -72,15 +72,13 @@ class StopRelay:
         self.add(child)
         while (code := child.poll()) is None:
             self.pass_on()
-            time.sleep(POLL_S)
+            pause(POLL_S)
         self._children.remove(child)
         return code
 
     def pause(self, seconds: float) -> bool:
         """Wait, but not longer than until a stop is requested; returns whether one is."""
-        until_s = time.monotonic() + seconds
-        while not self.requested and (left_s := until_s - time.monotonic()) > 0:
-            time.sleep(min(POLL_S, left_s))
+        pause(seconds, lambda: self.requested)
         return self.requested
 
     def meaning(self, exit_code: int) -> int:

@@ -197,7 +197,7 @@ def _wait(begun: Iterable[dist.Work | None]) -> None:
     """Wait for all; they are begun before the first is waited for."""
     for work in list(begun):
         if work is not None:
-            work.wait()
+            work.wait(TIMEOUT)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What the configuration names: read, checked, and described in a line."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from indextts_job import files
@@ -10,7 +10,7 @@ from indextts_job.data.dataset import Dataset, Limits
 from indextts_job.data.order import Order
 from indextts_job.data.sources import load_dataset
 from indextts_job.errors import StoppedError
-from indextts_job.model.base_checkpoint import BaseCheckpoint
+from indextts_job.model.base_checkpoint import BaseCheckpoint, frozen_pieces
 from indextts_job.model.base_of_run import load_base
 from indextts_job.model.config import GPTConfig, gpt_config
 from indextts_job.model.flops import training_flops
@@ -115,6 +115,8 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
     if needs_base:
         base = load_base(config.inputs.base_checkpoint, model)
         demand_base_pieces(tokenizer, base.text_pieces, config.inputs.tokenizer)
+        if base.frozen_pieces is None and isinstance(document, Mapping):
+            base = replace(base, frozen_pieces=frozen_pieces(document, config.inputs.model_config))
     limits = Limits(model, tokenizer.pieces)
 
     def progress(done: int, total: int) -> None:

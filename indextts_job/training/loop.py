@@ -6,7 +6,7 @@ validation that a kill interrupted is made up for, one that is recorded is not r
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from indextts_job.checkpoint.retention import FINAL, PREEMPTED
@@ -63,6 +63,8 @@ class LoopSettings:
     log_interval_steps: int
     saves: SavesSettings
     goals: Sequence[Goal] = ()
+    pace: Pace = field(default_factory=Pace)
+    """Of the last attempt on this hardware: the first step has nothing else to decide by."""
     peak_tokens_per_s: float = 0.0
     """What the hardware could do at best, the divisor of MFU; 0 = not known."""
 
@@ -90,7 +92,7 @@ class TrainingLoop:
         self._ranks = ranks or Alone()
         self._agreed: StopRequest | None = None
         self._risk_known = ""
-        self._pace = Pace()
+        self._pace = settings.pace
         self._time = Timekeeper(clock)
         self._stop_announced = False
         self._saves = Saves(
@@ -102,6 +104,7 @@ class TrainingLoop:
             ranks=self._ranks,
             time=self._time,
         )
+        self._saves.pace = self._pace
 
     def run(self, state: TrainState, saved_tags: tuple[str, ...] = ()) -> Literal["complete", "stopped"]:
         """Train.
@@ -157,6 +160,7 @@ class TrainingLoop:
             return False
         seconds = self._clock() - started_s
         self._pace = replace(self._pace, micro_batch_s=outcome.micro_batch_s, update_s=outcome.update_s)
+        self._saves.pace = self._pace
         state.step = step + 1
         state.history = replace(
             state.history,

@@ -28,6 +28,7 @@ from indextts_job.hardware.scheduler import (
 )
 from indextts_job.hardware.visible import visible_gpus
 from indextts_job.preemption.relay import POLL_S, StopRelay
+from indextts_job.waiting import pause
 
 LINGER_S = 30.0
 """After a rank has ended, the others have so long to end too; if it failed, rank 0 may be in the middle of a save."""
@@ -193,7 +194,7 @@ class ProcessesOfNode:
                         rank.process.kill()
                 if time.monotonic() > give_up_at_s + KILLED_S:
                     break
-            time.sleep(POLL_S)
+            pause(POLL_S)
         return failed
 
     def _exit_code(self, failed: list[_Rank]) -> int:

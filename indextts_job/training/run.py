@@ -13,6 +13,7 @@ from indextts_job.background import begin
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.interval import PRIOR_S, mean_between_kills_s
 from indextts_job.checkpoint.remote import open_storage
+from indextts_job.checkpoint.schema import demand_storable
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
 from indextts_job.data.loader import Prefetcher, step_batches
@@ -93,6 +94,8 @@ def run_attempt(
     selecting = begin(lambda: resume.select(config.resume, store, mend), "checkpoint")
     from_base = config.resume.source in ("auto", "own", "none") or is_old_checkpoint(config.resume.source)
     inputs = read_inputs(config, stop, emit, console, needs_base=from_base and not store.names())
+    demand_storable(config.to_json(), "the configuration")
+    demand_storable(inputs.model_document, config.inputs.model_config)
     for warning in warnings_of(config, inputs):
         emit(Notice(step=0, topic="settings", message=warning, warning=True))
     laps.done("inputs and data")
@@ -249,6 +252,7 @@ def _train(parts: _Parts, saver: BackgroundSaver) -> str:
         validation_samples=validation_samples,
         log_interval_steps=config.report.log_interval_steps,
         goals=parse_goals(config.validation.stop_unless),
+        pace=start.pace,
         peak_tokens_per_s=_peak_tokens_per_s(parts),
         saves=SavesSettings(
             checkpoint=config.checkpoint,

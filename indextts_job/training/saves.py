@@ -6,7 +6,7 @@ same places.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from indextts_job.checkpoint.retention import BEST, PREEMPTED, CheckpointConfig
@@ -26,8 +26,14 @@ LOOK_FOR_STOP_S = 0.2
 class SavingWork(Protocol):
     """Who writes checkpoints."""
 
-    def save(self, state: TrainState, tags: tuple[str, ...]) -> None:
-        """Begin to commit a checkpoint; returns as soon as the state may change again."""
+    def save(self, state: TrainState, tags: tuple[str, ...], pace: Pace) -> None:
+        """Begin to commit a checkpoint; returns as soon as the state may change again.
+
+        Args:
+            state: To save.
+            tags: Of the checkpoint.
+            pace: Measured so far; the next attempt on this hardware begins with it.
+        """
 
     def finished_save(self, *, wait_s: float) -> FinishedSave | None:
         """What became of the save in flight; None if there is none, or it is not done within `wait_s`."""
@@ -82,6 +88,8 @@ class Saves:
         self._interval = SaveInterval(settings.checkpoint, settings.between_kills_s, clock)
         self.lasts_s = settings.estimate_s
         """How long a save takes: the last one, at first an estimate."""
+        self.pace = Pace()
+        """Of the steps so far; kept up to date by the loop."""
         self._failed = 0
         self._began_s = 0.0
         self._in_flight: _Saved | None = None
@@ -112,7 +120,7 @@ class Saves:
         self._began_s = self._clock()
         self._interval.began()
         with self._time.spending("saves"):
-            self._work.save(state, every)
+            self._work.save(state, every, replace(self.pace, save_s=self.lasts_s))
         self._in_flight = _Saved(state.step, len(state.history.validations), every)
 
     def previous_done(self) -> bool:

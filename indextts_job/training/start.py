@@ -13,10 +13,11 @@ from indextts_job.data.order import ORDER_VERSION, derive_seed
 from indextts_job.errors import UnavailableError
 from indextts_job.hardware.memory import MemoryLine
 from indextts_job.hardware.plan import PRECISIONS, HardwareFacts, Needs, Plan, changes, make_plan
-from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors, initialise
+from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors, initialise, split_rows
 from indextts_job.model.tokenizer import Tokenizer
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
+from indextts_job.preemption.deadline import Pace
 from indextts_job.report.console import human_bytes
 from indextts_job.report.events import Emit, Notice
 from indextts_job.training.capacity import Capacity
@@ -56,6 +57,8 @@ class Start:
     capacity: Capacity
     tags: tuple[str, ...]
     lineage: Mapping[str, Any]
+    pace: Pace
+    """Of the last attempt, if it ran on the same hardware."""
 
 
 def compare(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emit) -> Selection:
@@ -123,7 +126,9 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
     """Model, optimizer and scaler on the device, with the values of the base or of a checkpoint."""
     point = None if selection.weights_only else selection.point
     donor = selection.point if selection.weights_only else None
-    base = _weights_as_base(donor) if donor else inputs.base
+    base, rows = (_weights_as_base(donor), _trained_rows(donor)) if donor else (inputs.base, {})
+    if base and not donor and not selection.legacy:
+        base, rows = split_rows(base)
     imported, origin = None, ""
     if selection.legacy and base:
         base, imported, origin = take_over(config, inputs, selection, base, emit)
@@ -142,7 +147,6 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
     elif imported:
         install(state, imported, config.recipe.global_batch_samples)
     elif base:
-        rows = _trained_rows(donor) if donor else None
         initialise(model, base, config.recipe.new_rows, derive_seed(config.recipe.seed), rows)
         state.carried = Carried(tensors=carried_tensors(model, base))
     if ranks.rank:
@@ -182,7 +186,16 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
         capacity=capacity,
         tags=tags,
         lineage=lineage,
+        pace=_recorded_pace(point, facts, ranks.world_size),
     )
+
+
+def _recorded_pace(point: ResumePoint | None, facts: HardwareFacts, world_size: int) -> Pace:
+    """Of the attempt that saved a checkpoint, where it says something about this one."""
+    values = point.manifest.values if point else {}
+    then = values.get("environment", {})
+    same = then.get("hardware", {}).get("name") == facts.name and then.get("world_size") == world_size
+    return Pace(**values["pace"]) if same and "pace" in values else Pace()
 
 
 def _capacity(  # of one place above

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from indextts_job.data.batch import PackedBatch, collate
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.loader import LONG_WAIT_S, Prefetcher
 from indextts_job.model.config import GPTConfig
-from indextts_job.preemption.deadline import Stop
+from indextts_job.preemption.deadline import Pace, Stop
 from indextts_job.report.events import Emit, Notice
 from indextts_job.training.capacity import Capacity
 from indextts_job.training.consistency import Reference
@@ -105,12 +105,16 @@ class AttemptWork:
         self.machinery.model.gpt.recompute = self.capacity.recompute
         self.emit(Notice(step=step, topic="memory", message=message, warning=True))
 
-    def save(self, state: TrainState, tags: tuple[str, ...]) -> None:
+    def save(self, state: TrainState, tags: tuple[str, ...], pace: Pace) -> None:
         """See `loop.Work`."""
         further: dict[str, Any] = {}
         if self.machinery.ranks.rank == 0:
             rate = self.machinery.optimizer.param_groups[0]["lr"] if state.step else None
-            further = {"learning_rate": rate, "reference": self.reference.losses(self.machinery)}
+            further = {
+                "learning_rate": rate,
+                "reference": self.reference.losses(self.machinery),
+                "pace": asdict(pace),
+            }
         self.saver.save(state, tags, further)
 
     def finished_save(self, *, wait_s: float) -> FinishedSave | None:

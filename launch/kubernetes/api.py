@@ -83,7 +83,7 @@ class BrokenError(Exception):
 class Namespace:
     """One namespace of a cluster: that of kubectl's context, or the one that this pod runs in."""
 
-    def __init__(self, name: str, context: str, say: Callable[[str], None], wait: Callable[[float], None]) -> None:
+    def __init__(self, name: str, context: str, say: Callable[[str], None], wait: Callable[[float], object]) -> None:
         api, current = _connect(context)
         self.name = name or current
         self._address = api.configuration.host

@@ -1,6 +1,5 @@
 """A Kubernetes cluster through its API: submit a job, look at it, follow its logs, start it anew, end it."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,6 +7,7 @@ from datetime import UTC, datetime
 import yaml
 
 from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError, findings_message
+from indextts_job.waiting import pause
 from launch.kubernetes.api import Document, Namespace
 from launch.kubernetes.describe import PodRow, ended_state, lost_node_lines, pod_row, state_text
 from launch.kubernetes.differences import as_submitted, comparable, differences
@@ -39,7 +39,7 @@ class KubernetesCluster:
         context: str = "",
         *,
         say: Callable[[str], None],
-        wait: Callable[[float], None] = time.sleep,
+        wait: Callable[[float], object] = pause,
     ) -> None:
         self._api = Namespace(namespace, context, say, wait)
         self._jobs = Jobs(self._api)

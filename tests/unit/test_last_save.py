@@ -9,7 +9,7 @@ import torch
 from indextts_job.checkpoint.retention import CheckpointConfig
 from indextts_job.data.batch import PackedBatch
 from indextts_job.data.order import Order
-from indextts_job.preemption.deadline import StopRequest
+from indextts_job.preemption.deadline import Pace, StopRequest
 from indextts_job.training.history import Losses, ValidationConfig
 from indextts_job.training.loop import LoopSettings, TrainingLoop
 from indextts_job.training.recipe import OptimizerConfig
@@ -46,7 +46,7 @@ class SlowStorage:
     def validate(self, interrupted: Callable[[int], bool]) -> Losses | None:
         return LOSSES
 
-    def save(self, state: TrainState, tags: tuple[str, ...]) -> None:
+    def save(self, state: TrainState, tags: tuple[str, ...], pace: Pace) -> None:
         self._in_flight, self._cancelled = (state.step, tags), False
 
     def finished_save(self, *, wait_s: float) -> FinishedSave | None:
