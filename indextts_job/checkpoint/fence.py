@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "attempts"
 MOST_TRIES = 1000
 """Numbers that may be taken by others while one is looked for."""
-TEXTS = ("started", "launched", "node", "device", "driver", "previous_end", "resume", "version")
+TEXTS = ("started", "launched", "pid_namespace", "command", "node", "device", "driver", "previous_end", "resume")
 NUMBERS = ("pid", "step")
 """Values of a record, by type; `scheduler` holds texts."""
 _NAME = re.compile(r"(\d{4,})\.json")

@@ -37,6 +37,7 @@ _DROPPED = re.compile(
     r"|gpt\.wte\.weight"  # an alias of mel_embedding, set up for inference
     r"|gpt\.h\.\d+\.attn\.(masked_)?bias"  # mask buffers of older library versions
 )
+_WRAPPERS = ("model", "model_state_dict")
 _OTHER_MODEL_KEYS = ("spk_emb_proj.", "lang_embedding.")
 
 
@@ -116,8 +117,9 @@ def demand_tensors(state: Mapping[str, Any], config: GPTConfig, url: str) -> dic
 
 def _read_state_dict(url: str) -> Mapping[str, Any]:
     content = read_torch_file(url, "base checkpoint", "inputs.base_checkpoint")
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
+    if isinstance(content, Mapping):
+        # Checkpoints of the public trainer, and of the full-layer script, hold the weights among other things.
+        content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping):
         raise DataError(f"{redacted(url)}: holds a {type(content).__name__}, expected a dict of tensors.")
     return content

@@ -163,7 +163,14 @@ def test_an_export_is_accepted_as_the_base_of_a_new_run(world: World, run: Path,
     )
     ended = attempt(config)
     assert ended.code == 0
-    assert "217 pieces, the base checkpoint's own: all rows train" in ended.output
+    # The rows of the released base stay frozen, and the others go on from where the export has them.
+    assert "extended from 100 to 217 pieces: base rows are frozen" in ended.output
+    exported = torch.load(folder / "gpt.pth", weights_only=True)
+    tensors = store_of(tmp_path / "second").load(newest(tmp_path / "second"))
+    base = torch.load(world.base_checkpoint, weights_only=True)
+    for key in ("text_embedding.weight", "text_head.weight", "text_head.bias"):
+        assert torch.equal(tensors[f"base/{key}"], base[key])
+        assert float((tensors[f"model/{key}_new"] - exported[key][100:217]).abs().max()) < 0.03
 
 
 def test_an_old_command_line_works(world: World, tmp_path: Path) -> None:

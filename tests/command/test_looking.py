@@ -112,7 +112,9 @@ def test_a_list_of_checkpoints_is_whole_on_a_small_terminal(
     assert set(names) == {path.name for path in (run / "checkpoints").iterdir()}
     head = lines[0].split()
     assert head[:3] == ["step", "epoch", "tags"]
-    assert re.match(r"24 +4\.20 +final +(\d+\.\d{4} +)?\d+\.\d [KM]iB +\d\d-\d\d \d\d:\d\d +1 +yes$", lines[1])
+    assert re.match(
+        r"24 +4\.20 +(?:best, )?final +(\d+\.\d{4} +)?\d+\.\d [KM]iB +\d\d-\d\d \d\d:\d\d +1 +yes$", lines[1]
+    )
     validated = "\n".join(lines)
     total = store_of(run).manifest(store_of(run).names()[-1]).values["history"]["validations"][-1]["losses"]["total"]
     assert f"{total:.4f}" in validated

@@ -55,6 +55,19 @@ def wait_until(there: Path, child: "subprocess.Popen[str]", text: str = "") -> N
         os.sched_yield()
 
 
+def wait_until_idle(child: "subprocess.Popen[str]") -> None:
+    """Until the process uses no time of a processor: all its threads wait."""
+    limit_s = time.monotonic() + 60
+    used = Path(f"/proc/{child.pid}/schedstat")
+    before, since_s = -1, time.monotonic()
+    while time.monotonic() - since_s < 0.6:
+        now = sum(int(part.read_text().split()[0]) for part in used.parent.glob("task/*/schedstat")) // 20_000_000
+        if now != before:
+            before, since_s = now, time.monotonic()
+        assert time.monotonic() < limit_s
+        os.sched_yield()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_hung_read_of_a_step_loses_nothing(world: World, tmp_path: Path, number: signal.Signals) -> None:
     """Every step that was done is committed, although the next one will never have its data."""
@@ -64,6 +77,7 @@ def test_a_hung_read_of_a_step_loses_nothing(world: World, tmp_path: Path, numbe
         wait_until(run / "samples/attempt-0001.jsonl", child, '"step": 2,')
         (tmp_path / "trigger").touch()
         wait_until(mark, child)
+        wait_until_idle(child)  # what was read before has been trained on
         began_s = time.monotonic()
         child.send_signal(number)
         output, _ = child.communicate(timeout=60)

@@ -30,7 +30,7 @@ def endless(source: str) -> Iterator[str]:
         match node:
             case ast.Attribute(value=ast.Name(id="time"), attr="sleep"):
                 yield f"line {node.lineno}: {ast.unparse(node)}"
-            case ast.Call(func=ast.Attribute(attr="select"), args=[_, _, _]):
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="select"), attr="select"), args=[_, _, _]):
                 yield f"line {node.lineno}: {ast.unparse(node)}"
             case ast.Call(func=ast.Attribute(attr=name, value=value), args=[], keywords=[]) if name in WAITS and (
                 ast.unparse(value) not in CONTEXT_VARIABLES
