@@ -1,8 +1,8 @@
 """The values of a checkpoint, checked once, where they are parsed. Pure.
 
 A schema is a type, a tuple of schemas of which one fits, a list with the schema of its entries, or a mapping of
-keys to schemas (a key that ends in `?` may be missing). Keys that a schema does not name are let through: a newer
-release may record more.
+keys to schemas (a key that ends in `?` may be missing). Keys that a schema does not name are let through, except in a
+`Closed` one: training goes on from these values, so one that it does not know would be lost.
 """
 
 import math
@@ -11,10 +11,15 @@ from typing import Any
 
 from indextts_job.errors import ConfigError, DataError
 
+
+class Closed(dict[str, Any]):
+    """A mapping of keys to schemas without any other keys."""
+
+
 _COUNT = int
-_LOSSES = {"text_loss": float, "mel_loss": float, "mel_top1": float, "total": float}
-_SUMS = {"steps": _COUNT, **_LOSSES, "grad_norm": float}
-_VALIDATION = {"step": _COUNT, "losses": _LOSSES, "train_total?": (float, None)}
+_LOSSES = Closed(text_loss=float, mel_loss=float, mel_top1=float, total=float)
+_SUMS = Closed(steps=_COUNT, **_LOSSES, grad_norm=float)
+_VALIDATION = Closed({"step": _COUNT, "losses": _LOSSES, "train_total?": (float, None)})
 VALUES: Mapping[str, Any] = {
     "config": {"recipe": dict, "schedule": dict, "data": dict, "hardware": dict, "storage?": dict},
     "model_config": {"gpt": dict},
@@ -28,25 +33,27 @@ VALUES: Mapping[str, Any] = {
     "total_steps": _COUNT,
     "dataset": {"manifests": [str], "languages": dict, "codes": _COUNT, "skipped_samples": [str]},
     "tokenizer": {"pieces": _COUNT, "fingerprint": str},
-    "vocabulary": {"pieces": _COUNT, "base_pieces": _COUNT},
+    "vocabulary": Closed(pieces=_COUNT, base_pieces=_COUNT),
     "parameters": {"trained": _COUNT},
     "lineage": {"run?": str, "checkpoint?": str, "step?": _COUNT},
     "environment": {"hardware": dict, "plan": dict},
-    "history": {
-        "samples": _COUNT,
-        "tokens": _COUNT,
-        "scaler_skips": _COUNT,
-        "interval": _SUMS,
-        "since_validation?": _SUMS,
-        "last_line?": (_LOSSES, None),
-        "validations": [_VALIDATION],
-        "best": (_VALIDATION, None),
-        "validations_without_improvement": _COUNT,
-        "overfitting_since?": (_COUNT, None),
-    },
+    "history": Closed(
+        {
+            "samples": _COUNT,
+            "tokens": _COUNT,
+            "scaler_skips": _COUNT,
+            "interval": _SUMS,
+            "since_validation?": _SUMS,
+            "last_line?": (_LOSSES, None),
+            "validations": [_VALIDATION],
+            "best": (_VALIDATION, None),
+            "validations_without_improvement": _COUNT,
+            "overfitting_since?": (_COUNT, None),
+        }
+    ),
     "scaler": (dict, None),
     "learning_rate?": (float, None),
-    "pace?": {"micro_batch_s": float, "update_s": float, "save_s": float},
+    "pace?": Closed(micro_batch_s=float, update_s=float, save_s=float),
     "reference?": (
         {"samples": [str], "text_loss": float, "mel_loss": float, "precision": str, "device": str},
         None,
@@ -127,7 +134,12 @@ def _problem_of_mapping(value: object, schema: Mapping[str, Any], path: str) -> 
             return f"{path}.{name} is missing"
         if problem := _problem(value[name], one, f"{path}.{name}"):
             return problem
-    return None
+    further = [key for key in value if key not in schema and f"{key}?" not in schema]
+    return (
+        f"{path} holds {further[0]!r}, which this release does not know"
+        if isinstance(schema, Closed) and further
+        else None
+    )
 
 
 def _fits(value: object, kind: type | None) -> bool:

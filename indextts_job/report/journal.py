@@ -128,10 +128,13 @@ def committed_samples(logs: Sequence[bytes]) -> dict[int, list[str]]:
         for line in log.split(b"\n"):
             try:
                 entry = json.loads(line.decode())
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # cut off by a kill; the step was not committed then
-            if "resumed_at" in entry:
-                steps = {step: samples for step, samples in steps.items() if step <= entry["resumed_at"]}
-            else:
-                steps[entry["step"]] = entry["samples"]
+            if not isinstance(entry, dict):
+                continue
+            start, step, names = (entry.get(key) for key in ("resumed_at", "step", "samples"))
+            if type(start) is int:
+                steps = {step: samples for step, samples in steps.items() if step <= start}
+            elif type(step) is int and isinstance(names, list) and all(isinstance(name, str) for name in names):
+                steps[step] = names
     return steps

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import signal
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
@@ -285,3 +286,52 @@ def test_a_notice_ends_the_patience_of_ctrl_c(signals: StopSignals) -> None:
     assert request is not None
     assert request.reason == "SIGINT"
     assert request.deadline_at_s < time.monotonic() + 31
+
+
+class Garbled(socketserver.StreamRequestHandler):
+    """Answers what no HTTP client can read, then closes the connection."""
+
+    def handle(self) -> None:
+        self.request.recv(4096)
+        self.request.sendall(b"\x00\xffnot http at all\r\n\r\n")
+
+
+def test_a_garbled_answer_is_no_end_of_the_watch() -> None:
+    with socketserver.TCPServer(("127.0.0.1", 0), Garbled) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            cloud = Google(f"http://127.0.0.1:{server.server_address[1]}")
+            assert not cloud.present()
+            with pytest.raises(MetadataError):
+                cloud.ask()
+        finally:
+            server.shutdown()
+
+
+class Moody:
+    """A cloud whose answers break the client in unexpected ways, until a notice comes."""
+
+    interval_s = 1.0
+
+    def __init__(self, *answers: object) -> None:
+        self._answers = list(answers)
+
+    def present(self) -> bool:
+        return True
+
+    def ask(self) -> SpotNotice | None:
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        assert answer is None or isinstance(answer, SpotNotice)
+        return answer
+
+
+def test_whatever_an_answer_breaks_the_later_notice_is_heard_and_it_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken = [RecursionError("deep"), KeyError("x"), OverflowError("far"), ValueError("odd")]
+    signals = StopSignals()
+    watch([Moody(*broken, SpotNotice("preemption", 30.0))], signals, Pauses(*[None] * 10))
+    assert signals() is not None
+    assert len([record for record in caplog.records if "cannot be read" in record.message]) == 1

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from indextts_job.preemption.deadline import SAFETY_RATIO, Pace, StopRequest, finishes_in_time
 from indextts_job.preemption.signals import STOP_SIGNALS, StopSignals
+from indextts_job.training.distributed import Alone
+from indextts_job.training.stop_decision import StopDecision
 
 
 @pytest.fixture
@@ -72,3 +74,21 @@ def test_what_is_finished_would_have_been_finished_with_less_to_do(now: float, l
     if finishes_in_time(request, now, left + 1, pace):
         assert finishes_in_time(request, now, left, pace)
         assert now + SAFETY_RATIO * save <= 60.0
+
+
+def decided(clock_s: list[float], pace: Pace, micro_batches: int, left: int) -> str:
+    request = StopRequest("SIGTERM", 0.0, 30.0)
+    decision = StopDecision(lambda: request, Alone(), lambda: clock_s.pop(0), pace, micro_batches)
+    decision(left)
+    return decision.decision
+
+
+def test_the_first_step_of_an_attempt_decides_by_its_own_micro_batches() -> None:
+    """40 micro-batches of 3 s: after two of them it is known that the step does not fit."""
+    unknown = Pace(save_s=1.0)
+    assert decided([0.0, 6.0, 6.0], unknown, 40, 38) == "discard"
+    assert decided([0.0, 6.0, 6.0], unknown, 6, 4) == "finish"
+
+
+def test_a_slower_pace_that_was_known_before_counts_too() -> None:
+    assert decided([0.0, 0.1, 0.1], Pace(micro_batch_s=3.0), 40, 39) == "discard"

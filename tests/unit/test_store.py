@@ -227,3 +227,41 @@ def test_a_manifest_is_documented_json(store: CheckpointStore) -> None:
         *("format", "format_version", "step", "attempt", "attempt_start", "tags", "created"),
         *("objects", "tensors", "files", "values", "sha256"),
     ]
+
+
+def test_a_checkpoint_that_a_person_keeps_while_retention_runs_keeps_its_objects(tmp_path: Path) -> None:
+    """Retention has chosen it already when it gets its tag."""
+    store = CheckpointStore(open_storage(str(tmp_path)))
+    names = [save(store, step) for step in range(1, 4)]
+    person = CheckpointStore(open_storage(str(tmp_path)))
+    delete = store.storage.delete
+    kept: list[CheckpointName] = []
+
+    def while_deleting(key: str) -> None:
+        if not kept:
+            kept.append(person.keep(names[0]))
+        delete(key)
+
+    store.storage.delete = while_deleting  # type: ignore[method-assign]
+    store.retain(1)
+    store.verify(store.manifest(kept[0]))
+
+
+def test_a_checkpoint_that_is_being_removed_cannot_be_kept_any_more(tmp_path: Path) -> None:
+    store = CheckpointStore(open_storage(str(tmp_path)))
+    name = save(store, 1)
+    store.storage.delete(next(iter(store.manifest(name).objects)))
+    with pytest.raises(DataError, match="was being removed"):
+        store.keep(name)
+    assert store.names() == [name]
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"{}", b"garbage"])
+def test_a_manifest_without_content_hides_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    """Its name may say anything: the highest attempt, the highest step."""
+    store = CheckpointStore(open_storage(str(tmp_path)))
+    name = save(store, 5)
+    store.storage.write(f"checkpoints/{file_name(CheckpointName(9, 9999, 0))}", content)
+    newest = store.newest()
+    assert newest is not None
+    assert newest.name == name
