@@ -67,6 +67,9 @@ def configure_object_stores(config: StorageConfig) -> None:
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": READ_TIMEOUT_S,
             "max_pool_connections": CONNECTIONS,
+            # Every object is compared with its own hash. Some stores answer a ranged read with the checksum of the
+            # whole object, and the client would refuse each of them.
+            "response_checksum_validation": "when_required",
             # Most of the patience belongs where it is counted and said: in `storage_errors.patiently`.
             "retries": {"max_attempts": 2, "mode": "standard"},
         },

@@ -9,7 +9,7 @@ from s3fs import S3FileSystem
 
 from indextts_job import files
 from indextts_job.retry import StorageConfig
-from tests.support.servers import Server, client_environment, rclone, running, seaweedfs
+from tests.support.servers import Server, client_environment, moto, rclone, running, seaweedfs
 
 Connect = Callable[[str], None]
 _numbers = itertools.count()
@@ -24,6 +24,12 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def lawless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running(rclone(tmp_path_factory.mktemp("rclone"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mocked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(moto(tmp_path_factory.mktemp("moto"))) as server:
         yield server
 
 
@@ -62,3 +68,14 @@ def lawless_run(lawless: Server, reach: None, monkeypatch: pytest.MonkeyPatch) -
     for name, value in client_environment(lawless).items():
         monkeypatch.setenv(name, value)
     return f"s3://bucket/runs-{next(_numbers)}"
+
+
+@pytest.fixture
+def mocked_run(mocked: Server, reach: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a fresh run on moto."""
+    for name, value in client_environment(mocked).items():
+        monkeypatch.setenv(name, value)
+    filesystem = fsspec.filesystem("s3")
+    if not filesystem.exists("bucket"):
+        filesystem.mkdir("bucket")
+    return f"s3://bucket/runs/{next(_numbers)}"

@@ -112,6 +112,13 @@ def rclone(folder: Path) -> Server:
     return Server("rclone", [*command, "--vfs-cache-mode=off", str(folder / "data")], port, folder)
 
 
+def moto(folder: Path) -> Server:
+    """Amazon's interface in memory, with its own ideas of errors and listings."""
+    (port,) = free_ports(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Server("moto", [installed("moto_server"), "-H", "127.0.0.1", "-p", str(port)], port, folder)
+
+
 @contextlib.contextmanager
 def running(server: Server) -> Iterator[Server]:
     """Start a server, and stop it at the end."""
