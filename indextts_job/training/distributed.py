@@ -5,8 +5,9 @@ nobody decides alone. A process group of one costs nothing: `Alone`.
 """
 
 import math
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,10 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from indextts_job.background import begin
 from indextts_job.errors import UnavailableError
 from indextts_job.hardware.scheduler import RENDEZVOUS_VARIABLE, whole_number
 from indextts_job.preemption.deadline import StopRequest
+from indextts_job.waiting import pause
 
+TELL_EVERY_S = 60.0
 TIMEOUT = timedelta(minutes=30)
 """For all ranks to come, and for the last save of rank 0. One that dies is noticed at once, by its connections."""
 
@@ -201,12 +205,13 @@ def _wait(begun: Iterable[dist.Work | None]) -> None:
 
 
 @contextmanager
-def joined(place: Place, device: str) -> Iterator[Ranks]:
+def joined(place: Place, device: str, tell: Callable[[str], None] = lambda _message: None) -> Iterator[Ranks]:
     """Wait for all ranks, and train with them.
 
     Args:
         place: Of this process.
         device: `cpu` or `cuda`.
+        tell: Gets a line, from another thread, every minute in which somebody is still missing.
 
     Raises:
         UnavailableError: They did not come together, or one was lost.
@@ -215,7 +220,7 @@ def joined(place: Place, device: str) -> Iterator[Ranks]:
         yield Alone()
         return
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    with _together(place):
+    with _together(place), _told_while_waiting(place, tell):
         dist.init_process_group(
             backend, init_method=place.rendezvous, rank=place.rank, world_size=place.world_size, timeout=TIMEOUT
         )
@@ -223,6 +228,28 @@ def joined(place: Place, device: str) -> Iterator[Ranks]:
         yield Group(place)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _told_while_waiting(place: Place, tell: Callable[[str], None]) -> Iterator[None]:
+    """Half a gang holds its GPUs in vain: say so while the main thread waits for the other half."""
+    met = threading.Event()
+
+    def run() -> None:
+        waited_s = 0.0
+        while not pause(TELL_EVERY_S, met.is_set):
+            waited_s += TELL_EVERY_S
+            others = f"{place.world_size - 1} other processes" if place.world_size > 2 else "the other process"
+            tell(
+                f"rank {place.rank} has waited {waited_s:.0f} s for {others} at {place.rendezvous}; it gives up after "
+                f"{TIMEOUT.total_seconds():.0f} s"
+            )
+
+    begin(run, "waiting for ranks")
+    try:
+        yield
+    finally:
+        met.set()
 
 
 @contextmanager

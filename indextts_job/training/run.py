@@ -109,7 +109,11 @@ def run_attempt(
     )  # the cache begins to fill
     check_stop(stop)
     laps.done("checkpoint")
-    with joined(place, facts.device) as ranks:
+
+    def tell(message: str) -> None:
+        emit(Notice(step=step, topic="ranks", message=message, warning=True))
+
+    with joined(place, facts.device, tell) as ranks:
         start = build(config, inputs, facts=facts, selection=selection, own=store, ranks=ranks, emit=emit)
         check_stop(stop)
         laps.done("model")

@@ -31,9 +31,9 @@ def written(world: World, run: Path, **keys: object) -> Path:
 @contextmanager
 def process(*command: str, **how: object) -> Iterator["subprocess.Popen[str]"]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    given = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **how}
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment, **how}
     started: subprocess.Popen[str] = subprocess.Popen(  # type: ignore[call-overload]
-        [sys.executable, *command], cwd=REPOSITORY, env=environment, **given
+        [sys.executable, *command], cwd=REPOSITORY, **given
     )
     try:
         yield started
@@ -49,7 +49,7 @@ def hanging(pattern: str, folder: Path) -> tuple[str, ...]:
 
 def wait_until(there: Path, child: "subprocess.Popen[str]", text: str = "") -> None:
     limit_s = time.monotonic() + 60
-    while not there.exists() or text not in there.read_text(encoding="utf-8"):
+    while not there.exists() or text not in there.read_text(encoding="utf-8", errors="replace"):
         assert child.poll() is None, child.communicate()
         assert time.monotonic() < limit_s
         os.sched_yield()
@@ -120,6 +120,29 @@ def test_a_hung_read_of_the_start_ends_at_once(world: World, tmp_path: Path, pat
         assert time.monotonic() - began_s < 20
     assert child.returncode == 75, output
     assert "SIGTERM before training began" in output
+
+
+def test_a_rank_whose_others_never_come_ends_at_once(world: World, tmp_path: Path) -> None:
+    """Half a gang: the processes that got their GPUs wait for those that did not."""
+    config = written(world, tmp_path / "run", preemption__grace_seconds=3600)
+    rank = {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "INDEXTTS_RENDEZVOUS": f"file://{tmp_path}/rendezvous",
+    }
+    with process(
+        "-m", "indextts_job", "train", str(config), env={**os.environ, **rank, "OMP_NUM_THREADS": "1"}
+    ) as child:
+        wait_until(tmp_path / "rendezvous", child)
+        wait_until_idle(child)
+        began_s = time.monotonic()
+        child.send_signal(signal.SIGTERM)
+        output, _ = child.communicate(timeout=60)
+        assert time.monotonic() - began_s < 20
+    assert child.returncode == 75, output
+    assert "before training began" in output
 
 
 def test_a_hung_write_of_the_last_save_ends_before_the_kill(world: World, tmp_path: Path) -> None:
