@@ -3,14 +3,14 @@
     IndexTTSJobError        70  unexpected; retried, counts against a limit
     ├── NonFiniteError      70  a loss or gradient is not finite; the weights were not touched
     ├── DeviceMemoryError   70  one sample does not fit the device; another device may have more
-    ├── GoalMissedError     65  the run has not come where it should be by now; never retried
     ├── DataError           65  the data or a checkpoint is wrong; never retried
     ├── UnavailableError    69  storage is unreachable or full; retried, counts against a limit
     │   └── StorageFullError 69  no space is left
     ├── StoppedError        75  stopped on request, state is committed; requeued, counts as nothing
     │   └── SupersededError 75  a newer attempt of the same run exists; this one must not write
     ├── AccessRefusedError  77  credentials refused; never retried
-    └── ConfigError         78  the configuration is wrong; never retried
+    ├── ConfigError         78  the configuration is wrong; never retried
+    └── GoalMissedError     79  the run has not come where it should be by now; everything is committed, never retried
 
 A message says what was found, where, what was expected and what to do. The command line prints it without a
 traceback.
@@ -26,6 +26,8 @@ EXIT_SOFTWARE = 70
 EXIT_STOPPED = 75
 EXIT_REFUSED = 77
 EXIT_CONFIG = 78
+EXIT_RULE = 79
+"""Ours, behind the last of sysexits.h: a rule of the run ended it, and everything is committed."""
 
 MAX_FINDINGS_SHOWN = 20
 
@@ -45,7 +47,7 @@ class DataError(IndexTTSJobError):
 class GoalMissedError(IndexTTSJobError):
     """A run has not reached what the configuration wants of it by this step; everything is committed."""
 
-    exit_code = EXIT_DATA
+    exit_code = EXIT_RULE
 
 
 class UnavailableError(IndexTTSJobError):

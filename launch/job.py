@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
-from indextts_job.errors import EXIT_CONFIG, EXIT_DATA, EXIT_OK, EXIT_REFUSED, EXIT_STOPPED, ConfigError
+from indextts_job.errors import EXIT_CONFIG, EXIT_DATA, EXIT_OK, EXIT_REFUSED, EXIT_RULE, EXIT_STOPPED, ConfigError
 
-FINAL_CODES = (EXIT_OK, EXIT_DATA, EXIT_REFUSED, EXIT_CONFIG)
+FINAL_CODES = (EXIT_OK, EXIT_DATA, EXIT_REFUSED, EXIT_CONFIG, EXIT_RULE)
 """Complete, or wrong in a way that a retry cannot mend."""
 
 
@@ -105,6 +105,7 @@ def describe(exit_code: int) -> str:
         75: "stopped on request, everything committed",
         77: "access refused",
         78: "the configuration is wrong",
+        79: "a rule of the run ended it, everything committed",
     }
     if exit_code in known:
         return known[exit_code]

@@ -5,8 +5,6 @@ rebuild. Formats and defects: the public trainer `train_gpt_v2.py`; moments are 
 order of the state dict without its two `pe` buffers.
 """
 
-import io
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indextts_job import files
 from indextts_job.errors import DataError
 from indextts_job.model.base_checkpoint import demand_tensors
 from indextts_job.model.config import GPTConfig
+from indextts_job.model.torch_file import read_torch_file
 
 _POSITION_BUFFER = ".embed.pos_enc.pe"
 
@@ -78,16 +76,8 @@ def _load(url: str) -> Mapping[str, Any]:
     reconstruct: Any = np.empty(0).__reduce__()[0]
     allowed: list[Any] = [torch.torch_version.TorchVersion, np.ndarray, np.dtype, type(np.dtype("uint32")), reconstruct]
     allowed.append((reconstruct, "numpy.core.multiarray._reconstruct"))  # as older numpy spelt it
-    stream = io.BytesIO(files.read_input(url, "checkpoint of the old trainer", "resume.source"))
-    try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(stream, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"{url}: not readable as a checkpoint of the old trainer ({reason}). It may be truncated, or hold objects "
-            "that are never loaded, because loading them could run code."
-        ) from error
+    with torch.serialization.safe_globals(allowed):
+        content = read_torch_file(url, "checkpoint of the old trainer", "resume.source")
     if not isinstance(content, Mapping):
         raise DataError(f"{url}: holds a {type(content).__name__}, expected a dict.")
     return content

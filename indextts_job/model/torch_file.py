@@ -5,6 +5,7 @@ not compressed and together no larger than the file, so that it cannot unfold in
 """
 
 import io
+import re
 import zipfile
 from typing import Any, BinaryIO
 
@@ -16,6 +17,9 @@ from indextts_job.errors import DataError
 from indextts_job.redaction import redacted
 from indextts_job.storage_errors import translated
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_FOREIGN = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class) ([\w.]+)")
+"""How torch names an object that is no tensor; only for the message."""
 LARGEST_PICKLE_BYTES = 2**26
 """Of the description of all tensors; that of the released model has some 100 KB."""
 
@@ -62,8 +66,15 @@ def _load(source: Any, shown: str, *, mapped: bool) -> Any:  # noqa: ANN401
     except OSError:
         raise
     except Exception as error:  # damaged pickles make it raise nearly anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise _unreadable(shown, reason) from error
+        raise _unreadable(shown, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch says, in a few words: its text has colours, advice to load the file unsafely, and many lines."""
+    text = _COLOURS.sub("", str(error)).strip()
+    if match := _FOREIGN.search(text):
+        return f"it holds a {match[1]}"
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _demand_archive(file: BinaryIO, size_bytes: int, shown: str) -> None:

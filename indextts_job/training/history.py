@@ -25,7 +25,8 @@ class ValidationConfig:
     count as overfitting: a warning, and a mark in the history; 0 = do not look."""
     stop_unless: tuple[str, ...] = ()
     """Goals like `text_loss < 3.0 by 5000`: from the first validation at or after that step on, a run that has never
-    reached the goal stops, committed, with exit code 65. Of text_loss, mel_loss, total and mel_top1."""
+    reached the goal stops, committed, with exit code 79. Of text_loss, mel_loss, total and mel_top1. `by +5000` counts
+    from the step of the checkpoint, of another run or the old trainer, that this run was started from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from indextts_job.errors import ConfigError, GoalMissedError
 from indextts_job.training.history import History, Validation
 
 METRICS = ("text_loss", "mel_loss", "total", "mel_top1")
-_GOAL = re.compile(r"\s*(\w+)\s*([<>])\s*([0-9.eE+-]+)\s+by\s+(\d+)\s*")
+_GOAL = re.compile(r"\s*(\w+)\s*([<>])\s*([0-9.eE+-]+)\s+by\s+(\+?)(\d+)\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +39,20 @@ class Goal:
         )
 
 
-def parse_goals(texts: Sequence[str]) -> list[Goal]:
+def parse_goals(texts: Sequence[str], began_at: int = 0) -> list[Goal]:
     """Goals as the configuration has them.
+
+    Args:
+        texts: One each.
+        began_at: Step at which the run began, for those that count from there.
 
     Raises:
         ConfigError: One of them is none.
     """
-    return [_parse(text) for text in texts]
+    return [_parse(text, began_at) for text in texts]
 
 
-def _parse(text: str) -> Goal:
+def _parse(text: str, began_at: int) -> Goal:
     match = _GOAL.fullmatch(text)
     metric = match[1] if match else ""
     try:
@@ -58,9 +62,10 @@ def _parse(text: str) -> Goal:
     if match is None or metric not in METRICS:
         raise ConfigError(
             f"validation.stop_unless: {text!r} is no goal. Expected METRIC < VALUE by STEP with one of "
-            f"{', '.join(METRICS)}; `text_loss < 3.0 by 5000`, say, or `mel_top1 > 0.2 by 10000`."
+            f"{', '.join(METRICS)}; `text_loss < 3.0 by 5000`, say, or `mel_top1 > 0.2 by +10000` for "
+            "steps since this run began."
         )
-    return Goal(metric, match[2] == "<", value, int(match[4]))
+    return Goal(metric, match[2] == "<", value, int(match[5]) + (began_at if match[4] else 0))
 
 
 def missed_goal(goals: Sequence[Goal], history: History) -> GoalMissedError | None:

@@ -255,7 +255,7 @@ def _train(parts: _Parts, saver: BackgroundSaver) -> str:
         validation=config.validation,
         validation_samples=validation_samples,
         log_interval_steps=config.report.log_interval_steps,
-        goals=parse_goals(config.validation.stop_unless),
+        goals=parse_goals(config.validation.stop_unless, start.lineage.get("step", 0)),
         pace=start.pace,
         peak_tokens_per_s=_peak_tokens_per_s(parts),
         saves=SavesSettings(

@@ -176,7 +176,7 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
     reference = Reference.of(inputs.train_set, inputs.model)
     checks = consistency(state, machinery, reference, point.manifest.values, point.tensors) if point else None
     tags = point.name.tags if point and point.store is own else ()
-    lineage = {"run": origin} if origin else _lineage(selection.point, own)
+    lineage = {"run": origin, "step": state.step} if origin else _lineage(selection.point, own)
     return Start(
         state=state,
         machinery=machinery,

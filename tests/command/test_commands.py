@@ -191,6 +191,13 @@ def test_an_old_command_line_works(world: World, tmp_path: Path) -> None:
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert "complete at step 5" in output
+    # The documents name the data again, and nothing else: what is not given is as the run records it.
+    again = f"--resume auto --output-dir {folder} --train-manifest {world.train_manifest}::am"
+    process = start("train", *again.split(), "--val-manifest", f"{world.validation_manifest}::am")
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert f"not given, so as {folder} records it: " in output
+    assert "schedule.epochs=1" in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])

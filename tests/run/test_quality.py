@@ -23,11 +23,11 @@ def test_a_missed_goal_stops_the_run_committed_and_not_to_be_retried(world: Worl
     run = tmp_path / "run"
     goal = {"validation__stop_unless": ["text_loss < 0.001 by 10"]}
     ended = attempt(config_for(world, run, **goal))
-    assert ended.code == 65
+    assert ended.code == 79
     assert "the goal text_loss < 0.001 by step 10 is missed" in ended.error
     assert newest(run).name.step == 10
     # Started again it says so again, and trains nothing.
-    assert attempt(config_for(world, run, **goal)).code == 65
+    assert attempt(config_for(world, run, **goal)).code == 79
     assert newest(run).name.step == 10
     assert attempt(config_for(world, run)).code == 0
     assert newest(run).name.step == 24

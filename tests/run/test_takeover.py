@@ -1,5 +1,6 @@
 """Checkpoints of the old trainer: what can be trusted goes on, the rest is explained, nothing in them runs."""
 
+import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -226,6 +227,15 @@ def test_code_in_a_checkpoint_never_runs(world: World, tmp_path: Path) -> None:
     assert ended.code == 65
     assert "never loaded" in ended.error
     assert not mark.exists()
+
+
+def test_a_pickled_namespace_is_named_in_plain_words(world: World, tmp_path: Path) -> None:
+    content = old_checkpoint(world) | {"args": argparse.Namespace(epochs=3)}
+    ended = attempt(config_for(world, tmp_path / "run", resume__source=str(saved(content, tmp_path))))
+    assert ended.code == 65
+    assert "it holds a argparse.Namespace" in ended.error
+    assert "\x1b" not in ended.error
+    assert "weights_only" not in ended.error
 
 
 def test_a_step_beyond_the_end_and_a_missing_file_are_explained(world: World, tmp_path: Path) -> None:

@@ -36,3 +36,9 @@ def test_a_share_has_to_rise() -> None:
 def test_what_is_no_goal_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ConfigError, match=r"`text_loss < 3.0 by 5000`, say"):
         parse_goals([text])
+
+
+def test_a_goal_may_count_from_where_the_run_began() -> None:
+    (goal,) = parse_goals(["text_loss < 3.0 by +5000"], 38_000)
+    assert goal.step == 43_000
+    assert parse_goals(["text_loss < 3.0 by 5000"], 38_000)[0].step == 5000

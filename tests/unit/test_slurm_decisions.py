@@ -58,6 +58,8 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(folder)
 
 
+SIGNAL_SCRIPT = "read -r _ _ _ script _ </proc/$PPID/stat; kill -{} $script"
+"""`srun` runs in a shell of its own, whose parent is the script."""
 REQUEUED = "requeue 6_1\n"
 
 
@@ -70,8 +72,9 @@ REQUEUED = "requeue 6_1\n"
         ("exit 130", PREEMPTED, REQUEUED),
         ("exit 140", RUNNING, REQUEUED),  # the notice before the time limit
         ("exit 138", RUNNING, REQUEUED),
-        ("kill -TERM $PPID; exit 143", RUNNING, REQUEUED),
-        ("kill -USR2 $PPID; exit 129", RUNNING, REQUEUED),
+        (f"{SIGNAL_SCRIPT.format('TERM')}; exit 143", RUNNING, REQUEUED),
+        (f"{SIGNAL_SCRIPT.format('USR2')}; exit 129", RUNNING, REQUEUED),
+        (f"{SIGNAL_SCRIPT.format('TERM')}; exit 75", RUNNING, REQUEUED),
         ("exit 143", TAKEN, ""),  # cancelled, or SLURM has queued it again
         ("exit 75", TAKEN, ""),
     ],
