@@ -53,6 +53,7 @@ bench: $(VENV)/ready-dev
 	$(BIN)/python -m bench.data
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.chaos
+	$(BIN)/python -m bench.new_rows
 
 goldens: $(VENV)/ready-dev
 	$(BIN)/python -m tests.support.goldens
