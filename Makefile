@@ -1,6 +1,7 @@
 # make demo    everything set up, then: train, get preempted, resume, compare bit for bit
 # make demo-s3 the same, with the runs in a real S3 server on loopback
 # make test    everything set up, then: all checks and tests
+# make long    every damaged file of a run in every way, 1,200 interruptions
 # make check   format, lint, types, import layers, spelling
 # make image   the container image; make image-report what is in it, by size
 # make fuzz    input from outside, for about an hour: other examples than in the tests, each time
@@ -12,7 +13,7 @@ IMAGE ?= indextts-job
 ENGINE ?= $(shell command -v docker || command -v podman)
 export PYTHONUTF8 := 1
 
-.PHONY: demo demo-s3 test fuzz check lint format bench goldens constraints image image-report clean
+.PHONY: demo demo-s3 test fuzz long check lint format bench goldens constraints image image-report clean
 
 demo: $(VENV)/ready-run
 	$(BIN)/indextts-job demo
@@ -25,6 +26,11 @@ test: check
 
 fuzz: $(VENV)/ready-dev
 	$(BIN)/pytest tests/fuzz --hypothesis-profile fuzz --numprocesses auto --maxprocesses 4
+
+# The full matrices that `make test` runs a part of.
+long: $(VENV)/ready-dev
+	DAMAGE=all $(BIN)/pytest tests/damage --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m bench.chaos --interruptions 1200
 
 check: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .

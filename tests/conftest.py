@@ -20,6 +20,19 @@ settings.register_profile("fuzz", deadline=None, max_examples=20_000, suppress_h
 settings.load_profile("tests")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Minutes of each suite, so that it is seen where the time of CI goes."""
+    minutes: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                suite = "/".join(report.nodeid.split("/")[:2])
+                minutes[suite] = minutes.get(suite, 0.0) + report.duration / 60
+    terminalreporter.section("minutes of one core by suite")
+    for suite, spent in sorted(minutes.items(), key=lambda item: -item[1]):
+        terminalreporter.write_line(f"{spent:7.1f}  {suite}")
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A dataset of 40 pairs with an extended tokenizer; tests do not change it."""

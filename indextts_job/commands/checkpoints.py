@@ -5,6 +5,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 
 from indextts_job import errors, terminal
 from indextts_job.commands.parser import Commands, Parser, at_least
@@ -61,17 +62,20 @@ def print_list(run: str, *, as_json: bool, verify: bool, storage: StorageConfig 
     from indextts_job.checkpoint.manifest import MANIFESTS
     from indextts_job.checkpoint.remote import open_storage
     from indextts_job.checkpoint.store import CheckpointStore
+    from indextts_job.legacy.discovery import old_checkpoints
     from indextts_job.report.console import human_bytes
 
     store = CheckpointStore(open_storage(run, storage))
     rows = describe.rows(store, verify=verify)
-    if not rows and not store.storage.list(FOLDER):
+    old = old_checkpoints(store.storage.list(""))
+    if not rows and not old and not store.storage.list(FOLDER):
         raise no_run(run)
     if as_json:
         print(json.dumps(rows, indent=1))  # noqa: T201
         return errors.EXIT_OK
     if not rows:
         terminal.say(terminal.one_line(f"{run}: no checkpoints yet"))
+        _tell_of_old_ones(old)
         return errors.EXIT_OK
     shown = [
         (
@@ -92,7 +96,13 @@ def print_list(run: str, *, as_json: bool, verify: bool, storage: StorageConfig 
     out.print(terminal.Listing(columns, shown, below))
     # `inspect`, `keep` and `--resume` want the whole of it.
     out.print(terminal.one_line(f"all of them in {store.storage.url.rstrip('/')}/{MANIFESTS}/"), soft_wrap=True)
+    _tell_of_old_ones(old)
     return errors.EXIT_OK
+
+
+def _tell_of_old_ones(names: Sequence[str]) -> None:
+    if names:
+        terminal.say(terminal.one_line(f"of the old trainer, for --resume: {', '.join(names)}"))
 
 
 def _inspect(given: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from indextts_job import config, errors, files
 from indextts_job.legacy.discovery import is_old_checkpoint
 from indextts_job.legacy.training_file import settings_of
 from indextts_job.redaction import STRUCK_OUT
+from indextts_job.retry import StorageConfig
 
 SHOWN_KEYS = 12
 OF_THIS_ATTEMPT = ("resume.source", "resume.weights_only", "resume.accept", "run")
@@ -66,6 +67,25 @@ def configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> C
     elif "data.train_manifests" not in given:
         _say_where_runs_are(where)
     return Configured(config.build_config(_nested(recorded), where or "command line", layers), tuple(notes))
+
+
+def run_of(settings: Sequence[str], flag_keys: Mapping[str, object]) -> tuple[str, StorageConfig]:
+    """The run that a command line names, and how to reach it; the rest of its configuration is not asked for.
+
+    Args:
+        settings: See `configuration`.
+        flag_keys: See `configuration`.
+
+    Raises:
+        ConfigError: The file cannot be read, or a storage setting is wrong.
+    """
+    paths, overrides = config.split_settings(settings, os.path.exists)
+    document = _run_file(paths[0]) if paths else {}
+    in_file = config.flatten(document) if isinstance(document, Mapping) else {}
+    given = {**in_file, **flag_keys, **dict(overrides)}
+    storage = config.storage_config(given)
+    files.configure_object_stores(storage)
+    return str(given.get("run", "trained_ckpts")), storage
 
 
 def _run_file(path: str) -> object:

@@ -52,9 +52,11 @@ def _train(given: argparse.Namespace) -> int:
         keys["preemption.grace_seconds"] = given.grace_seconds
     if given.skip_bad_samples:
         keys["data.skip_bad_samples"] = True
+    from indextts_job.commands.settings import configuration, run_of
+
     if given.list_checkpoints:
-        return checkpoints.print_list(str(keys.get("run", "trained_ckpts")), as_json=False, verify=False)
-    from indextts_job.commands.settings import configuration
+        run, storage = run_of(given.settings, keys)
+        return checkpoints.print_list(run, as_json=False, verify=False, storage=storage)
     from indextts_job.training.ahead import begin_downloads
 
     configured = configuration(given.settings, keys)

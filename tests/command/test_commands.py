@@ -73,6 +73,22 @@ def test_checkpoints_are_listed(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert "final" in capsys.readouterr().out
 
 
+def test_the_list_of_a_training_is_of_the_run_that_its_file_names(
+    world: World, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config_for(world, run).to_json()), encoding="utf-8")
+    assert main(["train", str(path), "--list-checkpoints"]) == 0
+    assert "final" in capsys.readouterr().out
+
+
+def test_what_the_old_trainer_left_is_listed_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("latest.pth", "model_step1000.pth", "model_step900.pth"):
+        (tmp_path / name).touch()
+    assert main(["train", "--list_checkpoints", "--output_dir", str(tmp_path)]) == 0
+    assert "latest.pth, model_step1000.pth, model_step900.pth" in capsys.readouterr().out
+
+
 def test_a_damaged_checkpoint_is_marked_in_the_list(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
