@@ -36,6 +36,11 @@ def file_name(name: CheckpointName) -> str:
     return f"step-{name.step:08d}-attempt-{name.attempt:04d}-from-{name.attempt_start:08d}{tags}.json"
 
 
+def is_object_key(key: str) -> bool:
+    """Whether a key is one that this program gives to an object."""
+    return _KEY.fullmatch(key) is not None
+
+
 def parse_file_name(file: str) -> CheckpointName | None:
     """The inverse of `file_name`; None for other files."""
     match = _NAME.fullmatch(file)

@@ -19,6 +19,7 @@ from indextts_job.checkpoint.manifest import (
     StoredObject,
     StoredTensor,
     file_name,
+    is_object_key,
     parse_file_name,
     parse_manifest,
 )
@@ -203,7 +204,12 @@ class CheckpointStore:
     def damaged(self, stored: Iterable[StoredObject]) -> list[StoredObject]:
         """Those of some objects that are not whole. Reads the ones that this process has neither written nor read."""
         found = []
+        there = self._objects.sizes()
         for one in stored:
+            if there.get(one.key) != one.size_bytes:
+                self._objects.forget(one.key)  # also one that this process has written: somebody removed it
+                found.append(one)
+                continue
             if self._objects.known().get(one.key) == one.size_bytes:
                 continue
             try:
@@ -311,6 +317,8 @@ class CheckpointStore:
     def collect_orphans(self) -> int:
         """Remove what interrupted saves left: old temporary files, and old objects that no manifest names.
 
+        Files with other names are somebody else's and stay.
+
         Returns:
             Number of objects removed.
 
@@ -324,7 +332,7 @@ class CheckpointStore:
         orphans = [
             f"{OBJECTS}/{file}"
             for file, info in stored.items()
-            if f"{OBJECTS}/{file}" not in named and info.age_s > SAFE_AGE_S
+            if f"{OBJECTS}/{file}" not in named and info.age_s > SAFE_AGE_S and is_object_key(f"{OBJECTS}/{file}")
         ]
         for key in orphans:
             self._objects.forget(key)

@@ -36,7 +36,8 @@ class StopSignals:
         """Why the machine is likelier to be taken away than usual; empty as long as nobody says so."""
         self.wake: int | None = None
         """A descriptor that gets a byte with every request, for a thread that waits for one."""
-        self._received: tuple[signal.Signals, float] | None = None
+        self._received: dict[signal.Signals, float] = {}
+        """The instant at which each came first."""
         self._noticed: StopRequest | None = None
 
     def install(self, early: Iterable[tuple[int, float]] = ()) -> None:
@@ -56,14 +57,13 @@ class StopSignals:
             self.record(number, instant)
 
     def record(self, number: int, instant: float) -> None:
-        """Take note of a signal. Only the first one counts; safe in a handler and in any thread.
+        """Take note of a signal. Of each number only the first one counts; safe in a handler and in any thread.
 
         Args:
             number: Of the signal.
             instant: Of the monotonic clock.
         """
-        if self._received is None:
-            self._received = (signal.Signals(number), instant)
+        self._received.setdefault(signal.Signals(number), instant)
 
     def _store(self, number: int, _frame: FrameType | None) -> None:
         self.record(number, time.monotonic())
@@ -87,10 +87,13 @@ class StopSignals:
         return replace(first, deadline_at_s=min(request.deadline_at_s for request in requests))
 
     def _signalled(self) -> StopRequest | None:
-        """Its deadline counts from the signal, not from now."""
-        if self._received is None:
+        """The first signal, with the earliest deadline of all: each counts from its own instant, not from now."""
+        received = dict(self._received)  # a handler may add one meanwhile
+        if not received:
             return None
-        number, instant = self._received
-        # Nobody kills after Ctrl+C but the person who pressed it.
-        grace_s = math.inf if number == signal.SIGINT else self.grace_s
-        return StopRequest(number.name, instant, instant + grace_s)
+        first = min(received, key=lambda number: received[number])
+        # Nobody kills after Ctrl+C but the person who pressed it; a scheduler's signal behind it has a deadline.
+        deadline_at_s = min(
+            instant + (math.inf if number == signal.SIGINT else self.grace_s) for number, instant in received.items()
+        )
+        return StopRequest(first.name, received[first], deadline_at_s)

@@ -1,9 +1,11 @@
 """One stream of events, several readers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from indextts_job.errors import AccessRefusedError, UnavailableError
-from indextts_job.report.events import Emit, Event, Notice
+from indextts_job.redaction import redacted
+from indextts_job.report.events import AttemptStarted, Emit, Event, Notice
 
 
 class EventStream:
@@ -18,7 +20,11 @@ class EventStream:
         self._failing: list[Emit] = []
 
     def __call__(self, event: Event) -> None:
-        """Emit one event."""
+        """Emit one event, without secrets: messages name URLs as the user gave them."""
+        if isinstance(event, Notice):
+            event = replace(event, message=redacted(event.message))
+        elif isinstance(event, AttemptStarted) and event.resumed_from:
+            event = replace(event, resumed_from=redacted(event.resumed_from))
         if self._before_start is not None:
             self._before_start.append(event)
         for reader in self._readers:

@@ -32,6 +32,8 @@ from indextts_job.waiting import pause
 
 LINGER_S = 30.0
 """After a rank has ended, the others have so long to end too; if it failed, rank 0 may be in the middle of a save."""
+STOPPED_LINGER_S = 5.0
+"""The same once a stop is requested: the first rank ends when everything is committed, or when the time is up."""
 KILLED_S = 5.0
 """How long the end of a killed process is waited for: the kernel may hold it while a read hangs."""
 SHOWN_BYTES = 4000
@@ -177,7 +179,7 @@ class ProcessesOfNode:
 
     def _wait(self) -> list[_Rank]:
         """Until all have ended; returns those that failed, in the order of their ends."""
-        give_up_at_s: float | None = None
+        first_ended_at_s: float | None = None
         failed: list[_Rank] = []
         while any(rank.code is None for rank in self._ranks):
             self._stops.pass_on()
@@ -186,13 +188,14 @@ class ProcessesOfNode:
                     failed.append(rank)
                 # They wait for the last save before they end, so after the first nobody is needed any more. Who has
                 # not come to train yet does not notice that the others have left.
-                give_up_at_s = give_up_at_s or time.monotonic() + LINGER_S
-            if give_up_at_s is not None and time.monotonic() > give_up_at_s:
+                first_ended_at_s = first_ended_at_s or time.monotonic()
+            linger_s = STOPPED_LINGER_S if self._stops.requested else LINGER_S
+            if first_ended_at_s is not None and time.monotonic() > first_ended_at_s + linger_s:
                 for rank in self._ranks:
                     if rank.code is None:
                         rank.killed_by_us = True
                         rank.process.kill()
-                if time.monotonic() > give_up_at_s + KILLED_S:
+                if time.monotonic() > first_ended_at_s + linger_s + KILLED_S:
                     break
             pause(POLL_S)
         return failed

@@ -21,6 +21,7 @@ from indextts_job.config import ResumeConfig
 from indextts_job.errors import ConfigError, DataError, findings_message
 from indextts_job.legacy.discovery import is_old_checkpoint, old_checkpoints
 from indextts_job.model.vocabulary import TEXT_TABLES
+from indextts_job.redaction import redacted
 from indextts_job.retry import StorageConfig
 from indextts_job.training.mending import Repaired
 from indextts_job.training.state import BASE, FIRST_MOMENT, SECOND_MOMENT, WEIGHTS
@@ -143,7 +144,9 @@ def _old_checkpoint(
 def _after_a_requeue(config: ResumeConfig, own: CheckpointStore, origin: str, repair: Repair | None) -> Selection:
     """The command names where this run once came from, and the run has checkpoints of its own by now."""
     point = _newest_of_own(own, repair)
-    if point.manifest.values["lineage"].get("run") != origin:
+    began_from = point.manifest.values["lineage"].get("run", "")
+    # Recorded without secrets; and the same place may be spelled in other ways.
+    if not _same_url(began_from, redacted(origin)):
         raise ConfigError(
             f"{own.storage.url} already holds checkpoints of a run that did not start from {origin}. Use another run "
             "folder (--output-dir)."
@@ -284,6 +287,11 @@ def _no_such_checkpoint(source: str, run: str) -> ConfigError:
 
 def _same_place(store: CheckpointStore, own: CheckpointStore) -> bool:
     return _same_url(store.storage.url, own.storage.url)
+
+
+def absolute(url: str) -> str:
+    """A local path as it is seen from anywhere; a URL as it is."""
+    return str(files.local_path(url).resolve()) if files.is_local(url) else url
 
 
 def _same_url(one: str, other: str) -> bool:

@@ -27,7 +27,7 @@ from indextts_job.training.distributed import Ranks
 from indextts_job.training.history import History
 from indextts_job.training.inputs import Inputs
 from indextts_job.training.probe import CudaMeter, measured_line
-from indextts_job.training.resume import ResumePoint, Selection
+from indextts_job.training.resume import ResumePoint, Selection, absolute
 from indextts_job.training.saver import carried_by
 from indextts_job.training.schedule import RATE_FACTOR, learning_rate
 from indextts_job.training.state import (
@@ -176,7 +176,7 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
     reference = Reference.of(inputs.train_set, inputs.model)
     checks = consistency(state, machinery, reference, point.manifest.values, point.tensors) if point else None
     tags = point.name.tags if point and point.store is own else ()
-    lineage = {"run": origin, "step": state.step} if origin else _lineage(selection.point, own)
+    lineage = {"run": absolute(origin), "step": state.step} if origin else _lineage(selection.point, own)
     return Start(
         state=state,
         machinery=machinery,
@@ -264,7 +264,7 @@ def _lineage(point: ResumePoint | None, own: CheckpointStore) -> dict[str, Any]:
         return {}
     if point.store.storage.url == own.storage.url:
         return {**point.manifest.values["lineage"], "checkpoint": point.url}
-    return {"run": point.store.storage.url, "checkpoint": point.url, "step": point.name.step}
+    return {"run": absolute(point.store.storage.url), "checkpoint": point.url, "step": point.name.step}
 
 
 def _weights_as_base(point: ResumePoint) -> BaseCheckpoint:

@@ -146,7 +146,9 @@ def test_the_experiment_goes_on_from_a_sound_old_run_and_refuses_a_spoilt_one(
     code, printed = command("S2.9", 0)
     assert code == 0, printed
     assert f"going on at step {STEP} of 13" in printed
-    assert newest("trained_ckpts_resumed_experiment").values["lineage"]["run"] == "trained_ckpts/latest.pth"
+    assert newest("trained_ckpts_resumed_experiment").values["lineage"]["run"] == str(
+        place / "trained_ckpts/latest.pth"
+    )
 
 
 @pytest.mark.parametrize("name", ["S3.1", "S3.2"])

@@ -320,3 +320,16 @@ def test_validations_happen_at_their_steps_and_nowhere_else(world: World, tmp_pa
     steps = [event["step"] for event in events(run, "Validated")]
     # 0: at the first step of every new epoch; epochs of 40 samples end inside steps of 7 samples.
     assert steps == ([7, 14, 21, 24] if interval else [6, 12, 18, 23, 24])  # the end always
+
+
+def test_a_requeue_that_spells_its_source_in_another_way_goes_on(
+    world: World, half_done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher repeats the command line; a person gives the same run with a slash, or from another folder."""
+    fork = tmp_path / "fork"
+    assert attempt(config_for(world, fork, resume__source=str(half_done))).code == 0
+    monkeypatch.chdir(half_done.parent)
+    for source in (f"{half_done}/", f"./{half_done.name}", half_done.name):
+        ended = attempt(config_for(world, fork, resume__source=source))
+        assert ended.code == 0, ended.error
+        assert "is not needed" in ended.output

@@ -55,6 +55,15 @@ def test_a_signal_after_another_still_arms_the_second_ctrl_c(stop: StopSignals) 
     assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
 
 
+def test_a_signal_with_a_deadline_behind_ctrl_c_has_its_deadline(stop: StopSignals) -> None:
+    """Somebody pressed Ctrl+C, and then the machine is taken away."""
+    stop.grace_s = 20.0
+    stop.record(signal.SIGINT, 100.0)
+    stop.record(signal.SIGTERM, 130.0)
+    stop.record(signal.SIGTERM, 140.0)
+    assert stop() == StopRequest("SIGINT", 100.0, 150.0)
+
+
 PACE = Pace(micro_batch_s=2.0, update_s=1.0, save_s=5.0)
 
 

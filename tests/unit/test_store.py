@@ -265,3 +265,22 @@ def test_a_manifest_without_content_hides_no_checkpoint(tmp_path: Path, content:
     newest = store.newest()
     assert newest is not None
     assert newest.name == name
+
+
+def test_files_that_are_no_objects_of_ours_are_left_alone(tmp_path: Path) -> None:
+    store = CheckpointStore(open_storage(str(tmp_path)))
+    save(store, 1)
+    notes = tmp_path / "objects/NOTES.txt"
+    notes.write_text("mine", encoding="utf-8")
+    os.utime(notes, (0, 0))
+    store.collect_orphans()
+    assert notes.exists()
+
+
+def test_an_object_that_somebody_removed_is_found_although_this_process_wrote_it(tmp_path: Path) -> None:
+    store = CheckpointStore(open_storage(str(tmp_path)))
+    manifest = store.manifest(save(store, 1))
+    gone = next(iter(manifest.objects.values()))
+    assert store.damaged(manifest.objects.values()) == []
+    store.storage.delete(gone.key)
+    assert store.damaged(manifest.objects.values()) == [gone]
