@@ -9,37 +9,54 @@ from collections.abc import Mapping
 from typing import Any
 
 STRUCK_OUT = "***"
+_NAMES = (
+    r"(?:X-(?:Amz|Goog|Ms)-(?:Signature|Credential|Security-Token|SignedHeaders)|sig|signature|SharedAccessSignature"
+    r"|AWSAccessKeyId|pwd|cookie|authorization|passphrase|passwort|credentials?"
+    r"|[a-z0-9_.-]{0,60}(?:secret|password|passwd|api[_-]?key|access[_-]?key|private[_-]?key|account[_-]?key)[a-z0-9_-]{0,60}"
+    r"|(?:[a-z0-9_.-]{0,60}[_.-])?token)"
+)
+"""Settings, variables, headers and parameters whose name says that their value is a secret. `tokens` are none."""
+_VALUE = r"""(?:\\?"(?:[^"\\]|\\[^"])*\\?"|'[^']*'|(?:Bearer|Basic|Token)\s+[^\s"',;]+|[^\s"',;}\]]+)"""
+"""A value in quotes, of a header with its kind, or a word."""
+_HARMLESS = r"(?!(?:null|None|true|false|\d{1,9})(?![^\s\"',;}\]&]))"
+"""Values that are no secrets: `start_text_token: 0`."""
 # Repetitions at the beginning of a pattern are bounded: without bounds the time grows with the square of a text.
 _SUBSTITUTIONS: tuple[tuple[re.Pattern[str], str], ...] = (
     # Private keys in PEM armour.
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), STRUCK_OUT),
     # user:password@ of a URL; the password may hold @ and :, the host cannot.
-    (re.compile(r"([a-z][a-z0-9+.-]{0,30}://)[^\s\"'<>/?#]*@", re.IGNORECASE), rf"\1{STRUCK_OUT}@"),
+    (re.compile(r"([a-z][a-z0-9+.-]{0,30}:\\?/\\?/)[^\s\"'<>/?#]*@", re.IGNORECASE), rf"\1{STRUCK_OUT}@"),
+    # A password with / ? or # that nobody has escaped, as people write it: user:…@host.
+    (
+        re.compile(r"([a-z][a-z0-9+.-]{0,30}:\\?/\\?/)[^\s\"'<>/?#:@]{1,256}:[^\s\"'<>@]{1,256}@", re.IGNORECASE),
+        rf"\1{STRUCK_OUT}@",
+    ),
     # The whole query of a URL: which of its parameters sign it differs by provider.
-    (re.compile(r"([a-z][a-z0-9+.-]{0,30}://[^\s\"'<>?#]{0,4096})\?[^\s\"'<>#]+", re.IGNORECASE), rf"\1?{STRUCK_OUT}"),
-    # Parameters of signed links that stand alone, and settings whose name says what they are, as name=value, name:
-    # value or "name": "value".
+    (
+        re.compile(r"([a-z][a-z0-9+.-]{0,30}://[^\s\"'<>?#]{0,4096})(?:\?|%3F)[^\s\"#]+", re.IGNORECASE),
+        rf"\1?{STRUCK_OUT}",
+    ),
+    # name=value, name: value, "name": "value", --name value.
     (
         re.compile(
-            r"((?<![a-z])(?:X-(?:Amz|Goog|Ms)-(?:Signature|Credential|Security-Token|SignedHeaders)|sig|signature"
-            r"|AWSAccessKeyId|[a-z0-9_-]{0,60}(?:secret|password|passwd|api[_-]?key|access[_-]?key|private[_-]?key"
-            r"|auth[_-]?token|access[_-]?token|session[_-]?token|security[_-]?token|sas[_-]?token|account[_-]?key)"
-            r"[a-z0-9_-]*)"
-            r"\\?[\"']?\s*[=:]\s*\\?[\"']?)(?!\s|null|None|true|false)[^\s\"'&,;}\\]+",
+            rf"""((?<![a-z0-9_])\\?["']?{_NAMES}\\?["']?\s*[=:]\s*\[?(?:b(?=[\"']))?){_HARMLESS}{_VALUE}""",
             re.IGNORECASE,
         ),
         rf"\1{STRUCK_OUT}",
     ),
+    (re.compile(rf"(--{_NAMES}\s+){_HARMLESS}{_VALUE}", re.IGNORECASE), rf"\1{STRUCK_OUT}"),
     (re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9+/=._~-]{8,}", re.IGNORECASE), rf"\1 {STRUCK_OUT}"),
-    # Tokens that are known by their form: AWS, GitHub, Hugging Face, Google, JSON web tokens.
+    # Tokens that are known by their form: AWS, GitHub, GitLab, Hugging Face, Google, Slack, npm, JSON web tokens.
     (
         re.compile(
-            r"\b(?:(?:AKIA|ASIA)[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}|hf_[A-Za-z0-9]{20,}|AIza[0-9A-Za-z_-]{30,}"
-            r"|ya29\.[0-9A-Za-z_-]{20,}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*)"
+            r"\b(?:(?:AKIA|ASIA)[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
+            r"|hf_[A-Za-z0-9]{20,}|AIza[0-9A-Za-z_-]{30,}|ya29\.[0-9A-Za-z_-]{20,}|xox[a-z]-[\w-]{10,}|npm_[A-Za-z0-9]{30,}"
+            r"|sk-[\w-]{30,}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*)"
         ),
         STRUCK_OUT,
     ),
 )
+_SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
 
 
 def redacted(text: str) -> str:
@@ -50,9 +67,15 @@ def redacted(text: str) -> str:
 
 
 def redacted_values(value: Any) -> Any:  # noqa: ANN401  # plain JSON values
-    """The same for plain values: every string in them, keys left alone."""
+    """The same for plain values: every string in them, and all of a key whose name says that it is a secret."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, Mapping):
-        return {key: redacted_values(entry) for key, entry in value.items()}
+        return {key: _of_key(key, entry) for key, entry in value.items()}
     return [redacted_values(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def _of_key(key: Any, entry: Any) -> Any:  # noqa: ANN401
+    if isinstance(key, str) and isinstance(entry, str) and entry and _SECRET_NAME.fullmatch(key):
+        return STRUCK_OUT
+    return redacted_values(entry)

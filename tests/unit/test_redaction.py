@@ -27,6 +27,20 @@ PLAIN = "Q7zzSECRETzz"
         f"Authorization: Bearer {PLAIN}",
         f"-----BEGIN RSA PRIVATE KEY-----\n{PLAIN}\n-----END RSA PRIVATE KEY-----",
         f"api_key={PLAIN}",
+        f"https://u:pa/{PLAIN}@h/x",
+        f"HF_TOKEN={PLAIN}",
+        f"token: {PLAIN}",
+        f"--password {PLAIN}",
+        f"Authorization: Token {PLAIN}",
+        f"Cookie: session={PLAIN}",
+        f"password = 'a {PLAIN}'",
+        f'"password": "ab;{PLAIN}"',
+        f"{{'password': b'{PLAIN}'}}",
+        f"password=null{PLAIN}",
+        f"SharedAccessSignature={PLAIN}",
+        f"https://h/x?a='{PLAIN}'",
+        f"https://h/x%3Ftoken={PLAIN}",
+        f"https:\\/\\/u:{PLAIN}@h",
     ],
 )
 def test_secret_is_struck_out(text: str) -> None:
@@ -35,7 +49,9 @@ def test_secret_is_struck_out(text: str) -> None:
     assert "***" in shown
 
 
-@pytest.mark.parametrize("token", ["AKIAABCDEFGHIJKLMNOP", "hf_" + "a" * 34, "ghp_" + "b" * 36])
+@pytest.mark.parametrize(
+    "token", ["AKIAABCDEFGHIJKLMNOP", "hf_" + "a" * 34, "ghp_" + "b" * 36, "glpat-" + "c" * 20, "sk-" + "d" * 40]
+)
 def test_token_known_by_its_form_is_struck_out(token: str) -> None:
     assert token not in redacted(f"the client said {token}.")
 
@@ -51,6 +67,10 @@ def test_token_known_by_its_form_is_struck_out(token: str) -> None:
         "12000 tokens: capacity_tokens=16000",
         "is this right? yes",
         '"secretary": null',
+        "start_text_token: 0, stop_mel_token: 8193",
+        "gpt.start_mel_token=8192",
+        "tokens: many, and tokenizer=x.model",
+        "key=value, expected a dotted key",
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
@@ -62,6 +82,11 @@ def test_redaction_is_idempotent_and_reaches_nested_values() -> None:
     once = redacted_values(values)
     assert once == {"config": {"urls": ["https://***@h/x"], "n": 3, "none": None}}
     assert redacted_values(once) == once
+    assert redacted_values({"password": PLAIN, "start_text_token": 0, "token": ""}) == {
+        "password": "***",
+        "start_text_token": 0,
+        "token": "",
+    }
 
 
 @pytest.mark.parametrize("piece", ["x", "1", "a://", "s3://a/b", "secret", "-", "eyJ"])
