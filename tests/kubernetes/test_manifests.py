@@ -110,9 +110,7 @@ def test_the_hash_is_that_of_kustomize(tmp_path: Path, text: str, build: Callabl
     (tmp_path / "run.yaml").write_text(text.rstrip() + "\n", encoding="utf-8")
     generator = {"configMapGenerator": [{"name": "am", "files": ["run.yaml"]}]}
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(generator), encoding="utf-8")
-    assert build(f"../../{os.path.relpath(tmp_path, FOLDER)}")["ConfigMap"]["metadata"]["name"] == config_name(
-        "am", text
-    )
+    assert build(f"../{os.path.relpath(tmp_path, FOLDER)}")["ConfigMap"]["metadata"]["name"] == config_name("am", text)
 
 
 def test_another_configuration_is_another_config_map() -> None:

@@ -14,7 +14,7 @@ NOW = datetime.now(UTC)
 
 
 def record(pid: int, **changes: Any) -> dict[str, Any]:
-    here = {"node": platform.node(), "pid_namespace": pid_namespace(), "launched": NOW.isoformat()}
+    here = {"node": platform.node(), "pid_namespace": pid_namespace(), "launched": datetime.now(UTC).isoformat()}
     return {**here, "pid": pid, **changes}
 
 
