@@ -99,7 +99,10 @@ def _tell(text: str) -> None:
     from indextts_job.redaction import redacted
     from indextts_job.terminal import lines
 
-    print(redacted(lines(text)), file=sys.stderr)  # noqa: T201
+    # A line behind the first begins with a space: an id from a data set with a line break in it forges no message.
+    first, *further = redacted(lines(text)).split("\n")
+    indented = [line if line[:1].isspace() else f"  {line}" for line in further]
+    print("\n".join((first, *indented)), file=sys.stderr)  # noqa: T201
 
 
 def _dispatch(arguments: Sequence[str], stop: StopSignals, guard: "ExitGuard | None") -> int:

@@ -10,6 +10,9 @@ from indextts_job.checkpoint.retention import BEST, FINAL
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.errors import DataError
 
+SUMMARY = "summary.json"
+"""File of the run that says where it stands; written after every checkpoint."""
+
 
 def rows(store: CheckpointStore, *, verify: bool) -> list[dict[str, Any]]:
     """One row per checkpoint, newest first.

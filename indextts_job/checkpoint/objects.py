@@ -61,6 +61,11 @@ class Objects:
         """Forget which objects are there: another process has removed some."""
         self._whole = {}
 
+    def forget_the_lost(self) -> None:
+        """Forget those that somebody has removed or cut: what is asked for again has to be written again."""
+        there = self.sizes()
+        self._whole = {key: size for key, size in self._whole.items() if there.get(key) == size}
+
     def put(self, data: bytes, suffix: str) -> StoredObject:
         """Write bytes, unless they are there.
 

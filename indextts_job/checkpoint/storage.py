@@ -148,7 +148,7 @@ class LocalStorage:
         """See `RunStorage`."""
         path = self._path(key)
         with translated(f"appending to {path}", writing=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folders(path.parent)
             with path.open("ab") as file:
                 file.write(content)
             self._appended.add(path)

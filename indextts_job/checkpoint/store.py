@@ -23,7 +23,7 @@ from indextts_job.checkpoint.manifest import (
     parse_file_name,
     parse_manifest,
 )
-from indextts_job.checkpoint.objects import OBJECTS, DamagedCheckpointError, Objects, serialised, tensor_in
+from indextts_job.checkpoint.objects import OBJECTS, DamagedCheckpointError, Objects, tensor_in
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.errors import DataError
@@ -107,6 +107,7 @@ class CheckpointStore:
             groups: See `Content.groups`.
             go_on: Raises when the save is to be given up; asked before every object.
         """
+        self._objects.forget_the_lost()
         before = self._objects.known().copy()
         objects: dict[str, StoredObject] = {}
         tensors: dict[str, StoredTensor] = {}
@@ -218,17 +219,16 @@ class CheckpointStore:
                 found.append(one)
         return found
 
-    def restore(self, stored: StoredObject, tensors: Mapping[str, Tensor]) -> bool:
-        """Write an object again from its tensors.
+    def restore(self, stored: StoredObject, data: bytes) -> bool:
+        """Write an object again.
 
         Args:
             stored: What it was.
-            tensors: By full name.
+            data: Its bytes, as far as the caller knows; those of tensors are `serialised`.
 
         Returns:
-            False when they are not the tensors that it held; nothing is written then.
+            False when these are not the bytes that it held; nothing is written then.
         """
-        data = serialised(tensors)
         if hashlib.sha256(data).hexdigest() != stored.sha256:
             return False
         self._objects.put(data, "." + stored.key.rpartition(".")[2])
@@ -317,7 +317,8 @@ class CheckpointStore:
     def collect_orphans(self) -> int:
         """Remove what interrupted saves left: old temporary files, and old objects that no manifest names.
 
-        Files with other names are somebody else's and stay.
+        Files with other names are somebody else's and stay. Without any manifest all objects stay: somebody may have
+        moved the manifests away, and puts them back.
 
         Returns:
             Number of objects removed.
@@ -328,7 +329,10 @@ class CheckpointStore:
         for folder in ("", MANIFESTS, OBJECTS, *FURTHER_FOLDERS):
             self.storage.remove_temporary(folder, SAFE_AGE_S)
         stored = self.storage.list(OBJECTS)
-        named = {key for name in self.names() for key in self.manifest(name).objects}
+        names = self.names()
+        if not names:
+            return 0
+        named = {key for name in names for key in self.manifest(name).objects}
         orphans = [
             f"{OBJECTS}/{file}"
             for file, info in stored.items()

@@ -70,9 +70,10 @@ def print_list(run: str, *, as_json: bool, verify: bool, storage: StorageConfig 
     old = old_checkpoints(store.storage.list(""))
     if not rows and not old and not store.storage.list(FOLDER):
         raise no_run(run)
+    code = errors.EXIT_DATA if verify and any(row["verified"] is False for row in rows) else errors.EXIT_OK
     if as_json:
         print(json.dumps(rows, indent=1))  # noqa: T201
-        return errors.EXIT_OK
+        return code
     if not rows:
         terminal.say(terminal.one_line(f"{run}: no checkpoints yet"))
         _tell_of_old_ones(old)
@@ -97,7 +98,7 @@ def print_list(run: str, *, as_json: bool, verify: bool, storage: StorageConfig 
     # `inspect`, `keep` and `--resume` want the whole of it.
     out.print(terminal.one_line(f"all of them in {store.storage.url.rstrip('/')}/{MANIFESTS}/"), soft_wrap=True)
     _tell_of_old_ones(old)
-    return errors.EXIT_OK
+    return code
 
 
 def _tell_of_old_ones(names: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """An export: the `gpt.pth`, `config.yaml` and tokenizer that published inference loads."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,6 +45,8 @@ def write_export(
     state = export_state_dict(trained, carried, gpt_config(document, "the run's config.yaml"), vocabulary)
     config = export_config(document, vocabulary, TOKENIZER_FILE, WEIGHTS_FILE)
     paths = [folder / name for name in (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE)]
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, expected a folder for the export. Give another --output-dir.")
     taken = [str(path) for path in paths if path.exists()]
     if taken:
         raise ConfigError(f"{', '.join(taken)} exists already. Give another --output-dir; nothing is overwritten.")
@@ -56,7 +59,8 @@ def write_export(
         config_path.write_text(config, encoding="utf-8")
         tokenizer_path.write_bytes(tokenizer)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder may be a file
+            partial.unlink(missing_ok=True)
         raise UnavailableError(
             f"{folder}: the export failed ({error}). Free space or choose another folder."
         ) from error

@@ -31,7 +31,7 @@ def where_time_went(rows: Sequence[Row]) -> dict[str, float]:
         end = row["ended"] or row["heard"]
         rest = "not committed" if following is None and not row["ended"] else "lost"
         spent[rest] += max(0.0, seconds_between(row["launched"], end) - known_s)
-        if following:
+        if following and row.get("outcome") != "complete":  # nobody waits for a run that is complete
             spent["waiting"] += max(0.0, seconds_between(end, following["launched"]))
     return spent
 

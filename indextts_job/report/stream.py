@@ -47,6 +47,3 @@ class EventStream:
                 self._failing.append(reader)
                 message = f"a record was lost: {error} Training goes on."
                 self._readers[0](Notice(step=event.step, topic="report", message=message, warning=True))
-        else:
-            if reader in self._failing:
-                self._failing.remove(reader)

@@ -106,12 +106,12 @@ class TrainingLoop:
         )
         self._saves.pace = self._pace
 
-    def run(self, state: TrainState, saved_tags: tuple[str, ...] = ()) -> Literal["complete", "stopped"]:
+    def run(self, state: TrainState, saved_tags: tuple[str, ...] | None = ()) -> Literal["complete", "stopped"]:
         """Train.
 
         Args:
             state: Where to start; changed in place.
-            saved_tags: Tags of the checkpoint that `state` was loaded from.
+            saved_tags: Tags of this run's checkpoint that `state` was loaded from; None if it came from elsewhere.
         """
         self._saves.resumed(state, saved_tags)
         outcome = self._run(state)

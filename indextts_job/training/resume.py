@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from indextts_job import files
-from indextts_job.checkpoint import retention
+from indextts_job.checkpoint import describe, fence, retention
 from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name, parse_file_name
 from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.remote import open_storage
@@ -82,6 +82,8 @@ def select(config: ResumeConfig, own: CheckpointStore, repair: Repair | None = N
         DataError: There are checkpoints, but none can be read.
     """
     names = retention.current(own.names())
+    if not names:
+        _demand_no_lost_checkpoints(own)
     if config.source in ("none", "auto", "own"):
         return _own_or_fresh(config, own, names, repair)
     if is_old_checkpoint(config.source):
@@ -91,6 +93,8 @@ def select(config: ResumeConfig, own: CheckpointStore, repair: Repair | None = N
         return _within_own_run(config, own, names, name, repair)
     if names:
         return _after_a_requeue(config, own, source.storage.url, repair)
+    if name is None and not files.exists(config.source):
+        raise _no_such_run(config.source)
     if name and name not in source.names():
         raise _no_such_checkpoint(config.source, source.storage.url)
     point = read(source, name) if name else newest(source)
@@ -117,7 +121,8 @@ def _own_or_fresh(
 
 def _before_the_first_checkpoint(config: ResumeConfig, own: CheckpointStore) -> Selection:
     """A run without checkpoints of its own: those that an old trainer left in its folder, or a fresh start."""
-    old = tuple(f"{own.storage.url}/{name}" for name in old_checkpoints(own.storage.list("")))
+    folder = own.storage.url.rstrip("/")
+    old = tuple(f"{folder}/{name}" for name in old_checkpoints(own.storage.list("")))
     if not old:
         return Selection(point=None)
     if config.source == "auto":
@@ -147,6 +152,8 @@ def _after_a_requeue(config: ResumeConfig, own: CheckpointStore, origin: str, re
     began_from = point.manifest.values["lineage"].get("run", "")
     # Recorded without secrets; and the same place may be spelled in other ways.
     if not _same_url(began_from, redacted(origin)):
+        if not is_old_checkpoint(origin) and not files.exists(config.source):
+            raise _no_such_run(config.source)
         raise ConfigError(
             f"{own.storage.url} already holds checkpoints of a run that did not start from {origin}. Use another run "
             "folder (--output-dir)."
@@ -242,14 +249,18 @@ def read(store: CheckpointStore, name: CheckpointName, repair: Repair | None = N
     manifest = store.manifest(name)
     frozen = tuple(BASE + key for key in TEXT_TABLES)
     wanted = (WEIGHTS, FIRST_MOMENT, SECOND_MOMENT, *frozen)
+    found: tuple[str, ...] = ()
     try:
-        return ResumePoint(store=store, manifest=manifest, tensors=store.load(manifest, wanted))
+        tensors = store.load(manifest, wanted)
     except DamagedCheckpointError as error:
         told = repair(store, manifest).told if repair else ()
         if not told:
             raise
-        point = ResumePoint(store=store, manifest=manifest, tensors=store.load(manifest, wanted))
-        return replace(point, repaired=(str(error), *told))
+        tensors, found = store.load(manifest, wanted), (str(error), *told)
+    # Also what training does not read: a run that is complete would otherwise keep the hole.
+    if not found and repair and store.missing(manifest):
+        found = repair(store, manifest).told
+    return ResumePoint(store=store, manifest=manifest, tensors=tensors, repaired=found)
 
 
 def locate(
@@ -260,7 +271,7 @@ def locate(
     Args:
         source: Path or URL.
         storage: How patient to be with remote storage.
-        may_be_gone: Accept the name of a checkpoint that is not there (any more).
+        may_be_gone: Accept what is not there any more: a run needs its origin only once.
 
     Raises:
         ConfigError: It is neither.
@@ -276,9 +287,22 @@ def locate(
         if name is None or not (may_be_gone or files.exists(source)):
             raise _no_such_checkpoint(source, run)
         return CheckpointStore(open_storage(run, storage)), name
-    if not files.exists(source):
-        raise ConfigError(f"{source}: no such run. Give auto, none, own, a run folder or URL, or one of its manifests.")
+    if not (may_be_gone or files.exists(source)):
+        raise _no_such_run(source)
     return CheckpointStore(open_storage(source.rstrip("/"), storage)), None
+
+
+def _demand_no_lost_checkpoints(own: CheckpointStore) -> None:
+    """Refuse to begin anew in a run that had checkpoints: they may have been moved away, or a mount is missing."""
+    if describe.SUMMARY in own.storage.list("") and own.storage.list(fence.FOLDER):
+        raise DataError(
+            f"{own.storage.url} has had checkpoints ({describe.SUMMARY} tells of them), and {MANIFESTS}/ holds none. "
+            "Nothing was deleted: put them back. For a run from the start give another folder (--output-dir)."
+        )
+
+
+def _no_such_run(source: str) -> ConfigError:
+    return ConfigError(f"{source}: no such run. Give auto, none, own, a run folder or URL, or one of its manifests.")
 
 
 def _no_such_checkpoint(source: str, run: str) -> ConfigError:

@@ -90,7 +90,7 @@ def run_attempt(
     store = CheckpointStore(storage)
     # While the data is read and checked: the device's context, and the checkpoint to go on from.
     reading_facts = begin(lambda: read_facts(config.hardware.device, place.local_rank, place.local_world_size), "facts")
-    mend = repair(config.inputs.base_checkpoint)
+    mend = repair(config.inputs.base_checkpoint, config.inputs.tokenizer)
     selecting = begin(lambda: resume.select(config.resume, store, mend), "checkpoint")
     from_base = config.resume.source in ("auto", "own", "none") or is_old_checkpoint(config.resume.source)
     inputs = read_inputs(config, stop, emit, console, needs_base=from_base and not store.names())
@@ -132,7 +132,7 @@ def run_attempt(
             ranks_of_saver=ranks.beside(),
             guard=guard or ExitGuard(stop),
         )
-        code = _follow(parts, store) if ranks.rank else _lead(parts, store, selection, laps)
+        code = _follow(parts, store) if ranks.rank else _lead(parts, store, selection, laps, mend)
         # Nobody ends before the last save is done: launchers take the first end of a rank for that of all.
         ranks.any(False)  # noqa: FBT003  # a barrier
         return code
@@ -166,7 +166,7 @@ def _follow(parts: _Parts, store: CheckpointStore) -> int:
         return code
 
 
-def _lead(parts: _Parts, store: CheckpointStore, selection: resume.Selection, laps: Laps) -> int:
+def _lead(parts: _Parts, store: CheckpointStore, selection: resume.Selection, laps: Laps, mend: resume.Repair) -> int:
     """Train as rank 0, the only writer of the run (I5)."""
     config, inputs, start, emit, storage = parts.config, parts.inputs, parts.start, parts.emit, store.storage
     step = start.state.step
@@ -195,7 +195,7 @@ def _lead(parts: _Parts, store: CheckpointStore, selection: resume.Selection, la
         values=constant_values(config, inputs, start, environment(parts.facts, start.plan, parts.ranks.world_size)),
         files={"tokenizer.model": inputs.tokenizer.content},
         emit=emit,
-        audit=partial(_audit, store, config.inputs.base_checkpoint),
+        audit=partial(_audit, store, mend),
     )
     saver = BackgroundSaver(store, settings, parts.ranks_of_saver, parts.stop)
     emit(
@@ -214,6 +214,7 @@ def _lead(parts: _Parts, store: CheckpointStore, selection: resume.Selection, la
             code = _exit_code(outcome)
         except BaseException as error:
             code, message = getattr(error, "exit_code", EXIT_SOFTWARE), f"{type(error).__name__}: {error}"
+            outcome = "stopped" if code == EXIT_STOPPED else outcome
             # What was saved behind the training is worth finishing, whatever went wrong in front of it.
             saver.finished(wait_s=math.inf)
             raise
@@ -302,10 +303,10 @@ def _between_kills_s(parts: _Parts, saver: BackgroundSaver) -> float:
     return mean_between_kills_s(*kills(attempts(saver.storage)[:-1]))
 
 
-def _audit(store: CheckpointStore, base_checkpoint: str) -> Repaired:
+def _audit(store: CheckpointStore, mend: resume.Repair) -> Repaired:
     """Compare and mend what the newest checkpoint shares with all others."""
     newest = store.newest()
-    return repair(base_checkpoint)(store, newest) if newest else Repaired()
+    return mend(store, newest) if newest else Repaired()
 
 
 def _tidy(store: CheckpointStore, emit: Emit) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from indextts_job.checkpoint import describe, retention
 from indextts_job.checkpoint.fence import Fence
-from indextts_job.checkpoint.manifest import file_name
+from indextts_job.checkpoint.manifest import CheckpointManifest, file_name
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.checkpoint.store import CheckpointStore, CommitResult, Content, Written
@@ -33,8 +33,6 @@ _T = TypeVar("_T")
 
 TIDY_S = 1.0
 """What follows a commit may take so long when a stop is requested."""
-SUMMARY = "summary.json"
-"""File of the run that says where it stands; written after every checkpoint."""
 CHECKPOINT_LOG = "checkpoint_log.json"
 """File of the run that tells of every checkpoint there ever was, also of those that are gone."""
 
@@ -93,6 +91,7 @@ class BackgroundSaver:
         self._stopped = stopped
         self._settled = threading.Event()
         self._audited = False
+        self._told: set[str] = set()
         self._store = store
         self._settings = settings
         self._ranks = ranks
@@ -246,19 +245,21 @@ class BackgroundSaver:
         removed: list[CheckpointName] = []
         try:
             removed = store.retain(settings.keep, settings.unreadable)
-            store.storage.write(SUMMARY, json.dumps(describe.summary(store), indent=1).encode())
+            store.storage.write(describe.SUMMARY, json.dumps(describe.summary(store), indent=1).encode())
             self._log(self._committed)
-            self._audit()
+            self._audit(self._committed.manifest)
         # Side records may hold anything, also what a person or another program has put there.
         except Exception as error:  # noqa: BLE001
-            self._warnings.append(f"old checkpoints were not removed, or {SUMMARY} not written: {error}")
+            self._warnings.append(f"old checkpoints were not removed, or {describe.SUMMARY} not written: {error}")
         return bool(removed)
 
-    def _audit(self) -> None:
-        """Once in an attempt: is what all checkpoints share still what it was?"""
-        if self._settings and not self._audited:
+    def _audit(self, committed: CheckpointManifest) -> None:
+        """Is what all checkpoints share still what it was? Every byte once in an attempt, then by a listing."""
+        if self._settings and (not self._audited or self._store.missing(committed)):
             self._audited = True
-            self._warnings += self._settings.audit().told
+            told = self._settings.audit().told
+            self._warnings += [message for message in told if message not in self._told]
+            self._told.update(told)
 
     def _log(self, committed: CommitResult) -> None:
         """Add a line to the log of all checkpoints, which is whole after any kill."""

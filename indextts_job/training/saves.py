@@ -95,9 +95,13 @@ class Saves:
         self._in_flight: _Saved | None = None
         self._saved = _Saved(0, 0, ())
 
-    def resumed(self, state: TrainState, tags: tuple[str, ...]) -> None:
-        """The state is that of a checkpoint with these tags, or a fresh one."""
-        self._saved = _Saved(state.step, len(state.history.validations), tags)
+    def resumed(self, state: TrainState, tags: tuple[str, ...] | None) -> None:
+        """The state is that of a checkpoint of this run with these tags, or a fresh one.
+
+        None: it comes from another run or trainer, and this run has not saved it yet.
+        """
+        if tags is not None:
+            self._saved = _Saved(state.step, len(state.history.validations), tags)
 
     def due(self, state: TrainState) -> bool:
         """Whether to save now."""

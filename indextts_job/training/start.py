@@ -55,7 +55,8 @@ class Start:
     """Of a state that was loaded, made while they are asked for."""
     plan: Plan
     capacity: Capacity
-    tags: tuple[str, ...]
+    tags: tuple[str, ...] | None
+    """Of the run's checkpoint that the state was loaded from; None for what came from another run or trainer."""
     lineage: Mapping[str, Any]
     pace: Pace
     """Of the last attempt, if it ran on the same hardware."""
@@ -74,8 +75,11 @@ def compare(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emit)
         emit(Notice(step=0, topic="resume", message=f"passed over a checkpoint: {reason}", warning=True))
     for note in (*point.repaired, *selection.notes):
         emit(Notice(step=point.name.step, topic="resume", message=note, warning=True))
-    if lost := point.store.missing(point.manifest):
-        message = f"{len(lost)} objects of the checkpoint are lost or cut, {lost[0].key} among them: see below"
+    if not point.repaired and (lost := point.store.missing(point.manifest)):
+        message = (
+            f"{len(lost)} objects of the checkpoint are lost or cut, {lost[0].key} among them. Training does not need "
+            "them, an export does: restore them from a copy of the run."
+        )
         emit(Notice(step=point.name.step, topic="resume", message=message, warning=True))
     emit(Notice(step=point.name.step, topic="resume", message=f"checkpoint found at {point.url}"))
     values = point.manifest.values
@@ -175,7 +179,8 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
         emit(Notice(step=state.step, topic="plan", message=message))
     reference = Reference.of(inputs.train_set, inputs.model)
     checks = consistency(state, machinery, reference, point.manifest.values, point.tensors) if point else None
-    tags = point.name.tags if point and point.store is own else ()
+    fresh: tuple[str, ...] | None = None if state.step else ()
+    tags = point.name.tags if point and point.store is own else fresh
     lineage = {"run": absolute(origin), "step": state.step} if origin else _lineage(selection.point, own)
     return Start(
         state=state,

@@ -96,7 +96,7 @@ def test_a_damaged_checkpoint_is_marked_in_the_list(
     assert attempt(config_for(world, folder, schedule__max_steps=4)).code == 0
     for path in (folder / "objects").iterdir():
         path.write_bytes(b"damaged")
-    assert main(["checkpoints", "list", str(folder), "--verify"]) == 0
+    assert main(["checkpoints", "list", str(folder), "--verify"]) == 65
     assert "NO" in capsys.readouterr().out
     assert main(["checkpoints", "inspect", str(folder), "--verify"]) == 65
 

@@ -1,6 +1,9 @@
 """Going on: on other settings, from other runs, with a grown vocabulary; and what is refused."""
 
+import io
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,11 @@ import torch
 from indextts_job.checkpoint.manifest import file_name
 from indextts_job.config import build_config
 from indextts_job.demo.world import World, make_world
+from indextts_job.preemption.signals import StopSignals
+from indextts_job.report.console import ConsoleReport
+from indextts_job.report.events import AttemptStarted, Committed, Event
 from indextts_job.training.resume import recorded_config
+from indextts_job.training.run import run_attempt
 from tests.support.attempts import attempt
 from tests.support.runs import TINY, config_for, events, newest, samples, state_of, store_of
 
@@ -333,3 +340,95 @@ def test_a_requeue_that_spells_its_source_in_another_way_goes_on(
         ended = attempt(config_for(world, fork, resume__source=source))
         assert ended.code == 0, ended.error
         assert "is not needed" in ended.output
+
+
+class Loses(ConsoleReport):
+    """Somebody removes an object of the run while it trains."""
+
+    def __init__(self, run: Path, step: int, pattern: str) -> None:
+        super().__init__(io.StringIO())
+        self._run, self._step, self._pattern = run, step, pattern
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if isinstance(event, Committed) and event.step == self._step:
+            for path in (self._run / "objects").glob(self._pattern):
+                path.unlink()
+
+
+def test_a_tokenizer_lost_during_an_attempt_is_in_every_checkpoint_behind_it(world: World, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with Loses(run, 8, "*.model") as console:
+        assert run_attempt(config_for(world, run), StopSignals(), console) == 0
+    store_of(run).verify(newest(run))
+
+
+def test_a_complete_run_that_lost_what_its_checkpoints_share_gets_it_back(
+    world: World, finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    manifest = newest(run)
+    base = {entry.object for key, entry in manifest.tensors.items() if key.startswith("base/")}
+    for key in (*base, *manifest.files.values()):
+        (run / key).unlink()
+    ended = attempt(config_for(world, run))
+    assert ended.code == 0
+    assert "tensors of the base were lost or damaged" in ended.output
+    assert "the tokenizer were lost or damaged" in ended.output
+    store_of(run).verify(newest(run))
+
+
+def test_a_run_whose_checkpoints_were_moved_away_does_not_begin_anew(
+    world: World, finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "checkpoints").rename(tmp_path / "elsewhere")
+    for path in (run / "objects").iterdir():
+        os.utime(path, (0, 0))
+    refused = attempt(config_for(world, run))
+    assert refused.code == 65
+    assert "put them back" in refused.error
+    (tmp_path / "elsewhere").rename(run / "checkpoints")
+    assert "complete at step 24" in attempt(config_for(world, run)).output
+
+
+def test_objects_stay_as_long_as_no_manifest_is_there(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    shutil.rmtree(run / "checkpoints")
+    for path in (run / "objects").iterdir():
+        os.utime(path, (0, 0))
+    assert store_of(run).collect_orphans() == 0
+    assert list((run / "objects").iterdir())
+
+
+def test_a_fork_that_is_stopped_before_its_first_step_has_its_own_checkpoint(
+    world: World, half_done: Path, tmp_path: Path
+) -> None:
+    fork = tmp_path / "fork"
+    stop = StopSignals()
+
+    class StopsAtStart(ConsoleReport):
+        def __call__(self, event: Event) -> None:
+            super().__call__(event)
+            if isinstance(event, AttemptStarted):
+                stop.notice("test", 60)
+
+    with StopsAtStart(io.StringIO()) as console:
+        assert run_attempt(config_for(world, fork, resume__source=str(half_done)), stop, console) == 75
+    assert newest(fork).name.step == 12
+    store_of(fork).verify(newest(fork))
+
+
+def test_the_origin_of_a_fork_is_needed_only_once(world: World, half_done: Path, tmp_path: Path) -> None:
+    fork = tmp_path / "fork"
+    config = config_for(world, fork, resume__source=str(half_done))
+    assert attempt(config).code == 0
+    shutil.rmtree(half_done)
+    again = attempt(config)
+    assert again.code == 0, again.error
+    missing = attempt(config_for(world, tmp_path / "other", resume__source=str(half_done)))
+    assert missing.code == 78
+    assert "no such run" in missing.error

@@ -153,7 +153,7 @@ def test_a_reader_that_cannot_write_is_a_warning_said_once() -> None:
     for number in range(4):
         stream(Notice(step=number, topic="t", message="x"))
     warnings = [event.step for event in console if isinstance(event, Notice) and event.warning]
-    assert warnings == [0, 3]
+    assert warnings == [0]  # a reader that has nothing to write for an event has not recovered
 
 
 def test_the_journal_is_json_lines_without_single_steps() -> None:

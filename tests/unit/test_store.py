@@ -159,15 +159,17 @@ def test_orphans_are_removed_only_when_old(tmp_path: Path) -> None:
     store = CheckpointStore(open_storage(str(tmp_path / "run")))
     name = save(store, 1)
     folder = tmp_path / "run/objects"
-    for file in ("young.safetensors", "old.safetensors", ".tmp-1-young", ".tmp-1-old"):
+    named = [path.name for path in folder.iterdir()]
+    young, old = (f"{letter * 64}.safetensors" for letter in "ab")
+    for file in (young, old, ".tmp-1-young", ".tmp-1-old"):
         (folder / file).write_bytes(b"left behind")
     long_ago = time.time() - SAFE_AGE_S - 10
-    for file in ("old.safetensors", ".tmp-1-old", *(path.name for path in folder.iterdir() if len(path.name) > 60)):
+    for file in (old, ".tmp-1-old", *named):
         os.utime(folder / file, (long_ago, long_ago))
     assert store.collect_orphans() == 1
     left = {path.name for path in folder.iterdir()}
-    assert {"young.safetensors", ".tmp-1-young"} <= left
-    assert not {"old.safetensors", ".tmp-1-old"} & left
+    assert {young, ".tmp-1-young"} <= left
+    assert not {old, ".tmp-1-old"} & left
     reopened(store).verify(store.manifest(name))
 
 
