@@ -68,7 +68,7 @@ def main(
         code = _dispatch(given, stop, guard)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        return 130
+        return errors.EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001  # the last resort: an exit code that launchers retry
         return _explain(error)
     return code

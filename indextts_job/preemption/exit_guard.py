@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from indextts_job.errors import EXIT_STOPPED
+from indextts_job.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 from indextts_job.preemption.deadline import StopRequest
 from indextts_job.preemption.signals import StopSignals
 
@@ -119,6 +119,7 @@ class ExitGuard:
         return soon_s
 
     def _run(self, reading: int) -> None:
+        interrupts = 0
         while True:
             if self._dismissed:
                 return
@@ -133,6 +134,11 @@ class ExitGuard:
                 for number in os.read(reading, 64):
                     if number:
                         self._stop.record(number, self._clock())
+                    interrupts += number == signal.SIGINT
+                # The first handler puts the default action back, which ends the process; but it has not run.
+                if interrupts > 1:
+                    self._end(EXIT_INTERRUPTED)
+                    return
 
     def _give_up(self, request: StopRequest) -> None:
         code = EXIT_STOPPED

@@ -37,6 +37,11 @@ class StopRelay:
         """Whether anybody has asked for a stop."""
         return bool(self._received)
 
+    @property
+    def insisted(self) -> bool:
+        """Whether somebody has pressed Ctrl+C twice: nothing more is to be waited for."""
+        return self._received.count(signal.SIGINT) > 1
+
     def listen(self) -> None:
         """Take the stop signals of this process from here on. Only the main thread may.
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from indextts_job import terminal
-from indextts_job.errors import EXIT_OK, EXIT_STOPPED, EXIT_UNAVAILABLE, ConfigError
+from indextts_job.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, EXIT_UNAVAILABLE, ConfigError
 from indextts_job.hardware.plan import HardwareConfig
 from indextts_job.hardware.scheduler import (
     MEETING_VARIABLE,
@@ -34,6 +34,8 @@ LINGER_S = 30.0
 """After a rank has ended, the others have so long to end too; if it failed, rank 0 may be in the middle of a save."""
 STOPPED_LINGER_S = 5.0
 """The same once a stop is requested: the first rank ends when everything is committed, or when the time is up."""
+INSISTED_S = 1.0
+"""The same after a second Ctrl+C, whether a rank has ended or not."""
 KILLED_S = 5.0
 """How long the end of a killed process is waited for: the kernel may hold it while a read hangs."""
 SHOWN_BYTES = 4000
@@ -190,6 +192,8 @@ class ProcessesOfNode:
                 # not come to train yet does not notice that the others have left.
                 first_ended_at_s = first_ended_at_s or time.monotonic()
             linger_s = STOPPED_LINGER_S if self._stops.requested else LINGER_S
+            if self._stops.insisted:
+                first_ended_at_s, linger_s = first_ended_at_s or time.monotonic(), INSISTED_S
             if first_ended_at_s is not None and time.monotonic() > first_ended_at_s + linger_s:
                 for rank in self._ranks:
                     if rank.code is None:
@@ -201,6 +205,8 @@ class ProcessesOfNode:
         return failed
 
     def _exit_code(self, failed: list[_Rank]) -> int:
+        if self._stops.insisted and any(rank.killed_by_us or rank.unheard for rank in self._ranks):
+            return EXIT_INTERRUPTED
         # To have lost another rank is never the cause: also not when rank 0 has left for a newer attempt, nor when a
         # stop signal ended a rank before it listened.
         causes = [rank for rank in failed if rank.code != EXIT_UNAVAILABLE]

@@ -94,6 +94,16 @@ def test_a_closed_terminal_is_a_stop_for_every_rank(monkeypatch: pytest.MonkeyPa
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize("listens", ["signal.SIG_IGN", "signal.SIG_DFL"])
+def test_a_second_ctrl_c_ends_also_who_does_not_listen(monkeypatch: pytest.MonkeyPatch, listens: str) -> None:
+    monkeypatch.setattr(processes, "INSISTED_S", 0.2)
+    # Rank 0 presses Ctrl+C, hears of it itself, and presses again; rank 1 hangs.
+    again = "lambda *_: (signal.signal(signal.SIGINT, " + listens + "), os.kill(os.getppid(), signal.SIGINT))"
+    script = f"signal.signal(signal.SIGINT, {again} if rank == 0 else signal.SIG_IGN)\n"
+    script += "rank == 0 and os.kill(os.getppid(), signal.SIGINT)\nwhile True: signal.pause()"
+    assert run(script, 2) == 130
+
+
 def test_a_signal_that_came_too_early_reaches_them_too() -> None:
     command = [sys.executable, "-c", "import signal; signal.pause()"]
     before = {number: signal.getsignal(number) for number in FORWARDED}

@@ -122,6 +122,34 @@ def test_a_hung_read_of_the_start_ends_at_once(world: World, tmp_path: Path, pat
     assert "SIGTERM before training began" in output
 
 
+STUCK = """
+import ctypes, sys
+from indextts_job.preemption.exit_guard import ExitGuard
+from indextts_job.preemption.signals import StopSignals
+stop = StopSignals()
+stop.install()
+guard = ExitGuard(stop)
+guard.watch()
+mutex = ctypes.create_string_buffer(64)
+libc = ctypes.CDLL(None)
+libc.pthread_mutex_lock(mutex)
+with guard.training():
+    print("stuck", flush=True)
+    libc.pthread_mutex_lock(mutex)
+"""
+"""A main thread in a call that no signal ends and in which no handler runs, as in a read of a mount that is away."""
+
+
+def test_a_second_ctrl_c_ends_a_main_thread_that_is_stuck() -> None:
+    with process("-c", STUCK) as child:
+        assert child.stdout
+        assert child.stdout.readline().strip() == "stuck"
+        while child.poll() is None:  # somebody presses it again and again
+            child.send_signal(signal.SIGINT)
+            os.sched_yield()
+    assert child.returncode == 130
+
+
 def test_a_rank_whose_others_never_come_ends_at_once(world: World, tmp_path: Path) -> None:
     """Half a gang: the processes that got their GPUs wait for those that did not."""
     config = written(world, tmp_path / "run", preemption__grace_seconds=3600)
