@@ -14,7 +14,9 @@ import yaml
 
 from indextts_job.checkpoint.remote import open_storage
 from indextts_job.cli import main
+from indextts_job.commands import status
 from indextts_job.demo.world import World
+from indextts_job.errors import DataError
 from indextts_job.model.base_checkpoint import load_base_checkpoint
 from indextts_job.model.config import gpt_config
 from indextts_job.model.unified_voice import UnifiedVoice, to_device
@@ -165,6 +167,25 @@ def test_an_export_computes_what_the_run_computed(
     capsys.readouterr()
     assert main(["export", str(run), "--output-dir", str(folder)]) == 78
     assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_an_export_into_a_file_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "taken").write_text("mine")
+    assert main(["export", str(run), "--output-dir", str(tmp_path / "taken")]) == 78
+    assert "taken is a file, expected a folder" in capsys.readouterr().err
+    assert main(["export", str(run), "--output-dir", str(tmp_path / "taken/below")]) == 69
+    assert "the export failed" in capsys.readouterr().err
+
+
+def test_a_name_with_a_line_break_forges_no_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_given: object) -> int:
+        raise DataError("sample utt\nerror: all is lost has no codes")
+
+    monkeypatch.setattr(status, "_status", refuse)
+    assert main(["status", "run"]) == 65
+    assert capsys.readouterr().err == "error: sample utt\n  error: all is lost has no codes\n"
 
 
 def test_an_export_is_accepted_as_the_base_of_a_new_run(world: World, run: Path, tmp_path: Path) -> None:

@@ -177,3 +177,14 @@ def test_what_needs_a_person_is_rare(interrupted: Interrupted, tmp_path: Path) -
             stopped.append(str(path))
         shutil.rmtree(run)
     assert stopped == []
+
+
+@pytest.mark.parametrize("folder", ["attempts", "checkpoints", "events", "logs", "objects", "samples"])
+def test_a_file_in_place_of_a_folder_is_named(interrupted: Interrupted, tmp_path: Path, folder: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(interrupted.run, run)
+    shutil.rmtree(run / folder)
+    (run / folder).write_text("a file")
+    ended = attempt(config_for(interrupted.world, run, **KEYS))
+    assert ended.code in KNOWN_CODES
+    assert folder in ended.error
