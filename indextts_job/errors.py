@@ -27,9 +27,9 @@ EXIT_STOPPED = 75
 EXIT_REFUSED = 77
 EXIT_CONFIG = 78
 EXIT_RULE = 79
+"""Ours, behind the last of sysexits.h: a rule of the run ended it, and everything is committed."""
 EXIT_INTERRUPTED = 130
 """Ctrl+C where nothing is committed for it: twice in a training, once in every other command."""
-"""Ours, behind the last of sysexits.h: a rule of the run ended it, and everything is committed."""
 
 MAX_FINDINGS_SHOWN = 20
 

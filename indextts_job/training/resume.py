@@ -82,8 +82,11 @@ def select(config: ResumeConfig, own: CheckpointStore, repair: Repair | None = N
         DataError: There are checkpoints, but none can be read.
     """
     names = retention.current(own.names())
-    if not names:
-        _demand_no_lost_checkpoints(own)
+    if not names and _has_had_checkpoints(own):
+        # An older attempt that is still ending may have committed its first one behind the listing.
+        names = retention.current(own.names())
+        if not names:
+            raise _lost_checkpoints(own.storage.url)
     if config.source in ("none", "auto", "own"):
         return _own_or_fresh(config, own, names, repair)
     if is_old_checkpoint(config.source):
@@ -292,13 +295,16 @@ def locate(
     return CheckpointStore(open_storage(source.rstrip("/"), storage)), None
 
 
-def _demand_no_lost_checkpoints(own: CheckpointStore) -> None:
-    """Refuse to begin anew in a run that had checkpoints: they may have been moved away, or a mount is missing."""
-    if describe.SUMMARY in own.storage.list("") and own.storage.list(fence.FOLDER):
-        raise DataError(
-            f"{own.storage.url} has had checkpoints ({describe.SUMMARY} tells of them), and {MANIFESTS}/ holds none. "
-            "Nothing was deleted: put them back. For a run from the start give another folder (--output-dir)."
-        )
+def _has_had_checkpoints(own: CheckpointStore) -> bool:
+    return describe.SUMMARY in own.storage.list("") and bool(own.storage.list(fence.FOLDER))
+
+
+def _lost_checkpoints(run: str) -> DataError:
+    """To begin anew would bury them: they may have been moved away, or a mount is missing."""
+    return DataError(
+        f"{run} has had checkpoints ({describe.SUMMARY} tells of them), and {MANIFESTS}/ holds none. Nothing was "
+        "deleted: put them back. For a run from the start give another folder (--output-dir)."
+    )
 
 
 def _no_such_run(source: str) -> ConfigError:

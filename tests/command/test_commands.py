@@ -23,7 +23,7 @@ from indextts_job.model.unified_voice import UnifiedVoice, to_device
 from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.report.attempts import previous_end
 from tests.support.attempts import attempt
-from tests.support.runs import config_for, newest, state_of, store_of
+from tests.support.runs import config_for, events, newest, state_of, store_of
 from tests.support.warm_parent import REPOSITORY
 
 
@@ -307,6 +307,8 @@ def test_two_attempts_at_once_one_is_superseded_and_the_weights_are_right(world:
     assert second.returncode == 0, second_errors
     if first.returncode == 75:
         assert "attempt 2 of" in first_errors
+        ended = events(folder, "AttemptEnded")
+        assert [event["outcome"] for event in ended if event["exit_code"] == 75] == ["stopped"]
     else:  # it was done before the second one had started
         assert first.returncode == 0, first_output
     assert state_of(newest(folder)) == state_of(newest(undisturbed))

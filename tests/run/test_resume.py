@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from indextts_job.checkpoint.manifest import file_name
-from indextts_job.config import build_config
+from indextts_job.checkpoint.retention import CheckpointName
+from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.config import ResumeConfig, build_config
 from indextts_job.demo.world import World, make_world
 from indextts_job.preemption.signals import StopSignals
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import AttemptStarted, Committed, Event
-from indextts_job.training.resume import recorded_config
+from indextts_job.training.resume import recorded_config, select
 from indextts_job.training.run import run_attempt
 from tests.support.attempts import attempt
 from tests.support.runs import TINY, config_for, events, newest, samples, state_of, store_of
@@ -392,6 +394,19 @@ def test_a_run_whose_checkpoints_were_moved_away_does_not_begin_anew(
     assert "put them back" in refused.error
     (tmp_path / "elsewhere").rename(run / "checkpoints")
     assert "complete at step 24" in attempt(config_for(world, run)).output
+
+
+def test_a_first_checkpoint_of_an_older_attempt_that_lands_meanwhile_is_gone_on_from(finished: Path) -> None:
+    class ListedTooEarly(CheckpointStore):
+        early = True
+
+        def names(self) -> list[CheckpointName]:
+            early, self.early = self.early, False
+            return [] if early else super().names()
+
+    found = select(ResumeConfig(source="auto"), ListedTooEarly(store_of(finished).storage))
+    assert found.point
+    assert found.point.name.step == 24
 
 
 def test_objects_stay_as_long_as_no_manifest_is_there(finished: Path, tmp_path: Path) -> None:

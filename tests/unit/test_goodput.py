@@ -68,6 +68,12 @@ def test_what_runs_has_not_lost_what_it_did_since_its_last_account() -> None:
     assert (found["steps"], found["not committed"], found["lost"]) == (60, 30, 0)
 
 
+def test_nobody_waits_for_a_run_that_is_complete() -> None:
+    rows = [row(0, 10, 100, spent(90, 90.0)), row(5000, 5010, 5020, from_step=90)]
+    assert where_time_went([{**rows[0], "outcome": "complete"}, rows[1]])["waiting"] == 0
+    assert where_time_went([{**rows[0], "outcome": "stopped"}, rows[1]])["waiting"] == 4900
+
+
 def test_a_kill_before_the_first_checkpoint_loses_all_of_it() -> None:
     rows = [row(0, 10, 100, spent(20, 80.0)), row(100, 110, 210, spent(40, 95.0))]
     found = where_time_went(rows)

@@ -173,6 +173,14 @@ def test_orphans_are_removed_only_when_old(tmp_path: Path) -> None:
     reopened(store).verify(store.manifest(name))
 
 
+def test_what_somebody_removed_is_written_again_by_the_same_process(tmp_path: Path) -> None:
+    store = CheckpointStore(open_storage(str(tmp_path / "run")))
+    save(store, 1)
+    for path in (tmp_path / "run/objects").iterdir():
+        path.unlink()
+    reopened(store).verify(store.manifest(save(store, 2)))
+
+
 def test_names_round_trip_and_sort_by_step() -> None:
     names = [CheckpointName(1000, 3, 7, ("final", "best")), CheckpointName(5, 12345, 0), CheckpointName(10**9, 1, 1)]
     assert [parse_file_name(file_name(name)) for name in names] == names
