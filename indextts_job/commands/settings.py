@@ -65,7 +65,7 @@ def configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> C
     if recorded:
         notes += _note_of(where, recorded, given)
     elif "data.train_manifests" not in given:
-        _say_where_runs_are(where)
+        _say_what_is_missing(where, str(given.get("resume.source", "auto")))
     return Configured(config.build_config(_nested(recorded), where or "command line", layers), tuple(notes))
 
 
@@ -137,8 +137,16 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _say_where_runs_are(run: str) -> None:
-    """A command that names nothing means the run of the default folder; help whoever trained into another one."""
+def _say_what_is_missing(run: str, source: str) -> None:
+    """Nothing is recorded and no data is given: help whoever named another folder than that of the run, or none.
+
+    A command that names nothing means the run of the default folder.
+    """
+    if source not in ("auto", "own", "none") and not is_old_checkpoint(source):
+        raise errors.ConfigError(
+            f"{source} holds no checkpoints to go on from, and no training data is given. Give the folder or URL of a "
+            "run with checkpoints, or data with --train-manifest."
+        )
     found = sorted({str(path.parent) for pattern in FOLDERS_SEARCHED for path in Path().glob(pattern)})
     if found and not files.exists(run):
         raise errors.ConfigError(

@@ -188,6 +188,15 @@ def test_a_name_with_a_line_break_forges_no_message(
     assert capsys.readouterr().err == "error: sample utt\n  error: all is lost has no codes\n"
 
 
+def test_what_is_gone_on_from_is_named_when_nothing_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs/other/checkpoints").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--resume", "runs/gone"]) == 78
+    assert "runs/gone holds no checkpoints to go on from" in capsys.readouterr().err
+
+
 def test_an_export_is_accepted_as_the_base_of_a_new_run(world: World, run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "export"
     assert main(["export", str(run), "--output-dir", str(folder)]) == 0
