@@ -31,15 +31,15 @@ from torch.distributed.checkpoint.state_dict_saver import async_save as dcp_asyn
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from bench.workload import machinery, model_config
-from indextts_job import files
 from indextts_job.checkpoint.fence import Fence
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.store import CheckpointStore
-from indextts_job.remote_files import PART_BYTES, RemoteFileSystem
+from indextts_job.loop.saver import BackgroundSaver, SaverSettings
 from indextts_job.report.events import Committed, Event
-from indextts_job.retry import StorageConfig
+from indextts_job.storage import files
+from indextts_job.storage.remote_files import PART_BYTES, RemoteFileSystem
+from indextts_job.storage.remote_storage import open_storage
+from indextts_job.storage.retry import StorageConfig
 from indextts_job.training.distributed import Alone
-from indextts_job.training.saver import BackgroundSaver, SaverSettings
 from indextts_job.training.state import TrainState
 from tests.support.servers import KEY, SECRET, Server, client_environment, running, seaweedfs
 from tests.support.values import values

@@ -24,16 +24,16 @@ import fsspec
 import numpy as np
 
 from bench.checkpoint import installed
-from indextts_job import files
 from indextts_job.data.cache import CachedShards
 from indextts_job.data.dataset import Dataset, Entry, Limits, Vector
 from indextts_job.data.order import Order
 from indextts_job.data.sharding import write_shards
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World, WorldSize, make_world
-from indextts_job.files import read_yaml
 from indextts_job.model.config import gpt_config
-from indextts_job.retry import StorageConfig
+from indextts_job.storage import files
+from indextts_job.storage.files import read_yaml
+from indextts_job.storage.retry import StorageConfig
 from tests.support.servers import Server, client_environment, running, seaweedfs
 
 BATCH = 32

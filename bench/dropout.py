@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bench.timing import alternate
 from bench.workload import machinery, model_config, tokens_of, utterances
-from indextts_job.data.batch import PackedBatch, collate
 from indextts_job.data.packing import pack
+from indextts_job.model.batch import PackedBatch, collate
 from indextts_job.model.transformer import Attention
 from indextts_job.training.step import Machinery, train_step
 

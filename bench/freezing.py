@@ -5,8 +5,8 @@ python -m bench.freezing
 
 from bench.timing import alternate
 from bench.workload import PIECES, machinery, model_config, tokens_of, utterances
-from indextts_job.data.batch import collate
 from indextts_job.data.packing import pack
+from indextts_job.model.batch import collate
 from indextts_job.training.step import train_step
 
 

@@ -20,13 +20,13 @@ import torch
 from bench.packing import batched_attention, padded
 from bench.timing import alternate
 from bench.workload import FULL, PIECES, machinery, model_config, tokens_of, utterances
-from indextts_job.data.batch import PackedBatch, Sample, collate
 from indextts_job.data.packing import pack
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.memory import MEASURED_SHARE
 from indextts_job.hardware.peak import peak_flops
 from indextts_job.hardware.plan import HardwareConfig, Needs, Plan, make_plan, usable_bytes
 from indextts_job.model import transformer
+from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.model.flops import training_flops
 from indextts_job.report.console import human_bytes

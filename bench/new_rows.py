@@ -22,7 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bench.workload import model_config
-from indextts_job.data.batch import Sample, collate
+from indextts_job.model.batch import Sample, collate
 from indextts_job.model.config import GPTConfig, trained_shapes
 from indextts_job.model.unified_voice import UnifiedVoice, to_device
 from indextts_job.model.vocabulary import TEXT_TABLES, Vocabulary

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import yaml
 
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.demo.world import WorldSize, make_world
 from indextts_job.errors import EXIT_OK
 from indextts_job.report.attempts import attempts
-from indextts_job.report.simulation import lives_of, measured_goodput, pace_of, simulate
+from indextts_job.simulation.world import lives_of, measured_goodput, pace_of, simulate
+from indextts_job.storage.remote_storage import open_storage
 from tests.support.runs import config_for
 
 SIZE = WorldSize(samples=200, validation_samples=8, width=128, layers=4)

@@ -20,14 +20,14 @@ import fsspec
 import yaml
 
 from bench.data import upload
-from indextts_job import files
 from indextts_job.data.dataset import Limits
 from indextts_job.data.sharding import write_shards
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World, WorldSize, make_world
-from indextts_job.files import read_yaml
 from indextts_job.model.config import gpt_config
-from indextts_job.retry import StorageConfig
+from indextts_job.storage import files
+from indextts_job.storage.files import read_yaml
+from indextts_job.storage.retry import StorageConfig
 from tests.support.servers import client_environment, running, seaweedfs
 
 SAMPLES, WIDTH, LAYERS = 1000, 1280, 2

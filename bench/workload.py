@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from indextts_job.data.batch import Sample
 from indextts_job.hardware.plan import Precision
+from indextts_job.model.batch import Sample
 from indextts_job.model.config import ConformerConfig, GPTConfig
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import Vocabulary

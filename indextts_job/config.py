@@ -20,14 +20,14 @@ from indextts_job.hardware.plan import HardwareConfig
 from indextts_job.preemption.deadline import PreemptionConfig
 from indextts_job.redaction import redacted
 from indextts_job.report.events import ReportConfig
-from indextts_job.retry import StorageConfig
+from indextts_job.storage.retry import StorageConfig
+from indextts_job.storage.urls import demand_endpoint, demand_openable, is_local, local_path
 from indextts_job.strict_yaml import parse_yaml
 from indextts_job.terminal import one_line
 from indextts_job.training.history import ValidationConfig
 from indextts_job.training.quality import parse_goals
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.schedule import ScheduleConfig
-from indextts_job.urls import demand_endpoint, demand_openable, is_local, local_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

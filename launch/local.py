@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from indextts_job.errors import EXIT_STOPPED, ConfigError
-from indextts_job.hardware.scheduler import LAUNCHER_VARIABLE, PROGRESS_VARIABLE
 from indextts_job.preemption.relay import StopRelay
+from indextts_job.scheduler import LAUNCHER_VARIABLE, PROGRESS_VARIABLE
 from launch.job import Failures, Job, decide, describe, read_progress, shell_code
 
 RETRY_BASE_S = 2.0

@@ -5,8 +5,8 @@ import stat
 
 from indextts_job.config import RunConfig, build_config, split_settings
 from indextts_job.errors import ConfigError
+from indextts_job.storage.urls import local_path
 from indextts_job.strict_yaml import LARGEST_BYTES, parse_yaml
-from indextts_job.urls import local_path
 from launch.job import Job
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from indextts_job.checkpoint.manifest import MANIFESTS, parse_file_name
-from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.errors import ConfigError, SupersededError, UnavailableError
+from indextts_job.storage.run_storage import RunStorage
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from indextts_job.checkpoint.manifest import StoredObject, StoredTensor
-from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.errors import DataError
-from indextts_job.remote_files import Bytes
+from indextts_job.storage.remote_files import Bytes
+from indextts_job.storage.run_storage import RunStorage
 from indextts_job.waiting import result
 
 _T = TypeVar("_T")

@@ -25,8 +25,8 @@ from indextts_job.checkpoint.manifest import (
 )
 from indextts_job.checkpoint.objects import OBJECTS, DamagedCheckpointError, Objects, tensor_in
 from indextts_job.checkpoint.retention import CheckpointName
-from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.errors import DataError
+from indextts_job.storage.run_storage import RunStorage
 
 FURTHER_FOLDERS = ("attempts", "hardware")
 """Of a run, where killed writers may leave temporary files too."""

@@ -11,7 +11,7 @@ from indextts_job import errors, terminal
 from indextts_job.commands.parser import Commands, Parser, at_least
 from indextts_job.commands.storage_options import add_storage_options, configure, no_run
 from indextts_job.redaction import redacted_values
-from indextts_job.retry import StorageConfig
+from indextts_job.storage.retry import StorageConfig
 
 
 def add(commands: Commands) -> None:
@@ -60,10 +60,10 @@ def print_list(run: str, *, as_json: bool, verify: bool, storage: StorageConfig 
     from indextts_job.checkpoint import describe
     from indextts_job.checkpoint.fence import FOLDER
     from indextts_job.checkpoint.manifest import MANIFESTS
-    from indextts_job.checkpoint.remote import open_storage
     from indextts_job.checkpoint.store import CheckpointStore
     from indextts_job.legacy.discovery import old_checkpoints
     from indextts_job.report.console import human_bytes
+    from indextts_job.storage.remote_storage import open_storage
 
     store = CheckpointStore(open_storage(run, storage))
     rows = describe.rows(store, verify=verify)
@@ -110,7 +110,7 @@ def _inspect(given: argparse.Namespace) -> int:
     import yaml
 
     from indextts_job.checkpoint import describe, retention
-    from indextts_job.training import resume
+    from indextts_job.resume import select as resume
 
     store, name = resume.locate(given.checkpoint, configure(given, given.checkpoint))
     names = [name] if name else retention.current(store.names())
@@ -132,12 +132,12 @@ def _inspect(given: argparse.Namespace) -> int:
 def _compare(given: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from indextts_job.attempt.compare_checkpoints import compare
     from indextts_job.checkpoint import retention
     from indextts_job.checkpoint.manifest import MANIFESTS, file_name
     from indextts_job.hardware.facts import read_facts
     from indextts_job.report.console import ConsoleReport
-    from indextts_job.training import resume
-    from indextts_job.training.compare import compare
+    from indextts_job.resume import select as resume
 
     storage = configure(given, given.checkpoints[0])
     chosen = []
@@ -184,7 +184,7 @@ def _compare(given: argparse.Namespace) -> int:
 
 def _keep(given: argparse.Namespace) -> int:
     from indextts_job.checkpoint.manifest import file_name
-    from indextts_job.training import resume
+    from indextts_job.resume import select as resume
 
     store, name = resume.locate(given.checkpoint, configure(given, given.checkpoint))
     if name is None:

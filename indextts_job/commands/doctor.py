@@ -82,15 +82,15 @@ def _gpu(given: argparse.Namespace) -> int:
 
 
 def _data(given: argparse.Namespace) -> int:
-    from indextts_job import files
     from indextts_job.commands.findings import DETAILS_SHOWN, report
     from indextts_job.doctor.data import examine_data
     from indextts_job.doctor.repair import drop_tails
     from indextts_job.doctor.survey import survey
     from indextts_job.errors import ConfigError
     from indextts_job.model.config import gpt_config
-    from indextts_job.model.tokenizer import load_tokenizer
     from indextts_job.report.console import ConsoleReport
+    from indextts_job.storage import files
+    from indextts_job.tokenizer.loading import load_tokenizer
 
     if bool(given.repair) != bool(given.output):
         raise ConfigError("--repair and --output belong together. Give both, or none.")

@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
 def _export(given: argparse.Namespace) -> int:
     from indextts_job.checkpoint import retention
     from indextts_job.model.export import write_export
-    from indextts_job.training import resume
+    from indextts_job.resume import select as resume
     from indextts_job.training.state import BASE, WEIGHTS
 
     store, name = resume.locate(given.source, configure(given, given.source))

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from indextts_job import config, errors, files
+from indextts_job import config, errors
 from indextts_job.legacy.discovery import is_old_checkpoint
 from indextts_job.legacy.training_file import settings_of
 from indextts_job.redaction import STRUCK_OUT
-from indextts_job.retry import StorageConfig
+from indextts_job.storage import files
+from indextts_job.storage.retry import StorageConfig
 
 SHOWN_KEYS = 12
 OF_THIS_ATTEMPT = ("resume.source", "resume.weights_only", "resume.accept", "run")
@@ -106,7 +107,7 @@ def _record(given: Mapping[str, object]) -> tuple[str, dict[str, Any]]:
         # The record needs the readers of checkpoints, and with them torch: not where nothing is recorded.
         if not files.exists(f"{where.rstrip('/')}/checkpoints") and not where.endswith(".json"):
             continue
-        from indextts_job.training import resume
+        from indextts_job.resume import select as resume
 
         document = resume.recorded_config(where)
         if document:

@@ -31,14 +31,14 @@ def add(commands: Commands) -> None:
 
 
 def _shard(given: argparse.Namespace) -> int:
-    from indextts_job import files
     from indextts_job.data.dataset import Limits
     from indextts_job.data.sharding import write_shards
     from indextts_job.data.sources import load_dataset
     from indextts_job.model.config import gpt_config
-    from indextts_job.model.tokenizer import load_tokenizer
     from indextts_job.report.console import ConsoleReport
     from indextts_job.report.events import Notice
+    from indextts_job.storage import files
+    from indextts_job.tokenizer.loading import load_tokenizer
 
     configure(given)
     model = gpt_config(files.read_yaml(given.config, "model configuration", "--config"), given.config)

@@ -12,7 +12,7 @@ from indextts_job.commands.parser import Commands, at_least
 from indextts_job.commands.storage_options import add_storage_options, open_run
 
 if TYPE_CHECKING:
-    from indextts_job.report.simulation import Life, RunPace
+    from indextts_job.simulation.world import Life, RunPace
 
 INTERVALS = (50, 100, 250, 500, 1000, 2000, 5000)
 TRIALS = 20
@@ -57,7 +57,7 @@ def add(commands: Commands) -> None:
 
 def _simulate(given: argparse.Namespace) -> int:
     from indextts_job.report.console import human_seconds
-    from indextts_job.report.simulation import Offer, average, parse_offer, scaled
+    from indextts_job.simulation.world import Offer, average, parse_offer, scaled
 
     pace, steps, per_day = _pace(given)
     lives = _trace(given.trace) if given.trace else None
@@ -107,7 +107,7 @@ def _simulate(given: argparse.Namespace) -> int:
 
 def _pace(given: argparse.Namespace) -> "tuple[RunPace, int, float]":
     """Pace, steps and kills per day: as given, else as a run has had them."""
-    from indextts_job.report.simulation import RunPace, pace_of
+    from indextts_job.simulation.world import RunPace, pace_of
 
     pace, steps, per_day = RunPace(step_s=0.0), 0, 0.0
     if given.run:
@@ -133,7 +133,7 @@ def _pace(given: argparse.Namespace) -> "tuple[RunPace, int, float]":
 
 
 def _trace(path: str) -> "list[Life]":
-    from indextts_job.report.simulation import Life
+    from indextts_job.simulation.world import Life
 
     lives = []
     try:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from indextts_job import config, errors
 from indextts_job.commands.parser import STORAGE_SETTINGS, Parser
 from indextts_job.redaction import STRUCK_OUT, redacted
-from indextts_job.retry import StorageConfig
+from indextts_job.storage.retry import StorageConfig
 
 if TYPE_CHECKING:
-    from indextts_job.checkpoint.storage import RunStorage
+    from indextts_job.storage.run_storage import RunStorage
 
 TERMINAL_PATIENCE_S = 10.0
 """A person who looks at a run has mistyped something more often than the storage is away."""
@@ -51,8 +51,8 @@ def configure(given: argparse.Namespace, run: str = "") -> StorageConfig:
     Raises:
         ConfigError: An unknown key, a wrong value, a configuration that cannot be read.
     """
-    from indextts_job import files
-    from indextts_job.patience import limit_patience
+    from indextts_job.storage import files
+    from indextts_job.storage.patience import limit_patience
 
     dotted = dict(map(config.parse_override, getattr(given, STORAGE_SETTINGS, ())))
     overrides = {key.removeprefix("storage."): value for key, value in dotted.items()}
@@ -77,7 +77,7 @@ def open_run(given: argparse.Namespace) -> "RunStorage":
     """
     from indextts_job.checkpoint.fence import FOLDER
     from indextts_job.checkpoint.manifest import MANIFESTS
-    from indextts_job.checkpoint.remote import open_storage
+    from indextts_job.storage.remote_storage import open_storage
 
     storage = open_storage(given.run, configure(given, given.run))
     if not storage.list(FOLDER) and not storage.list(MANIFESTS):
@@ -107,7 +107,7 @@ def _section(path: str) -> dict[str, Any]:
     """The storage settings of a run's configuration; the rest of it is checked too, for a wrong file."""
     if not path:
         return {}
-    from indextts_job import files
+    from indextts_job.storage import files
 
     document = files.read_yaml(path, "run configuration", "--config")
     if document is not None and not isinstance(document, Mapping):
@@ -120,7 +120,7 @@ def _recorded(run: str) -> dict[str, Any]:
     """What the newest checkpoint of a local run records; nothing where none can be read, which is said elsewhere."""
     from indextts_job.checkpoint import retention
     from indextts_job.checkpoint.manifest import MANIFESTS, parse_file_name, parse_manifest
-    from indextts_job.checkpoint.storage import LocalStorage
+    from indextts_job.storage.run_storage import LocalStorage
 
     storage = LocalStorage(run)
     try:

@@ -49,13 +49,13 @@ def _common_arguments(parser: Parser) -> None:
 
 
 def _extend(given: argparse.Namespace) -> int:
-    from indextts_job import files
-    from indextts_job.checkpoint.remote import open_storage
     from indextts_job.commands.findings import report
     from indextts_job.doctor.tokenizer import examine_extension
-    from indextts_job.model.tokenizer import load_tokenizer
+    from indextts_job.storage import files
+    from indextts_job.storage.remote_storage import open_storage
     from indextts_job.tokenizer.corpus import read_corpus
     from indextts_job.tokenizer.extend import extend
+    from indextts_job.tokenizer.loading import load_tokenizer
 
     configure(given)
     if files.exists(given.output) and not given.force:
@@ -84,8 +84,8 @@ def _extend(given: argparse.Namespace) -> int:
 def _check(given: argparse.Namespace) -> int:
     from indextts_job.commands.findings import report
     from indextts_job.doctor.tokenizer import examine_extension
-    from indextts_job.model.tokenizer import load_tokenizer
     from indextts_job.tokenizer.corpus import read_corpus
+    from indextts_job.tokenizer.loading import load_tokenizer
 
     configure(given)
     base, extended = load_tokenizer(given.base).content, load_tokenizer(given.tokenizer).content

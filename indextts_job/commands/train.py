@@ -9,13 +9,13 @@ import sys
 import time
 
 from indextts_job import errors
+from indextts_job.attempt import processes
 from indextts_job.background import begin
 from indextts_job.commands import checkpoints
 from indextts_job.commands.parser import Commands
 from indextts_job.legacy import flags
 from indextts_job.preemption.exit_guard import ExitGuard
 from indextts_job.preemption.signals import StopSignals
-from indextts_job.training import processes
 
 
 def add(commands: Commands) -> None:
@@ -57,7 +57,7 @@ def _train(given: argparse.Namespace) -> int:
     if given.list_checkpoints:
         run, storage = run_of(given.settings, keys)
         return checkpoints.print_list(run, as_json=False, verify=False, storage=storage)
-    from indextts_job.training.ahead import begin_downloads
+    from indextts_job.attempt.ahead import begin_downloads
 
     configured = configuration(given.settings, keys)
     config = configured.config
@@ -71,9 +71,9 @@ def _train(given: argparse.Namespace) -> int:
     begin_downloads(config)
     if config.preemption.spot_notices:
         begin(lambda: _watch_notices(stop), "spot notices")
+    from indextts_job.attempt.run import run_attempt
     from indextts_job.report.console import ConsoleReport
     from indextts_job.report.events import Notice
-    from indextts_job.training.run import run_attempt
 
     speaks = os.environ.get("RANK", "0") == "0"
     with ConsoleReport(sys.stdout if speaks else io.StringIO()) as console:
@@ -92,7 +92,7 @@ def _watch_notices(stop: StopSignals) -> None:
 
 
 def _print_config_help() -> int:
-    from indextts_job.config_help import documented_defaults
+    from indextts_job.commands.config_help import documented_defaults
 
     print(documented_defaults(), end="")  # noqa: T201
     return errors.EXIT_OK

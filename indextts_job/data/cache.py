@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from indextts_job import files
 from indextts_job.data.downloads import Downloads, copy_path
 from indextts_job.data.shard_index import Shard
 from indextts_job.data.shards import ReadRange
-from indextts_job.remote_files import RemoteFileSystem
-from indextts_job.storage_errors import patiently
+from indextts_job.storage import files
+from indextts_job.storage.errors import patiently
+from indextts_job.storage.remote_files import RemoteFileSystem
 
 MAPPED_COPIES = 256
 """Copies mapped at a time: each holds an open file, of which a process may have 1,024 in some containers."""

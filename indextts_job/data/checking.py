@@ -14,13 +14,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from indextts_job import files
-from indextts_job.data.batch import Floats
 from indextts_job.data.dataset import Entry, Ids, Limits, SkippedSample, Vector, content_digest
 from indextts_job.data.manifest import PairRecord
 from indextts_job.data.npy import NpyFormatError, parse_npy
 from indextts_job.errors import ConfigError, DataError, findings_message
+from indextts_job.model.batch import Floats
 from indextts_job.model.config import CONDITION_LATENTS
+from indextts_job.storage import files
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from indextts_job.data.batch import Floats, Sample
 from indextts_job.errors import DataError, UnavailableError
+from indextts_job.model.batch import Floats, Sample
 from indextts_job.model.config import GPTConfig
 
 DIGEST_BYTES = 16

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from indextts_job.data.shard_index import Shard
 from indextts_job.errors import IndexTTSJobError
-from indextts_job.remote_files import PART_BYTES
+from indextts_job.storage.remote_files import PART_BYTES
 from indextts_job.waiting import LOOK_S
 
 logger = logging.getLogger(__name__)

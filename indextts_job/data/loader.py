@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from indextts_job.data.batch import PackedBatch, collate
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.order import Order
 from indextts_job.data.packing import Cut, bins_of_rank, pack
+from indextts_job.model.batch import PackedBatch, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.waiting import Stopped, hand_over, never, take
 

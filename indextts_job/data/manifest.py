@@ -13,7 +13,7 @@ from typing import Annotated
 from indextts_job.bounds import Bounds
 from indextts_job.errors import DataError, findings_message
 from indextts_job.redaction import redacted
-from indextts_job.urls import file_path, resolved
+from indextts_job.storage.urls import file_path, resolved
 
 _LANGUAGE_CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
 _WHOLE = re.compile(r"\s*(\d{1,15})(\.0*)?\s*")

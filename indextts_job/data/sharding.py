@@ -15,9 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
-from indextts_job.checkpoint.remote import open_storage
-from indextts_job.checkpoint.storage import RunStorage
-from indextts_job.data.batch import Floats
 from indextts_job.data.dataset import DIGEST_BYTES, Dataset, Vector, content_digest, read_vector
 from indextts_job.data.shard_index import (
     FORMAT_VERSION,
@@ -32,8 +29,11 @@ from indextts_job.data.shard_index import (
     tensors_hash,
 )
 from indextts_job.errors import ConfigError
+from indextts_job.model.batch import Floats
 from indextts_job.model.config import CONDITION_LATENTS
 from indextts_job.redaction import redacted
+from indextts_job.storage.remote_storage import open_storage
+from indextts_job.storage.run_storage import RunStorage
 
 SHARD_BYTES = 64 * 2**20
 """Size of a shard, about: one download of a cold node, one unit of its cache."""

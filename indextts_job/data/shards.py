@@ -13,14 +13,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from indextts_job import files
-from indextts_job.data.batch import Floats
 from indextts_job.data.dataset import Dataset, Entry, Ids, Limits, SkippedSample, Vector
 from indextts_job.data.manifest import is_manifest
 from indextts_job.data.shard_index import INDEX, LARGEST_INDEX_BYTES, Shard, Table, parse_index
 from indextts_job.errors import AccessRefusedError, DataError, findings_message
+from indextts_job.model.batch import Floats
 from indextts_job.model.config import CONDITION_LATENTS
 from indextts_job.redaction import redacted
+from indextts_job.storage import files
 
 
 class ReadRange(Protocol):

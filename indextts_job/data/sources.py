@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from indextts_job import files
 from indextts_job.data.cache import default_folder, shard_reader
 from indextts_job.data.checking import check_records
 from indextts_job.data.dataset import Dataset, Entry, Limits, SkippedSample
@@ -11,6 +10,7 @@ from indextts_job.data.manifest import parse_records, parse_source
 from indextts_job.data.shards import is_sharded, open_shards
 from indextts_job.errors import DataError
 from indextts_job.redaction import redacted
+from indextts_job.storage import files
 
 
 def load_dataset(

@@ -16,16 +16,16 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from indextts_job import files
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import CheckpointManifest
-from indextts_job.checkpoint.remote import open_storage
-from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.demo.world import World, WorldSize, make_world
 from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, ConfigError, IndexTTSJobError
 from indextts_job.report.journal import EVENTS, SAMPLES, committed_samples
-from indextts_job.retry import StorageConfig
+from indextts_job.storage import files
+from indextts_job.storage.remote_storage import open_storage
+from indextts_job.storage.retry import StorageConfig
+from indextts_job.storage.run_storage import RunStorage
 from indextts_job.waiting import joined, pause
 
 PREEMPT_AFTER_STEP = 70

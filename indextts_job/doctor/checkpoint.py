@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from indextts_job import files
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.describe import epoch
 from indextts_job.checkpoint.manifest import CheckpointManifest, file_name
@@ -21,8 +20,9 @@ from indextts_job.model.base_checkpoint import BaseCheckpoint, load_base_checkpo
 from indextts_job.model.config import gpt_config
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
 from indextts_job.report.console import human_bytes
-from indextts_job.retry import StorageConfig
-from indextts_job.training import resume
+from indextts_job.resume import select as resume
+from indextts_job.storage import files
+from indextts_job.storage.retry import StorageConfig
 from indextts_job.training.state import BASE, WEIGHTS
 
 FEW_STEPS, MANY_STEPS = 5_000, 20_000

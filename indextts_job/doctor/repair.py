@@ -13,9 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from indextts_job import files, urls
-from indextts_job.checkpoint.remote import open_storage
-from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.data.checking import check_ids
 from indextts_job.data.manifest import PairRecord, parse_source, scan_manifest
 from indextts_job.doctor.findings import Finding, data_finding
@@ -23,6 +20,9 @@ from indextts_job.doctor.survey import Survey
 from indextts_job.doctor.tails import Tail, padded_tails
 from indextts_job.errors import ConfigError, DataError
 from indextts_job.redaction import redacted
+from indextts_job.storage import files, urls
+from indextts_job.storage.remote_storage import open_storage
+from indextts_job.storage.run_storage import RunStorage
 
 WRITERS = 16
 """Arrays written at a time; hides the latency of remote storage."""

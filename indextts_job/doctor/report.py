@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 
-from indextts_job import files
 from indextts_job.checkpoint import describe, retention
-from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.doctor.machine import examine
 from indextts_job.errors import IndexTTSJobError
@@ -18,6 +16,8 @@ from indextts_job.report.attempts import attempts
 from indextts_job.report.goodput import where_time_went
 from indextts_job.report.journal import EVENTS
 from indextts_job.report.standing import standing
+from indextts_job.storage import files
+from indextts_job.storage.run_storage import RunStorage
 from indextts_job.version import program_version
 
 ATTEMPTS, FIRST_EVENTS, LAST_EVENTS = 3, 50, 50

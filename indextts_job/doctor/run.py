@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
-from indextts_job import files
-from indextts_job.checkpoint.remote import open_storage
+from indextts_job.attempt.inputs import Inputs, read_inputs, warnings_of
+from indextts_job.attempt.start import compare
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
 from indextts_job.doctor.findings import Finding
@@ -17,9 +17,9 @@ from indextts_job.hardware.plan import Needs, in_samples, make_plan
 from indextts_job.model.config import trained_shapes
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import Event, Notice
-from indextts_job.training import resume
-from indextts_job.training.inputs import Inputs, read_inputs, warnings_of
-from indextts_job.training.start import compare
+from indextts_job.resume import select as resume
+from indextts_job.storage import files
+from indextts_job.storage.remote_storage import open_storage
 
 _T = TypeVar("_T")
 

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from indextts_job import files
 from indextts_job.data.checking import BadArrayError, Progress, check_ids, check_vector
 from indextts_job.data.manifest import PairRecord, parse_source, scan_manifest
 from indextts_job.data.shards import is_sharded
 from indextts_job.errors import DataError
 from indextts_job.hardware.facts import usable_cpus
 from indextts_job.model.config import CONDITION_LATENTS, GPTConfig
+from indextts_job.storage import files
 
 Kind = Literal["text", "codes", "condition", "emotion"]
 UNKNOWN_ID = 2

@@ -6,8 +6,6 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from indextts_job.hardware.plan import HardwareFacts
 
 BFLOAT16_CAPABILITY = (8, 0)
@@ -22,6 +20,8 @@ def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
         gpu: Which of the visible ones.
         processes: That share this machine's CPUs.
     """
+    import torch  # noqa: PLC0415  # a login node plans without it
+
     cpus = max(1, usable_cpus() // processes)
     if device != "cpu" and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(gpu)

@@ -2,17 +2,17 @@
 
 from dataclasses import replace
 
-from indextts_job import files
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import MANIFESTS, parse_file_name
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.errors import ConfigError
 from indextts_job.model.base_checkpoint import BaseCheckpoint, as_base, load_base_checkpoint
 from indextts_job.model.config import GPTConfig
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, join_rows
 from indextts_job.redaction import redacted
-from indextts_job.urls import file_path
+from indextts_job.storage import files
+from indextts_job.storage.remote_storage import open_storage
+from indextts_job.storage.urls import file_path
 
 _WEIGHTS, _BASE = "model/", "base/"
 """Prefixes of a checkpoint's tensors, see `docs/checkpoint-format.md`."""

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from indextts_job import files
 from indextts_job.errors import DataError
 from indextts_job.redaction import redacted
-from indextts_job.storage_errors import translated
+from indextts_job.storage import files
+from indextts_job.storage.errors import translated
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _FOREIGN = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class) ([\w.]+)")

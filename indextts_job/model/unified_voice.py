@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from indextts_job.data.batch import PackedBatch
+from indextts_job.model.batch import PackedBatch
 from indextts_job.model.config import GPTConfig
 from indextts_job.model.transformer import LAYER_NORM_EPSILON, SampleEdges, Transformer
 from indextts_job.model.vocabulary import TextEmbedding, TextHead, Vocabulary

@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from indextts_job.checkpoint.fence import FOLDER, parse_record
-from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.errors import IndexTTSJobError
 from indextts_job.report.journal import EVENTS, parse_events
+from indextts_job.storage.run_storage import RunStorage
 
 READERS = 16
 LAST_OF = {"TrainLine": "train", "Validated": "validation", "Committed": "checkpoint"}

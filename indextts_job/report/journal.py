@@ -7,8 +7,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.report.events import AttemptStarted, Event, StepDone, ValidationProgress
+from indextts_job.storage.run_storage import RunStorage
 
 EVENTS, SAMPLES = "events", "samples"
 

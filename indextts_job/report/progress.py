@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from indextts_job.hardware.scheduler import PROGRESS_VARIABLE
 from indextts_job.report.events import Committed, Event
+from indextts_job.scheduler import PROGRESS_VARIABLE
 
 
 class ProgressFile:

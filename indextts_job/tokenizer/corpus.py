@@ -4,10 +4,10 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
-from indextts_job import files
 from indextts_job.data.manifest import is_manifest, parse_source
 from indextts_job.errors import DataError, findings_message
 from indextts_job.redaction import redacted
+from indextts_job.storage import files
 from indextts_job.tokenizer.normalize import normalize
 
 TEXT_KEYS = ("target_text", "text")

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from indextts_job.background import begin
 from indextts_job.errors import UnavailableError
-from indextts_job.hardware.scheduler import RENDEZVOUS_VARIABLE, whole_number
 from indextts_job.preemption.deadline import StopRequest
+from indextts_job.scheduler import RENDEZVOUS_VARIABLE, whole_number
 from indextts_job.waiting import pause
 
 TELL_EVERY_S = 60.0

@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from indextts_job.data.batch import PackedBatch, Sample, collate
 from indextts_job.hardware.memory import MemoryLine, fit
+from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.training.step import Machinery, TargetCounts, accumulate, forget
 

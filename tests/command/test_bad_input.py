@@ -386,8 +386,8 @@ def test_a_vector_that_changes_under_the_run_is_an_error(place: Place) -> None:
     from indextts_job.data.dataset import Limits
     from indextts_job.data.sources import load_dataset
     from indextts_job.errors import DataError, UnavailableError
-    from indextts_job.files import read_yaml
     from indextts_job.model.config import gpt_config
+    from indextts_job.storage.files import read_yaml
 
     model = gpt_config(read_yaml(str(place.world.model_config), "", ""), "")
     dataset = load_dataset([str(place.train_manifest)], Limits(model, 217), skip_bad_samples=False)

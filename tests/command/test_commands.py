@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.cli import main
 from indextts_job.commands import status
 from indextts_job.demo.world import World
@@ -22,6 +21,7 @@ from indextts_job.model.config import gpt_config
 from indextts_job.model.unified_voice import UnifiedVoice, to_device
 from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.report.attempts import previous_end
+from indextts_job.storage.remote_storage import open_storage
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, events, newest, state_of, store_of
 from tests.support.warm_parent import REPOSITORY
@@ -156,9 +156,9 @@ def test_an_export_computes_what_the_run_computed(
     trained.load_state_dict(
         {key: state[f"model/{key}" if f"model/{key}" in state else f"base/{key}"] for key in trained.state_dict()}
     )
-    from indextts_job.data.batch import collate
     from indextts_job.data.dataset import Limits
     from indextts_job.data.sources import load_dataset
+    from indextts_job.model.batch import collate
 
     dataset = load_dataset([str(world.validation_manifest)], Limits(config, 217), skip_bad_samples=False)
     batch = to_device(collate([dataset.sample(i) for i in range(5)], config), torch.device("cpu"))

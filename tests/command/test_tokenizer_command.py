@@ -7,7 +7,7 @@ import pytest
 
 from indextts_job.cli import main
 from indextts_job.demo.world import base_tokenizer
-from indextts_job.model.tokenizer import load_tokenizer
+from indextts_job.tokenizer.loading import load_tokenizer
 from tests.support.amharic import sentences
 
 

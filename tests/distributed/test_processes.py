@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from indextts_job.attempt import processes
+from indextts_job.attempt.processes import Nodes, ProcessesOfNode, read_nodes, wanted_processes
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareConfig
 from indextts_job.preemption.relay import FORWARDED
-from indextts_job.training import processes
 from indextts_job.training.distributed import read_place
-from indextts_job.training.processes import Nodes, ProcessesOfNode, read_nodes, wanted_processes
 from tests.support.waiting import wait_until
 
 

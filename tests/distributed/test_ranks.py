@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.demo.world import World
+from indextts_job.storage.remote_storage import open_storage
 from tests.distributed.ranks import KEYS, ended, pid_of_rank, same_samples, started, trained, weights
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, events, newest, samples, store_of
@@ -130,7 +130,7 @@ def with_trouble(world: World, run: Path, *trouble: str) -> "subprocess.Complete
     config = run.with_suffix(".yaml")
     config.write_text(yaml.safe_dump(config_for(world, run, **KEYS).to_json()), encoding="utf-8")
     command = [sys.executable, "-m", "tests.distributed.worker", trouble[0], "1", str(config), *trouble[1:]]
-    script = f"from indextts_job.training.processes import ProcessesOfNode\nexit(ProcessesOfNode({command}, 2).run())"
+    script = f"from indextts_job.attempt.processes import ProcessesOfNode\nexit(ProcessesOfNode({command}, 2).run())"
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=False)
 
 

@@ -13,12 +13,12 @@ from unittest import mock
 
 import torch
 
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.cli import main
-from indextts_job.data.batch import collate
 from indextts_job.data.packing import bins_of_rank, pack
 from indextts_job.errors import StorageFullError
+from indextts_job.model.batch import collate
 from indextts_job.model.unified_voice import UnifiedVoice
+from indextts_job.storage.remote_storage import open_storage
 from indextts_job.training.distributed import joined, read_place
 from indextts_job.training.step import Updated, train_step
 from tests.support.models import SMALL, machinery, random_samples, small_model
@@ -82,9 +82,7 @@ def full_disk(rank: int, config: str) -> int:
             writes += 1
             raise StorageFullError("no space left, says the test.")
 
-    with mock.patch(
-        "indextts_job.training.run.open_storage", lambda *given: FaultyStorage(open_storage(*given), fault)
-    ):
+    with mock.patch("indextts_job.attempt.run.open_storage", lambda *given: FaultyStorage(open_storage(*given), fault)):
         return main(["train", config])
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.demo.world import World
+from indextts_job.storage.remote_storage import open_storage
 from tests.support.attempts import attempt
 from tests.support.faulty_filesystem import FaultyFileSystem, fresh_run
 from tests.support.runs import config_for, newest, state_of, store_of

@@ -9,13 +9,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indextts_job import urls
 from indextts_job.cli import build_parser
 from indextts_job.config import RunConfig, all_keys, build_config, parse_override, split_settings
 from indextts_job.demo.world import World
 from indextts_job.errors import ConfigError
 from indextts_job.legacy import flags
 from indextts_job.model.config import carried_shapes, gpt_config, trained_shapes
+from indextts_job.storage import urls
 from indextts_job.strict_yaml import parse_yaml
 from tests.fuzz.outcomes import taken_or_refused
 from tests.fuzz.strategies import Damage, changed, damaged, damages, texts, values

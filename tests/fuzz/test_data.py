@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indextts_job import files
 from indextts_job.data.dataset import Dataset, Limits
 from indextts_job.data.manifest import parse_records, parse_source
 from indextts_job.data.npy import NpyFormatError, parse_npy
@@ -22,8 +21,9 @@ from indextts_job.demo.world import World
 from indextts_job.doctor.data import examine_data
 from indextts_job.doctor.findings import Finding
 from indextts_job.doctor.survey import survey
-from indextts_job.files import read_yaml
 from indextts_job.model.config import gpt_config
+from indextts_job.storage import files
+from indextts_job.storage.files import read_yaml
 from indextts_job.tokenizer.corpus import read_corpus
 from tests.fuzz.outcomes import taken_or_refused
 from tests.fuzz.strategies import Damage, changed, damaged, damages, texts, values

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from indextts_job.demo.world import World
 from indextts_job.doctor.tokenizer import examine_extension
-from indextts_job.files import read_yaml
 from indextts_job.model.base_checkpoint import load_base_checkpoint
 from indextts_job.model.base_of_run import load_base
 from indextts_job.model.config import GPTConfig, gpt_config
-from indextts_job.model.tokenizer import parse_tokenizer
+from indextts_job.storage.files import read_yaml
 from indextts_job.tokenizer.extend import parse_model
+from indextts_job.tokenizer.loading import parse_tokenizer
 from tests.fuzz.outcomes import taken_or_refused
 from tests.fuzz.strategies import Damage, damaged, damages, texts, values
 

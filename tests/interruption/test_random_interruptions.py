@@ -9,9 +9,9 @@ import torch
 
 from indextts_job.demo.world import World
 from indextts_job.errors import EXIT_OK, EXIT_STOPPED
-from indextts_job.files import read_yaml
 from indextts_job.model.base_checkpoint import load_base_checkpoint
 from indextts_job.model.config import gpt_config
+from indextts_job.storage.files import read_yaml
 from tests.support.runs import config_for, curve, events, newest, samples, state_of, store_of
 from tests.support.warm_parent import Interruption, WarmParent, rounds
 

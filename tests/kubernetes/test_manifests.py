@@ -14,13 +14,13 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from indextts_job.attempt.processes import Nodes, read_nodes, wanted_processes
 from indextts_job.data.cache import default_folder
 from indextts_job.errors import EXIT_CONFIG, EXIT_DATA, EXIT_REFUSED, EXIT_STOPPED, ConfigError
 from indextts_job.hardware.plan import HardwareConfig
-from indextts_job.hardware.scheduler import read_scheduler
 from indextts_job.preemption.clouds import known_clouds
+from indextts_job.scheduler import read_scheduler
 from indextts_job.training.distributed import Place, read_place
-from indextts_job.training.processes import Nodes, read_nodes, wanted_processes
 from launch.cli import main
 from launch.job import Job
 from launch.kubernetes.differences import comparable, config_map_of, differences

@@ -11,9 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.objects import DamagedCheckpointError
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.storage.remote_storage import open_storage
 from tests.support.stores import FaultyStorage, content, disk_full
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from indextts_job.data.batch import PackedBatch
+from indextts_job.model.batch import PackedBatch
 from indextts_job.training.step import Updated, train_step
 from tests.support.models import machinery, micro_batches, random_samples, small_model
 

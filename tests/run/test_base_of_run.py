@@ -9,10 +9,10 @@ from indextts_job.checkpoint.manifest import file_name
 from indextts_job.cli import main
 from indextts_job.demo.world import World
 from indextts_job.errors import ConfigError, DataError
-from indextts_job.files import read_yaml
 from indextts_job.model.base_checkpoint import load_base_checkpoint
 from indextts_job.model.base_of_run import load_base
 from indextts_job.model.config import GPTConfig, gpt_config
+from indextts_job.storage.files import read_yaml
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, newest
 

@@ -12,9 +12,9 @@ from indextts_job.data.dataset import Limits
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World
 from indextts_job.errors import DataError
-from indextts_job.files import read_yaml
 from indextts_job.model.config import gpt_config
-from indextts_job.model.tokenizer import load_tokenizer
+from indextts_job.storage.files import read_yaml
+from indextts_job.tokenizer.loading import load_tokenizer
 
 SIGNATURE = "X-Amz-Expires=60&X-Amz-Signature=0123456789abcdef&sp=rl"
 

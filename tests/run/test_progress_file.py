@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from indextts_job.demo.world import World
-from indextts_job.hardware.scheduler import PROGRESS_VARIABLE
+from indextts_job.scheduler import PROGRESS_VARIABLE
 from launch.job import read_progress
 from tests.support.attempts import attempt
 from tests.support.runs import config_for

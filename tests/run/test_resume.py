@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from indextts_job.attempt.run import run_attempt
 from indextts_job.checkpoint.manifest import file_name
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
@@ -17,8 +18,7 @@ from indextts_job.demo.world import World, make_world
 from indextts_job.preemption.signals import StopSignals
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import AttemptStarted, Committed, Event
-from indextts_job.training.resume import recorded_config, select
-from indextts_job.training.run import run_attempt
+from indextts_job.resume.select import recorded_config, select
 from tests.support.attempts import attempt
 from tests.support.runs import TINY, config_for, events, newest, samples, state_of, store_of
 

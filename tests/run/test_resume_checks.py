@@ -8,9 +8,9 @@ from indextts_job.demo.world import World
 from indextts_job.errors import StoppedError
 from indextts_job.preemption.deadline import StopRequest
 from indextts_job.report.events import Event, Notice
-from indextts_job.training import resume_policy
-from indextts_job.training.consistency import Check, Reference
-from indextts_job.training.resume_policy import admit
+from indextts_job.resume import policy as resume_policy
+from indextts_job.resume.consistency import Check, Reference
+from indextts_job.resume.policy import admit
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, newest
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.cli import main
 from indextts_job.doctor import machine
+from indextts_job.storage.remote_storage import open_storage
 
 
 def storage_rows(url: str, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:

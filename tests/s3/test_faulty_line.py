@@ -11,8 +11,8 @@ from indextts_job.data.sharding import write_shards
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World
 from indextts_job.errors import DataError
-from indextts_job.files import read_yaml
 from indextts_job.model.config import gpt_config
+from indextts_job.storage.files import read_yaml
 from tests.s3.conftest import Connect
 from tests.s3.test_runs_in_a_bucket import bucket_config, bucket_world  # noqa: F401  # a fixture
 from tests.support.attempts import attempt
@@ -26,16 +26,16 @@ KINDS = ("500", "503", "reset", "truncate", "lost answer", "hang", "trickle")
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short pauses: the order of things is tested, not the length of a pause."""
-    monkeypatch.setattr("indextts_job.retry.FIRST_DELAY_S", 0.01)
-    monkeypatch.setattr("indextts_job.retry.LONGEST_DELAY_S", 0.05)
+    monkeypatch.setattr("indextts_job.storage.retry.FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr("indextts_job.storage.retry.LONGEST_DELAY_S", 0.05)
 
 
 @pytest.fixture
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A kind of fault; nothing but a timeout ends a hang, so that one comes with short ones."""
     if request.param == "hang":
-        monkeypatch.setattr("indextts_job.files.READ_TIMEOUT_S", 2)
-        monkeypatch.setattr("indextts_job.remote_files.CALL_TIMEOUT_S", 2.0)
+        monkeypatch.setattr("indextts_job.storage.files.READ_TIMEOUT_S", 2)
+        monkeypatch.setattr("indextts_job.storage.remote_files.CALL_TIMEOUT_S", 2.0)
     return str(request.param)
 
 

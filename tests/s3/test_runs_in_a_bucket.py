@@ -100,9 +100,9 @@ def test_interruptions_of_a_run_in_a_bucket_leave_no_trace(
 
 def test_a_zombie_that_wakes_up_after_its_successor_commits_nothing(world: World, s3_run: str) -> None:
     from indextts_job.checkpoint.fence import Fence
-    from indextts_job.checkpoint.remote import open_storage
     from indextts_job.checkpoint.retention import CheckpointName
     from indextts_job.errors import SupersededError
+    from indextts_job.storage.remote_storage import open_storage
     from tests.support.stores import content
 
     zombie = Fence(open_storage(s3_run), {"node": "asleep"})
@@ -161,10 +161,10 @@ def _attempt_watched(config: RunConfig, committed: Any) -> int:
     """An attempt that says when its first checkpoint is visible."""
     import io
 
+    from indextts_job.attempt.run import run_attempt
     from indextts_job.preemption.signals import StopSignals
     from indextts_job.report.console import ConsoleReport
     from indextts_job.report.events import Committed, Event
-    from indextts_job.training.run import run_attempt
 
     class Watching(ConsoleReport):
         def __call__(self, event: Event) -> None:

@@ -18,8 +18,8 @@ from indextts_job.data.sharding import write_shards
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World
 from indextts_job.errors import DataError, UnavailableError
-from indextts_job.files import read_yaml
 from indextts_job.model.config import gpt_config
+from indextts_job.storage.files import read_yaml
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, newest, state_of
 

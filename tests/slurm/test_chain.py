@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.demo.world import World
 from indextts_job.report.attempts import attempts
+from indextts_job.storage.remote_storage import open_storage
 from tests.s3.conftest import Connect
 from tests.slurm.cluster import KILL_WAIT_S, Cluster
 from tests.support.attempts import attempt

@@ -3,11 +3,11 @@
 import io
 from dataclasses import dataclass
 
+from indextts_job.attempt.run import run_attempt
 from indextts_job.config import RunConfig
 from indextts_job.errors import IndexTTSJobError
 from indextts_job.preemption.signals import StopSignals
 from indextts_job.report.console import ConsoleReport
-from indextts_job.training.run import run_attempt
 
 
 @dataclass(frozen=True, slots=True)

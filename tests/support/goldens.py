@@ -9,9 +9,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from indextts_job.checkpoint.manifest import FORMAT_VERSION, file_name
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.cli import main
+from indextts_job.storage.remote_storage import open_storage
 from tests.support.documented import DOCS, TABLES, with_table
 from tests.support.stores import save
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from indextts_job.data.batch import PackedBatch, Sample, collate
 from indextts_job.data.packing import pack
+from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import ConformerConfig, GPTConfig
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import Vocabulary

@@ -6,11 +6,11 @@ from typing import Any
 
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import CheckpointManifest
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig, build_config
 from indextts_job.demo.world import World, WorldSize
 from indextts_job.report.journal import EVENTS, SAMPLES, committed_samples
+from indextts_job.storage.remote_storage import open_storage
 
 TINY = WorldSize(samples=40, validation_samples=12, width=32, layers=2, heads=2, words=(1, 3))
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.retention import CheckpointName
-from indextts_job.checkpoint.storage import RunStorage, StoredFile
 from indextts_job.checkpoint.store import CheckpointStore, Content
-from indextts_job.remote_files import Bytes
+from indextts_job.storage.remote_files import Bytes
+from indextts_job.storage.remote_storage import open_storage
+from indextts_job.storage.run_storage import RunStorage, StoredFile
 from tests.support.values import values as sound_values
 
 _numbers = itertools.count()

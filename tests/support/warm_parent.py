@@ -91,7 +91,7 @@ def _serve() -> None:
     import s3fs  # noqa: F401
     import torch
 
-    from indextts_job.training import run  # noqa: F401
+    from indextts_job.attempt import run  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:
@@ -111,9 +111,9 @@ def _serve() -> None:
 
 def _run_child(order: dict[str, Any], writing: int) -> None:
     from indextts_job import errors
+    from indextts_job.attempt.run import run_attempt
     from indextts_job.preemption.signals import StopSignals
     from indextts_job.report.console import ConsoleReport
-    from indextts_job.training.run import run_attempt
 
     code = errors.EXIT_SOFTWARE
     # A plain exit would run the parent's clean-up; every way out of the child is os._exit.

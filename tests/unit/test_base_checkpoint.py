@@ -10,7 +10,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from indextts_job import files
 from indextts_job.demo.world import World
 from indextts_job.errors import ConfigError, DataError
 from indextts_job.model.base_checkpoint import (
@@ -23,6 +22,7 @@ from indextts_job.model.base_checkpoint import (
 from indextts_job.model.config import GPTConfig, carried_shapes, gpt_config, trained_shapes
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import Vocabulary, initial_rows
+from indextts_job.storage import files
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from indextts_job.commands.config_help import documented_defaults
 from indextts_job.config import RunConfig, all_keys, build_config, flatten, parse_override, split_settings
-from indextts_job.config_help import documented_defaults
 from indextts_job.errors import ConfigError
 from indextts_job.strict_yaml import parse_yaml
 

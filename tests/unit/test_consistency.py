@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from indextts_job.data.batch import collate
-from indextts_job.training.consistency import Reference, consistency
+from indextts_job.model.batch import collate
+from indextts_job.resume.consistency import Reference, consistency
 from indextts_job.training.history import History
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import BASE, TrainState

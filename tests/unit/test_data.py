@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from indextts_job.data.batch import collate
 from indextts_job.data.order import Order, derive_seed, mix64, permutation
 from indextts_job.data.packing import pack
+from indextts_job.model.batch import collate
 from tests.support.models import SMALL, random_samples
 
 GOLDEN_EPOCH_0 = [7, 8, 11, 10, 4, 1, 2, 5, 0, 3, 9, 6]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from indextts_job.checkpoint.fence import FOLDER, Fence, parse_record
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.errors import ConfigError, SupersededError
+from indextts_job.storage.remote_storage import open_storage
 from tests.support.stores import save
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from indextts_job.attempt.foresight import foreseen
 from indextts_job.checkpoint.retention import CheckpointConfig
-from indextts_job.training.foresight import foreseen
 from indextts_job.training.history import ValidationConfig
 from indextts_job.training.schedule import ScheduleConfig
 

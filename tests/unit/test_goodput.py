@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.demo.world import World
 from indextts_job.report.attempts import attempts
 from indextts_job.report.goodput import goodput_text, where_time_went
+from indextts_job.storage.remote_storage import open_storage
 from tests.support.attempts import attempt
 from tests.support.runs import config_for
 

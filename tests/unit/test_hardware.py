@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from indextts_job.attempt.start import agreed_plan
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.facts import read_facts, usable_cpus
 from indextts_job.hardware.plan import (
@@ -17,10 +18,9 @@ from indextts_job.hardware.plan import (
     in_samples,
     make_plan,
 )
-from indextts_job.hardware.scheduler import read_scheduler
 from indextts_job.model.config import ConformerConfig, GPTConfig
+from indextts_job.scheduler import read_scheduler
 from indextts_job.training.distributed import Alone
-from indextts_job.training.start import agreed_plan
 
 GIB = 2**30
 MODEL = GPTConfig(

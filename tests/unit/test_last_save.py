@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from indextts_job.checkpoint.retention import CheckpointConfig
-from indextts_job.data.batch import PackedBatch
 from indextts_job.data.order import Order
+from indextts_job.loop.loop import LoopSettings, TrainingLoop
+from indextts_job.loop.saver import FinishedSave, SaveCancelledError
+from indextts_job.loop.saves import SavesSettings
+from indextts_job.model.batch import PackedBatch
 from indextts_job.preemption.deadline import Pace, StopRequest
 from indextts_job.training.history import Losses, ValidationConfig
-from indextts_job.training.loop import LoopSettings, TrainingLoop
 from indextts_job.training.recipe import OptimizerConfig
-from indextts_job.training.saver import FinishedSave, SaveCancelledError
-from indextts_job.training.saves import SavesSettings
 from indextts_job.training.schedule import ScheduleConfig
 from indextts_job.training.state import TrainState, build_optimizer
 from indextts_job.training.step import Discarded, Updated

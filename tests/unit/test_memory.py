@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from indextts_job.checkpoint.remote import open_storage
-from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.hardware.memory import MemoryLine, fit
 from indextts_job.hardware.plan import HardwareFacts, Plan
+from indextts_job.loop.capacity import Capacity
+from indextts_job.storage.remote_storage import open_storage
+from indextts_job.storage.run_storage import RunStorage
 from indextts_job.training import probe
-from indextts_job.training.capacity import Capacity
 from indextts_job.training.probe import measured_line
 from indextts_job.training.step import TargetCounts, accumulate
 from tests.support.models import SMALL, machinery, micro_batches, random_samples, small_model

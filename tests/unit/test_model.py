@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from indextts_job.data.batch import Sample, collate
 from indextts_job.model import unified_voice
+from indextts_job.model.batch import Sample, collate
 from indextts_job.model.config import trained_shapes
 from indextts_job.model.unified_voice import LossSums, UnifiedVoice, head_loss, to_device
 from tests.support.models import SMALL, golden_model, golden_sample, random_samples, small_model

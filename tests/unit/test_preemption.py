@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from indextts_job.loop.stop_decision import StopDecision
 from indextts_job.preemption.deadline import SAFETY_RATIO, Pace, StopRequest, finishes_in_time
 from indextts_job.preemption.signals import STOP_SIGNALS, StopSignals
 from indextts_job.training.distributed import Alone
-from indextts_job.training.stop_decision import StopDecision
 
 
 @pytest.fixture

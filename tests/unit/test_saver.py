@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from indextts_job.checkpoint.fence import Fence
-from indextts_job.checkpoint.remote import open_storage
-from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.loop.saver import BackgroundSaver, SaveCancelledError, SaverSettings
 from indextts_job.report.events import Committed, Event
+from indextts_job.storage.remote_storage import open_storage
+from indextts_job.storage.run_storage import RunStorage
 from indextts_job.training.distributed import Alone
 from indextts_job.training.recipe import OptimizerConfig
-from indextts_job.training.saver import BackgroundSaver, SaveCancelledError, SaverSettings
 from indextts_job.training.state import Carried, TrainState, build_optimizer
 from tests.support.models import small_model
 from tests.support.stores import FaultyStorage, disk_full

@@ -15,8 +15,8 @@ from indextts_job.data.sharding import write_shards
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World
 from indextts_job.errors import DataError
-from indextts_job.files import read_yaml
 from indextts_job.model.config import gpt_config
+from indextts_job.storage.files import read_yaml
 from tests.support.shard_indexes import Change, changed_index
 
 SMALL_SHARD = 3 * 32 * 32 * 4

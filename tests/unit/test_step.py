@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from indextts_job.data.batch import PackedBatch
 from indextts_job.errors import NonFiniteError
+from indextts_job.model.batch import PackedBatch
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.training.recipe import OptimizerConfig
 from indextts_job.training.state import build_optimizer

@@ -13,10 +13,10 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from s3fs.errors import translate_boto_error
 from yarl import URL
 
-from indextts_job import retry
 from indextts_job.errors import AccessRefusedError, ConfigError, IndexTTSJobError, UnavailableError
-from indextts_job.remote_files import CALL_TIMEOUT_S, LEAST_TIMEOUT_S, RemoteFileSystem
-from indextts_job.storage_errors import patiently
+from indextts_job.storage import retry
+from indextts_job.storage.errors import patiently
+from indextts_job.storage.remote_files import CALL_TIMEOUT_S, LEAST_TIMEOUT_S, RemoteFileSystem
 
 
 def raising(error: BaseException) -> Callable[[], None]:

@@ -10,10 +10,10 @@ import torch
 
 from indextts_job.checkpoint.manifest import FORMAT_VERSION, file_name, parse_file_name, parse_manifest
 from indextts_job.checkpoint.objects import DamagedCheckpointError
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.retention import CheckpointName, current, to_delete
 from indextts_job.checkpoint.store import SAFE_AGE_S, CheckpointStore
 from indextts_job.errors import DataError, SupersededError
+from indextts_job.storage.remote_storage import open_storage
 from tests.support.stores import content, fresh_url, reopened, save
 
 

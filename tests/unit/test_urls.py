@@ -2,9 +2,9 @@
 
 import pytest
 
-from indextts_job import urls
 from indextts_job.errors import ConfigError
-from indextts_job.remote_files import RemoteFileSystem
+from indextts_job.storage import urls
+from indextts_job.storage.remote_files import RemoteFileSystem
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ from typing import Protocol
 
 from indextts_job.checkpoint.retention import BEST, PREEMPTED, CheckpointConfig
 from indextts_job.errors import UnavailableError
+from indextts_job.loop.save_interval import SaveInterval
+from indextts_job.loop.saver import FinishedSave, SaveCancelledError
+from indextts_job.loop.timekeeping import Timekeeper
 from indextts_job.preemption.deadline import Pace, Stop, finishes_in_time
 from indextts_job.report.events import Emit, Notice
 from indextts_job.training.distributed import Ranks
-from indextts_job.training.save_interval import SaveInterval
-from indextts_job.training.saver import FinishedSave, SaveCancelledError
 from indextts_job.training.state import TrainState
-from indextts_job.training.timekeeping import Timekeeper
 
 LOOK_FOR_STOP_S = 0.2
 """How often a wait for a save looks for a stop request."""

@@ -19,10 +19,10 @@ from typing import Protocol
 
 import numpy as np
 
-from indextts_job import files
 from indextts_job.errors import ConfigError, DataError
-from indextts_job.remote_files import Bytes
-from indextts_job.storage_errors import translated
+from indextts_job.storage import files
+from indextts_job.storage.errors import translated
+from indextts_job.storage.remote_files import Bytes
 
 TEMPORARY_PREFIX = ".tmp-"
 _KEY = re.compile(r"(?!\.\.?/)(?:[^/\\\x00-\x1f]+/)*[^/\\\x00-\x1f]*")

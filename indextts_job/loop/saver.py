@@ -20,12 +20,12 @@ from indextts_job.checkpoint import describe, retention
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.manifest import CheckpointManifest, file_name
 from indextts_job.checkpoint.retention import CheckpointName
-from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.checkpoint.store import CheckpointStore, CommitResult, Content, Written
 from indextts_job.errors import DataError, IndexTTSJobError, UnavailableError
 from indextts_job.report.events import Committed, Emit, Notice
+from indextts_job.resume.shared_objects import Repaired
+from indextts_job.storage.run_storage import RunStorage
 from indextts_job.training.distributed import Ranks
-from indextts_job.training.mending import Repaired
 from indextts_job.training.state import BASE, Carried, TrainState
 from indextts_job.waiting import Stopped, joined, never
 

@@ -13,9 +13,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from indextts_job.data.batch import PackedBatch, collate
 from indextts_job.data.dataset import Dataset
 from indextts_job.hardware.plan import Precision
+from indextts_job.model.batch import PackedBatch, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.training.distributed import Alone
 from indextts_job.training.evaluate import evaluate

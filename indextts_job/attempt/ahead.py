@@ -1,12 +1,12 @@
 """What a start can begin before torch is imported: the downloads of a bare node."""
 
-from indextts_job import files
 from indextts_job.background import begin
 from indextts_job.checkpoint.manifest import MANIFESTS
 from indextts_job.config import RunConfig
 from indextts_job.data.manifest import is_manifest, parse_source
 from indextts_job.data.shard_index import INDEX
 from indextts_job.errors import IndexTTSJobError
+from indextts_job.storage import files
 
 
 def begin_downloads(config: RunConfig) -> None:

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from indextts_job import retry
 from indextts_job.errors import AccessRefusedError, ConfigError, IndexTTSJobError, StorageFullError, UnavailableError
-from indextts_job.patience import within_patience
 from indextts_job.redaction import redacted
+from indextts_job.storage import retry
+from indextts_job.storage.patience import within_patience
 from indextts_job.waiting import pause
 
 logger = logging.getLogger(__name__)

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from indextts_job.checkpoint.storage import RunStorage
+from indextts_job.attempt.inputs import Inputs
+from indextts_job.attempt.start import Start
 from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.order import ORDER_VERSION
 from indextts_job.hardware.plan import HardwareFacts, Plan
-from indextts_job.hardware.scheduler import read_scheduler
 from indextts_job.redaction import redacted, redacted_values
 from indextts_job.report.events import Emit
 from indextts_job.report.journal import Journal, SampleLog
@@ -26,8 +26,8 @@ from indextts_job.report.liveness import pid_namespace
 from indextts_job.report.progress import progress_readers
 from indextts_job.report.prometheus import PrometheusFile
 from indextts_job.report.tensorboard import TensorBoardCurves
-from indextts_job.training.inputs import Inputs
-from indextts_job.training.start import Start
+from indextts_job.scheduler import read_scheduler
+from indextts_job.storage.run_storage import RunStorage
 from indextts_job.training.state import count_parameters
 from indextts_job.version import program_version
 

@@ -15,10 +15,10 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from indextts_job import retry
 from indextts_job.errors import ConfigError
 from indextts_job.redaction import redacted
-from indextts_job.urls import demand_openable
+from indextts_job.storage import retry
+from indextts_job.storage.urls import demand_openable
 
 Bytes = npt.NDArray[np.uint8]
 PART_BYTES = 8 * 2**20

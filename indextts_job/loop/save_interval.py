@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Callable
 
-from indextts_job.checkpoint.interval import bounded_interval_s
 from indextts_job.checkpoint.retention import CheckpointConfig
+from indextts_job.loop.interval import bounded_interval_s
 
 AUTOMATIC = -1
 CHANGE_TOLD = 0.5

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from indextts_job.checkpoint.retention import FINAL, PREEMPTED
-from indextts_job.data.batch import PackedBatch
 from indextts_job.data.order import Order
+from indextts_job.loop.saves import Saves, SavesSettings, SavingWork
+from indextts_job.loop.stop_decision import StopDecision
+from indextts_job.loop.timekeeping import Timekeeper
+from indextts_job.model.batch import PackedBatch
 from indextts_job.preemption.deadline import Pace, Stop, StopRequest
 from indextts_job.report.events import (
     Emit,
@@ -25,12 +28,9 @@ from indextts_job.report.events import (
 from indextts_job.training.distributed import Alone, Ranks
 from indextts_job.training.history import Losses, ValidationConfig
 from indextts_job.training.quality import Goal, missed_goal, overfitting_text
-from indextts_job.training.saves import Saves, SavesSettings, SavingWork
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import TrainState
 from indextts_job.training.step import Discarded, Updated
-from indextts_job.training.stop_decision import StopDecision
-from indextts_job.training.timekeeping import Timekeeper
 
 LOOK_FOR_STOP_S = 0.2
 """How often a wait for a save looks for a stop request."""

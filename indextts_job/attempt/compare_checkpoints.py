@@ -8,11 +8,11 @@ import torch
 from indextts_job.checkpoint.manifest import CheckpointManifest
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
-from indextts_job.data.batch import collate
 from indextts_job.data.dataset import Limits
 from indextts_job.data.sources import load_dataset
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareFacts, Needs, Plan, make_plan
+from indextts_job.model.batch import collate
 from indextts_job.model.config import GPTConfig, gpt_config
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import TEXT_TABLES, Vocabulary

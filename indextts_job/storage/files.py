@@ -15,11 +15,11 @@ import fsspec
 from indextts_job.background import begin
 from indextts_job.errors import ConfigError, DataError, UnavailableError
 from indextts_job.redaction import redacted
-from indextts_job.remote_files import PART_BYTES, PartReader, RemoteFileSystem
-from indextts_job.retry import StorageConfig
-from indextts_job.storage_errors import patiently, translated
+from indextts_job.storage.errors import patiently, translated
+from indextts_job.storage.remote_files import PART_BYTES, PartReader, RemoteFileSystem
+from indextts_job.storage.retry import StorageConfig
+from indextts_job.storage.urls import demand_endpoint, is_local, local_path
 from indextts_job.strict_yaml import LARGEST_BYTES, parse_yaml
-from indextts_job.urls import demand_endpoint, is_local, local_path
 from indextts_job.waiting import result
 
 __all__ = [

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from indextts_job.attempt.inputs import Inputs
 from indextts_job.config import RunConfig
 from indextts_job.errors import MAX_FINDINGS_SHOWN, ConfigError, DataError, findings_message
 from indextts_job.legacy.adoption import Imported, adopt
@@ -10,9 +11,8 @@ from indextts_job.legacy.checkpoint import LegacyCheckpoint, read_legacy_checkpo
 from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors
 from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.report.events import Emit, Notice
+from indextts_job.resume.select import Selection
 from indextts_job.training.history import History
-from indextts_job.training.inputs import Inputs
-from indextts_job.training.resume import Selection
 from indextts_job.training.state import FIRST_MOMENT, SECOND_MOMENT, Carried, TrainState
 
 MOVED_BASE_ROWS = "moved_base_rows"

@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from indextts_job.checkpoint.storage import RunStorage
 from indextts_job.errors import DeviceMemoryError, IndexTTSJobError
 from indextts_job.hardware.memory import MEASURED_SHARE, MemoryLine, line_from_json
 from indextts_job.hardware.plan import HardwareFacts, Plan, usable_bytes
 from indextts_job.report.console import human_bytes
+from indextts_job.storage.run_storage import RunStorage
 
 FOLDER = "hardware"
 LOWERED_TO = 0.8

@@ -8,7 +8,7 @@ from indextts_job.config import ChecksPolicy
 from indextts_job.errors import DataError, StoppedError, findings_message
 from indextts_job.preemption.deadline import Stop
 from indextts_job.report.events import Emit, Notice
-from indextts_job.training.consistency import Check
+from indextts_job.resume.consistency import Check
 from indextts_job.waiting import pause
 
 COUNTDOWN_S = 10

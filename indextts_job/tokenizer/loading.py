@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import sentencepiece
 
-from indextts_job import files
 from indextts_job.errors import ConfigError, DataError
 from indextts_job.redaction import redacted
+from indextts_job.storage import files
 
 LARGEST_MODEL_BYTES = 2**28
 """The released tokenizer has half a megabyte."""

@@ -8,11 +8,11 @@ from functools import partial
 
 import torch
 
-from indextts_job import files
+from indextts_job.attempt.inputs import Inputs, check_stop, read_inputs, warnings_of
+from indextts_job.attempt.records import Laps, attempt_record, constant_values, environment, run_readers
+from indextts_job.attempt.start import Start, build, compare
 from indextts_job.background import begin
 from indextts_job.checkpoint.fence import Fence
-from indextts_job.checkpoint.interval import PRIOR_S, mean_between_kills_s
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.schema import demand_storable
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
@@ -29,6 +29,12 @@ from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.peak import peak_flops
 from indextts_job.hardware.plan import HardwareFacts, in_samples
 from indextts_job.legacy.discovery import is_old_checkpoint
+from indextts_job.loop.interval import PRIOR_S, mean_between_kills_s
+from indextts_job.loop.loop import LoopSettings, TrainingLoop
+from indextts_job.loop.save_interval import AUTOMATIC
+from indextts_job.loop.saver import BackgroundSaver, SaverSettings
+from indextts_job.loop.saves import SavesSettings
+from indextts_job.loop.work import AttemptWork, CutStep
 from indextts_job.preemption.exit_guard import ExitGuard
 from indextts_job.preemption.signals import StopSignals
 from indextts_job.redaction import redacted
@@ -37,20 +43,14 @@ from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import AttemptEnded, AttemptStarted, Emit, Notice
 from indextts_job.report.goodput import kills
 from indextts_job.report.stream import EventStream
-from indextts_job.training import resume
+from indextts_job.resume import select as resume
+from indextts_job.resume.policy import admit
+from indextts_job.resume.shared_objects import Repaired, repair
+from indextts_job.storage import files
+from indextts_job.storage.remote_storage import open_storage
 from indextts_job.training.distributed import Ranks, joined, read_place
-from indextts_job.training.inputs import Inputs, check_stop, read_inputs, warnings_of
-from indextts_job.training.loop import LoopSettings, TrainingLoop
-from indextts_job.training.mending import Repaired, repair
 from indextts_job.training.quality import parse_goals
-from indextts_job.training.records import Laps, attempt_record, constant_values, environment, run_readers
-from indextts_job.training.resume_policy import admit
-from indextts_job.training.save_interval import AUTOMATIC
-from indextts_job.training.saver import BackgroundSaver, SaverSettings
-from indextts_job.training.saves import SavesSettings
-from indextts_job.training.start import Start, build, compare
 from indextts_job.training.state import count_parameters
-from indextts_job.training.work import AttemptWork, CutStep
 from indextts_job.waiting import result
 
 ASSUMED_SAVE_BYTES_PER_S = 200e6

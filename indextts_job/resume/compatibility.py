@@ -7,8 +7,8 @@ from typing import Any
 from indextts_job.config import RunConfig, flatten
 from indextts_job.data.order import ORDER_VERSION
 from indextts_job.errors import ConfigError, DataError, findings_message
-from indextts_job.model.tokenizer import Tokenizer
 from indextts_job.redaction import redacted_values
+from indextts_job.tokenizer.loading import Tokenizer
 
 POSITION_KEYS = ("recipe.global_batch_samples", "recipe.seed")
 """They decide which samples a step holds; a run keeps them for life."""

@@ -19,15 +19,15 @@ from pathlib import Path
 from indextts_job import terminal
 from indextts_job.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, EXIT_UNAVAILABLE, ConfigError
 from indextts_job.hardware.plan import HardwareConfig
-from indextts_job.hardware.scheduler import (
+from indextts_job.hardware.visible import visible_gpus
+from indextts_job.preemption.relay import POLL_S, StopRelay
+from indextts_job.scheduler import (
     MEETING_VARIABLE,
     NODE_INDEX_VARIABLE,
     NODES_VARIABLE,
     RENDEZVOUS_VARIABLE,
     whole_number,
 )
-from indextts_job.hardware.visible import visible_gpus
-from indextts_job.preemption.relay import POLL_S, StopRelay
 from indextts_job.waiting import pause
 
 LINGER_S = 30.0

@@ -7,28 +7,29 @@ from typing import Any
 
 import torch
 
+from indextts_job.attempt.inputs import Inputs
+from indextts_job.attempt.takeover import install, take_over
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
 from indextts_job.data.order import ORDER_VERSION, derive_seed
 from indextts_job.errors import UnavailableError
 from indextts_job.hardware.memory import MemoryLine
 from indextts_job.hardware.plan import PRECISIONS, HardwareFacts, Needs, Plan, changes, make_plan
+from indextts_job.loop.capacity import Capacity
+from indextts_job.loop.saver import carried_by
 from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors, initialise, split_rows
-from indextts_job.model.tokenizer import Tokenizer
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
 from indextts_job.preemption.deadline import Pace
 from indextts_job.report.console import human_bytes
 from indextts_job.report.events import Emit, Notice
-from indextts_job.training.capacity import Capacity
-from indextts_job.training.compatibility import Present, demand_same_run, extends_vocabulary
-from indextts_job.training.consistency import Check, Reference, consistency
+from indextts_job.resume.compatibility import Present, demand_same_run, extends_vocabulary
+from indextts_job.resume.consistency import Check, Reference, consistency
+from indextts_job.resume.select import ResumePoint, Selection, absolute
+from indextts_job.tokenizer.loading import Tokenizer
 from indextts_job.training.distributed import Ranks
 from indextts_job.training.history import History
-from indextts_job.training.inputs import Inputs
 from indextts_job.training.probe import CudaMeter, measured_line
-from indextts_job.training.resume import ResumePoint, Selection, absolute
-from indextts_job.training.saver import carried_by
 from indextts_job.training.schedule import RATE_FACTOR, learning_rate
 from indextts_job.training.state import (
     BASE,
@@ -41,7 +42,6 @@ from indextts_job.training.state import (
     owners_of,
 )
 from indextts_job.training.step import Machinery
-from indextts_job.training.takeover import install, take_over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

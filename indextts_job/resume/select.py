@@ -10,11 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from indextts_job import files
 from indextts_job.checkpoint import describe, fence, retention
 from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name, parse_file_name
 from indextts_job.checkpoint.objects import DamagedCheckpointError
-from indextts_job.checkpoint.remote import open_storage
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import ResumeConfig
@@ -22,8 +20,10 @@ from indextts_job.errors import ConfigError, DataError, findings_message
 from indextts_job.legacy.discovery import is_old_checkpoint, old_checkpoints
 from indextts_job.model.vocabulary import TEXT_TABLES
 from indextts_job.redaction import redacted
-from indextts_job.retry import StorageConfig
-from indextts_job.training.mending import Repaired
+from indextts_job.resume.shared_objects import Repaired
+from indextts_job.storage import files
+from indextts_job.storage.remote_storage import open_storage
+from indextts_job.storage.retry import StorageConfig
 from indextts_job.training.state import BASE, FIRST_MOMENT, SECOND_MOMENT, WEIGHTS
 
 

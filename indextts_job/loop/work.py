@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from indextts_job.data.batch import PackedBatch, collate
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.loader import LONG_WAIT_S, Prefetcher
+from indextts_job.loop.capacity import Capacity
+from indextts_job.loop.saver import BackgroundSaver, FinishedSave
+from indextts_job.model.batch import PackedBatch, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.preemption.deadline import Pace, Stop
 from indextts_job.report.events import Emit, Notice
-from indextts_job.training.capacity import Capacity
-from indextts_job.training.consistency import Reference
+from indextts_job.resume.consistency import Reference
 from indextts_job.training.evaluate import evaluate, in_order, shares
 from indextts_job.training.history import Losses
-from indextts_job.training.saver import BackgroundSaver, FinishedSave
 from indextts_job.training.state import TrainState
 from indextts_job.training.step import Discarded, Machinery, Updated, forget, train_step
 

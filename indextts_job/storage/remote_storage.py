@@ -13,12 +13,12 @@ import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from indextts_job import files
-from indextts_job.checkpoint.storage import LocalStorage, RunStorage, StoredFile, safe_key
 from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError
-from indextts_job.remote_files import Bytes, PartReader, RemoteFileSystem
-from indextts_job.retry import StorageConfig
-from indextts_job.storage_errors import patiently
+from indextts_job.storage import files
+from indextts_job.storage.errors import patiently
+from indextts_job.storage.remote_files import Bytes, PartReader, RemoteFileSystem
+from indextts_job.storage.retry import StorageConfig
+from indextts_job.storage.run_storage import LocalStorage, RunStorage, StoredFile, safe_key
 from indextts_job.waiting import pause
 
 PROBES = "probes"

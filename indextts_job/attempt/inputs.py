@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from indextts_job import files
+from indextts_job.attempt.foresight import foreseen
 from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Dataset, Limits
 from indextts_job.data.order import Order
@@ -14,11 +14,11 @@ from indextts_job.model.base_checkpoint import BaseCheckpoint, frozen_pieces
 from indextts_job.model.base_of_run import load_base
 from indextts_job.model.config import GPTConfig, gpt_config
 from indextts_job.model.flops import training_flops
-from indextts_job.model.tokenizer import Tokenizer, demand_base_pieces, load_tokenizer
 from indextts_job.preemption.deadline import Stop
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import Emit, Notice
-from indextts_job.training.foresight import foreseen
+from indextts_job.storage import files
+from indextts_job.tokenizer.loading import Tokenizer, demand_base_pieces, load_tokenizer
 from indextts_job.training.schedule import total_steps
 
 CODES_PER_HOUR = 50 * 3600

@@ -1,0 +1,1 @@
+"""One attempt of a run, from its configuration to its exit code."""

@@ -1,0 +1,1 @@
+"""The training loop of one attempt: steps, validations, saves, stops."""

@@ -1,0 +1,1 @@
+"""Files and runs by path or URL: local disks, object stores, patience with them."""

@@ -1,0 +1,36 @@
+"""What may be imported where torch is not wanted: a login node checks a run, a launcher submits one."""
+
+import subprocess
+import sys
+
+WITHOUT_TORCH = (
+    "launch",
+    "indextts_job.cli",
+    "indextts_job.commands",
+    "indextts_job.config",
+    "indextts_job.data",
+    "indextts_job.hardware",
+    "indextts_job.preemption",
+    "indextts_job.report",
+    "indextts_job.simulation",
+    "indextts_job.storage",
+    "indextts_job.tokenizer",
+)
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+for name in sys.argv[1:]:
+    package = importlib.import_module(name)
+    for found in pkgutil.walk_packages(getattr(package, "__path__", ()), name + "."):
+        if not found.name.endswith("__main__"):
+            importlib.import_module(found.name)
+        if "torch" in sys.modules:
+            sys.exit(f"{found.name} imports torch")
+"""
+
+
+def test_commands_launchers_and_everything_that_only_looks_import_without_torch():
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, *WITHOUT_TORCH], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
