@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import async_save as dcp_async_save
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from bench.workload import machinery, model_config
+from bench.workload import engine, model_config
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.loop.saver import BackgroundSaver, SaverSettings
@@ -39,7 +39,7 @@ from indextts_job.storage import files
 from indextts_job.storage.remote_files import PART_BYTES, RemoteFileSystem
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.retry import StorageConfig
-from indextts_job.training.distributed import Alone
+from indextts_job.training.distributed import SingleProcess
 from indextts_job.training.state import TrainState
 from tests.support.servers import KEY, SECRET, Server, client_environment, running, seaweedfs
 from tests.support.values import values
@@ -86,7 +86,7 @@ def state_of(mebibytes: int) -> TrainState:
     """A small model with its optimizer after one step; about `mebibytes` of weights and moments."""
     width = 512
     layers = max(1, round(mebibytes / 12 / (12 * width**2 / 2**20)))
-    made = machinery(model_config(width, layers))
+    made = engine(model_config(width, layers))
     for parameter in made.model.parameters():
         parameter.grad = torch.randn_like(parameter)
     made.optimizer.step()
@@ -124,7 +124,7 @@ class Ours:
             files={},
             emit=self._note,
         )
-        self._saver = BackgroundSaver(self._store, settings, Alone())
+        self._saver = BackgroundSaver(self._store, settings, SingleProcess())
 
     def _note(self, event: Event) -> None:
         if isinstance(event, Committed):

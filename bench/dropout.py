@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from bench.timing import alternate
-from bench.workload import machinery, model_config, tokens_of, utterances
+from bench.workload import engine, model_config, tokens_of, utterances
 from indextts_job.data.packing import pack
 from indextts_job.model.batch import PackedBatch, collate
 from indextts_job.model.transformer import Attention
-from indextts_job.training.step import Machinery, train_step
+from indextts_job.training.step import Engine, train_step
 
 PROBABILITY = 0.1
 _MULTIPLIER = 0x45D9F3B
@@ -36,7 +36,7 @@ def keyed_dropout(x: Tensor, probability: float, training: bool = True) -> Tenso
     return x * kept / (1 - probability)
 
 
-def stepped(parts: Machinery, batches: list[PackedBatch]) -> None:
+def stepped(parts: Engine, batches: list[PackedBatch]) -> None:
     """One step."""
     train_step(parts, batches, 0, 1e-4)
 
@@ -50,7 +50,7 @@ def main() -> None:
     samples = utterances(16, config)
     bins = pack([tokens_of(sample, config) for sample in samples], 4096)
     batches = [collate([samples[slot] for slot in slots], config) for slots in bins]
-    none, usual, keyed = (machinery(config, dropout=rate) for rate in (0.0, PROBABILITY, PROBABILITY))
+    none, usual, keyed = (engine(config, dropout=rate) for rate in (0.0, PROBABILITY, PROBABILITY))
     for module in keyed.model.modules():
         if isinstance(module, Attention):
             module.dropout = 0.0  # of the weights; what follows the projection is patched in below

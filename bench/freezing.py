@@ -4,7 +4,7 @@ python -m bench.freezing
 """
 
 from bench.timing import alternate
-from bench.workload import PIECES, machinery, model_config, tokens_of, utterances
+from bench.workload import PIECES, engine, model_config, tokens_of, utterances
 from indextts_job.data.packing import pack
 from indextts_job.model.batch import collate
 from indextts_job.training.step import train_step
@@ -16,7 +16,7 @@ def main() -> None:
     samples = utterances(24, config)
     bins = pack([tokens_of(sample, config) for sample in samples], 4096)
     batches = [collate([samples[slot] for slot in slots], config) for slots in bins]
-    frozen, free = machinery(config, base_pieces=PIECES // 2), machinery(config)
+    frozen, free = engine(config, base_pieces=PIECES // 2), engine(config)
 
     def train(which: object) -> None:
         train_step(which, batches, 0, 1e-4)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ import torch
 
 from bench.packing import batched_attention, padded
 from bench.timing import alternate
-from bench.workload import FULL, PIECES, machinery, model_config, tokens_of, utterances
+from bench.workload import FULL, PIECES, engine, model_config, tokens_of, utterances
 from indextts_job.data.packing import pack
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.memory import MEASURED_SHARE
@@ -32,7 +32,7 @@ from indextts_job.model.flops import training_flops
 from indextts_job.report.console import human_bytes
 from indextts_job.training.probe import CudaMeter, measured_line
 from indextts_job.training.state import count_parameters
-from indextts_job.training.step import Machinery, forget, train_step
+from indextts_job.training.step import Engine, reset_step, train_step
 
 RIVAL_BATCH = ((70, 64), (35, 16), (20, 8), (15, 6), (0, 2))
 """Samples per batch by GiB of memory: the public trainer's table."""
@@ -55,7 +55,7 @@ def synchronised(work: Callable[[], object], device: str) -> Callable[[], None]:
     return run
 
 
-def speed(parts: Callable[[], Machinery], samples: list[Sample], config: GPTConfig, plan: Plan, rounds: int) -> float:
+def speed(parts: Callable[[], Engine], samples: list[Sample], config: GPTConfig, plan: Plan, rounds: int) -> float:
     """Print packed against padded; returns packed real tokens per second."""
     memory_gib = torch.cuda.get_device_properties(0).total_memory / 2**30 if plan.device == "cuda" else 0
     size = next(batch for gib, batch in RIVAL_BATCH if memory_gib >= gib)
@@ -82,7 +82,7 @@ def speed(parts: Callable[[], Machinery], samples: list[Sample], config: GPTConf
     return real / seconds["packed"]
 
 
-def other_ways(parts: Callable[[], Machinery], batches: list[PackedBatch], rounds: int, *, compiled: bool) -> None:
+def other_ways(parts: Callable[[], Engine], batches: list[PackedBatch], rounds: int, *, compiled: bool) -> None:
     """Print what deterministic kernels cost, and what torch.compile gives, against the usual way."""
     device = parts().device.type
     usual, strict, faster = parts(), parts(), parts() if compiled else None
@@ -104,7 +104,7 @@ def other_ways(parts: Callable[[], Machinery], batches: list[PackedBatch], round
         print(f"{name:<28}{seconds['usual'] / seconds[name]:>12.2f} of the usual speed")
 
 
-def same_bits(parts: Callable[[], Machinery], batches: list[PackedBatch]) -> bool:
+def same_bits(parts: Callable[[], Engine], batches: list[PackedBatch]) -> bool:
     """Whether three steps, done twice, give the same weights (I2)."""
     found = []
     for _ in range(2):
@@ -115,7 +115,7 @@ def same_bits(parts: Callable[[], Machinery], batches: list[PackedBatch]) -> boo
     return torch.equal(found[0], found[1])
 
 
-def stall(parts: Machinery) -> tuple[float, float]:
+def stall(parts: Engine) -> tuple[float, float]:
     """Seconds of a copy of weights and moments to the host: into fresh memory, and into pinned buffers kept."""
     tensors = [p.detach() for p in parts.model.parameters()]
     tensors += [values[key] for values in parts.optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
@@ -135,7 +135,7 @@ def stall(parts: Machinery) -> tuple[float, float]:
     return copied(None), statistics.median(copied(pinned) for _ in range(3))
 
 
-def recovers(parts: Machinery, samples: list[Sample], config: GPTConfig) -> str:
+def recovers(parts: Engine, samples: list[Sample], config: GPTConfig) -> str:
     """Run out of memory for real, then do the step in smaller pieces."""
     everything = [sample for sample in samples for _ in range(64)]
     try:
@@ -144,7 +144,7 @@ def recovers(parts: Machinery, samples: list[Sample], config: GPTConfig) -> str:
         pass
     else:
         return "it all fitted, no out of memory was provoked"
-    forget(parts, 0)
+    reset_step(parts, 0)
     train_step(parts, batches_of(samples, config, 4096), 0, 1e-4)
     return "out of memory, put away, done again in smaller pieces"
 
@@ -165,7 +165,7 @@ def main() -> None:
     config = model_config() if given.small else FULL
     pieces = PIECES if given.small else config.number_text_tokens
     facts = read_facts(device)
-    probe = machinery(config, pieces=pieces, base_pieces=pieces)
+    probe = engine(config, pieces=pieces, base_pieces=pieces)
     parameters = count_parameters(probe.model)
     samples = utterances(given.samples, config)
     lengths = [tokens_of(sample, config) for sample in samples]
@@ -174,8 +174,8 @@ def main() -> None:
     )
     del probe
 
-    def parts() -> Machinery:
-        return machinery(
+    def parts() -> Engine:
+        return engine(
             config,
             pieces=pieces,
             base_pieces=pieces,

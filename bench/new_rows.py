@@ -29,7 +29,7 @@ from indextts_job.model.vocabulary import TEXT_TABLES, Vocabulary
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import build_optimizer
-from indextts_job.training.step import Machinery, train_step
+from indextts_job.training.step import Engine, train_step
 
 BASE_PIECES, NEW_PIECES, CODES = 400, 300, 128
 SAMPLES, VALIDATION, BATCH, MICRO_BATCH = 960, 120, 32, 8
@@ -146,13 +146,13 @@ def pretrained(config: GPTConfig, seed: int) -> Tables:
     model = UnifiedVoice(config, Vocabulary(BASE_PIECES, BASE_PIECES), 0.1)
     model.load_state_dict(fresh_tables(config, seed))
     data = language(range(6, BASE_PIECES), SAMPLES, config, 1000 + seed)
-    _train(_machinery(model, 1.0), data, PRETRAINING_STEPS, config, seed)
+    _train(_engine(model, 1.0), data, PRETRAINING_STEPS, config, seed)
     return {key: value.detach().clone() for key, value in model.state_dict().items()}
 
 
-def _machinery(model: UnifiedVoice, factor: float) -> Machinery:
+def _engine(model: UnifiedVoice, factor: float) -> Engine:
     optimizer = build_optimizer(model, OptimizerConfig(), new_rows_factor=factor)
-    return Machinery(
+    return Engine(
         model=model.train(),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler("cpu", enabled=False),
@@ -173,17 +173,17 @@ def _parts(chosen: np.ndarray) -> list[np.ndarray]:
     return list(chosen.reshape(-1, MICRO_BATCH))
 
 
-def _train(machinery: Machinery, data: Sequence[Sample], steps: int, config: GPTConfig, seed: int) -> None:
+def _train(engine: Engine, data: Sequence[Sample], steps: int, config: GPTConfig, seed: int) -> None:
     for step, chosen in enumerate(_order(steps, seed)):
         batches = [collate([data[i] for i in part], config) for part in _parts(chosen)]
-        train_step(machinery, batches, step, learning_rate(step, steps, SCHEDULE))
+        train_step(engine, batches, step, learning_rate(step, steps, SCHEDULE))
 
 
 def ours(base: Tables, rows: Tables, factor: float, data: Sequence[Sample], config: GPTConfig, seed: int) -> Tables:
     """Base rows frozen, new rows trained; the full tables afterwards."""
     model = UnifiedVoice(config, Vocabulary(BASE_PIECES + NEW_PIECES, BASE_PIECES), 0.1)
     model.load_state_dict(base | {f"{key}_new": value for key, value in rows.items()})
-    _train(_machinery(model, factor), data, STEPS, config, seed)
+    _train(_engine(model, factor), data, STEPS, config, seed)
     state = {key: value.detach() for key, value in model.state_dict().items()}
     for key in TEXT_TABLES:
         state[key] = torch.cat([state[key][:-1], state.pop(f"{key}_new"), state[key][-1:]])

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bench.timing import alternate
-from bench.workload import machinery, model_config, tokens_of, utterances
+from bench.workload import engine, model_config, tokens_of, utterances
 from indextts_job.data.packing import pack
 from indextts_job.model import transformer
 from indextts_job.model.batch import PackedBatch, Sample, collate
@@ -72,7 +72,7 @@ def main() -> None:
         capacity = max(*lengths, size * real // given.samples)
         packed_batches = [collate([samples[slot] for slot in slots], config) for slots in pack(lengths, capacity)]
         padded_rows = sum(batch.num_tokens for batch in padded_batches)
-        one, other = machinery(config), machinery(config)
+        one, other = engine(config), engine(config)
 
         def train_padded(one: object = one, batches: list[PackedBatch] = padded_batches) -> None:
             with mock.patch.object(transformer, "packed_causal_attention", batched_attention):

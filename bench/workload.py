@@ -12,7 +12,7 @@ from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.state import build_optimizer
-from indextts_job.training.step import Machinery
+from indextts_job.training.step import Engine
 
 _CONFORMER = ConformerConfig(output_size=8, linear_units=8, attention_heads=1, num_blocks=1)
 CODES_PER_SECOND = 50
@@ -72,7 +72,7 @@ def tokens_of(sample: Sample, config: GPTConfig) -> int:
     return config.sample_tokens(len(sample.text_ids), len(sample.codes))
 
 
-def machinery(
+def engine(
     config: GPTConfig,
     *,
     pieces: int = PIECES,
@@ -80,7 +80,7 @@ def machinery(
     dropout: float = 0.0,
     device: str = "cpu",
     precision: Precision = "float32",
-) -> Machinery:
+) -> Engine:
     """A freshly initialised model, ready to train."""
     torch.manual_seed(0)
     model = UnifiedVoice(config, Vocabulary(pieces, base_pieces), dropout)
@@ -88,7 +88,7 @@ def machinery(
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.02)
     model.to(device)
-    return Machinery(
+    return Engine(
         model=model.train(),
         optimizer=build_optimizer(model, OptimizerConfig()),
         scaler=torch.amp.GradScaler(device, enabled=precision == "float16"),

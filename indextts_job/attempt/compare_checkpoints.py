@@ -19,7 +19,7 @@ from indextts_job.model.vocabulary import TEXT_TABLES, Vocabulary
 from indextts_job.training.evaluate import evaluate, in_order
 from indextts_job.training.history import Losses
 from indextts_job.training.state import BASE, WEIGHTS, TrainState, build_optimizer, count_parameters
-from indextts_job.training.step import Machinery
+from indextts_job.training.step import Engine
 
 Progress = Callable[[int, int], None]
 
@@ -66,7 +66,7 @@ def compare(
     ]
     for store, manifest in checkpoints:
         state, plan = _loaded(store, manifest, model_config, config, facts, max(lengths[:count]))
-        machinery = Machinery(
+        engine = Engine(
             model=state.model,
             optimizer=state.optimizer,
             scaler=state.scaler,
@@ -82,7 +82,7 @@ def compare(
             progress(done, count)
             return False
 
-        losses = evaluate(machinery, batches, interrupted)
+        losses = evaluate(engine, batches, interrupted)
         assert losses is not None  # noqa: S101  # nobody interrupts
         yield Compared(manifest, losses, count)
 

@@ -48,7 +48,7 @@ from indextts_job.resume.policy import admit
 from indextts_job.resume.shared_objects import Repaired, repair
 from indextts_job.storage import files
 from indextts_job.storage.remote_storage import open_storage
-from indextts_job.training.distributed import Ranks, joined, read_place
+from indextts_job.training.distributed import ProcessGroup, joined, read_world
 from indextts_job.training.quality import parse_goals
 from indextts_job.training.state import count_parameters
 from indextts_job.waiting import result
@@ -83,13 +83,13 @@ def run_attempt(
     laps = Laps(time.monotonic() if started_at_s is None else started_at_s)
     laps.done("imports")
     emit = EventStream(console)
-    place = read_place(os.environ)
+    world = read_world(os.environ)
     files.configure_object_stores(config.storage)
     storage = open_storage(config.run, config.storage)
     _demand_writable(config.run)
     store = CheckpointStore(storage)
     # While the data is read and checked: the device's context, and the checkpoint to go on from.
-    reading_facts = begin(lambda: read_facts(config.hardware.device, place.local_rank, place.local_world_size), "facts")
+    reading_facts = begin(lambda: read_facts(config.hardware.device, world.local_rank, world.local_world_size), "facts")
     mend = repair(config.inputs.base_checkpoint, config.inputs.tokenizer)
     selecting = begin(lambda: resume.select(config.resume, store, mend), "checkpoint")
     from_base = config.resume.source in ("auto", "own", "none") or is_old_checkpoint(config.resume.source)
@@ -101,7 +101,7 @@ def run_attempt(
     laps.done("inputs and data")
     facts = result(reading_facts, lambda: check_stop(stop))
     if facts.device == "cuda":
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(world.local_rank)
     selection = compare(config, inputs, result(selecting, lambda: check_stop(stop)), emit)
     step = selection.point.name.step if selection.point and not selection.weights_only else 0
     begin(
@@ -113,14 +113,14 @@ def run_attempt(
     def tell(message: str) -> None:
         emit(Notice(step=step, topic="ranks", message=message, warning=True))
 
-    with joined(place, facts.device, tell) as ranks:
-        start = build(config, inputs, facts=facts, selection=selection, own=store, ranks=ranks, emit=emit)
+    with joined(world, facts.device, tell) as group:
+        start = build(config, inputs, facts=facts, selection=selection, own=store, group=group, emit=emit)
         check_stop(stop)
         laps.done("model")
         if start.checks:
             admit(start.checks, config.resume.checks, stop, emit, start.state.step)
             laps.done("checks")
-        _demand_same_start(ranks, start.state.step)
+        _demand_same_start(group, start.state.step)
         parts = _Parts(
             config=config,
             inputs=inputs,
@@ -128,13 +128,13 @@ def run_attempt(
             start=start,
             stop=stop,
             emit=emit,
-            ranks=ranks,
-            ranks_of_saver=ranks.beside(),
+            group=group,
+            saver_group=group.new_group(),
             guard=guard or ExitGuard(stop),
         )
-        code = _follow(parts, store) if ranks.rank else _lead(parts, store, selection, laps, mend)
+        code = _follow(parts, store) if group.rank else _lead(parts, store, selection, laps, mend)
         # Nobody ends before the last save is done: launchers take the first end of a rank for that of all.
-        ranks.any(False)  # noqa: FBT003  # a barrier
+        group.any_rank(False)  # noqa: FBT003  # a barrier
         return code
 
 
@@ -148,14 +148,14 @@ class _Parts:
     start: Start
     stop: StopSignals
     emit: EventStream
-    ranks: Ranks
-    ranks_of_saver: Ranks
+    group: ProcessGroup
+    saver_group: ProcessGroup
     guard: ExitGuard
 
 
 def _follow(parts: _Parts, store: CheckpointStore) -> int:
     """Train as another rank than 0: says nothing, and writes its share of the checkpoints."""
-    saver = BackgroundSaver(store, None, parts.ranks_of_saver, parts.stop)
+    saver = BackgroundSaver(store, None, parts.saver_group, parts.stop)
     with parts.guard.training():
         try:
             code = _exit_code(_train(parts, saver))
@@ -172,7 +172,7 @@ def _lead(parts: _Parts, store: CheckpointStore, selection: resume.Selection, la
     step = start.state.step
     record = attempt_record(
         facts=parts.facts,
-        world_size=parts.ranks.world_size,
+        world_size=parts.group.world_size,
         step=step,
         resume=config.resume.source,
         launched=laps.began(),
@@ -183,7 +183,7 @@ def _lead(parts: _Parts, store: CheckpointStore, selection: resume.Selection, la
     emit(Notice(step=step, topic="run", message=f"{config.run}, attempt {attempt.attempt}"))
     laps.done("run folder")
     samples = config.recipe.global_batch_samples
-    shape = in_samples(start.capacity.tokens, inputs.mean_tokens, samples, parts.ranks.world_size)
+    shape = in_samples(start.capacity.tokens, inputs.mean_tokens, samples, parts.group.world_size)
     emit(Notice(step=step, topic="plan", message=shape))
     emit(Notice(step=step, topic="start-up", message=str(laps)))
     emit.start(run_readers(config, storage, attempt.attempt, inputs.train_set, step))
@@ -192,12 +192,12 @@ def _lead(parts: _Parts, store: CheckpointStore, selection: resume.Selection, la
         attempt_start=step,
         keep=config.checkpoint.keep,
         unreadable=selection.point.unreadable if selection.point and selection.point.store is store else (),
-        values=constant_values(config, inputs, start, environment(parts.facts, start.plan, parts.ranks.world_size)),
+        values=constant_values(config, inputs, start, environment(parts.facts, start.plan, parts.group.world_size)),
         files={"tokenizer.model": inputs.tokenizer.content},
         emit=emit,
         audit=partial(_audit, store, mend),
     )
-    saver = BackgroundSaver(store, settings, parts.ranks_of_saver, parts.stop)
+    saver = BackgroundSaver(store, settings, parts.saver_group, parts.stop)
     emit(
         AttemptStarted(
             step=step,
@@ -229,20 +229,20 @@ def _exit_code(outcome: str) -> int:
     return EXIT_OK if outcome == "complete" else EXIT_STOPPED
 
 
-def _demand_same_start(ranks: Ranks, step: int) -> None:
+def _demand_same_start(group: ProcessGroup, step: int) -> None:
     """All ranks look for the newest checkpoint by themselves, in the same moment.
 
     Raises:
         UnavailableError: They found different ones.
     """
-    steps = set(ranks.gather(step))
+    steps = set(group.all_gather(step))
     if len(steps) > 1:
         found = ", ".join(map(str, sorted(steps)))
         raise UnavailableError(f"the ranks would start from different steps: {found}. Start again.")
 
 
 def _train(parts: _Parts, saver: BackgroundSaver) -> str:
-    config, inputs, start, emit, ranks = parts.config, parts.inputs, parts.start, parts.emit, parts.ranks
+    config, inputs, start, emit, group = parts.config, parts.inputs, parts.start, parts.emit, parts.group
     state, order = start.state, inputs.order
     validation_samples = 0
     if inputs.validation_set:
@@ -268,12 +268,12 @@ def _train(parts: _Parts, saver: BackgroundSaver) -> str:
     capacity = start.capacity
 
     def build(step: int) -> CutStep:
-        cut = Cut(capacity_tokens=capacity.tokens, rank=ranks.rank, world_size=ranks.world_size)
+        cut = Cut(capacity_tokens=capacity.tokens, rank=group.rank, world_size=group.world_size)
         return CutStep(cut.capacity_tokens, step_batches(inputs.train_set, order, inputs.model, cut, step))
 
     with Prefetcher(build, range(state.step, inputs.total_steps)) as prefetcher:
         work = AttemptWork(
-            machinery=start.machinery,
+            engine=start.engine,
             prefetcher=prefetcher,
             stop=parts.stop,
             capacity=capacity,
@@ -285,20 +285,20 @@ def _train(parts: _Parts, saver: BackgroundSaver) -> str:
             emit=emit,
         )
         loop = TrainingLoop(
-            settings, work, stop=parts.stop, emit=emit, clock=time.monotonic, risk=lambda: parts.stop.risk, ranks=ranks
+            settings, work, stop=parts.stop, emit=emit, clock=time.monotonic, risk=lambda: parts.stop.risk, group=group
         )
         return loop.run(state, start.tags)
 
 
 def _peak_tokens_per_s(parts: _Parts) -> float:
     """What the ranks' GPUs could do if they did nothing but the model's operations; 0 when that is not known."""
-    peaks = parts.ranks.gather(peak_flops(parts.facts, parts.start.plan.precision))
+    peaks = parts.group.all_gather(peak_flops(parts.facts, parts.start.plan.precision))
     return sum(peaks) / parts.inputs.mean_flops if all(peaks) else 0.0
 
 
 def _between_kills_s(parts: _Parts, saver: BackgroundSaver) -> float:
     """By the run's own record; looked up only where saves go by it, and by rank 0, which decides."""
-    if parts.config.checkpoint.interval_steps != AUTOMATIC or parts.ranks.rank:
+    if parts.config.checkpoint.interval_steps != AUTOMATIC or parts.group.rank:
         return PRIOR_S
     return mean_between_kills_s(*kills(attempts(saver.storage)[:-1]))
 

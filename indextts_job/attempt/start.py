@@ -27,7 +27,7 @@ from indextts_job.resume.compatibility import Present, demand_same_run, extends_
 from indextts_job.resume.consistency import Check, Reference, consistency
 from indextts_job.resume.select import ResumePoint, Selection, absolute
 from indextts_job.tokenizer.loading import Tokenizer
-from indextts_job.training.distributed import Ranks
+from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.history import History
 from indextts_job.training.probe import CudaMeter, measured_line
 from indextts_job.training.schedule import RATE_FACTOR, learning_rate
@@ -41,7 +41,7 @@ from indextts_job.training.state import (
     count_parameters,
     owners_of,
 )
-from indextts_job.training.step import Machinery
+from indextts_job.training.step import Engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class Start:
     """The state to begin with."""
 
     state: TrainState
-    machinery: Machinery
+    engine: Engine
     reference: Reference
     checks: Iterator[Check] | None
     """Of a state that was loaded, made while they are asked for."""
@@ -124,7 +124,7 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
     facts: HardwareFacts,
     selection: Selection,
     own: CheckpointStore,
-    ranks: Ranks,
+    group: ProcessGroup,
     emit: Emit,
 ) -> Start:
     """Model, optimizer and scaler on the device, with the values of the base or of a checkpoint."""
@@ -143,9 +143,9 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
     else:
         raise UnavailableError(f"{config.run}: its checkpoints vanished while it was being started. Start again.")
     model = UnifiedVoice(inputs.model, vocabulary, config.recipe.dropout)
-    plan = agreed_plan(make_plan(facts, config.hardware, _needs(inputs, model), ranks.world_size), ranks)
-    owners = owners_of(model, ranks.world_size)
-    state = _empty_state(config, model, plan, [owner == ranks.rank for owner in owners])
+    plan = agreed_plan(make_plan(facts, config.hardware, _needs(inputs, model), group.world_size), group)
+    owners = owners_of(model, group.world_size)
+    state = _empty_state(config, model, plan, [owner == group.rank for owner in owners])
     if point:
         _restore(state, point, own)
     elif imported:
@@ -153,13 +153,13 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
     elif base:
         initialise(model, base, config.recipe.new_rows, derive_seed(config.recipe.seed), rows)
         state.carried = Carried(tensors=carried_tensors(model, base))
-    if ranks.rank:
+    if group.rank:
         state.carried = Carried()  # the base's tensors are written by rank 0
     if state.step:  # as after the last update, which may have been another attempt's
-        for group in state.optimizer.param_groups:
-            rate = learning_rate(state.step - 1, inputs.total_steps, config.schedule)
-            group["lr"] = rate * group[RATE_FACTOR]
-    machinery = Machinery(
+        rate = learning_rate(state.step - 1, inputs.total_steps, config.schedule)
+        for parameters in state.optimizer.param_groups:
+            parameters["lr"] = rate * parameters[RATE_FACTOR]
+    engine = Engine(
         model=state.model,
         optimizer=state.optimizer,
         scaler=state.scaler,
@@ -167,10 +167,10 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
         precision=plan.precision,
         recipe=config.recipe,
         grad_clip=config.optimizer.grad_clip,
-        ranks=ranks,
+        group=group,
         owners=owners if plan.shard_optimizer else (),
     )
-    capacity = _capacity(Capacity(plan, inputs.longest, own.storage, facts), config, inputs, machinery, state, emit)
+    capacity = _capacity(Capacity(plan, inputs.longest, own.storage, facts), config, inputs, engine, state, emit)
     plan = replace(plan, capacity_tokens=capacity.tokens, recompute=capacity.recompute)
     _describe(config, facts, plan, state, emit)
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
@@ -178,20 +178,20 @@ def build(  # noqa: PLR0913  # it puts together what the attempt has, by name
         message = f"since the checkpoint: {', '.join(changed)}; the samples of each step are the same"
         emit(Notice(step=state.step, topic="plan", message=message))
     reference = Reference.of(inputs.train_set, inputs.model)
-    checks = consistency(state, machinery, reference, point.manifest.values, point.tensors) if point else None
+    checks = consistency(state, engine, reference, point.manifest.values, point.tensors) if point else None
     fresh: tuple[str, ...] | None = None if state.step else ()
     tags = point.name.tags if point and point.store is own else fresh
     lineage = {"run": absolute(origin), "step": state.step} if origin else _lineage(selection.point, own)
     return Start(
         state=state,
-        machinery=machinery,
+        engine=engine,
         reference=reference,
         checks=checks,
         plan=plan,
         capacity=capacity,
         tags=tags,
         lineage=lineage,
-        pace=_recorded_pace(point, facts, ranks.world_size),
+        pace=_recorded_pace(point, facts, group.world_size),
     )
 
 
@@ -204,23 +204,23 @@ def _recorded_pace(point: ResumePoint | None, facts: HardwareFacts, world_size: 
 
 
 def _capacity(  # of one place above
-    capacity: Capacity, config: RunConfig, inputs: Inputs, machinery: Machinery, state: TrainState, emit: Emit
+    capacity: Capacity, config: RunConfig, inputs: Inputs, engine: Engine, state: TrainState, emit: Emit
 ) -> Capacity:
     """Measured where that is possible and nobody has set it; the same on all ranks."""
-    model, ranks = machinery.model, machinery.ranks
+    model, group = engine.model, engine.group
 
     def measured() -> MemoryLine | None:
         model.gpt.recompute = capacity.recompute
         model.train()
-        return measured_line(machinery, inputs.model, inputs.usual, inputs.longest[0], CudaMeter(), state.step)
+        return measured_line(engine, inputs.model, inputs.usual, inputs.longest[0], CudaMeter(), state.step)
 
-    if machinery.device.type == "cuda" and not config.hardware.capacity_tokens:
-        shared = f"moments shared by {ranks.world_size}" if machinery.owners else "all moments"
-        what = f"{machinery.precision}, dropout {config.recipe.dropout:g}, {shared}"
+    if engine.device.type == "cuda" and not config.hardware.capacity_tokens:
+        shared = f"moments shared by {group.world_size}" if engine.owners else "all moments"
+        what = f"{engine.precision}, dropout {config.recipe.dropout:g}, {shared}"
         if message := capacity.measure(what, measured, may_recompute=config.hardware.recompute == "auto"):
             emit(Notice(step=state.step, topic="memory", message=message))
-    capacity.tokens = ranks.smallest(capacity.tokens)
-    capacity.recompute = ranks.any(capacity.recompute)
+    capacity.tokens = group.all_reduce_min(capacity.tokens)
+    capacity.recompute = group.any_rank(capacity.recompute)
     model.gpt.recompute = capacity.recompute
     return capacity
 
@@ -248,18 +248,18 @@ def _empty_state(config: RunConfig, model: UnifiedVoice, plan: Plan, owned: Sequ
     )
 
 
-def agreed_plan(plan: Plan, ranks: Ranks) -> Plan:
+def agreed_plan(plan: Plan, group: ProcessGroup) -> Plan:
     """One plan for GPUs that need not be alike: gradients are added up, so all compute in the same precision.
 
     Args:
         plan: Of this rank.
-        ranks: All of them.
+        group: All of them.
     """
     return replace(
         plan,
-        precision=PRECISIONS[ranks.smallest(PRECISIONS.index(plan.precision))],
-        recompute=ranks.any(plan.recompute),
-        shard_optimizer=ranks.any(plan.shard_optimizer),
+        precision=PRECISIONS[group.all_reduce_min(PRECISIONS.index(plan.precision))],
+        recompute=group.any_rank(plan.recompute),
+        shard_optimizer=group.any_rank(plan.shard_optimizer),
     )
 
 

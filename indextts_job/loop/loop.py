@@ -25,7 +25,7 @@ from indextts_job.report.events import (
     Validated,
     ValidationProgress,
 )
-from indextts_job.training.distributed import Alone, Ranks
+from indextts_job.training.distributed import ProcessGroup, SingleProcess
 from indextts_job.training.history import Losses, ValidationConfig
 from indextts_job.training.quality import Goal, missed_goal, overfitting_text
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
@@ -81,7 +81,7 @@ class TrainingLoop:
         emit: Emit,
         clock: Callable[[], float],
         risk: Callable[[], str] = str,
-        ranks: Ranks | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         self._settings = settings
         self._work = work
@@ -89,7 +89,7 @@ class TrainingLoop:
         self._emit = emit
         self._clock = clock
         self._risk = risk
-        self._ranks = ranks or Alone()
+        self._group = group or SingleProcess()
         self._agreed: StopRequest | None = None
         self._risk_known = ""
         self._pace = settings.pace
@@ -101,7 +101,7 @@ class TrainingLoop:
             stop=self._known_stop,
             emit=emit,
             clock=clock,
-            ranks=self._ranks,
+            group=self._group,
             time=self._time,
         )
         self._saves.pace = self._pace
@@ -150,7 +150,7 @@ class TrainingLoop:
             self._announce_stop(state, 0, 0, "while its data was waited for")
             return False
         pace = replace(self._pace, save_s=self._saves.lasts_s)
-        asked = StopDecision(self._agreed_stop, self._ranks, self._clock, pace, len(batches))
+        asked = StopDecision(self._agreed_stop, self._group, self._clock, pace, len(batches))
         rate = learning_rate(step, self._settings.total_steps, self._settings.schedule)
         started_s = self._clock()
         outcome = self._work.train(batches, step, rate, asked)
@@ -232,7 +232,7 @@ class TrainingLoop:
     def _risk_rose(self, state: TrainState) -> bool:
         """Whether the machine has become likelier to be taken away: then a checkpoint is worth its price now."""
         risk = self._risk()
-        if not self._ranks.any(risk != self._risk_known and state.step > 0):
+        if not self._group.any_rank(risk != self._risk_known and state.step > 0):
             return False
         self._risk_known = risk
         message = f"{risk or 'another node is likelier to be taken away'}: saving now, training goes on"
@@ -241,7 +241,7 @@ class TrainingLoop:
 
     def _agreed_stop(self) -> StopRequest | None:
         """The stop request that all ranks act on; they ask at the same places."""
-        self._agreed = self._ranks.agree(self._stop())
+        self._agreed = self._group.agree_on_stop(self._stop())
         return self._agreed
 
     def _known_stop(self) -> StopRequest | None:

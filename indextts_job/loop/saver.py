@@ -25,7 +25,7 @@ from indextts_job.errors import DataError, IndexTTSJobError, UnavailableError
 from indextts_job.report.events import Committed, Emit, Notice
 from indextts_job.resume.shared_objects import Repaired
 from indextts_job.storage.run_storage import RunStorage
-from indextts_job.training.distributed import Ranks
+from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.state import BASE, Carried, TrainState
 from indextts_job.waiting import Stopped, joined, never
 
@@ -78,14 +78,14 @@ class BackgroundSaver:
     """Commits checkpoints of one attempt."""
 
     def __init__(
-        self, store: CheckpointStore, settings: SaverSettings | None, ranks: Ranks, stopped: Stopped = never
+        self, store: CheckpointStore, settings: SaverSettings | None, group: ProcessGroup, stopped: Stopped = never
     ) -> None:
         """A saver of one rank.
 
         Args:
             store: The run's checkpoints.
             settings: For rank 0, which publishes; None for the others, which only write their share.
-            ranks: For the thread alone.
+            group: For the thread alone.
             stopped: Whether a stop is requested. Then what follows a commit is not waited for.
         """
         self._stopped = stopped
@@ -94,7 +94,7 @@ class BackgroundSaver:
         self._told: set[str] = set()
         self._store = store
         self._settings = settings
-        self._ranks = ranks
+        self._group = group
         self._thread: threading.Thread | None = None
         self._tidying: threading.Thread | None = None
         """A thread that has committed and was not waited for."""
@@ -301,7 +301,7 @@ class BackgroundSaver:
             own = error
             known = isinstance(error, IndexTTSJobError)
             result = _Failed(error if known else IndexTTSJobError(f"{type(error).__name__}: {error}"))
-        found = self._ranks.gather(result)
+        found = self._group.all_gather(result)
         if own:
             raise own
         for value in found:

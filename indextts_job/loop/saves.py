@@ -16,7 +16,7 @@ from indextts_job.loop.saver import FinishedSave, SaveCancelledError
 from indextts_job.loop.timekeeping import Timekeeper
 from indextts_job.preemption.deadline import Pace, Stop, finishes_in_time
 from indextts_job.report.events import Emit, Notice
-from indextts_job.training.distributed import Ranks
+from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.state import TrainState
 
 LOOK_FOR_STOP_S = 0.2
@@ -76,14 +76,14 @@ class Saves:
         stop: Stop,
         emit: Emit,
         clock: Callable[[], float],
-        ranks: Ranks,
+        group: ProcessGroup,
         time: Timekeeper,
     ) -> None:
         self._work = work
         self._stop = stop
         self._emit = emit
         self._clock = clock
-        self._ranks = ranks
+        self._group = group
         self._time = time
         self._interval = SaveInterval(settings.checkpoint, settings.between_kills_s, clock)
         self.lasts_s = settings.estimate_s
@@ -109,7 +109,7 @@ class Saves:
             return False
         due = self._interval.due(state.step)
         if self._interval.automatic:  # by a clock, and every rank has its own
-            due = self._ranks.any(due and self._ranks.rank == 0)
+            due = self._group.any_rank(due and self._group.rank == 0)
         return state.history.improved_at(state.step) or due
 
     def holds(self, state: TrainState) -> bool:
@@ -131,7 +131,7 @@ class Saves:
         """Wait for the save before; False when a stop is requested meanwhile, which then decides what to save."""
         while self._in_flight and not self._stop():
             self.collect(wait_s=LOOK_FOR_STOP_S)
-        return not self._ranks.any(self._in_flight is not None)
+        return not self._group.any_rank(self._in_flight is not None)
 
     def collect(self, *, wait_s: float, tolerant: bool = True) -> None:
         """Take note of a save that has ended.
@@ -165,7 +165,7 @@ class Saves:
         older = self._in_flight
         # A tagged save is never given up: the best checkpoint is that step's and no later one's.
         replaced = older is not None and not older.describes(state) and self._stop() is not None
-        gives_up = self._ranks.any(replaced and older is not None and not older.tags and self._time_for_another())
+        gives_up = self._group.any_rank(replaced and older is not None and not older.tags and self._time_for_another())
         if older and (replaced or gives_up):
             if gives_up:
                 self._work.cancel_save()

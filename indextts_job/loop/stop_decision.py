@@ -4,15 +4,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from indextts_job.preemption.deadline import Pace, Stop, finishes_in_time
-from indextts_job.training.distributed import Ranks
+from indextts_job.training.distributed import ProcessGroup
 
 
 class StopDecision:
     """Answers the step between micro-batches; decides once, when the stop request is first seen."""
 
-    def __init__(self, stop: Stop, ranks: Ranks, clock: Callable[[], float], pace: Pace, micro_batches: int) -> None:
+    def __init__(
+        self, stop: Stop, group: ProcessGroup, clock: Callable[[], float], pace: Pace, micro_batches: int
+    ) -> None:
         self._stop = stop
-        self._ranks = ranks
+        self._group = group
         self._clock = clock
         self._pace = pace
         self._micro_batches = micro_batches
@@ -30,7 +32,7 @@ class StopDecision:
         if request is None:
             return False
         in_time = finishes_in_time(request, self._clock(), micro_batches_left, self._pace_now(micro_batches_left))
-        finish = not self._ranks.any(not in_time)
+        finish = not self._group.any_rank(not in_time)
         if not self.decision:
             self.micro_batches_done = self._micro_batches - micro_batches_left
         self.decision = "finish" if finish else "discard"

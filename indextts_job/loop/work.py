@@ -20,7 +20,7 @@ from indextts_job.resume.consistency import Reference
 from indextts_job.training.evaluate import evaluate, in_order, shares
 from indextts_job.training.history import Losses
 from indextts_job.training.state import TrainState
-from indextts_job.training.step import Discarded, Machinery, Updated, forget, train_step
+from indextts_job.training.step import Discarded, Engine, Updated, reset_step, train_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class CutStep:
 class AttemptWork:
     """What the loop calls. Whatever runs out of the device's memory is done again in smaller pieces."""
 
-    machinery: Machinery
+    engine: Engine
     prefetcher: Prefetcher[CutStep]
     stop: Stop
     capacity: Capacity
@@ -55,7 +55,7 @@ class AttemptWork:
             self.prefetcher.restart(step)
             cut = self.prefetcher.get(step, self.stop)
         # A stop ends the wait of one rank. The others have their data, and must not begin the step without it.
-        return None if self.machinery.ranks.any(cut is None) or cut is None else cut.batches
+        return None if self.engine.group.any_rank(cut is None) or cut is None else cut.batches
 
     def train(
         self, batches: Sequence[PackedBatch], step: int, rate: float, discard: Callable[[int], bool]
@@ -63,9 +63,9 @@ class AttemptWork:
         """See `loop.Work`."""
         while True:
             with contextlib.suppress(torch.OutOfMemoryError):
-                return train_step(self.machinery, batches, step, rate, discard)
+                return train_step(self.engine, batches, step, rate, discard)
             # Here the error is gone, and with it the frames that held on to tensors.
-            forget(self.machinery, step)
+            reset_step(self.engine, step)
             self._lower("a step", step)
             self.prefetcher.restart(step)
             again = self.batches(step)
@@ -84,13 +84,13 @@ class AttemptWork:
         ]
         while True:
             cut = list(in_order(lengths, self.capacity.tokens))
-            mine = list(shares(cut, self.machinery.ranks.rank, self.machinery.ranks.world_size))
+            mine = list(shares(cut, self.engine.group.rank, self.engine.group.world_size))
             with (
                 Prefetcher(partial(_validation_batch, dataset, config, mine), range(len(mine))) as prefetcher,
                 contextlib.suppress(torch.OutOfMemoryError),
             ):
                 batches = (self._validation_part(prefetcher, index) for index in range(len(mine)))
-                return evaluate(self.machinery, batches, interrupted)
+                return evaluate(self.engine, batches, interrupted)
             self._lower("a validation", 0)
 
     def _validation_part(self, prefetcher: Prefetcher[PackedBatch], index: int) -> PackedBatch | None:
@@ -102,17 +102,17 @@ class AttemptWork:
 
     def _lower(self, doing: str, step: int) -> None:
         message = self.capacity.lower(doing)
-        self.machinery.model.gpt.recompute = self.capacity.recompute
+        self.engine.model.gpt.recompute = self.capacity.recompute
         self.emit(Notice(step=step, topic="memory", message=message, warning=True))
 
     def save(self, state: TrainState, tags: tuple[str, ...], pace: Pace) -> None:
         """See `loop.Work`."""
         further: dict[str, Any] = {}
-        if self.machinery.ranks.rank == 0:
-            rate = self.machinery.optimizer.param_groups[0]["lr"] if state.step else None
+        if self.engine.group.rank == 0:
+            rate = self.engine.optimizer.param_groups[0]["lr"] if state.step else None
             further = {
                 "learning_rate": rate,
-                "reference": self.reference.losses(self.machinery),
+                "reference": self.reference.losses(self.engine),
                 "pace": asdict(pace),
             }
         self.saver.save(state, tags, further)

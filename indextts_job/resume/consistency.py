@@ -17,11 +17,11 @@ from indextts_job.data.dataset import Dataset
 from indextts_job.hardware.plan import Precision
 from indextts_job.model.batch import PackedBatch, collate
 from indextts_job.model.config import GPTConfig
-from indextts_job.training.distributed import Alone
+from indextts_job.training.distributed import SingleProcess
 from indextts_job.training.evaluate import evaluate
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import BASE, TrainState
-from indextts_job.training.step import Machinery
+from indextts_job.training.step import Engine
 
 REFERENCE_SAMPLES = 4
 TOLERANCES: Mapping[Precision, float] = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
@@ -40,18 +40,18 @@ class Reference:
         """The first samples of a dataset."""
         return cls(collate(dataset.samples(range(min(REFERENCE_SAMPLES, len(dataset)))), config))
 
-    def losses(self, machinery: Machinery) -> dict[str, Any] | None:
+    def losses(self, engine: Engine) -> dict[str, Any] | None:
         """What the model computes of them now, to be kept with a checkpoint; None without the memory for it."""
         try:
-            found = evaluate(replace(machinery, ranks=Alone()), [self.batch], lambda _done: False)
+            found = evaluate(replace(engine, group=SingleProcess()), [self.batch], lambda _done: False)
         except torch.OutOfMemoryError:
             return None
         return {
             "samples": list(self.batch.sample_ids),
             "text_loss": found.text_loss if found else math.nan,
             "mel_loss": found.mel_loss if found else math.nan,
-            "precision": machinery.precision,
-            "device": machinery.device.type,
+            "precision": engine.precision,
+            "device": engine.device.type,
         }
 
 
@@ -66,7 +66,7 @@ class Check:
 
 def consistency(
     state: TrainState,
-    machinery: Machinery,
+    engine: Engine,
     reference: Reference,
     values: Mapping[str, Any],
     frozen: Mapping[str, Tensor],
@@ -75,12 +75,12 @@ def consistency(
 
     Args:
         state: On the device.
-        machinery: That will train it.
+        engine: That will train it.
         reference: Samples to compute.
         values: Of the checkpoint.
         frozen: Frozen tables as the checkpoint has them, `base/…`.
     """
-    yield _computes_the_same(machinery, reference, values.get("reference"))
+    yield _computes_the_same(engine, reference, values.get("reference"))
     yield _finite(state)
     yield _frozen(state, frozen)
     yield _moments(state)
@@ -88,13 +88,13 @@ def consistency(
     yield _rate(state, values)
 
 
-def _computes_the_same(machinery: Machinery, reference: Reference, recorded: Mapping[str, Any] | None) -> Check:
+def _computes_the_same(engine: Engine, reference: Reference, recorded: Mapping[str, Any] | None) -> Check:
     if recorded is None:
         return Check("loss", passed=True, found="not recorded by the version that saved it")
-    now = reference.losses(machinery)
+    now = reference.losses(engine)
     if now is None:
         return Check("loss", passed=True, found="no memory to compute it")
-    tolerance = max(TOLERANCES[machinery.precision], TOLERANCES[recorded["precision"]])
+    tolerance = max(TOLERANCES[engine.precision], TOLERANCES[recorded["precision"]])
     pairs = [(name, recorded[name], now[name]) for name in ("text_loss", "mel_loss")]
     apart = max(abs(after - before) / max(abs(before), 1e-12) for _, before, after in pairs)
     shown = ", ".join(f"{name} {before:.6g} then, {after:.6g} now" for name, before, after in pairs)

@@ -8,16 +8,16 @@ import torch
 from indextts_job.model.batch import PackedBatch
 from indextts_job.model.unified_voice import LossSums, to_device
 from indextts_job.training.history import Losses
-from indextts_job.training.step import Machinery, autocast, mean_losses
+from indextts_job.training.step import Engine, autocast, mean_losses
 
 
 def evaluate(
-    machinery: Machinery, batches: Iterable[PackedBatch | None], interrupted: Callable[[int], bool]
+    engine: Engine, batches: Iterable[PackedBatch | None], interrupted: Callable[[int], bool]
 ) -> Losses | None:
     """Losses over all samples of `batches`, as the mean over targets with the training weights.
 
     Args:
-        machinery: The model and how to compute; the optimizer is not touched.
+        engine: The model and how to compute; the optimizer is not touched.
         batches: The validation set, packed; this rank's share of it, with as many micro-batches as any other has.
             None where a stop request ended the wait for one; then `interrupted` says so on every rank.
         interrupted: Asked before every micro-batch with the number of samples done here; True gives up.
@@ -31,10 +31,10 @@ def evaluate(
     sums: list[LossSums] = []
     done = text_targets = mel_targets = 0
     out_of_memory = False
-    machinery.model.eval()
-    dtype = next(machinery.model.parameters()).dtype
+    engine.model.eval()
+    dtype = next(engine.model.parameters()).dtype
     try:
-        with torch.no_grad(), autocast(machinery.device, machinery.precision):
+        with torch.no_grad(), autocast(engine.device, engine.precision):
             for batch in batches:
                 if interrupted(done):
                     return None
@@ -42,17 +42,17 @@ def evaluate(
                     continue
                 out_of_memory = True
                 with contextlib.suppress(torch.OutOfMemoryError):
-                    sums.append(machinery.model(to_device(batch, machinery.device, dtype)))
+                    sums.append(engine.model(to_device(batch, engine.device, dtype)))
                     out_of_memory = False
                 done += batch.num_samples
                 text_targets += len(batch.text_targets)
                 mel_targets += len(batch.code_targets)
     finally:
-        machinery.model.train()
-    if machinery.ranks.any(out_of_memory):
+        engine.model.train()
+    if engine.group.any_rank(out_of_memory):
         raise torch.OutOfMemoryError("out of memory in a validation, on this or another rank")
-    text, mel = machinery.ranks.add([text_targets, mel_targets])
-    return mean_losses(sums, text, mel, machinery)
+    text, mel = engine.group.all_reduce_sum([text_targets, mel_targets])
+    return mean_losses(sums, text, mel, engine)
 
 
 def shares(batches: Sequence[Sequence[int]], rank: int, world_size: int) -> Iterator[Sequence[int]]:

@@ -11,7 +11,7 @@ import torch
 from indextts_job.hardware.memory import MemoryLine, fit
 from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import GPTConfig
-from indextts_job.training.step import Machinery, TargetCounts, accumulate, forget
+from indextts_job.training.step import Engine, TargetCounts, accumulate, reset_step
 
 LEAST_PROBED_TOKENS = 2048
 """Smaller micro-batches do not show the slope: the allocator's blocks are larger than they are."""
@@ -37,12 +37,12 @@ class CudaMeter:
 
 
 def measured_line(
-    machinery: Machinery, config: GPTConfig, shape: tuple[int, int], longest_tokens: int, meter: Meter, step: int
+    engine: Engine, config: GPTConfig, shape: tuple[int, int], longest_tokens: int, meter: Meter, step: int
 ) -> MemoryLine | None:
     """Measure; weights and moments stay as they are, gradients are gone afterwards.
 
     Args:
-        machinery: Model and optimizer on the device.
+        engine: Model and optimizer on the device.
         config: Of the model.
         shape: Text and code tokens of a usual sample.
         longest_tokens: At least so many are tried.
@@ -58,16 +58,16 @@ def measured_line(
     points: list[tuple[int, float]] = []
     with contextlib.suppress(torch.OutOfMemoryError):
         # From the second micro-batch of a step on the gradients are there already, so a first one is not counted.
-        accumulate(machinery, one, counts)
+        accumulate(engine, one, counts)
         for batch in (small, large):
-            peak_bytes = meter.peak_bytes(partial(_tried, machinery, batch, counts))
+            peak_bytes = meter.peak_bytes(partial(_tried, engine, batch, counts))
             points.append((batch.num_tokens, peak_bytes))
-    forget(machinery, step)
+    reset_step(engine, step)
     return fit(*points) if len(points) > 1 else None
 
 
-def _tried(machinery: Machinery, batch: PackedBatch, counts: TargetCounts) -> None:
-    accumulate(machinery, batch, counts)
+def _tried(engine: Engine, batch: PackedBatch, counts: TargetCounts) -> None:
+    accumulate(engine, batch, counts)
 
 
 def _batch(config: GPTConfig, shape: tuple[int, int], count: int) -> PackedBatch:

@@ -19,7 +19,7 @@ from indextts_job.errors import MAX_FINDINGS_SHOWN, DeviceMemoryError, NonFinite
 from indextts_job.hardware.plan import Precision
 from indextts_job.model.batch import PackedBatch
 from indextts_job.model.unified_voice import LossSums, UnifiedVoice, to_device
-from indextts_job.training.distributed import Alone, Ranks
+from indextts_job.training.distributed import ProcessGroup, SingleProcess
 from indextts_job.training.history import Losses
 from indextts_job.training.recipe import RecipeConfig
 from indextts_job.training.schedule import RATE_FACTOR
@@ -30,7 +30,7 @@ SMALLEST_SCALE = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machinery:
+class Engine:
     """What a step works on."""
 
     model: UnifiedVoice
@@ -41,7 +41,7 @@ class Machinery:
     precision: Precision
     recipe: RecipeConfig
     grad_clip: float
-    ranks: Ranks = field(default_factory=Alone)
+    group: ProcessGroup = field(default_factory=SingleProcess)
     owners: Sequence[int] = ()
     """The rank that updates each parameter and has its moments; empty = every rank all of them."""
 
@@ -80,7 +80,7 @@ class TargetCounts:
 
 
 def train_step(
-    machinery: Machinery,
+    engine: Engine,
     batches: Sequence[PackedBatch],
     step: int,
     learning_rate: float,
@@ -89,7 +89,7 @@ def train_step(
     """Apply one optimizer step.
 
     Args:
-        machinery: Model, optimizer and how to compute.
+        engine: Model, optimizer and how to compute.
         batches: This rank's micro-batches of the step; all ranks have the same number of them.
         step: The position; keys dropout.
         learning_rate: Of this update.
@@ -97,12 +97,12 @@ def train_step(
 
     Raises:
         NonFiniteError: A loss or gradient is not finite. Nothing was applied.
-        torch.OutOfMemoryError: On this or another rank. Nothing was applied; `forget` comes before another try.
+        torch.OutOfMemoryError: On this or another rank. Nothing was applied; `reset_step` comes before another try.
         DeviceMemoryError: In the update, where other ranks may be done with theirs.
     """
-    ranks = machinery.ranks
+    group = engine.group
     counts = TargetCounts(
-        *ranks.add(
+        *group.all_reduce_sum(
             [
                 sum(len(batch.text_targets) for batch in batches),
                 sum(len(batch.code_targets) for batch in batches),
@@ -113,108 +113,110 @@ def train_step(
     skips = 0
     while True:
         started_s = time.monotonic()
-        machinery.optimizer.zero_grad(set_to_none=True)
+        engine.optimizer.zero_grad(set_to_none=True)
         sums: list[LossSums] = []
         out_of_memory = False
         for index, batch in enumerate(batches):
             if discard(len(batches) - index):
-                machinery.optimizer.zero_grad(set_to_none=True)
+                engine.optimizer.zero_grad(set_to_none=True)
                 return Discarded(index)
             # Dropout is a function of (seed, step, micro-batch): a repeated step draws the same masks (I2).
-            torch.manual_seed(derive_seed(machinery.recipe.seed, step, index * ranks.world_size + ranks.rank))
+            torch.manual_seed(derive_seed(engine.recipe.seed, step, index * group.world_size + group.rank))
             # Who has run out of memory goes on to ask with the others, and to tell them in the end.
             if batch.num_samples and not out_of_memory:
-                done = _accumulate_if_it_fits(machinery, batch, counts)
+                done = _accumulate_if_it_fits(engine, batch, counts)
                 out_of_memory = done is None
                 sums += [done] if done else []
-        if ranks.any(out_of_memory):
+        if group.any_rank(out_of_memory):
             raise torch.OutOfMemoryError("out of memory in a micro-batch, on this or another rank")
-        losses = mean_losses(sums, counts.text, counts.mel, machinery)
+        losses = mean_losses(sums, counts.text, counts.mel, engine)
         computed_s = time.monotonic()
-        with _final_on_several_ranks(machinery):
-            ranks.add_gradients(machinery.model.parameters())
-            grad_norm = _unscaled_norm(machinery)
+        with _final_on_several_ranks(engine):
+            group.all_reduce_gradients(engine.model.parameters())
+            grad_norm = _unscaled_norm(engine)
             finite = math.isfinite(grad_norm) and math.isfinite(losses.total)
             if finite:
-                _apply(machinery, learning_rate)
+                _apply(engine, learning_rate)
         if finite:
             return Updated(
                 losses=losses,
                 grad_norm=grad_norm,
-                samples=tuple(chain.from_iterable(ranks.gather([int(i) for b in batches for i in b.sample_indices]))),
+                samples=tuple(
+                    chain.from_iterable(group.all_gather([int(i) for b in batches for i in b.sample_indices]))
+                ),
                 tokens=int(counts.tokens),
                 scaler_skips=skips,
                 micro_batch_s=(computed_s - started_s) / len(batches),
                 update_s=time.monotonic() - computed_s,
             )
         # float16 overflowed: the same step again with a smaller scale, so that its samples are not lost.
-        if not _scale_lowered(machinery.scaler):
-            machinery.optimizer.zero_grad(set_to_none=True)
+        if not _scale_lowered(engine.scaler):
+            engine.optimizer.zero_grad(set_to_none=True)
             raise _non_finite(step, batches, sums, grad_norm)
         skips += 1
 
 
-def accumulate(machinery: Machinery, batch: PackedBatch, counts: TargetCounts) -> LossSums:
+def accumulate(engine: Engine, batch: PackedBatch, counts: TargetCounts) -> LossSums:
     """Forward and backward of one micro-batch; its share of the gradients is added to what is there."""
-    dtype = next(machinery.model.parameters()).dtype
-    with autocast(machinery.device, machinery.precision):
-        sums: LossSums = machinery.model(to_device(batch, machinery.device, dtype))
-    recipe = machinery.recipe
+    dtype = next(engine.model.parameters()).dtype
+    with autocast(engine.device, engine.precision):
+        sums: LossSums = engine.model(to_device(batch, engine.device, dtype))
+    recipe = engine.recipe
     loss = recipe.text_loss_weight * sums.text / counts.text + recipe.mel_loss_weight * sums.mel / counts.mel
-    machinery.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    engine.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     return LossSums(sums.text.detach(), sums.mel.detach(), sums.mel_correct)
 
 
 @contextlib.contextmanager
-def _final_on_several_ranks(machinery: Machinery) -> Iterator[None]:
+def _final_on_several_ranks(engine: Engine) -> Iterator[None]:
     """From here on one rank cannot go back by itself."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        if machinery.ranks.world_size == 1:
+        if engine.group.world_size == 1:
             raise
         raise DeviceMemoryError(
-            f"rank {machinery.ranks.rank} ran out of memory in the update, which the others may have done. Set "
+            f"rank {engine.group.rank} ran out of memory in the update, which the others may have done. Set "
             "hardware.capacity_tokens lower. The last checkpoint is intact."
         ) from error
 
 
-def forget(machinery: Machinery, step: int) -> None:
+def reset_step(engine: Engine, step: int) -> None:
     """Put away what a step left that broke off anywhere, so that it can be done again from its start.
 
     Gradients go. Moments and weights change in kernels that allocate nothing, so these have not run. The counts of
     updates that the optimizer keeps beside each moment may have been raised before them; they are the step (R19).
 
     Args:
-        machinery: What the step worked on.
+        engine: What the step worked on.
         step: The position; as many updates are done.
     """
-    machinery.optimizer.zero_grad(set_to_none=True)
-    for values in machinery.optimizer.state.values():
+    engine.optimizer.zero_grad(set_to_none=True)
+    for values in engine.optimizer.state.values():
         values["step"].fill_(step)
-    if machinery.scaler.is_enabled():
-        machinery.scaler.scale(torch.zeros((), device=machinery.device))  # it begins to exist with its first use
-        machinery.scaler.update(machinery.scaler.get_scale())  # also forgets that gradients were unscaled
-    if machinery.device.type == "cuda":
+    if engine.scaler.is_enabled():
+        engine.scaler.scale(torch.zeros((), device=engine.device))  # it begins to exist with its first use
+        engine.scaler.update(engine.scaler.get_scale())  # also forgets that gradients were unscaled
+    if engine.device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def mean_losses(sums: Sequence[LossSums], text_targets: float, mel_targets: float, machinery: Machinery) -> Losses:
+def mean_losses(sums: Sequence[LossSums], text_targets: float, mel_targets: float, engine: Engine) -> Losses:
     """Losses over the samples of several micro-batches of all ranks.
 
     Args:
         sums: Of this rank's micro-batches.
         text_targets: Of all ranks.
         mel_targets: Of all ranks.
-        machinery: Adds up, and has the weights of the total.
+        engine: Adds up, and has the weights of the total.
     """
     own = [
         _host_sum([part.text for part in sums]),
         _host_sum([part.mel for part in sums]),
         _host_sum([part.mel_correct for part in sums]),
     ]
-    text_sum, mel_sum, correct = machinery.ranks.add(own)
-    text, mel, recipe = text_sum / text_targets, mel_sum / mel_targets, machinery.recipe
+    text_sum, mel_sum, correct = engine.group.all_reduce_sum(own)
+    text, mel, recipe = text_sum / text_targets, mel_sum / mel_targets, engine.recipe
     return Losses(
         text_loss=text,
         mel_loss=mel,
@@ -229,9 +231,9 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def _accumulate_if_it_fits(machinery: Machinery, batch: PackedBatch, counts: TargetCounts) -> LossSums | None:
+def _accumulate_if_it_fits(engine: Engine, batch: PackedBatch, counts: TargetCounts) -> LossSums | None:
     with contextlib.suppress(torch.OutOfMemoryError):
-        return accumulate(machinery, batch, counts)
+        return accumulate(engine, batch, counts)
     return None
 
 
@@ -241,24 +243,24 @@ def _host_sum(values: Sequence[Tensor]) -> float:
     return float(torch.stack(list(values)).double().sum())
 
 
-def _unscaled_norm(machinery: Machinery) -> float:
+def _unscaled_norm(engine: Engine) -> float:
     """Norm of the true gradient; gradients are clipped to it in place."""
-    machinery.scaler.unscale_(machinery.optimizer)
-    limit = machinery.grad_clip or math.inf
-    return float(torch.nn.utils.clip_grad_norm_(machinery.model.parameters(), limit))
+    engine.scaler.unscale_(engine.optimizer)
+    limit = engine.grad_clip or math.inf
+    return float(torch.nn.utils.clip_grad_norm_(engine.model.parameters(), limit))
 
 
-def _apply(machinery: Machinery, learning_rate: float) -> None:
-    for group in machinery.optimizer.param_groups:
+def _apply(engine: Engine, learning_rate: float) -> None:
+    for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate * group[RATE_FACTOR]
-    parameters = list(machinery.model.parameters())
-    for parameter, owner in zip(parameters, machinery.owners, strict=False):
-        if owner != machinery.ranks.rank:
+    parameters = list(engine.model.parameters())
+    for parameter, owner in zip(parameters, engine.owners, strict=False):
+        if owner != engine.group.rank:
             parameter.grad = None  # the optimizer leaves it alone then
-    machinery.scaler.step(machinery.optimizer)
-    machinery.scaler.update()
-    if machinery.owners:
-        machinery.ranks.share(parameters, machinery.owners)
+    engine.scaler.step(engine.optimizer)
+    engine.scaler.update()
+    if engine.owners:
+        engine.group.broadcast(parameters, engine.owners)
 
 
 def _scale_lowered(scaler: torch.amp.GradScaler) -> bool:

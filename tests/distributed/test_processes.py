@@ -12,7 +12,7 @@ from indextts_job.attempt.processes import Nodes, ProcessesOfNode, read_nodes, w
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareConfig
 from indextts_job.preemption.relay import FORWARDED
-from indextts_job.training.distributed import read_place
+from indextts_job.training.distributed import read_world
 from tests.support.waiting import wait_until
 
 
@@ -151,7 +151,7 @@ def test_a_variable_that_holds_something_else_is_named(changes: dict[str, str], 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
 def test_a_rank_that_is_no_number_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} in the environment is 'x'"):
-        read_place({name: "x"})
+        read_world({name: "x"})
 
 
 def device_files(folder: Path, *names: str) -> Path:

@@ -30,11 +30,11 @@ def stepped(count: int, folder: Path, precision: str = "float64", moments: str =
     output = folder / f"{name}.pt"
     command = [sys.executable, "-m", "tests.distributed.worker", "step", "100", str(output), precision, moments]
     base = {**os.environ, "WORLD_SIZE": str(count), "INDEXTTS_RENDEZVOUS": f"file://{folder}/meet-{name}"}
-    ranks = [
+    group = [
         subprocess.Popen(command, cwd=REPOSITORY, env={**base, "RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"})
         for rank in range(count)
     ]
-    assert [rank.wait(120) for rank in ranks] == [0] * count
+    assert [rank.wait(120) for rank in group] == [0] * count
     found: dict[str, Any] = torch.load(output, weights_only=False)
     return found
 

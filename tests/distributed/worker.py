@@ -19,9 +19,9 @@ from indextts_job.errors import StorageFullError
 from indextts_job.model.batch import collate
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.storage.remote_storage import open_storage
-from indextts_job.training.distributed import joined, read_place
+from indextts_job.training.distributed import joined, read_world
 from indextts_job.training.step import Updated, train_step
-from tests.support.models import SMALL, machinery, random_samples, small_model
+from tests.support.models import SMALL, engine, random_samples, small_model
 from tests.support.stores import FaultyStorage
 
 SAMPLES = 5
@@ -29,17 +29,17 @@ SAMPLES = 5
 
 def step(capacity: int, output: Path, precision: str, *, sharded: bool) -> None:
     """Three steps; rank 0 writes what came out."""
-    place = read_place(os.environ)
+    world = read_world(os.environ)
     samples = random_samples(SAMPLES)
     lengths = [SMALL.sample_tokens(len(sample.text_ids), len(sample.codes)) for sample in samples]
-    bins = bins_of_rank(pack(lengths, capacity, place.world_size), place.rank, place.world_size)
+    bins = bins_of_rank(pack(lengths, capacity, world.world_size), world.rank, world.world_size)
     batches = [collate([samples[slot] for slot in taken], SMALL) for taken in bins]
-    with joined(place, "cpu") as ranks:
+    with joined(world, "cpu") as group:
         model = small_model()
         model = model.double() if precision == "float64" else model
-        parts = machinery(model, precision=precision, ranks=ranks, sharded=sharded)
+        parts = engine(model, precision=precision, group=group, sharded=sharded)
         outcomes = [train_step(parts, batches, number, 1e-3) for number in range(3)]
-    if place.rank == 0:
+    if world.rank == 0:
         last = outcomes[-1]
         assert isinstance(last, Updated)
         weights = torch.cat([p.detach().flatten() for p in parts.model.parameters()])

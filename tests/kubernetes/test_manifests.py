@@ -20,7 +20,7 @@ from indextts_job.errors import EXIT_CONFIG, EXIT_DATA, EXIT_REFUSED, EXIT_STOPP
 from indextts_job.hardware.plan import HardwareConfig
 from indextts_job.preemption.clouds import known_clouds
 from indextts_job.scheduler import read_scheduler
-from indextts_job.training.distributed import Place, read_place
+from indextts_job.training.distributed import World, read_world
 from launch.cli import main
 from launch.job import Job
 from launch.kubernetes.differences import comparable, config_map_of, differences
@@ -187,8 +187,8 @@ def test_no_two_pods_run_at_once(job: dict[str, Any], pod: dict[str, Any]) -> No
 def test_the_trainer_knows_the_grace_that_the_kubelet_gives(pod: dict[str, Any], trainer: dict[str, Any]) -> None:
     values = {entry["name"]: entry.get("value") for entry in trainer["env"]}
     assert values["GRACE_SECONDS"] == str(pod["terminationGracePeriodSeconds"])
-    place = trainer["args"].index("--grace-seconds")
-    assert trainer["args"][place + 1] == "$(GRACE_SECONDS)"
+    world = trainer["args"].index("--grace-seconds")
+    assert trainer["args"][world + 1] == "$(GRACE_SECONDS)"
     assert "lifecycle" not in trainer  # a preStop hook would take its time from the grace
 
 
@@ -401,7 +401,7 @@ def test_every_reader_of_a_pod_s_environment_understands_it(node: str, tmp_path:
             "pod": f"am-{index}-x7k2p",
         }
         assert wanted_processes(HardwareConfig(), environment, gpus) == 8
-        assert read_place(environment) == Place()
+        assert read_world(environment) == World()
         assert known_clouds(environment)
     single = Cluster().create("jobs", by_kind(render(Job(name="am"), KubernetesOptions()))["Job"], {})
     assert read_nodes(environment_of(single, node)) == Nodes()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from indextts_job.model.batch import PackedBatch
 from indextts_job.training.step import Updated, train_step
-from tests.support.models import machinery, micro_batches, random_samples, small_model
+from tests.support.models import engine, micro_batches, random_samples, small_model
 
 LONGEST = 97
 """Tokens of the longest possible sample: 34 + 20 + 2 + 40 + 1."""
@@ -16,7 +16,7 @@ LONGEST = 97
 def gradient_and_update(dtype: torch.dtype, batches: list[PackedBatch]) -> tuple[Tensor, Tensor]:
     model = small_model().to(dtype)
     before = torch.cat([p.detach().flatten() for p in model.parameters()])
-    assert isinstance(train_step(machinery(model), batches, 0, 1e-3), Updated)
+    assert isinstance(train_step(engine(model), batches, 0, 1e-3), Updated)
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     return gradient, torch.cat([p.detach().flatten() for p in model.parameters()]) - before
 

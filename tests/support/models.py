@@ -10,10 +10,10 @@ from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import ConformerConfig, GPTConfig
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import Vocabulary
-from indextts_job.training.distributed import Alone, Ranks
+from indextts_job.training.distributed import ProcessGroup, SingleProcess
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.state import build_optimizer, owners_of
-from indextts_job.training.step import Machinery
+from indextts_job.training.step import Engine
 
 _CONFORMER = ConformerConfig(output_size=8, linear_units=8, attention_heads=1, num_blocks=1)
 SMALL = GPTConfig(
@@ -80,20 +80,20 @@ def micro_batches(samples: Sequence[Sample], capacity: int) -> list[PackedBatch]
     return [collate([samples[slot] for slot in slots], SMALL) for slots in pack(lengths, capacity)]
 
 
-def machinery(
+def engine(
     model: UnifiedVoice,
     *,
     precision: str = "float32",
     dropout: float = 0.0,
     grad_clip: float = 1.0,
-    ranks: Ranks | None = None,
+    group: ProcessGroup | None = None,
     sharded: bool = False,
-) -> Machinery:
+) -> Engine:
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "float16")
-    ranks = ranks or Alone()
-    owners = owners_of(model, ranks.world_size)
-    mine = {name for (name, _), owner in zip(model.named_parameters(), owners, strict=True) if owner == ranks.rank}
-    return Machinery(
+    group = group or SingleProcess()
+    owners = owners_of(model, group.world_size)
+    mine = {name for (name, _), owner in zip(model.named_parameters(), owners, strict=True) if owner == group.rank}
+    return Engine(
         model=model.train(),
         optimizer=build_optimizer(model, OptimizerConfig(), mine if sharded else None),
         scaler=scaler,
@@ -101,7 +101,7 @@ def machinery(
         precision=precision,  # type: ignore[arg-type]
         recipe=RecipeConfig(dropout=dropout),
         grad_clip=grad_clip,
-        ranks=ranks,
+        group=group,
         owners=owners if sharded else (),
     )
 

@@ -12,8 +12,8 @@ from indextts_job.resume.consistency import Reference, consistency
 from indextts_job.training.history import History
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import BASE, TrainState
-from indextts_job.training.step import Machinery, train_step
-from tests.support.models import SMALL, machinery, micro_batches, random_samples, small_model
+from indextts_job.training.step import Engine, train_step
+from tests.support.models import SMALL, engine, micro_batches, random_samples, small_model
 
 TOTAL, GLOBAL_BATCH = 20, 6
 SCHEDULE = ScheduleConfig(learning_rate=1e-3, warmup_steps=4)
@@ -24,22 +24,22 @@ class Saved:
 
     def __init__(self) -> None:
         samples = random_samples(GLOBAL_BATCH)
-        self.machinery: Machinery = machinery(small_model(pieces=50, base_pieces=40))
+        self.engine: Engine = engine(small_model(pieces=50, base_pieces=40))
         for step in range(3):
-            train_step(self.machinery, micro_batches(samples, 200), step, learning_rate(step, TOTAL, SCHEDULE))
-        optimizer = self.machinery.optimizer
+            train_step(self.engine, micro_batches(samples, 200), step, learning_rate(step, TOTAL, SCHEDULE))
+        optimizer = self.engine.optimizer
         assert isinstance(optimizer, torch.optim.AdamW)
         self.state = TrainState(
-            model=self.machinery.model,
+            model=self.engine.model,
             optimizer=optimizer,
-            scaler=self.machinery.scaler,
+            scaler=self.engine.scaler,
             step=3,
             history=History(samples=3 * GLOBAL_BATCH),
         )
         self.reference = Reference(collate(samples[:4], SMALL))
         self.frozen = {BASE + name: value.clone() for name, value in self.state.model.named_buffers()}
         self.values: dict[str, Any] = {
-            "reference": self.reference.losses(self.machinery),
+            "reference": self.reference.losses(self.engine),
             "learning_rate": optimizer.param_groups[0]["lr"],
             "order": {"global_batch_samples": GLOBAL_BATCH},
             "total_steps": TOTAL,
@@ -47,7 +47,7 @@ class Saved:
         }
 
     def failed(self) -> dict[str, str]:
-        found = consistency(self.state, self.machinery, self.reference, self.values, self.frozen)
+        found = consistency(self.state, self.engine, self.reference, self.values, self.frozen)
         return {check.name: check.found for check in found if not check.passed}
 
     def digest(self) -> str:
@@ -63,7 +63,7 @@ class Saved:
 def test_a_state_as_it_was_saved_passes_and_is_not_touched() -> None:
     saved = Saved()
     before, chance = saved.digest(), torch.get_rng_state()
-    checks = list(consistency(saved.state, saved.machinery, saved.reference, saved.values, saved.frozen))
+    checks = list(consistency(saved.state, saved.engine, saved.reference, saved.values, saved.frozen))
     assert [check.name for check in checks if not check.passed] == []
     assert {check.name for check in checks} == {
         *("loss", "weights", "frozen rows", "moments", "position", "learning rate")

@@ -9,7 +9,7 @@ from indextts_job.hardware.peak import peak_flops
 from indextts_job.hardware.plan import HardwareFacts
 from indextts_job.model.flops import training_flops
 from indextts_job.training.step import TargetCounts, accumulate
-from tests.support.models import SMALL, machinery, micro_batches, random_samples, small_model
+from tests.support.models import SMALL, engine, micro_batches, random_samples, small_model
 
 CARD = HardwareFacts(device="cuda", name="NVIDIA A100-SXM4-80GB", memory_bytes=1, bfloat16=True, cpus=1)
 
@@ -18,7 +18,7 @@ def test_operations_are_those_that_torch_counts() -> None:
     samples = random_samples(12)
     (batch,) = micro_batches(samples, 10**6)
     with FlopCounterMode(display=False) as counter:
-        accumulate(machinery(small_model(pieces=50)), batch, TargetCounts(1.0, 1.0, 1.0))
+        accumulate(engine(small_model(pieces=50)), batch, TargetCounts(1.0, 1.0, 1.0))
     ours = training_flops(SMALL, 51, [(len(s.text_ids), len(s.codes)) for s in samples])
     # torch's counter sees neither attention on a CPU nor what the heads do backward.
     rows = [SMALL.sample_tokens(len(s.text_ids), len(s.codes)) for s in samples]

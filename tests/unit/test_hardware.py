@@ -20,7 +20,7 @@ from indextts_job.hardware.plan import (
 )
 from indextts_job.model.config import ConformerConfig, GPTConfig
 from indextts_job.scheduler import read_scheduler
-from indextts_job.training.distributed import Alone
+from indextts_job.training.distributed import SingleProcess
 
 GIB = 2**30
 MODEL = GPTConfig(
@@ -118,7 +118,7 @@ def test_a_plan_is_told_in_sequences_and_in_what_changed() -> None:
     assert changes({}, A100, plan, here) == []
 
 
-class WithAnOlderGpu(Alone):
+class WithAnOlderGpu(SingleProcess):
     """Two processes; the other one computes in float16, and shares the moments."""
 
     world_size = 2
@@ -135,7 +135,7 @@ def test_unlike_gpus_compute_in_what_all_of_them_can() -> None:
     agreed = agreed_plan(plan, WithAnOlderGpu())
     assert (plan.precision, agreed.precision) == ("bfloat16", "float16")
     assert agreed.shard_optimizer  # all or none: the update is shared out
-    assert agreed_plan(plan, Alone()) == plan
+    assert agreed_plan(plan, SingleProcess()) == plan
 
 
 def test_a_cpu_computes_in_float32() -> None:

@@ -15,7 +15,7 @@ from indextts_job.storage.run_storage import RunStorage
 from indextts_job.training import probe
 from indextts_job.training.probe import measured_line
 from indextts_job.training.step import TargetCounts, accumulate
-from tests.support.models import SMALL, machinery, micro_batches, random_samples, small_model
+from tests.support.models import SMALL, engine, micro_batches, random_samples, small_model
 
 GIB = 2**30
 L4 = HardwareFacts(device="cuda", name="NVIDIA L4", memory_bytes=22 * GIB, bfloat16=True, cpus=8)
@@ -114,7 +114,7 @@ class SavedActivations:
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_the_line_foretells_a_larger_micro_batch(monkeypatch: pytest.MonkeyPatch, dropout: float) -> None:
     monkeypatch.setattr(probe, "LEAST_PROBED_TOKENS", 500)
-    parts = machinery(small_model(dropout=dropout), dropout=dropout)
+    parts = engine(small_model(dropout=dropout), dropout=dropout)
     before = [p.detach().clone() for p in parts.model.parameters()]
     line = measured_line(parts, SMALL, (10, 30), 100, SavedActivations(), step=0)
     assert line is not None
@@ -128,7 +128,7 @@ def test_the_line_foretells_a_larger_micro_batch(monkeypatch: pytest.MonkeyPatch
 
 
 def test_measuring_leaves_no_gradients() -> None:
-    parts = machinery(small_model())
+    parts = engine(small_model())
     measured_line(parts, SMALL, (10, 30), 100, SavedActivations(), step=0)
     assert all(p.grad is None for p in parts.model.parameters())
 
@@ -138,6 +138,6 @@ def test_a_device_that_is_too_small_for_measuring_leaves_the_estimate(monkeypatc
         def peak_bytes(self, work: Callable[[], None]) -> float:
             raise torch.OutOfMemoryError("says the test")
 
-    parts = machinery(small_model())
+    parts = engine(small_model())
     assert measured_line(parts, SMALL, (10, 30), 100, Full(), step=0) is None
     assert all(p.grad is None for p in parts.model.parameters())

@@ -13,7 +13,7 @@ from indextts_job.loop.saver import BackgroundSaver, SaveCancelledError, SaverSe
 from indextts_job.report.events import Committed, Event
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.run_storage import RunStorage
-from indextts_job.training.distributed import Alone
+from indextts_job.training.distributed import SingleProcess
 from indextts_job.training.recipe import OptimizerConfig
 from indextts_job.training.state import Carried, TrainState, build_optimizer
 from tests.support.models import small_model
@@ -46,7 +46,7 @@ def saver_on(storage: RunStorage, events: list[Event]) -> BackgroundSaver:
         files={"tokenizer.model": b"pieces"},
         emit=events.append,
     )
-    return BackgroundSaver(CheckpointStore(storage), settings, Alone())
+    return BackgroundSaver(CheckpointStore(storage), settings, SingleProcess())
 
 
 def new_state(step: int = 4) -> TrainState:
