@@ -31,9 +31,11 @@ from torch.distributed.checkpoint.state_dict_saver import async_save as dcp_asyn
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from bench.workload import engine, model_config
+from indextts_job.checkpoint.attempt_record import AttemptRecord
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.store import CheckpointStore
-from indextts_job.loop.saver import BackgroundSaver, SaverSettings
+from indextts_job.loop.background_saver import BackgroundSaver
+from indextts_job.loop.publisher import Publisher
 from indextts_job.report.events import Committed, Event
 from indextts_job.storage import files
 from indextts_job.storage.remote_files import PART_BYTES, RemoteFileSystem
@@ -115,16 +117,8 @@ class Ours:
         self._state = state
         self._store = CheckpointStore(storage)
         self.committed: list[Committed] = []
-        settings = SaverSettings(
-            fence=Fence(storage, {}),
-            attempt_start=0,
-            keep=2,
-            unreadable=(),
-            values=values(),
-            files={},
-            emit=self._note,
-        )
-        self._saver = BackgroundSaver(self._store, settings, SingleProcess())
+        publisher = Publisher(self._store, Fence(storage, AttemptRecord()), attempt_start=0, keep=2, files={})
+        self._saver = BackgroundSaver(self._store, publisher, SingleProcess(), self._note)
 
     def _note(self, event: Event) -> None:
         if isinstance(event, Committed):
@@ -132,7 +126,7 @@ class Ours:
 
     def save(self, _tensors: Tensors) -> Wait:
         """Through the background saver."""
-        self._saver.save(self._state, ())
+        self._saver.save(self._state, (), values())
 
         def wait() -> None:
             finished = self._saver.finished(wait_s=math.inf)

@@ -19,7 +19,8 @@ import yaml
 from indextts_job.demo.world import WorldSize, make_world
 from indextts_job.errors import EXIT_OK
 from indextts_job.report.attempts import attempts
-from indextts_job.simulation.world import lives_of, measured_goodput, pace_of, simulate
+from indextts_job.simulation.measured import lives_of, measured_goodput, pace_of
+from indextts_job.simulation.world import simulate
 from indextts_job.storage.remote_storage import open_storage
 from tests.support.runs import config_for
 

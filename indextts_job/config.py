@@ -24,8 +24,7 @@ from indextts_job.storage.retry import StorageConfig
 from indextts_job.storage.urls import demand_endpoint, demand_openable, is_local, local_path
 from indextts_job.strict_yaml import parse_yaml
 from indextts_job.terminal import one_line
-from indextts_job.training.history import ValidationConfig
-from indextts_job.training.quality import parse_goals
+from indextts_job.training.quality import ValidationConfig, parse_goals
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.schedule import ScheduleConfig
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from indextts_job.checkpoint.history import Losses
 from indextts_job.checkpoint.manifest import CheckpointManifest
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
@@ -17,7 +18,6 @@ from indextts_job.model.config import GPTConfig, gpt_config
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import TEXT_TABLES, Vocabulary
 from indextts_job.training.evaluate import evaluate, in_order
-from indextts_job.training.history import Losses
 from indextts_job.training.state import BASE, WEIGHTS, TrainState, build_optimizer, count_parameters
 from indextts_job.training.step import Engine
 
@@ -53,12 +53,12 @@ def compare(
         ConfigError: There is nothing to validate on.
     """
     values = checkpoints[0][1].values
-    config = RunConfig.from_json(values["config"], "the checkpoint")
-    model_config = gpt_config(values["model_config"], "the checkpoint")
+    config = RunConfig.from_json(values.config, "the checkpoint")
+    model_config = gpt_config(values.model_config, "the checkpoint")
     manifests = manifests or config.data.validation_manifests
     if not manifests:
         raise ConfigError("the run validates on nothing. Give manifests with --validation.")
-    limits = Limits(model_config, min(manifest.values["tokenizer"]["pieces"] for _, manifest in checkpoints))
+    limits = Limits(model_config, min(manifest.values.tokenizer.pieces for _, manifest in checkpoints))
     dataset = load_dataset(manifests, limits, skip_bad_samples=config.data.skip_bad_samples)
     count = min(len(dataset), max_samples or len(dataset))
     lengths = [
@@ -95,7 +95,7 @@ def _loaded(  # of one place above
     facts: HardwareFacts,
     longest: int,
 ) -> tuple[TrainState, Plan]:
-    model = UnifiedVoice(model_config, Vocabulary(**manifest.values["vocabulary"]), 0.0)
+    model = UnifiedVoice(model_config, Vocabulary.recorded(manifest.values.vocabulary), 0.0)
     needs = Needs(model=model_config, trained_parameters=count_parameters(model), longest_tokens=longest)
     plan = make_plan(facts, config.hardware, needs)
     model.to(plan.device)

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from indextts_job.checkpoint.retention import CheckpointConfig
-from indextts_job.training.history import ValidationConfig
-from indextts_job.training.quality import parse_goals
+from indextts_job.training.quality import ValidationConfig, parse_goals
 from indextts_job.training.schedule import ScheduleConfig
 
 

@@ -17,6 +17,7 @@ from indextts_job.model.flops import training_flops
 from indextts_job.preemption.deadline import Stop
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import Emit, Notice
+from indextts_job.resume.compatibility import Present
 from indextts_job.storage import files
 from indextts_job.tokenizer.loading import Tokenizer, demand_base_pieces, load_tokenizer
 from indextts_job.training.schedule import total_steps
@@ -48,6 +49,26 @@ class Inputs:
             for dataset in sets
             for text, codes, entry in zip(dataset.text_lengths, dataset.code_lengths, dataset.entries, strict=True)
         )
+
+    def present(self, config: RunConfig) -> Present:
+        """What a checkpoint is compared with before this attempt goes on from it."""
+        return Present(
+            config=config,
+            model_section=self.model_document["gpt"],
+            tokenizer=self.tokenizer,
+            dataset_fingerprint=self.train_set.fingerprint,
+            order=self.order,
+            total_steps=self.total_steps,
+        )
+
+    def validation_samples(self, max_samples: int) -> int:
+        """How many samples a validation takes; 0 without a validation set.
+
+        Args:
+            max_samples: The user's limit; 0 = all.
+        """
+        count = len(self.validation_set) if self.validation_set else 0
+        return min(count, max_samples or count)
 
     @property
     def usual(self) -> tuple[int, int]:

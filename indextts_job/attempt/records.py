@@ -1,24 +1,35 @@
-"""What an attempt writes down about itself: its record, its checkpoints' constant values, how its start went."""
+"""What an attempt writes down about itself: its record, the values of its checkpoints, how its start went."""
 
 import os
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from indextts_job.attempt.inputs import Inputs
 from indextts_job.attempt.start import Start
+from indextts_job.checkpoint.attempt_record import AttemptRecord
+from indextts_job.checkpoint.history import History
+from indextts_job.checkpoint.values import (
+    CheckpointValues,
+    DatasetRecord,
+    Environment,
+    Lineage,
+    OrderRecord,
+    ParametersRecord,
+    TokenizerRecord,
+    VocabularyRecord,
+)
 from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.order import ORDER_VERSION
 from indextts_job.hardware.plan import HardwareFacts, Plan
+from indextts_job.preemption.deadline import Pace
 from indextts_job.redaction import redacted, redacted_values
 from indextts_job.report.events import Emit
 from indextts_job.report.journal import Journal, SampleLog
@@ -26,9 +37,11 @@ from indextts_job.report.liveness import pid_namespace
 from indextts_job.report.progress import progress_readers
 from indextts_job.report.prometheus import PrometheusFile
 from indextts_job.report.tensorboard import TensorBoardCurves
+from indextts_job.resume.consistency import Reference
 from indextts_job.scheduler import read_scheduler
 from indextts_job.storage.run_storage import RunStorage
-from indextts_job.training.state import count_parameters
+from indextts_job.training.state import TrainState, count_parameters
+from indextts_job.training.step import Engine
 from indextts_job.version import program_version
 
 
@@ -53,33 +66,33 @@ class Laps:
         return f"{self._last_s - self._started_at_s:.1f} s: {', '.join(self._laps)}"
 
 
-def attempt_record(  # all of it by name
+def attempt_record(  # all by name
     *, facts: HardwareFacts, world_size: int, step: int, resume: str, launched: datetime, previous: str
-) -> dict[str, Any]:
-    """What is kept of an attempt as it begins, where others look for the writer of a run.
+) -> AttemptRecord:
+    """What is kept of an attempt as it begins. Other attempts and `status` read it.
 
     Args:
         facts: The device.
-        world_size: Processes.
-        step: Where it goes on.
+        world_size: Number of processes.
+        step: The position that it begins at.
         resume: What it was asked to go on from.
         launched: When the process began.
         previous: How the attempt before it ended.
     """
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "launched": launched.isoformat(timespec="milliseconds"),
-        "pid": os.getpid(),
-        "pid_namespace": pid_namespace(),
-        "command": redacted(shlex.join(sys.argv)),
-        "node": platform.node(),
-        "device": facts.name if world_size == 1 else f"{world_size} x {facts.name}",
-        "driver": facts.driver,
-        "scheduler": read_scheduler(os.environ),
-        "previous_end": redacted(previous),
-        "step": step,
-        "resume": redacted(resume),
-    }
+    return AttemptRecord(
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        launched=launched.isoformat(timespec="milliseconds"),
+        pid=os.getpid(),
+        pid_namespace=pid_namespace(),
+        command=redacted(shlex.join(sys.argv)),
+        node=platform.node(),
+        device=facts.name if world_size == 1 else f"{world_size} x {facts.name}",
+        driver=facts.driver,
+        scheduler=read_scheduler(os.environ),
+        previous_end=redacted(previous),
+        step=step,
+        resume=redacted(resume),
+    )
 
 
 def run_readers(config: RunConfig, storage: RunStorage, attempt: int, train_set: Dataset, step: int) -> list[Emit]:
@@ -96,44 +109,80 @@ def run_readers(config: RunConfig, storage: RunStorage, attempt: int, train_set:
     return readers
 
 
-def constant_values(config: RunConfig, inputs: Inputs, start: Start, machine: Mapping[str, Any]) -> dict[str, Any]:
-    """What every checkpoint of an attempt records besides its state."""
+@dataclass(frozen=True, slots=True)
+class ValuesRecorder:
+    """The one place where the values of a checkpoint are put together: what never changes, and what is measured now."""
+
+    constant: CheckpointValues
+    """Of the attempt; its history is empty."""
+    engine: Engine
+    reference: Reference
+
+    def __call__(self, state: TrainState, pace: Pace) -> CheckpointValues:
+        """The values of a checkpoint of `state`.
+
+        Args:
+            state: As it is now; the reference losses are computed with it.
+            pace: Measured so far.
+        """
+        return replace(
+            self.constant,
+            history=state.history,
+            scaler=state.scaler_values(),
+            learning_rate=self.engine.optimizer.param_groups[0]["lr"] if state.step else None,
+            pace=pace,
+            reference=self.reference.losses(self.engine),
+        )
+
+
+def constant_values(config: RunConfig, inputs: Inputs, start: Start, machine: Environment) -> CheckpointValues:
+    """What is the same in every checkpoint of an attempt."""
     vocabulary = start.state.model.vocabulary
-    return {
-        # A checkpoint is read by many; URLs may hold passwords and signatures.
-        "config": redacted_values(config.to_json()),
-        "model_config": redacted_values(dict(inputs.model_document)),
-        "order": {
-            "version": ORDER_VERSION,
-            "seed": config.recipe.seed,
-            "global_batch_samples": config.recipe.global_batch_samples,
-            "num_samples": len(inputs.train_set),
-            "dataset_fingerprint": inputs.train_set.fingerprint,
-        },
-        "total_steps": inputs.total_steps,
-        "dataset": {
-            "manifests": redacted_values(list(config.data.train_manifests)),
-            "languages": inputs.train_set.languages,
-            "codes": sum(inputs.train_set.code_lengths),
-            "skipped_samples": [sample.id for sample in inputs.train_set.skipped],
-        },
-        "tokenizer": {"pieces": inputs.tokenizer.pieces, "fingerprint": inputs.tokenizer.fingerprint()},
-        "vocabulary": {"pieces": vocabulary.pieces, "base_pieces": vocabulary.base_pieces},
-        "parameters": {"trained": count_parameters(start.state.model)},
-        "lineage": redacted_values(dict(start.lineage)),
-        "environment": dict(machine),
-    }
+    return CheckpointValues(
+        # Many people read a checkpoint; URLs may hold passwords and signatures.
+        config=redacted_values(config.to_json()),
+        model_config=redacted_values(dict(inputs.model_document)),
+        order=OrderRecord(
+            version=ORDER_VERSION,
+            seed=config.recipe.seed,
+            global_batch_samples=config.recipe.global_batch_samples,
+            num_samples=len(inputs.train_set),
+            dataset_fingerprint=inputs.train_set.fingerprint,
+        ),
+        total_steps=inputs.total_steps,
+        dataset=DatasetRecord(
+            manifests=tuple(redacted(manifest) for manifest in config.data.train_manifests),
+            languages=inputs.train_set.languages,
+            codes=sum(inputs.train_set.code_lengths),
+            skipped_samples=tuple(sample.id for sample in inputs.train_set.skipped),
+        ),
+        tokenizer=TokenizerRecord(pieces=inputs.tokenizer.pieces, fingerprint=inputs.tokenizer.fingerprint()),
+        vocabulary=VocabularyRecord(pieces=vocabulary.pieces, base_pieces=vocabulary.base_pieces),
+        parameters=ParametersRecord(trained=count_parameters(start.state.model)),
+        lineage=_without_secrets(start.lineage),
+        environment=machine,
+        history=History(),
+        scaler=None,
+    )
 
 
-def environment(facts: HardwareFacts, plan: Plan, world_size: int) -> dict[str, Any]:
+def _without_secrets(lineage: Lineage) -> Lineage:
+    return replace(
+        lineage,
+        run=None if lineage.run is None else redacted(lineage.run),
+        checkpoint=None if lineage.checkpoint is None else redacted(lineage.checkpoint),
+    )
+
+
+def environment(facts: HardwareFacts, plan: Plan, world_size: int) -> Environment:
     """What the attempt runs on, for people who read a checkpoint later."""
-    return {
-        "indextts_job": program_version(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "node": platform.node(),
-        "hardware": asdict(facts),
-        "plan": asdict(plan),
-        "world_size": world_size,
-    }
+    return Environment(
+        indextts_job=program_version(),
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        cuda=torch.version.cuda,
+        node=platform.node(),
+        hardware=asdict(facts),
+        plan=asdict(plan),
+        world_size=world_size,
+    )

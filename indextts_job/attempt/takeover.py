@@ -1,10 +1,10 @@
 """Going on from a checkpoint of the old trainer: what is taken over, what is refused, and what the user is told."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from indextts_job.attempt.inputs import Inputs
-from indextts_job.config import RunConfig
+from indextts_job.checkpoint.history import History
 from indextts_job.errors import MAX_FINDINGS_SHOWN, ConfigError, DataError, findings_message
 from indextts_job.legacy.adoption import Imported, adopt
 from indextts_job.legacy.checkpoint import LegacyCheckpoint, read_legacy_checkpoint
@@ -12,7 +12,6 @@ from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors
 from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.report.events import Emit, Notice
 from indextts_job.resume.select import Selection
-from indextts_job.training.history import History
 from indextts_job.training.state import FIRST_MOMENT, SECOND_MOMENT, Carried, TrainState
 
 MOVED_BASE_ROWS = "moved_base_rows"
@@ -20,13 +19,13 @@ MOVED_BASE_ROWS = "moved_base_rows"
 
 
 def take_over(
-    config: RunConfig, inputs: Inputs, selection: Selection, base: BaseCheckpoint, emit: Emit
+    accept: Collection[str], inputs: Inputs, selection: Selection, base: BaseCheckpoint, emit: Emit
 ) -> tuple[BaseCheckpoint, Imported | None, str]:
     """An old checkpoint: its state where the vocabulary is the same, its weights as a base where it grew.
 
     Args:
-        config: Of the run.
-        inputs: Of the run.
+        accept: `resume.accept` of the configuration.
+        inputs: Model, tokenizer and length of the run.
         selection: Names the old checkpoints, the one to go on from first.
         base: The base checkpoint that the old run started from.
         emit: Gets a line for everything that is, and is not, taken over.
@@ -54,7 +53,7 @@ def take_over(
         say(f"weights of {source}; {new} new rows start afresh, and with them all moments")
         return BaseCheckpoint(old.tensors, old.text_pieces), None, source
     imported = adopt(old, base, Vocabulary(pieces=pieces, base_pieces=base.text_pieces), inputs.model)
-    if imported.trained_rows and MOVED_BASE_ROWS not in config.resume.accept:
+    if imported.trained_rows and MOVED_BASE_ROWS not in accept:
         raise ConfigError(_trained_rows_text(source, imported.trained_rows))
     if selection.weights_only:
         imported = replace(imported, moments=None, step=0)

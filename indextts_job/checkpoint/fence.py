@@ -8,9 +8,8 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Mapping
-from typing import Any
 
+from indextts_job.checkpoint.attempt_record import AttemptRecord, parse_record
 from indextts_job.checkpoint.manifest import MANIFESTS, parse_file_name
 from indextts_job.errors import ConfigError, SupersededError, UnavailableError
 from indextts_job.storage.run_storage import RunStorage
@@ -20,16 +19,13 @@ logger = logging.getLogger(__name__)
 FOLDER = "attempts"
 MOST_TRIES = 1000
 """Numbers that may be taken by others while one is looked for."""
-TEXTS = ("started", "launched", "pid_namespace", "command", "node", "device", "driver", "previous_end", "resume")
-NUMBERS = ("pid", "step")
-"""Values of a record, by type; `scheduler` holds texts."""
 _NAME = re.compile(r"(\d{4,})\.json")
 
 
 class Fence:
     """The right to write into a run, until somebody takes the next number."""
 
-    def __init__(self, storage: RunStorage, record: Mapping[str, Any]) -> None:
+    def __init__(self, storage: RunStorage, record: AttemptRecord) -> None:
         """Take the next attempt number.
 
         Args:
@@ -45,9 +41,9 @@ class Fence:
                 "only one. Start one job per run, or use a store that honours If-None-Match.",
                 storage.url,
             )
-        self._chain = _chain(record)
+        self._chain = record.chain
         # The token tells our record from another's of the same number where the store does not.
-        document = json.dumps({**record, "token": uuid.uuid4().hex}, indent=1).encode()
+        document = json.dumps({**record.to_json(), "token": uuid.uuid4().hex}, indent=1).encode()
         first = _highest(storage) + 1
         for number in range(first, first + MOST_TRIES):
             if self._take(number, document):
@@ -75,7 +71,7 @@ class Fence:
         """
         newest = _highest(self._storage)
         if newest > self.attempt:
-            other = _chain(self._record(newest))
+            other = self._record(newest).chain
             if self._chain and other and other != self._chain:
                 raise ConfigError(
                     f"two jobs were started for the run {self._storage.url}: {other}, which goes on as attempt "
@@ -86,42 +82,11 @@ class Fence:
                 "without writing, so that one run has one writer. Nothing is lost: the newer attempt goes on."
             )
 
-    def _record(self, number: int) -> Mapping[str, Any]:
+    def _record(self, number: int) -> AttemptRecord:
         try:
             return parse_record(self._storage.read(f"{FOLDER}/{number:04d}.json"))
         except FileNotFoundError:  # only a checkpoint tells of that attempt
-            return {}
-
-
-def parse_record(content: bytes) -> dict[str, Any]:
-    """The record of an attempt, as far as it can be read: a damaged one says nothing, and is no reason to stop.
-
-    Returns:
-        Its values; those that are not what they should be are left out.
-    """
-    try:
-        document = json.loads(content.decode())
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(document, dict):
-        return {}
-    texts = {key: str(document[key]) for key in TEXTS if isinstance(document.get(key), str)}
-    numbers = {key: document[key] for key in NUMBERS if type(document.get(key)) is int and document[key] >= 0}
-    scheduler = document.get("scheduler")
-    pairs = scheduler.items() if isinstance(scheduler, dict) else ()
-    return {
-        **texts,
-        **numbers,
-        "scheduler": {key: value for key, value in pairs if isinstance(key, str) and isinstance(value, str)},
-    }
-
-
-def _chain(record: Mapping[str, Any]) -> str:
-    """The submitted job that an attempt belongs to; empty when a person started it."""
-    scheduler = record.get("scheduler") or {}
-    if not {"kind", "chain"} <= scheduler.keys():
-        return ""
-    return f"{scheduler['kind']} job {scheduler['chain']}"
+            return AttemptRecord()
 
 
 def _highest(storage: RunStorage) -> int:

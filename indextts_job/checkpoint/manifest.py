@@ -9,11 +9,11 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from indextts_job.checkpoint.retention import CheckpointName
-from indextts_job.checkpoint.schema import check_values
+from indextts_job.checkpoint.values import CheckpointValues, parse_values
 from indextts_job.errors import DataError
 
 MANIFESTS = "checkpoints"
@@ -86,8 +86,7 @@ class CheckpointManifest:
     """By name: `model/…`, `exp_avg/…`, `exp_avg_sq/…`, and `base/…` for what never changes."""
     files: Mapping[str, str]
     """Other files, by name: key of their object."""
-    values: Mapping[str, Any] = field(default_factory=dict)
-    """Configuration, history, fingerprints, environment: see `training/state.py`."""
+    values: CheckpointValues
 
     @property
     def size_bytes(self) -> int:
@@ -107,7 +106,7 @@ class CheckpointManifest:
             "objects": {key: {"sha256": o.sha256, "bytes": o.size_bytes} for key, o in self.objects.items()},
             "tensors": {key: asdict(tensor) for key, tensor in self.tensors.items()},
             "files": dict(self.files),
-            "values": dict(self.values),
+            "values": self.values.to_json(),
         }
         document["sha256"] = _hash(document)
         return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode()
@@ -151,7 +150,7 @@ def parse_manifest(content: bytes, source: str) -> CheckpointManifest:
             objects=objects,
             tensors={_text(key): _tensor(entry, objects) for key, entry in document["tensors"].items()},
             files={_file(key): _known(value, objects) for key, value in document["files"].items()},
-            values=check_values(document["values"], source),
+            values=parse_values(document["values"], source),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{source}: the manifest lacks or garbles {error}; it is damaged.") from error

@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from indextts_job.checkpoint.manifest import (
 )
 from indextts_job.checkpoint.objects import OBJECTS, DamagedCheckpointError, Objects, tensor_in
 from indextts_job.checkpoint.retention import CheckpointName
+from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.errors import DataError
 from indextts_job.storage.run_storage import RunStorage
 
@@ -46,8 +46,7 @@ class Content:
     """The objects of `carried`."""
     files: Mapping[str, bytes]
     """Other files, by name with suffix."""
-    values: Mapping[str, Any]
-    """Plain values."""
+    values: CheckpointValues
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,14 +110,14 @@ def _inspect(given: argparse.Namespace) -> int:
     import yaml
 
     from indextts_job.checkpoint import describe, retention
-    from indextts_job.resume import select as resume
+    from indextts_job.resume.points import locate
 
-    store, name = resume.locate(given.checkpoint, configure(given, given.checkpoint))
+    store, name = locate(given.checkpoint, configure(given, given.checkpoint))
     names = [name] if name else retention.current(store.names())
     if not names:
         raise errors.ConfigError(f"{given.checkpoint} holds no checkpoints.")
     manifest = store.manifest(names[0])
-    document = dict(describe.details(manifest))
+    document = describe.details(manifest)
     if given.verify:
         store.verify(manifest)
         document["verified"] = True
@@ -137,12 +137,12 @@ def _compare(given: argparse.Namespace) -> int:
     from indextts_job.checkpoint.manifest import MANIFESTS, file_name
     from indextts_job.hardware.facts import read_facts
     from indextts_job.report.console import ConsoleReport
-    from indextts_job.resume import select as resume
+    from indextts_job.resume.points import locate
 
     storage = configure(given, given.checkpoints[0])
     chosen = []
     for source in given.checkpoints:
-        store, name = resume.locate(source, storage)
+        store, name = locate(source, storage)
         names = [name] if name else retention.current(store.names())
         if not names:
             raise errors.ConfigError(f"{source} holds no checkpoints.")
@@ -184,9 +184,9 @@ def _compare(given: argparse.Namespace) -> int:
 
 def _keep(given: argparse.Namespace) -> int:
     from indextts_job.checkpoint.manifest import file_name
-    from indextts_job.resume import select as resume
+    from indextts_job.resume.points import locate
 
-    store, name = resume.locate(given.checkpoint, configure(given, given.checkpoint))
+    store, name = locate(given.checkpoint, configure(given, given.checkpoint))
     if name is None:
         raise errors.ConfigError(f"{given.checkpoint} is a run. Give the .json of one of its checkpoints.")
     print(f"kept as {file_name(store.keep(name))}")  # noqa: T201

@@ -23,10 +23,10 @@ def add(commands: Commands) -> None:
 def _export(given: argparse.Namespace) -> int:
     from indextts_job.checkpoint import retention
     from indextts_job.model.export import write_export
-    from indextts_job.resume import select as resume
+    from indextts_job.resume.points import locate
     from indextts_job.training.state import BASE, WEIGHTS
 
-    store, name = resume.locate(given.source, configure(given, given.source))
+    store, name = locate(given.source, configure(given, given.source))
     names = [name] if name else retention.current(store.names())
     names = [entry for entry in names if given.tag is None or given.tag in entry.tags]
     if not names:

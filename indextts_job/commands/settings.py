@@ -107,13 +107,13 @@ def _record(given: Mapping[str, object]) -> tuple[str, dict[str, Any]]:
         # The record needs the readers of checkpoints, and with them torch: not where nothing is recorded.
         if not files.exists(f"{where.rstrip('/')}/checkpoints") and not where.endswith(".json"):
             continue
-        from indextts_job.resume import select as resume
+        from indextts_job.resume.points import locate, recorded_config
 
-        document = resume.recorded_config(where)
+        document = recorded_config(where)
         if document:
             flat = {key: v for key, v in config.flatten(document).items() if key not in OF_THIS_ATTEMPT}
             if where != run and "run" not in given:
-                flat["run"] = resume.locate(where)[0].storage.url  # named by nothing but --resume: that run goes on
+                flat["run"] = locate(where)[0].storage.url  # named by nothing but --resume: that run goes on
             return where, flat
     return run, {}
 

@@ -107,14 +107,15 @@ def _simulate(given: argparse.Namespace) -> int:
 
 def _pace(given: argparse.Namespace) -> "tuple[RunPace, int, float]":
     """Pace, steps and kills per day: as given, else as a run has had them."""
-    from indextts_job.simulation.world import RunPace, pace_of
+    from indextts_job.simulation.measured import pace_of
+    from indextts_job.simulation.world import RunPace
 
     pace, steps, per_day = RunPace(step_s=0.0), 0, 0.0
     if given.run:
         from indextts_job.report.attempts import attempts
 
         rows = attempts(open_run(given))
-        if not any(row["spent"] for row in rows):
+        if not any(row.spent for row in rows):
             raise errors.ConfigError(f"{given.run}: no attempt here has trained and saved yet; give --step-seconds.")
         pace, steps, per_day = pace_of(rows)
     from dataclasses import replace

@@ -6,7 +6,7 @@ import argparse
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from indextts_job import errors, terminal
 from indextts_job.commands.parser import Commands, at_least
@@ -15,6 +15,8 @@ from indextts_job.waiting import pause
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from indextts_job.report.attempts import Attempt
 
 WATCH_S = 5.0
 
@@ -50,7 +52,7 @@ def _status(given: argparse.Namespace) -> int:
     rows = attempts(storage, curves=bool(given.html))
     if not rows:
         raise no_run(given.run)
-    now, running = datetime.now(UTC), is_running(rows[-1])
+    now, running = datetime.now(UTC), is_running(rows[-1].record)
     if given.html:
         try:
             Path(given.html).write_text(render(given.run, rows, now, running=running), encoding="utf-8")
@@ -61,7 +63,8 @@ def _status(given: argparse.Namespace) -> int:
     if given.json:
         shares = {part: round(seconds, 3) for part, seconds in where_time_went(rows).items()}
         stands = standing(rows, now, running=running).to_json()
-        print(json.dumps({"standing": stands, "spent_seconds": shares, "attempts": rows}, indent=1))  # noqa: T201
+        document = {"standing": stands, "spent_seconds": shares, "attempts": [row.to_json() for row in rows]}
+        print(json.dumps(document, indent=1))  # noqa: T201
         return errors.EXIT_OK
     console = terminal.console()
     if given.watch is None:
@@ -80,7 +83,7 @@ def _status(given: argparse.Namespace) -> int:
             live.update(_shown(attempts(storage)), refresh=True)
 
 
-def _shown(rows: "list[dict[str, Any]]") -> "RenderableType":
+def _shown(rows: "list[Attempt]") -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
@@ -88,15 +91,15 @@ def _shown(rows: "list[dict[str, Any]]") -> "RenderableType":
     from indextts_job.report.liveness import is_running
     from indextts_job.report.standing import how_it_ended, lost_steps, standing
 
-    running = is_running(rows[-1])
+    running = is_running(rows[-1].record)
     facts = terminal.Facts(standing(rows, datetime.now(UTC), running=running).lines())
     columns = ("attempt", "started (UTC)", "ended", "steps", "lost", "committed", "how")
     shown, below = [], []
     for row, lost in zip(rows, lost_steps(rows), strict=True):
-        committed = "" if row["committed_step"] is None else row["committed_step"]
-        steps = f"{row['from_step']} … {row['last_step']}"
+        committed = "" if row.committed_step is None else row.committed_step
+        steps = f"{row.from_step} … {row.last_step}"
         how = how_it_ended(row, newest=row is rows[-1], running=running)
-        times = (terminal.short_time(row["started"]), terminal.short_time(row["ended"]) if row["ended"] else "")
-        shown.append((row["attempt"], *times, steps, lost or "", committed, how))
-        below.append((", ".join(filter(None, (row["node"], row["device"], scheduler_text(row.get("scheduler", {}))))),))
+        times = (terminal.short_time(row.record.started), terminal.short_time(row.ended) if row.ended else "")
+        shown.append((row.number, *times, steps, lost or "", committed, how))
+        below.append((", ".join(filter(None, (row.record.node, row.record.device, scheduler_text(row.record)))),))
     return Group(facts, Text(), terminal.Listing(columns, shown, below))

@@ -131,7 +131,7 @@ def _recorded(run: str) -> dict[str, Any]:
         try:
             manifest = parse_manifest(storage.read(f"{MANIFESTS}/{names[name]}"), names[name])
             endpoint = _checked(
-                {"endpoint_url": manifest.values["config"]["storage"]["endpoint_url"]}, run
+                {"endpoint_url": manifest.values.config_section("storage")["endpoint_url"]}, run
             ).endpoint_url
         except (OSError, LookupError, TypeError, errors.IndexTTSJobError):
             continue

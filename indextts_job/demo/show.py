@@ -173,7 +173,7 @@ def _verdict(console: Console, undisturbed: str, preempted: str, config: Path) -
     repeated = sum(max(0, count - epochs) for count in counts.values())
     missing = sum(max(0, epochs - count) for count in counts.values())
     same_bits = one.objects == two.objects
-    same_history = one.values["history"] == two.values["history"]
+    same_history = one.values.history == two.values.history
     attempts = len(storages[1].list("attempts"))
     events = [json.loads(line) for log in _logs(storages[0], EVENTS) for line in log.splitlines()]
     losses = [event["losses"]["mel_loss"] for event in events if event["event"] == "TrainLine"]

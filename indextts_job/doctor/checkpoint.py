@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from indextts_job.checkpoint import retention
-from indextts_job.checkpoint.describe import epoch
+from indextts_job.checkpoint.history import History, Validation
 from indextts_job.checkpoint.manifest import CheckpointManifest, file_name
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.doctor.findings import Finding, Level, data_finding
@@ -20,7 +20,7 @@ from indextts_job.model.base_checkpoint import BaseCheckpoint, load_base_checkpo
 from indextts_job.model.config import gpt_config
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
 from indextts_job.report.console import human_bytes
-from indextts_job.resume import select as resume
+from indextts_job.resume.points import locate
 from indextts_job.storage import files
 from indextts_job.storage.retry import StorageConfig
 from indextts_job.training.state import BASE, WEIGHTS
@@ -45,7 +45,7 @@ def examine_checkpoint(
     if is_old_checkpoint(source):
         yield from _legacy(source, base_checkpoint, model_config)
         return
-    store, name = resume.locate(source, storage)
+    store, name = locate(source, storage)
     names = [name] if name else retention.current(store.names())
     if not names:
         raise ConfigError(f"{source} holds no checkpoints.")
@@ -64,9 +64,9 @@ def examine_checkpoint(
 
 
 def _place(manifest: CheckpointManifest) -> Finding:
-    name, total = manifest.name, manifest.values["total_steps"]
+    name, total = manifest.name, manifest.values.total_steps
     tags = f" [{', '.join(name.tags)}]" if name.tags else ""
-    text = f"{file_name(name)}{tags}: step {name.step} of {total}, epoch {epoch(manifest):.2f}"
+    text = f"{file_name(name)}{tags}: step {name.step} of {total}, epoch {manifest.values.epoch:.2f}"
     return data_finding("checkpoint", "ok", f"{text}, of {manifest.created}")
 
 
@@ -79,7 +79,7 @@ def _own(store: CheckpointStore, manifest: CheckpointManifest, base_checkpoint: 
         yield data_finding("weights", "error", f"{', '.join(bad[:3])}: NaN or infinity", "Go back to an older one.")
     else:
         yield data_finding("weights", "ok", f"{len(tensors)} tensors finite")
-    vocabulary = Vocabulary(**values["vocabulary"])
+    vocabulary = values.vocabulary
     new = tensors.get(WEIGHTS + TEXT_TABLES[0] + NEW_ROWS_SUFFIX)
     whole = tensors.get(WEIGHTS + TEXT_TABLES[0])
     old = tensors.get(BASE + TEXT_TABLES[0])
@@ -95,16 +95,18 @@ def _own(store: CheckpointStore, manifest: CheckpointManifest, base_checkpoint: 
         "Rows of another size than any training gives: look at tokenizer and base.",
     )
     if base_checkpoint:
-        base = load_base_checkpoint(base_checkpoint, gpt_config(values["model_config"], "the checkpoint"))
+        base = load_base_checkpoint(base_checkpoint, gpt_config(values.model_config, "the checkpoint"))
         yield _frozen_rows(tensors, base)
-    validations = values["history"]["validations"]
-    if validations:
-        best, last = values["history"]["best"], validations[-1]
-        text = f"best {best['losses']['total']:.4f} at step {best['step']}, last {last['losses']['total']:.4f}"
-        since = values["history"].get("overfitting_since")
-        level: Level = "warning" if since is not None else "ok"
-        text += f"; overfits since step {since}" if since is not None else ""
-        yield data_finding("validation", level, text, "Take the best one: `indextts-job export RUN --tag best`.")
+    if values.history.best:
+        yield _validation(values.history, values.history.best)
+
+
+def _validation(history: History, best: Validation) -> Finding:
+    last, since = history.validations[-1], history.overfitting_since
+    text = f"best {best.losses.total:.4f} at step {best.step}, last {last.losses.total:.4f}"
+    level: Level = "ok" if since is None else "warning"
+    text += "" if since is None else f"; overfits since step {since}"
+    return data_finding("validation", level, text, "Take the best one: `indextts-job export RUN --tag best`.")
 
 
 def _frozen_rows(tensors: Mapping[str, Tensor], base: BaseCheckpoint) -> Finding:
@@ -126,17 +128,17 @@ def _frozen_rows(tensors: Mapping[str, Tensor], base: BaseCheckpoint) -> Finding
 
 def _resumed_here(manifest: CheckpointManifest) -> Finding:
     values = manifest.values
-    model = gpt_config(values["model_config"], "the checkpoint")
-    config = HardwareConfig(**values["config"]["hardware"])
+    model = gpt_config(values.model_config, "the checkpoint")
+    config = HardwareConfig(**values.config_section("hardware"))
     longest = model.sample_tokens(model.max_text_tokens, model.max_mel_tokens) if not config.capacity_tokens else 1
-    needs = Needs(model=model, trained_parameters=values["parameters"]["trained"], longest_tokens=longest)
+    needs = Needs(model=model, trained_parameters=values.parameters.trained, longest_tokens=longest)
     facts = read_facts(config.device)
     try:
         plan = make_plan(facts, config, needs)
     except ConfigError as error:
         return Finding(subject="on this machine", level="error", found=str(error))
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
-    different = changes(values["environment"], facts, plan, versions)
+    different = changes(values.environment, facts, plan, versions)
     changed = f"; different from where it was saved: {', '.join(different)}" if different else ""
     return data_finding("on this machine", "ok", f"{facts.name}, {plan.precision}{changed}")
 

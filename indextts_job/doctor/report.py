@@ -39,9 +39,9 @@ def problem_report(storage: RunStorage) -> str:
         "machine": [finding.to_json() for finding in examine("")],
         "standing": standing(rows, datetime.now(UTC)).to_json() if rows else {},
         "spent_seconds": where_time_went(rows),
-        "attempts": rows,
+        "attempts": [row.to_json() for row in rows],
         "newest_checkpoint": _newest(CheckpointStore(storage)),
-        "events": {str(row["attempt"]): _events(storage, row["attempt"]) for row in rows[-ATTEMPTS:]},
+        "events": {str(row.number): _events(storage, row.number) for row in rows[-ATTEMPTS:]},
     }
     # Values first: inside JSON a secret may be escaped. Then the whole, for keys and what is text in text.
     plain = redacted_values(json.loads(json.dumps(document, default=str)))
@@ -54,7 +54,7 @@ def _newest(store: CheckpointStore) -> dict[str, Any]:
     if not names:
         return {}
     try:
-        return dict(describe.details(store.manifest(names[0])))
+        return describe.details(store.manifest(names[0]))
     except IndexTTSJobError as error:
         return {"unreadable": str(error)}
 

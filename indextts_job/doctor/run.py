@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TypeVar
 
 from indextts_job.attempt.inputs import Inputs, read_inputs, warnings_of
-from indextts_job.attempt.start import compare
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
 from indextts_job.doctor.findings import Finding
@@ -17,7 +16,8 @@ from indextts_job.hardware.plan import Needs, in_samples, make_plan
 from indextts_job.model.config import trained_shapes
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import Event, Notice
-from indextts_job.resume import select as resume
+from indextts_job.resume.decision import decide
+from indextts_job.resume.select import select
 from indextts_job.storage import files
 from indextts_job.storage.remote_storage import open_storage
 
@@ -63,8 +63,8 @@ def examine_run(config: RunConfig, console: ConsoleReport) -> Iterator[Finding]:
         yield Finding(subject="inputs and data", level="ok", found="all there and sound", details=tuple(notices))
         for warning in warnings_of(config, inputs):
             yield Finding(subject="settings", level="warning", found=warning)
-        selection = tried("checkpoint", lambda: resume.select(config.resume, store))
-        selection = tried("resume", lambda: compare(config, inputs, selection, note))
+        selection = tried("checkpoint", lambda: select(config.resume, store))
+        selection = tried("resume", lambda: decide(selection, inputs.present(config), note))
         told = notices or ["as asked"]
         yield Finding(subject="resume", level="ok", found=told[-1], details=tuple(told[:-1]))
         yield tried("plan", lambda: _plan(config, inputs))

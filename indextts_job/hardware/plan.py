@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from indextts_job.bounds import Bounds
+from indextts_job.checkpoint.values import Environment
 from indextts_job.errors import ConfigError
 from indextts_job.model.config import GPTConfig
 
@@ -163,21 +164,22 @@ def in_samples(capacity_tokens: int, mean_tokens: float, global_batch_samples: i
     return f"about {each:.3g} sequences x {turns} micro-batches{ranks} = global batch {global_batch_samples}"
 
 
-def changes(before: Mapping[str, Any], facts: HardwareFacts, plan: Plan, versions: Mapping[str, Any]) -> list[str]:
+def changes(before: Environment, facts: HardwareFacts, plan: Plan, versions: Mapping[str, Any]) -> list[str]:
     """What is different from the attempt that wrote a checkpoint, for people.
 
     Args:
-        before: `hardware`, `plan` and versions as that checkpoint records them.
+        before: As that checkpoint records it.
         facts: What is here.
         plan: Made from it.
         versions: Of `torch` and `cuda` here.
     """
-    hardware, planned = before.get("hardware") or {}, before.get("plan") or {}
+    hardware, planned = before.hardware, before.plan
     pairs = (
         ("device", hardware.get("name"), facts.name),
         ("precision", planned.get("precision"), plan.precision),
         ("tokens per micro-batch", planned.get("capacity_tokens"), plan.capacity_tokens),
-        *((name, before.get(key), versions[key]) for name, key in (("torch", "torch"), ("CUDA", "cuda"))),
+        ("torch", before.torch, versions["torch"]),
+        ("CUDA", before.cuda, versions["cuda"]),
     )
     return [f"{what} {old} -> {new}" for what, old, new in pairs if old is not None and old != new]
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+from indextts_job.checkpoint.history import Losses
 from indextts_job.checkpoint.retention import FINAL, PREEMPTED
 from indextts_job.data.order import Order
-from indextts_job.loop.saves import Saves, SavesSettings, SavingWork
+from indextts_job.loop.checkpointing import Checkpointing, CheckpointingSettings, Record, Saver
 from indextts_job.loop.stop_decision import StopDecision
 from indextts_job.loop.timekeeping import Timekeeper
 from indextts_job.model.batch import PackedBatch
@@ -26,18 +27,14 @@ from indextts_job.report.events import (
     ValidationProgress,
 )
 from indextts_job.training.distributed import ProcessGroup, SingleProcess
-from indextts_job.training.history import Losses, ValidationConfig
-from indextts_job.training.quality import Goal, missed_goal, overfitting_text
+from indextts_job.training.quality import Goal, ValidationConfig, missed_goal, overfitting_text
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import TrainState
 from indextts_job.training.step import Discarded, Updated
 
-LOOK_FOR_STOP_S = 0.2
-"""How often a wait for a save looks for a stop request."""
 
-
-class Work(SavingWork, Protocol):
-    """The heavy parts of a loop."""
+class Work(Protocol):
+    """The computation and its data: `StepWork`."""
 
     def batches(self, step: int) -> Sequence[PackedBatch] | None:
         """Micro-batches of a step, the steps in order; None on all ranks when a stop ended the wait of one."""
@@ -61,7 +58,7 @@ class LoopSettings:
     validation: ValidationConfig
     validation_samples: int
     log_interval_steps: int
-    saves: SavesSettings
+    checkpointing: CheckpointingSettings
     goals: Sequence[Goal] = ()
     pace: Pace = field(default_factory=Pace)
     """Of the last attempt on this hardware: the first step has nothing else to decide by."""
@@ -72,10 +69,12 @@ class LoopSettings:
 class TrainingLoop:
     """Trains from a state until the run is complete or a stop is requested."""
 
-    def __init__(  # noqa: PLR0913  # it is handed its world, by name
+    def __init__(  # noqa: PLR0913  # all by name
         self,
         settings: LoopSettings,
         work: Work,
+        saver: Saver,
+        record: Record,
         *,
         stop: Stop,
         emit: Emit,
@@ -95,9 +94,10 @@ class TrainingLoop:
         self._pace = settings.pace
         self._time = Timekeeper(clock)
         self._stop_announced = False
-        self._saves = Saves(
-            settings.saves,
-            work,
+        self._saves = Checkpointing(
+            settings.checkpointing,
+            saver,
+            record,
             stop=self._known_stop,
             emit=emit,
             clock=clock,

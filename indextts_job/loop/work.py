@@ -1,25 +1,21 @@
-"""The heavy parts of the training loop for one attempt on one machine: batches, step, validation, save."""
+"""Steps and validations on this machine. What runs out of the device's memory is repeated in smaller micro-batches."""
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
+from indextts_job.checkpoint.history import Losses
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.loader import LONG_WAIT_S, Prefetcher
 from indextts_job.loop.capacity import Capacity
-from indextts_job.loop.saver import BackgroundSaver, FinishedSave
 from indextts_job.model.batch import PackedBatch, collate
 from indextts_job.model.config import GPTConfig
-from indextts_job.preemption.deadline import Pace, Stop
+from indextts_job.preemption.deadline import Stop
 from indextts_job.report.events import Emit, Notice
-from indextts_job.resume.consistency import Reference
 from indextts_job.training.evaluate import evaluate, in_order, shares
-from indextts_job.training.history import Losses
-from indextts_job.training.state import TrainState
 from indextts_job.training.step import Discarded, Engine, Updated, reset_step, train_step
 
 
@@ -33,8 +29,8 @@ class CutStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptWork:
-    """What the loop calls. Whatever runs out of the device's memory is done again in smaller pieces."""
+class StepWork:
+    """Implements `loop.Work`."""
 
     engine: Engine
     prefetcher: Prefetcher[CutStep]
@@ -43,8 +39,6 @@ class AttemptWork:
     validation_set: Dataset | None
     validation_samples: int
     model_config: GPTConfig
-    saver: BackgroundSaver
-    reference: Reference
     emit: Emit
 
     def batches(self, step: int) -> Sequence[PackedBatch] | None:
@@ -104,26 +98,6 @@ class AttemptWork:
         message = self.capacity.lower(doing)
         self.engine.model.gpt.recompute = self.capacity.recompute
         self.emit(Notice(step=step, topic="memory", message=message, warning=True))
-
-    def save(self, state: TrainState, tags: tuple[str, ...], pace: Pace) -> None:
-        """See `loop.Work`."""
-        further: dict[str, Any] = {}
-        if self.engine.group.rank == 0:
-            rate = self.engine.optimizer.param_groups[0]["lr"] if state.step else None
-            further = {
-                "learning_rate": rate,
-                "reference": self.reference.losses(self.engine),
-                "pace": asdict(pace),
-            }
-        self.saver.save(state, tags, further)
-
-    def finished_save(self, *, wait_s: float) -> FinishedSave | None:
-        """See `loop.Work`."""
-        return self.saver.finished(wait_s=wait_s)
-
-    def cancel_save(self) -> None:
-        """See `loop.Work`."""
-        self.saver.cancel()
 
 
 def _validation_batch(dataset: Dataset, config: GPTConfig, parts: Sequence[Sequence[int]], index: int) -> PackedBatch:

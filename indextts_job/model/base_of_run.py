@@ -65,4 +65,4 @@ def _of_checkpoint(
         joined = parameter != table and table in full
         full[table] = join_rows(full[table], value.to(full[table].dtype)) if joined else value
     base = as_base(full, config, shown)
-    return replace(base, frozen_pieces=manifest.values["vocabulary"]["base_pieces"])
+    return replace(base, frozen_pieces=manifest.values.vocabulary.base_pieces)

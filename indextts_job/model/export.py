@@ -4,11 +4,11 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.errors import ConfigError, UnavailableError
 from indextts_job.model.base_checkpoint import export_config, export_state_dict
 from indextts_job.model.config import gpt_config
@@ -21,7 +21,7 @@ def write_export(
     folder: Path,
     trained: Mapping[str, Tensor],
     carried: Mapping[str, Tensor],
-    values: Mapping[str, Any],
+    values: CheckpointValues,
     tokenizer: bytes,
 ) -> list[Path]:
     """Write an export; existing files are never overwritten.
@@ -30,7 +30,6 @@ def write_export(
         folder: Created when missing.
         trained: Trained tensors by parameter name.
         carried: Tensors that never changed, by key.
-        values: Of the checkpoint: `model_config` and `vocabulary`.
         tokenizer: The tokenizer's model file.
 
     Returns:
@@ -40,8 +39,8 @@ def write_export(
         ConfigError: One of the files is there already, or the folder cannot be made.
         UnavailableError: Writing failed.
     """
-    vocabulary = Vocabulary(**values["vocabulary"])
-    document = values["model_config"]
+    vocabulary = Vocabulary.recorded(values.vocabulary)
+    document = values.model_config
     state = export_state_dict(trained, carried, gpt_config(document, "the run's config.yaml"), vocabulary)
     config = export_config(document, vocabulary, TOKENIZER_FILE, WEIGHTS_FILE)
     paths = [folder / name for name in (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE)]

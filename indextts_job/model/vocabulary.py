@@ -7,11 +7,13 @@ base's own, every row trains, as in the base model's recipe.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+
+from indextts_job.checkpoint.values import VocabularyRecord
 
 NEW_ROW_STD = 0.02
 """Standard deviation of fresh embeddings in the published model, used by `new_rows: normal`."""
@@ -35,6 +37,11 @@ class Vocabulary:
     """Pieces of the tokenizer in use."""
     base_pieces: int
     """Pieces of the tokenizer that the base checkpoint was trained with."""
+
+    @classmethod
+    def recorded(cls, record: VocabularyRecord) -> Self:
+        """The sizes that a checkpoint records."""
+        return cls(pieces=record.pieces, base_pieces=record.base_pieces)
 
     @property
     def rows(self) -> int:

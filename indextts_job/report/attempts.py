@@ -1,89 +1,161 @@
 """The attempts of a run, from their records and journals: where each ran, how far it came, how it ended."""
 
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from indextts_job.checkpoint.fence import FOLDER, parse_record
+from indextts_job.checkpoint.attempt_record import AttemptRecord, parse_record
+from indextts_job.checkpoint.fence import FOLDER
 from indextts_job.errors import IndexTTSJobError
-from indextts_job.report.journal import EVENTS, parse_events
+from indextts_job.report.events import (
+    AttemptEnded,
+    AttemptStarted,
+    Committed,
+    Event,
+    TimeSpent,
+    TrainLine,
+    Validated,
+)
+from indextts_job.report.journal import EVENTS, Logged, parse_events
 from indextts_job.storage.run_storage import RunStorage
 
 READERS = 16
-LAST_OF = {"TrainLine": "train", "Validated": "validation", "Committed": "checkpoint"}
-"""Events of which the last one is kept, and under what name."""
-CURVES = {"TrainLine": "train_lines", "Validated": "validations"}
-"""Events that make curves."""
 
 
-def attempts(storage: RunStorage, *, curves: bool = False) -> list[dict[str, Any]]:
-    """One row per attempt, oldest first: its record, and what its journal adds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One attempt: its record, and what its journal adds. Times are UTC, ISO 8601; empty = not known."""
+
+    number: int
+    record: AttemptRecord = field(default_factory=AttemptRecord)
+    last_step: int = 0
+    """The last step that it told of."""
+    heard: str = ""
+    """When it told of anything for the last time."""
+    trained: str = ""
+    """When its training began."""
+    total_steps: int | None = None
+    committed_step: int | None = None
+    """Step of its last checkpoint."""
+    train: Logged[TrainLine] | None = None
+    """The last train line."""
+    validation: Logged[Validated] | None = None
+    """The last validation."""
+    checkpoint: Logged[Committed] | None = None
+    """The last checkpoint."""
+    spent: tuple[Logged[TimeSpent], ...] = ()
+    """All accounts of its time."""
+    ended: str = ""
+    """When it ended; empty while it runs, and when it was killed."""
+    outcome: str = ""
+    """How it ended: `complete`, `stopped` or `failed`."""
+    exit_code: int | None = None
+    train_lines: tuple[Logged[TrainLine], ...] = ()
+    """All train lines, where curves were asked for."""
+    validations: tuple[Logged[Validated], ...] = ()
+    """All validations, where curves were asked for."""
+
+    @property
+    def from_step(self) -> int:
+        """The position that it began at."""
+        return self.record.step
+
+    @property
+    def launched(self) -> str:
+        """When its process began; attempts of older releases did not record it."""
+        return self.record.launched
+
+    @property
+    def end_or_heard(self) -> str:
+        """When it ended, or was heard of for the last time."""
+        return self.ended or self.heard
+
+    def to_json(self) -> dict[str, Any]:
+        """One row of `status --json`."""
+        return {
+            "attempt": self.number,
+            **self.record.to_json(),
+            "from_step": self.from_step,
+            "committed_step": self.committed_step,
+            "last_step": self.last_step,
+            "ended": self.ended,
+            "outcome": self.outcome,
+            "exit_code": self.exit_code,
+            "total_steps": self.total_steps,
+            "trained": self.trained,
+            "spent": [one.to_json() for one in self.spent],
+            "heard": self.heard,
+            "train": self.train.to_json() if self.train else None,
+            "validation": self.validation.to_json() if self.validation else None,
+            "checkpoint": self.checkpoint.to_json() if self.checkpoint else None,
+        }
+
+
+def attempts(storage: RunStorage, *, curves: bool = False) -> list[Attempt]:
+    """All attempts of a run, oldest first.
 
     Args:
         storage: The run.
-        curves: Also add every train line and validation, as `train_lines` and `validations`.
-
-    Returns:
-        The record of each attempt with `attempt`, `from_step`, `committed_step` (of its last checkpoint), `last_step`
-        (the last one it told of), `ended` (UTC time), `outcome` and `exit_code`; the last three empty while it runs or
-        when it was killed. Of its last events: `train` (TrainLine), `validation` (Validated), `checkpoint` (Committed),
-        `total_steps`, `heard` (UTC time of anything), `trained` (of the first step) and `spent` (every TimeSpent).
+        curves: Keep every train line and validation, not only the last ones.
     """
-    names = _names(storage)
-    journals = storage.list(EVENTS)
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(
-            pool.map(
-                lambda name: _row(storage, name, f"attempt-{name.removesuffix('.json')}.jsonl" in journals, curves),
-                names,
-            )
+    numbers, journals = _numbers(storage), storage.list(EVENTS)
+
+    def read(number: str) -> Attempt:
+        record = parse_record(_side_record(storage, f"{FOLDER}/{number}.json"))
+        events = _events(storage, number) if _journal(number) in journals else ()
+        return _with_events(
+            Attempt(number=int(number), record=record, last_step=record.step, heard=record.started),
+            events,
+            curves=curves,
         )
 
-
-def _names(storage: RunStorage) -> list[str]:
-    """Files of the records, oldest first; what has another name is no record."""
-    numbered = [name for name in storage.list(FOLDER) if name.removesuffix(".json").isdecimal()]
-    return sorted(numbered, key=lambda name: int(name.removesuffix(".json")))
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(read, numbers))
 
 
-def _row(storage: RunStorage, name: str, has_journal: bool, curves: bool) -> dict[str, Any]:  # noqa: FBT001
-    record = parse_record(_side_record(storage, f"{FOLDER}/{name}"))
-    number = name.removesuffix(".json")
-    row = {
-        "attempt": int(number),
-        "node": "",
-        "device": "",
-        "started": "",
-        **record,
-        "from_step": record.get("step", 0),
-        "committed_step": None,
-        "last_step": record.get("step", 0),
-        "ended": "",
-        "outcome": "",
-        "exit_code": None,
-        "total_steps": None,
-        "trained": "",
-        "spent": [],
-        "heard": record.get("started", ""),
-        **dict.fromkeys(LAST_OF.values()),
-        **({name: [] for name in CURVES.values()} if curves else {}),
-    }
-    content = _side_record(storage, f"{EVENTS}/attempt-{number}.jsonl") if has_journal else b""
-    for event in parse_events(content):
-        row["last_step"] = max(row["last_step"], event["step"])
-        row["heard"] = event["time"]
-        if event["event"] in LAST_OF:
-            row[LAST_OF[event["event"]]] = event
-        if curves and event["event"] in CURVES:
-            row[CURVES[event["event"]]].append(event)
-        if event["event"] == "Committed":
-            row["committed_step"] = event["step"]
-        elif event["event"] == "AttemptStarted":
-            row |= {"total_steps": event["total_steps"], "trained": event["time"]}
-        elif event["event"] == "TimeSpent":
-            row["spent"].append(event)
-        elif event["event"] == "AttemptEnded":
-            row |= {"ended": event["time"], "outcome": event["outcome"], "exit_code": event["exit_code"]}
-    return row
+def _numbers(storage: RunStorage) -> list[str]:
+    """Numbers of the attempts as their files spell them, oldest first; other files are no records."""
+    names = [name.removesuffix(".json") for name in storage.list(FOLDER)]
+    return sorted((name for name in names if name.isdecimal()), key=int)
+
+
+def _journal(number: str) -> str:
+    return f"attempt-{number}.jsonl"
+
+
+def _events(storage: RunStorage, number: str) -> Iterable[Logged[Event]]:
+    return parse_events(_side_record(storage, f"{EVENTS}/{_journal(number)}"))
+
+
+def _with_events(attempt: Attempt, events: Iterable[Logged[Event]], *, curves: bool) -> Attempt:
+    train_lines: list[Logged[TrainLine]] = []
+    validations: list[Logged[Validated]] = []
+    spent: list[Logged[TimeSpent]] = []
+    for logged in events:
+        step = logged.event.step
+        attempt = replace(attempt, last_step=max(attempt.last_step, step), heard=logged.time)
+        match logged.event:
+            case TrainLine() as event:
+                train_lines.append(Logged(logged.time, event))
+            case Validated() as event:
+                validations.append(Logged(logged.time, event))
+            case TimeSpent() as event:
+                spent.append(Logged(logged.time, event))
+            case Committed() as event:
+                attempt = replace(attempt, checkpoint=Logged(logged.time, event), committed_step=step)
+            case AttemptStarted() as event:
+                attempt = replace(attempt, total_steps=event.total_steps, trained=logged.time)
+            case AttemptEnded() as event:
+                attempt = replace(attempt, ended=logged.time, outcome=event.outcome, exit_code=event.exit_code)
+    return replace(
+        attempt,
+        train=train_lines[-1] if train_lines else None,
+        validation=validations[-1] if validations else None,
+        spent=tuple(spent),
+        train_lines=tuple(train_lines) if curves else (),
+        validations=tuple(validations) if curves else (),
+    )
 
 
 def _side_record(storage: RunStorage, key: str) -> bytes:
@@ -96,21 +168,26 @@ def _side_record(storage: RunStorage, key: str) -> bytes:
 
 def previous_end(storage: RunStorage) -> str:
     """How the newest attempt ended, as its own journal tells it; empty when there was none."""
-    names = _names(storage)
-    if not names:
+    numbers = _numbers(storage)
+    if not numbers:
         return ""
-    number = names[-1].removesuffix(".json")
-    told = list(parse_events(_side_record(storage, f"{EVENTS}/attempt-{number}.jsonl")))
-    last = told[-1] if told else {}
-    if last.get("event") != "AttemptEnded":
+    told = list(_events(storage, numbers[-1]))
+    last = told[-1].event if told else None
+    if not isinstance(last, AttemptEnded):
         return "killed: it wrote no end"
-    return f"{last['outcome']}, exit code {last['exit_code']}" + (f": {last['message']}" if last["message"] else "")
+    return f"{last.outcome}, exit code {last.exit_code}" + (f": {last.message}" if last.message else "")
 
 
-def scheduler_text(scheduler: dict[str, str]) -> str:
+def scheduler_text(record: AttemptRecord) -> str:
     """Who started an attempt, in a few words."""
+    scheduler = record.scheduler
     if not {"kind", "chain"} <= scheduler.keys():
         return ""
     task = f"_{scheduler['task']}" if scheduler.get("task") else ""
     restarts = scheduler.get("restarts", "0")
     return f"{scheduler['kind']} {scheduler['chain']}{task}" + (f", restart {restarts}" if restarts != "0" else "")
+
+
+def total_steps(rows: Sequence[Attempt]) -> int | None:
+    """Updates of the whole run, as the last attempt that trained knew it."""
+    return next((row.total_steps for row in reversed(rows) if row.total_steps), None)

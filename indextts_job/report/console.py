@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 from indextts_job import terminal
+from indextts_job.checkpoint.history import Losses
 from indextts_job.report.events import (
     AttemptEnded,
     AttemptStarted,
@@ -21,7 +22,6 @@ from indextts_job.report.events import (
     Validated,
     ValidationProgress,
 )
-from indextts_job.training.history import Losses
 
 TOPIC_WIDTH = 11
 

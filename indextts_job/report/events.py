@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from indextts_job.bounds import Bounds
-from indextts_job.training.history import Losses
+from indextts_job.checkpoint.history import Losses
+from indextts_job.parsing import Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,15 +27,15 @@ class ReportConfig:
 class Event:
     """Something that happened; `step` is the position at that moment."""
 
-    step: int
+    step: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptStarted(Event):
     """Training is about to begin or to go on."""
 
-    attempt: int
-    total_steps: int
+    attempt: Count
+    total_steps: Count
     resumed_from: str | None
     details: Mapping[str, Any] = field(default_factory=dict)
 
@@ -138,7 +139,7 @@ class AttemptEnded(Event):
 
     outcome: str
     """`complete`, `stopped` or `failed`."""
-    exit_code: int
+    exit_code: Count
     message: str = ""
 
 

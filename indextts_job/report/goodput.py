@@ -1,53 +1,61 @@
 """Goodput: the share of wall time that went into steps that count, and where the rest went. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
-Row = Mapping[str, Any]
+from indextts_job.report.attempts import Attempt
+from indextts_job.report.events import TimeSpent
+
 PARTS = ("steps", "not committed", "waiting", "start-up", "data", "validation", "saves", "lost")
 """`steps` is the goodput; `not committed` is what the newest attempt has done since its last account: a kill would take
 it back; `waiting` is between attempts: queue, and what a killed one did after it was last heard of; `lost` is what was
 done and had to be done again, and whatever else is not accounted for."""
 
 
-def where_time_went(rows: Sequence[Row]) -> dict[str, float]:
+ACCOUNTED = ("steps", "data", "validation", "saves")
+"""Parts that an attempt accounts for itself."""
+
+
+def where_time_went(rows: Sequence[Attempt]) -> dict[str, float]:
     """Seconds by part, from the launch of the first attempt to what was heard last.
 
     Args:
-        rows: Of `attempts`, oldest first. Attempts of older versions, which did not account for their time, are left
-            out.
+        rows: Oldest first. Attempts of older releases, which did not account for their time, are left out.
     """
-    rows = [row for row in rows if row.get("launched") and row["trained"]]
+    rows = [row for row in rows if row.launched and row.trained]
     spent = dict.fromkeys(PARTS, 0.0)
     for index, row in enumerate(rows):
         following = rows[index + 1] if index + 1 < len(rows) else None
-        account = _account(row, following)
-        for part in ("steps", "data", "validation", "saves"):
-            spent[part] += account.get(f"{part}_s", 0.0)
-        start_up_s = seconds_between(row["launched"], row["trained"])
-        spent["start-up"] += start_up_s
-        known_s = start_up_s + sum(account.get(f"{part}_s", 0.0) for part in ("steps", "data", "validation", "saves"))
-        end = row["ended"] or row["heard"]
-        rest = "not committed" if following is None and not row["ended"] else "lost"
-        spent[rest] += max(0.0, seconds_between(row["launched"], end) - known_s)
-        if following and row.get("outcome") != "complete":  # nobody waits for a run that is complete
-            spent["waiting"] += max(0.0, seconds_between(end, following["launched"]))
+        for part, seconds in _parts(row, following).items():
+            spent[part] += seconds
     return spent
 
 
-def kills(rows: Sequence[Row]) -> tuple[int, float]:
+def _parts(row: Attempt, following: Attempt | None) -> dict[str, float]:
+    """Seconds by part of one attempt, and of the wait behind it."""
+    account = _account(row, following)
+    parts = {part: getattr(account, f"{part}_s") if account else 0.0 for part in ACCOUNTED}
+    parts["start-up"] = seconds_between(row.launched, row.trained)
+    rest = "not committed" if following is None and not row.ended else "lost"
+    known_s = sum(parts.values())
+    parts[rest] = max(0.0, seconds_between(row.launched, row.end_or_heard) - known_s)
+    if following and row.outcome != "complete":  # nobody waits for a run that is complete
+        parts["waiting"] = max(0.0, seconds_between(row.end_or_heard, following.launched))
+    return parts
+
+
+def kills(rows: Sequence[Attempt]) -> tuple[int, float]:
     """How many attempts ended without a word, and the seconds that all of them ran.
 
     Args:
-        rows: Of `attempts`, without one that still runs.
+        rows: Without an attempt that still runs.
     """
-    known = [row for row in rows if row.get("launched")]
-    ran_s = sum(max(0.0, seconds_between(row["launched"], row["ended"] or row["heard"])) for row in known)
-    return sum(not row["outcome"] for row in known), ran_s
+    known = [row for row in rows if row.launched]
+    ran_s = sum(max(0.0, seconds_between(row.launched, row.end_or_heard)) for row in known)
+    return sum(not row.outcome for row in known), ran_s
 
 
-def goodput_text(rows: Sequence[Row]) -> str:
+def goodput_text(rows: Sequence[Attempt]) -> str:
     """In one line; empty when nothing is known."""
     spent = where_time_went(rows)
     total_s = sum(spent.values())
@@ -57,10 +65,11 @@ def goodput_text(rows: Sequence[Row]) -> str:
     return f"{spent['steps'] / total_s:.1%} in steps that count; {rest}"
 
 
-def _account(row: Row, following: Row | None) -> Mapping[str, float]:
+def _account(row: Attempt, following: Attempt | None) -> TimeSpent | None:
     """What an attempt had spent at the step that the next one went on from, or at its end."""
-    counted = [entry for entry in row["spent"] if following is None or entry["step"] <= following["from_step"]]
-    return counted[-1] if counted else {}
+    accounts = [one.event for one in row.spent]
+    counted = [one for one in accounts if following is None or one.step <= following.from_step]
+    return counted[-1] if counted else None
 
 
 def seconds_between(begin: str, end: str) -> float:

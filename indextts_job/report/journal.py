@@ -1,16 +1,19 @@
 """Events as JSON lines in the run: `events/attempt-0001.jsonl`, and on request the samples of every step."""
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+from indextts_job.parsing import parsed, plain
 from indextts_job.report.events import AttemptStarted, Event, StepDone, ValidationProgress
 from indextts_job.storage.run_storage import RunStorage
 
 EVENTS, SAMPLES = "events", "samples"
+E_co = TypeVar("E_co", bound=Event, covariant=True)
 
 
 class Journal:
@@ -53,58 +56,63 @@ class SampleLog:
         self._storage.append(self._key, json.dumps(document, ensure_ascii=False).encode() + b"\n")
 
 
-_LOSSES = {"text_loss": float, "mel_loss": float, "mel_top1": float, "total": float}
-_FIELDS: Mapping[str, Mapping[str, Any]] = {
-    "TrainLine": {
-        "epoch": float,
-        "losses": _LOSSES,
-        "learning_rate": float,
-        "samples_per_s": float,
-        "tokens_per_s": float,
-        "eta_s": float,
-    },
-    "Validated": {"losses": _LOSSES, "best": bool},
-    "Committed": {"name": str, "seconds": float, "stall_seconds": float},
-    "AttemptStarted": {"attempt": int, "total_steps": int},
-    "TimeSpent": {"steps_s": float, "data_s": float, "validation_s": float, "saves_s": float},
-    "AttemptEnded": {"outcome": str, "exit_code": int, "message": str},
-}
-"""Fields that readers of a journal rely on, by event."""
+@dataclass(frozen=True, slots=True)
+class Logged(Generic[E_co]):
+    """An event as a journal tells of it."""
+
+    time: str
+    """UTC, ISO 8601."""
+    event: E_co
+
+    def to_json(self) -> dict[str, Any]:
+        """The line of the journal."""
+        return {"time": self.time, "event": type(self.event).__name__, **plain(self.event)}
 
 
-def parse_events(content: bytes) -> Iterator[dict[str, Any]]:
+_EVENTS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in Event.__subclasses__()}
+
+
+def parse_events(content: bytes) -> Iterator[Logged[Event]]:
     """The events of a journal, in their order, as far as they can be read.
 
-    Every event has `time`, `event` and `step`, and those of `_FIELDS` what stands there. A line that is something else
-    was cut off by a kill, or damaged, or is another program's; the run is what its checkpoints say, so it is left out.
+    A line that is something else was cut off by a kill, is damaged, or was written by another release. It is left out,
+    because what a run is stands in its checkpoints.
     """
     for line in content.split(b"\n"):
         try:
             document = json.loads(line.decode())
+            yield _logged(document)
         except (ValueError, RecursionError):
             continue
-        if not isinstance(document, dict):
-            continue
-        expected = {"time": str, "event": str, "step": int, **_FIELDS.get(str(document.get("event")), {})}
-        if _fits(document, expected) and _is_instant(document["time"]):
-            yield document
 
 
-def _fits(document: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
-    for key, kind in expected.items():
-        value = document.get(key)
-        if isinstance(kind, Mapping):
-            if not isinstance(value, Mapping) or not _fits(value, kind):
-                return False
-        elif kind is float:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                return False
-        elif type(value) is not kind or (isinstance(value, int) and not 0 <= value < 2**63):
-            return False
-    return True
+def _logged(document: object) -> Logged[Event]:
+    """One event; a class that this release does not know is an `Event` with its step.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(document, Mapping) or not _is_instant(document.get("time")):
+        raise ValueError("not a line of a journal")
+    kind = _EVENTS.get(str(document.get("event")), Event)
+    event = parsed(document, kind, "event")
+    if not all(math.isfinite(number) for number in _numbers(plain(event))):
+        raise ValueError("a number that is not finite")
+    return Logged(document["time"], event)
 
 
-def _is_instant(text: str) -> bool:
+def _numbers(value: object) -> Iterator[float]:
+    """Every float in plain values; `json.loads` takes NaN and Infinity, which we never write."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _numbers(entry)
+
+
+def _is_instant(text: object) -> bool:
+    if not isinstance(text, str):
+        return False
     try:
         return datetime.fromisoformat(text).tzinfo is not None
     except ValueError:
@@ -125,16 +133,35 @@ def committed_samples(logs: Sequence[bytes]) -> dict[int, list[str]]:
     """
     steps: dict[int, list[str]] = {}
     for log in logs:
-        for line in log.split(b"\n"):
-            try:
-                entry = json.loads(line.decode())
-            except (ValueError, RecursionError):
-                continue  # cut off by a kill; the step was not committed then
-            if not isinstance(entry, dict):
-                continue
-            start, step, names = (entry.get(key) for key in ("resumed_at", "step", "samples"))
-            if type(start) is int:
-                steps = {step: samples for step, samples in steps.items() if step <= start}
-            elif type(step) is int and isinstance(names, list) and all(isinstance(name, str) for name in names):
-                steps[step] = names
+        for entry in _sample_lines(log):
+            if isinstance(entry, _Resumed):
+                steps = {step: samples for step, samples in steps.items() if step <= entry.resumed_at}
+            else:
+                steps[entry.step] = list(entry.samples)
     return steps
+
+
+@dataclass(frozen=True, slots=True)
+class _Resumed:
+    """The first line of a sample log."""
+
+    resumed_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Used:
+    """Any other line of a sample log."""
+
+    step: int
+    samples: tuple[str, ...]
+
+
+def _sample_lines(log: bytes) -> Iterator[_Resumed | _Used]:
+    """Lines of a sample log; one that a kill cut off is left out, because its step was not committed."""
+    for line in log.split(b"\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            document = json.loads(line.decode())
+            if isinstance(document, Mapping) and type(document.get("resumed_at")) is int:
+                yield parsed(document, _Resumed, "line")
+            else:
+                yield parsed(document, _Used, "line")

@@ -2,10 +2,10 @@
 
 import os
 import platform
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+
+from indextts_job.checkpoint.attempt_record import AttemptRecord
 
 PROC = Path("/proc")
 START_TOLERANCE_S = 120.0
@@ -20,21 +20,21 @@ def pid_namespace(proc: Path = PROC) -> str:
         return ""
 
 
-def is_running(record: Mapping[str, Any], proc: Path = PROC) -> bool | None:
+def is_running(record: AttemptRecord, proc: Path = PROC) -> bool | None:
     """Whether the process that wrote an attempt's record is there; None where this machine cannot know.
 
     Args:
-        record: Of the attempt: `node`, `pid`, `pid_namespace`, `launched`.
+        record: The attempt's.
         proc: Folder that the kernel shows processes in.
     """
-    pid, here = record.get("pid"), pid_namespace(proc)
-    same_place = record.get("node") == platform.node() and here and record.get("pid_namespace") == here
-    if not same_place or not isinstance(pid, int):
+    pid, here = record.pid, pid_namespace(proc)
+    same_place = record.node == platform.node() and here and record.pid_namespace == here
+    if not same_place or pid is None:
         return None
     try:
         status = (proc / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
         began = _began(status, (proc / "stat").read_text(encoding="ascii", errors="replace"))
-        launched = datetime.fromisoformat(str(record["launched"]))
+        launched = datetime.fromisoformat(record.launched)
     except (FileNotFoundError, ProcessLookupError):
         return False
     except (OSError, LookupError, ValueError, TypeError, OverflowError):

@@ -2,17 +2,20 @@
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
+from indextts_job.report.attempts import Attempt
 from indextts_job.report.console import human_seconds
+from indextts_job.report.events import Event
 from indextts_job.report.goodput import PARTS, where_time_went
+from indextts_job.report.journal import Logged
 from indextts_job.report.standing import how_it_ended, lost_steps, standing
 
-Row = Mapping[str, Any]
 Point = tuple[float, float]
+E = TypeVar("E", bound=Event)
 WIDTH, HEIGHT = 640.0, 240.0
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 8.0, 16.0, 26.0
 MOST_POINTS = 500
@@ -40,28 +43,28 @@ class Curve:
     """Whether each point is a dot too: of a few validations, not of thousands of train lines."""
 
 
-def render(run: str, rows: Sequence[Row], now: datetime, *, running: bool | None = None) -> str:
+def render(run: str, rows: Sequence[Attempt], now: datetime, *, running: bool | None = None) -> str:
     """The page.
 
     Args:
         run: Its name for people.
-        rows: Of `attempts` with curves, oldest first; at least one.
+        rows: With curves, oldest first; at least one.
         now: With a time zone.
         running: Whether the process of the last attempt is there; None if that is not known.
     """
-    train, validation = _events(rows, "train_lines"), _events(rows, "validations")
-
-    def of(events: Sequence[Row], key: str) -> list[Point]:
-        return [(event["step"], event["losses"][key]) for event in events]
+    train = _counting(rows, lambda row: row.train_lines)
+    validation = _counting(rows, lambda row: row.validations)
 
     def both(key: str) -> list[Curve]:
-        return [Curve("train", of(train, key)), Curve("validation", of(validation, key), marks=True)]
+        train_points = [(line.step, getattr(line.losses, key)) for line in train]
+        validation_points = [(one.step, getattr(one.losses, key)) for one in validation]
+        return [Curve("train", train_points), Curve("validation", validation_points, marks=True)]
 
     def plain(key: str) -> list[Point]:
-        return [(event["step"], event[key]) for event in train if event.get(key) is not None]
+        return [(line.step, getattr(line, key)) for line in train]
 
-    starts = [(row["from_step"], row["attempt"]) for row in rows]
-    last = max([1, *(row["last_step"] for row in rows)])
+    starts = [(row.from_step, row.number) for row in rows]
+    last = max([1, *(row.last_step for row in rows)])
     charts = [
         _chart("Text loss", both("text_loss"), starts, last),
         _chart("Mel loss", both("mel_loss"), starts, last),
@@ -73,8 +76,7 @@ def render(run: str, rows: Sequence[Row], now: datetime, *, running: bool | None
     stands = standing(rows, now, running=running)
     known = [(name, text) for name, text in stands.lines() if name != "goodput"]  # has a section of its own
     facts = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd></div>" for name, text in known)
-    total = next((row["total_steps"] for row in reversed(rows) if row["total_steps"]), 0)
-    progress = min(1.0, rows[-1]["last_step"] / total) if total else 0.0
+    progress = min(1.0, rows[-1].last_step / stands.total_steps) if stands.total_steps else 0.0
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -102,13 +104,13 @@ def render(run: str, rows: Sequence[Row], now: datetime, *, running: bool | None
 """
 
 
-def _events(rows: Sequence[Row], key: str) -> list[Row]:
+def _counting(rows: Sequence[Attempt], events_of: Callable[[Attempt], Sequence[Logged[E]]]) -> list[E]:
     """Events of steps that count: what was done again is shown once, as it came in the end."""
-    kept: list[Row] = []
+    kept: list[E] = []
     for index, row in enumerate(rows):
-        following = min((other["from_step"] for other in rows[index + 1 :]), default=math.inf)
-        kept += [event for event in row[key] if event["step"] <= following]
-    return sorted(kept, key=lambda event: int(event["step"]))
+        following = min((other.from_step for other in rows[index + 1 :]), default=math.inf)
+        kept += [logged.event for logged in events_of(row) if logged.event.step <= following]
+    return sorted(kept, key=lambda event: event.step)
 
 
 def _chart(title: str, curves: Sequence[Curve], starts: Sequence[tuple[int, int]], last: int) -> str:
@@ -180,7 +182,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return [number * step for number in range(first, after + 1)]
 
 
-def _goodput(rows: Sequence[Row]) -> str:
+def _goodput(rows: Sequence[Attempt]) -> str:
     spent = where_time_went(rows)
     total = sum(spent.values())
     if not total:
@@ -203,14 +205,14 @@ def _css(part: str) -> str:
     return part.replace(" ", "-")
 
 
-def _attempts(rows: Sequence[Row], running: bool | None) -> str:  # noqa: FBT001  # private
+def _attempts(rows: Sequence[Attempt], running: bool | None) -> str:  # noqa: FBT001  # private
     lines = []
     for row, lost in reversed(list(zip(rows, lost_steps(rows), strict=True))):
         how = how_it_ended(row, newest=row is rows[-1], running=running)
-        started = row["started"].replace("T", " ").partition("+")[0]
-        committed = "" if row["committed_step"] is None else row["committed_step"]
-        steps = f"{row['from_step']} … {row['last_step']}"
-        cells = (row["attempt"], started, row["node"], row["device"], steps, lost or "", committed, how)
+        started = row.record.started.replace("T", " ").partition("+")[0]
+        committed = "" if row.committed_step is None else row.committed_step
+        steps = f"{row.from_step} … {row.last_step}"
+        cells = (row.number, started, row.record.node, row.record.device, steps, lost or "", committed, how)
         lines.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
     names = ("", "started", "node", "device", "steps", "lost", "committed", "end")
     head = "".join(f"<th>{name}</th>" for name in names)

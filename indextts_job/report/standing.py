@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+from indextts_job.parsing import plain
+from indextts_job.report.attempts import Attempt, total_steps
 from indextts_job.report.console import human_seconds
 from indextts_job.report.goodput import goodput_text, where_time_went
 
 SILENT_S = 300.0
 """An attempt that has said nothing for so long, and no end, was killed, or hangs, or has very long steps."""
 TRAINING, SILENT, KILLED = "training", "silent", "killed"
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,36 +88,26 @@ class Standing:
         return self.state if self.state == "complete" else f"{self.state} with exit code {self.exit_code}, {ago}"
 
 
-def standing(rows: Sequence[Row], now: datetime, *, running: bool | None = None) -> Standing:
+def standing(rows: Sequence[Attempt], now: datetime, *, running: bool | None = None) -> Standing:
     """Where a run stands.
 
     Args:
-        rows: Of `attempts`, oldest first; at least one.
+        rows: Oldest first; at least one.
         now: With a time zone.
         running: Whether the process of the last attempt is there; None if that is not known.
     """
     last = rows[-1]
-    train, validation, checkpoint = (_last(rows, key) for key in ("train", "validation", "checkpoint"))
-    live = train if train and not last["outcome"] and running is not False else None
     spent = where_time_went(rows)
     total_s = sum(spent.values())
     return Standing(
-        state=last["outcome"] or _state_of_silence(last, now, running),
-        exit_code=last["exit_code"],
-        since_seconds=_seconds_since(last["ended"] if last["outcome"] else last["heard"], now),
-        step=last["last_step"],
-        total_steps=_last(rows, "total_steps"),
-        epoch=train["epoch"] if train else None,
-        losses=train["losses"] if train else None,
-        learning_rate=train["learning_rate"] if train else None,
-        validation_total=validation["losses"]["total"] if validation else None,
-        validation_step=validation["step"] if validation else None,
-        validation_is_best=validation["best"] if validation else None,
-        samples_per_second=live["samples_per_s"] if live else None,
-        tokens_per_second=live["tokens_per_s"] if live else None,
-        left_seconds=live["eta_s"] if live else None,
-        checkpoint_step=checkpoint["step"] if checkpoint else None,
-        checkpoint_age_seconds=_seconds_since(checkpoint["time"], now) if checkpoint else None,
+        state=last.outcome or _state_of_silence(last, now, running),
+        exit_code=last.exit_code,
+        since_seconds=_seconds_since(last.ended if last.outcome else last.heard, now),
+        step=last.last_step,
+        total_steps=total_steps(rows),
+        **_of_training(rows, live=not last.outcome and running is not False),
+        **_of_validation(rows),
+        **_of_checkpoint(rows, now),
         attempts=len(rows),
         steps_done_again=sum(lost_steps(rows)),
         goodput=spent["steps"] / total_s if total_s else None,
@@ -124,39 +115,66 @@ def standing(rows: Sequence[Row], now: datetime, *, running: bool | None = None)
     )
 
 
-def _state_of_silence(row: Row, now: datetime, running: bool | None) -> str:  # noqa: FBT001  # private
+def _of_training(rows: Sequence[Attempt], *, live: bool) -> dict[str, Any]:
+    """The last train line; its rates only while an attempt runs."""
+    line = next((row.train.event for row in reversed(rows) if row.train), None)
+    rates = line if live else None
+    return {
+        "epoch": line.epoch if line else None,
+        "losses": plain(line.losses) if line else None,
+        "learning_rate": line.learning_rate if line else None,
+        "samples_per_second": rates.samples_per_s if rates else None,
+        "tokens_per_second": rates.tokens_per_s if rates else None,
+        "left_seconds": rates.eta_s if rates else None,
+    }
+
+
+def _of_validation(rows: Sequence[Attempt]) -> dict[str, Any]:
+    last = next((row.validation.event for row in reversed(rows) if row.validation), None)
+    return {
+        "validation_total": last.losses.total if last else None,
+        "validation_step": last.step if last else None,
+        "validation_is_best": last.best if last else None,
+    }
+
+
+def _of_checkpoint(rows: Sequence[Attempt], now: datetime) -> dict[str, Any]:
+    last = next((row.checkpoint for row in reversed(rows) if row.checkpoint), None)
+    return {
+        "checkpoint_step": last.event.step if last else None,
+        "checkpoint_age_seconds": _seconds_since(last.time, now) if last else None,
+    }
+
+
+def _state_of_silence(row: Attempt, now: datetime, running: bool | None) -> str:  # noqa: FBT001  # private
     if running is False:
         return KILLED
-    return SILENT if _seconds_since(row["heard"], now) > SILENT_S else TRAINING
+    return SILENT if _seconds_since(row.heard, now) > SILENT_S else TRAINING
 
 
-def lost_steps(rows: Sequence[Row]) -> list[int]:
+def lost_steps(rows: Sequence[Attempt]) -> list[int]:
     """Steps of each attempt that the next one had to do again, also where it was asked to go back behind them.
 
     Args:
-        rows: Of `attempts`, oldest first; of the last one nothing is lost yet.
+        rows: Oldest first; of the last one nothing is lost yet.
     """
     pairs = itertools.pairwise(rows)
-    return [*(max(0, int(row["last_step"]) - int(after["from_step"])) for row, after in pairs), *([0] if rows else [])]
+    return [*(max(0, row.last_step - after.from_step) for row, after in pairs), *([0] if rows else [])]
 
 
-def how_it_ended(row: Row, *, newest: bool, running: bool | None = None) -> str:
+def how_it_ended(row: Attempt, *, newest: bool, running: bool | None = None) -> str:
     """The end of an attempt in a few words.
 
     Args:
-        row: Of `attempts`.
+        row: The attempt.
         newest: Whether no later one has started.
         running: Of the newest: whether its process is there; None if that is not known.
     """
-    if row["outcome"]:
-        return f"{row['outcome']} ({row['exit_code']})"
+    if row.outcome:
+        return f"{row.outcome} ({row.exit_code})"
     if not newest or running is False:
         return "killed"
     return "runs" if running else "runs, or was killed"
-
-
-def _last(rows: Sequence[Row], key: str) -> Any:  # noqa: ANN401  # JSON
-    return next((row[key] for row in reversed(rows) if row.get(key)), None)
 
 
 def _seconds_since(instant: str, now: datetime) -> float:

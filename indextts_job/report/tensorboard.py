@@ -14,9 +14,9 @@ from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from indextts_job.checkpoint.history import Losses
 from indextts_job.report.events import Event, TrainLine, Validated
 from indextts_job.storage.run_storage import RunStorage
-from indextts_job.training.history import Losses
 
 FOLDER = "logs"
 FILE_VERSION = "brain.Event:2"

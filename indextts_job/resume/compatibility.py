@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.config import RunConfig, flatten
-from indextts_job.data.order import ORDER_VERSION
+from indextts_job.data.order import ORDER_VERSION, Order
 from indextts_job.errors import ConfigError, DataError, findings_message
 from indextts_job.redaction import redacted_values
 from indextts_job.tokenizer.loading import Tokenizer
@@ -28,31 +29,32 @@ class Present:
     model_section: Mapping[str, Any]
     """`gpt` of the model's config.yaml."""
     tokenizer: Tokenizer
-    num_samples: int
     dataset_fingerprint: str
+    order: Order
+    total_steps: int
+    """Updates of the whole run."""
 
 
-def extends_vocabulary(values: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
+def extends_vocabulary(values: CheckpointValues, tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer is an extension of the one that a checkpoint was trained with.
 
     Raises:
         ConfigError: It is neither the same nor an extension.
     """
-    recorded = values["tokenizer"]
-    if tokenizer.pieces >= recorded["pieces"] and tokenizer.fingerprint(recorded["pieces"]) == recorded["fingerprint"]:
-        return tokenizer.pieces > int(recorded["pieces"])
+    recorded = values.tokenizer
+    if tokenizer.pieces >= recorded.pieces and tokenizer.fingerprint(recorded.pieces) == recorded.fingerprint:
+        return tokenizer.pieces > recorded.pieces
     raise ConfigError(
-        f"inputs.tokenizer: {tokenizer.pieces} pieces that do not begin with the {recorded['pieces']} pieces the "
+        f"inputs.tokenizer: {tokenizer.pieces} pieces that do not begin with the {recorded.pieces} pieces the "
         "checkpoint was trained with. Use that tokenizer or an extension of it; or another run folder (--output-dir) "
         "for a new run."
     )
 
 
-def demand_same_run(values: Mapping[str, Any], present: Present, where: str) -> list[str]:
+def demand_same_run(values: CheckpointValues, present: Present, where: str) -> list[str]:
     """Check that going on at a checkpoint's exact place means what it meant.
 
     Args:
-        values: Of the checkpoint.
         present: What this attempt brings.
         where: The checkpoint, for messages.
 
@@ -65,7 +67,7 @@ def demand_same_run(values: Mapping[str, Any], present: Present, where: str) -> 
     """
     new_run = f"To train on from its weights in a new run: --resume {where} --no-load-optimizer --output-dir NEW."
     _demand_same_model(values, present, where)
-    old = {**BEFORE_THEY_WERE_KEYS, **flatten(values["config"])}
+    old = {**BEFORE_THEY_WERE_KEYS, **flatten(values.config)}
     new = redacted_values(flatten(present.config.to_json()))
     changes = {
         key: f"{key}: {old.get(key)} in the checkpoint, {new[key]} now" for key in new if old.get(key) != new[key]
@@ -73,7 +75,7 @@ def demand_same_run(values: Mapping[str, Any], present: Present, where: str) -> 
     _demand_same_position(changes, present, new_run)
     _demand_same_dataset(values, present, where, new_run)
     harmless = set(WITHOUT_EFFECT)
-    if values["vocabulary"]["pieces"] == values["vocabulary"]["base_pieces"]:
+    if not values.vocabulary.new_rows:
         harmless.add("schedule.new_rows_factor")  # there are none
     mathematics = [key for key in changes if key.startswith(MATHEMATICS) and key not in harmless]
     refused = [changes[key] for key in mathematics if key not in present.config.resume.accept]
@@ -84,8 +86,8 @@ def demand_same_run(values: Mapping[str, Any], present: Present, where: str) -> 
     return [f"{key}: {old.get(key)} -> {new[key]}" for key in changes if not key.startswith("resume.")]
 
 
-def _demand_same_model(values: Mapping[str, Any], present: Present, where: str) -> None:
-    before, after = flatten(values["model_config"]["gpt"]), flatten(present.model_section)
+def _demand_same_model(values: CheckpointValues, present: Present, where: str) -> None:
+    before, after = flatten(values.model_config["gpt"]), flatten(present.model_section)
     changed = [
         f"gpt.{key} {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
@@ -102,17 +104,17 @@ def _demand_same_position(changes: Mapping[str, str], present: Present, new_run:
         raise ConfigError(findings_message(f"settings that belong to the run {present.config.run}", fixed, advice))
 
 
-def _demand_same_dataset(values: Mapping[str, Any], present: Present, where: str, new_run: str) -> None:
-    order = values["order"]
-    if order["version"] != ORDER_VERSION:
+def _demand_same_dataset(values: CheckpointValues, present: Present, where: str, new_run: str) -> None:
+    order = values.order
+    if order.version != ORDER_VERSION:
         raise ConfigError(
-            f"{where}: sample order version {order['version']}, this release has {ORDER_VERSION}. Use the release "
+            f"{where}: sample order version {order.version}, this release has {ORDER_VERSION}. Use the release "
             f"that wrote it. {new_run}"
         )
-    if order["dataset_fingerprint"] != present.dataset_fingerprint:
-        content = ", with other content" if order["num_samples"] == present.num_samples else ""
+    if order.dataset_fingerprint != present.dataset_fingerprint:
+        content = ", with other content" if order.num_samples == present.order.num_samples else ""
         raise DataError(
-            f"the dataset is not the one of {where}: {order['num_samples']} samples then, {present.num_samples} now"
-            f"{content}. That run is {values['config']['report']['run_name']}, trained on "
-            f"{', '.join(values['dataset']['manifests'])}. Restore it and start again. {new_run}"
+            f"the dataset is not the one of {where}: {order.num_samples} samples then, {present.order.num_samples} now"
+            f"{content}. That run is {values.config_section('report').get('run_name')}, trained on "
+            f"{', '.join(values.dataset.manifests)}. Restore it and start again. {new_run}"
         )

@@ -8,13 +8,13 @@ saved, on a few samples whose losses the checkpoint records.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from indextts_job.checkpoint.values import CheckpointValues, ReferenceLosses
 from indextts_job.data.dataset import Dataset
-from indextts_job.hardware.plan import Precision
 from indextts_job.model.batch import PackedBatch, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.training.distributed import SingleProcess
@@ -24,7 +24,7 @@ from indextts_job.training.state import BASE, TrainState
 from indextts_job.training.step import Engine
 
 REFERENCE_SAMPLES = 4
-TOLERANCES: Mapping[Precision, float] = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
+TOLERANCES: Mapping[str, float] = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 """Relative, of a loss that another device or another cut computes: about 100 units of each precision's last place in
 the activations; a wrong tensor moves the loss by whole numbers."""
 
@@ -40,19 +40,19 @@ class Reference:
         """The first samples of a dataset."""
         return cls(collate(dataset.samples(range(min(REFERENCE_SAMPLES, len(dataset)))), config))
 
-    def losses(self, engine: Engine) -> dict[str, Any] | None:
+    def losses(self, engine: Engine) -> ReferenceLosses | None:
         """What the model computes of them now, to be kept with a checkpoint; None without the memory for it."""
         try:
             found = evaluate(replace(engine, group=SingleProcess()), [self.batch], lambda _done: False)
         except torch.OutOfMemoryError:
             return None
-        return {
-            "samples": list(self.batch.sample_ids),
-            "text_loss": found.text_loss if found else math.nan,
-            "mel_loss": found.mel_loss if found else math.nan,
-            "precision": engine.precision,
-            "device": engine.device.type,
-        }
+        return ReferenceLosses(
+            samples=tuple(self.batch.sample_ids),
+            text_loss=found.text_loss if found else math.nan,
+            mel_loss=found.mel_loss if found else math.nan,
+            precision=engine.precision,
+            device=engine.device.type,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def consistency(
     state: TrainState,
     engine: Engine,
     reference: Reference,
-    values: Mapping[str, Any],
+    values: CheckpointValues,
     frozen: Mapping[str, Tensor],
 ) -> Iterator[Check]:
     """Look at a state that was loaded.
@@ -77,10 +77,9 @@ def consistency(
         state: On the device.
         engine: That will train it.
         reference: Samples to compute.
-        values: Of the checkpoint.
         frozen: Frozen tables as the checkpoint has them, `base/…`.
     """
-    yield _computes_the_same(engine, reference, values.get("reference"))
+    yield _computes_the_same(engine, reference, values.reference)
     yield _finite(state)
     yield _frozen(state, frozen)
     yield _moments(state)
@@ -88,17 +87,17 @@ def consistency(
     yield _rate(state, values)
 
 
-def _computes_the_same(engine: Engine, reference: Reference, recorded: Mapping[str, Any] | None) -> Check:
+def _computes_the_same(engine: Engine, reference: Reference, recorded: ReferenceLosses | None) -> Check:
     if recorded is None:
         return Check("loss", passed=True, found="not recorded by the version that saved it")
     now = reference.losses(engine)
     if now is None:
         return Check("loss", passed=True, found="no memory to compute it")
-    tolerance = max(TOLERANCES[engine.precision], TOLERANCES[recorded["precision"]])
-    pairs = [(name, recorded[name], now[name]) for name in ("text_loss", "mel_loss")]
+    tolerance = max(TOLERANCES[engine.precision], TOLERANCES.get(recorded.precision, 0.0))
+    pairs = [(name, getattr(recorded, name), getattr(now, name)) for name in ("text_loss", "mel_loss")]
     apart = max(abs(after - before) / max(abs(before), 1e-12) for _, before, after in pairs)
     shown = ", ".join(f"{name} {before:.6g} then, {after:.6g} now" for name, before, after in pairs)
-    same = recorded["samples"] == now["samples"]
+    same = recorded.samples == now.samples
     other = "" if same else "; of other samples"
     text = f"{shown}: {apart:.2g} apart, {tolerance:.2g} allowed{other}"
     return Check("loss", passed=same and apart <= tolerance, found=text)  # NaN is not within
@@ -138,23 +137,23 @@ def _moments(state: TrainState) -> Check:
     return Check("moments", passed=True, found=text)
 
 
-def _position(state: TrainState, values: Mapping[str, Any]) -> Check:
-    order = values["order"]
-    expected = state.step * order["global_batch_samples"]
+def _position(state: TrainState, values: CheckpointValues) -> Check:
+    order = values.order
+    expected = state.step * order.global_batch_samples
     # The last step of a run may be short, also of one that was prolonged afterwards.
-    passed = state.step <= values["total_steps"] and 0 < state.history.samples <= max(expected, 1)
-    text = f"step {state.step} x {order['global_batch_samples']} samples, {state.history.samples} used"
+    passed = state.step <= values.total_steps and 0 < state.history.samples <= max(expected, 1)
+    text = f"step {state.step} x {order.global_batch_samples} samples, {state.history.samples} used"
     return Check("position", passed, text)
 
 
-def _rate(state: TrainState, values: Mapping[str, Any]) -> Check:
+def _rate(state: TrainState, values: CheckpointValues) -> Check:
     """The rate of the last update, as it was used and as the schedule of that attempt gives it."""
-    recorded = values.get("learning_rate")
+    recorded = values.learning_rate
     if recorded is None or not state.step:
         return Check("learning rate", passed=True, found="a function of the step")
     known = {entry.name for entry in fields(ScheduleConfig)}
-    recorded_schedule = values["config"]["schedule"]
+    recorded_schedule = values.config_section("schedule")
     schedule = ScheduleConfig(**{key: value for key, value in recorded_schedule.items() if key in known})
-    now = learning_rate(state.step - 1, values["total_steps"], schedule)
+    now = learning_rate(state.step - 1, values.total_steps, schedule)
     passed = math.isclose(recorded, now, rel_tol=1e-9)
     return Check("learning rate", passed, f"{recorded:.6g} of the last update, {now:.6g} by the schedule")

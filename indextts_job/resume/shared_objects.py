@@ -77,7 +77,7 @@ def _mended(
 def _restored_tensors(
     store: CheckpointStore, manifest: CheckpointManifest, url: str, damaged: list[StoredObject]
 ) -> list[StoredObject]:
-    config = gpt_config(manifest.values["model_config"], "the checkpoint")
+    config = gpt_config(manifest.values.model_config, "the checkpoint")
     tensors = load_base_checkpoint(url, config).tensors
     done = []
     for stored in damaged:

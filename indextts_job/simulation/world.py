@@ -1,14 +1,11 @@
 """What a run on machines that vanish will take: goodput, hours and money for an interval between saves. Pure."""
 
-import itertools
 import random
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from indextts_job.errors import ConfigError
-from indextts_job.report.goodput import PARTS, kills, seconds_between, where_time_went
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,52 +190,3 @@ def average(  # noqa: PLR0913, PLR0917  # what a simulation is made of
         attempts=statistics.mean(one.attempts for one in outcomes),
         redone_steps=statistics.mean(one.redone_steps for one in outcomes),
     )
-
-
-def pace_of(rows: Sequence[Mapping[str, Any]]) -> tuple[RunPace, int, float]:
-    """Pace, steps and kills per day that a run has had so far.
-
-    Args:
-        rows: Of `attempts`; at least one has trained.
-    """
-    known = [row for row in rows if row.get("launched") and row["trained"] and row["spent"]]
-    steps = sum(max(0, row["spent"][-1]["step"] - row["from_step"]) for row in known) or 1
-    spent = {part: sum(row["spent"][-1][f"{part}_s"] for row in known) for part in PARTS if part in _MEASURED}
-    saves = [row["checkpoint"] for row in known if row["checkpoint"]]
-    pauses = [
-        seconds_between(row["ended"] or row["heard"], following["launched"])
-        for row, following in itertools.pairwise(known)
-    ]
-    killed, ran_s = kills(known[:-1])
-    pace = RunPace(
-        step_s=spent["steps"] / steps,
-        between_s=(spent["data"] + spent["validation"]) / steps,
-        stall_s=statistics.mean(save["stall_seconds"] for save in saves) if saves else 0.0,
-        save_s=statistics.mean(save["seconds"] for save in saves) if saves else 0.0,
-        start_s=statistics.mean(seconds_between(row["launched"], row["trained"]) for row in known),
-        requeue_s=max(0.0, statistics.mean(pauses)) if pauses else 0.0,
-    )
-    total = next((row["total_steps"] for row in reversed(known) if row["total_steps"]), 0)
-    return pace, int(total), 86400 * killed / ran_s if ran_s else 0.0
-
-
-def lives_of(rows: Sequence[Mapping[str, Any]]) -> list[Life]:
-    """How long a run's attempts lived, as far as they told; the last one, which came to the end, left out.
-
-    Args:
-        rows: Of `attempts`.
-    """
-    return [
-        Life(seconds_between(row["launched"], row["ended"] or row["heard"]), noticed=bool(row["outcome"]))
-        for row in rows[:-1]
-        if row.get("launched")
-    ]
-
-
-_MEASURED = ("steps", "data", "validation")
-
-
-def measured_goodput(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Share of a run's wall time that went into steps that count."""
-    spent = where_time_went(rows)
-    return spent["steps"] / sum(spent.values())

@@ -60,6 +60,16 @@ def local_path(url: str) -> Path:
     return path
 
 
+def absolute(url: str) -> str:
+    """A local path as it is seen from any working directory; a URL as it is."""
+    return str(local_path(url).resolve()) if is_local(url) else url
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two paths or URLs name the same folder: links are followed, a slash at the end does not count."""
+    return absolute(one.rstrip("/")) == absolute(other.rstrip("/"))
+
+
 def demand_openable(url: str) -> str:
     """The protocol of a remote URL that may be opened.
 

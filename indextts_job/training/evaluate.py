@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
+from indextts_job.checkpoint.history import Losses
 from indextts_job.model.batch import PackedBatch
 from indextts_job.model.unified_voice import LossSums, to_device
-from indextts_job.training.history import Losses
 from indextts_job.training.step import Engine, autocast, mean_losses
 
 

@@ -3,12 +3,33 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+from indextts_job.bounds import Bounds
+from indextts_job.checkpoint.history import History, Validation
 from indextts_job.errors import ConfigError, GoalMissedError
-from indextts_job.training.history import History, Validation
 
 METRICS = ("text_loss", "mel_loss", "total", "mel_top1")
 _GOAL = re.compile(r"\s*(\w+)\s*([<>])\s*([0-9.eE+-]+)\s+by\s+(\+?)(\d+)\s*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationConfig:
+    """When and on how much to validate, and when to give up."""
+
+    interval_steps: Annotated[int, Bounds(0, 10**9)] = 1000
+    """Steps between validations; 0 = once per epoch."""
+    max_samples: Annotated[int, Bounds(0, 10**9)] = 3200
+    """Validation samples used, the first ones of the manifests; 0 = all."""
+    early_stopping_patience: Annotated[int, Bounds(0, 10**6)] = 0
+    """Validations in a row without improvement after which the run is complete; 0 = never."""
+    overfitting_validations: Annotated[int, Bounds(0, 10**6)] = 3
+    """Validations in a row that are worse than the best one, while the training loss is better than it was then, that
+    count as overfitting: a warning, and a mark in the history; 0 = do not look."""
+    stop_unless: tuple[str, ...] = ()
+    """Goals like `text_loss < 3.0 by 5000`: from the first validation at or after that step on, a run that has never
+    reached the goal stops, committed, with exit code 79. Of text_loss, mel_loss, total and mel_top1. `by +5000` counts
+    from the step of the checkpoint, of another run or the old trainer, that this run was started from."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from indextts_job.checkpoint.manifest import StoredObject, StoredTensor
+from indextts_job.checkpoint.history import History
+from indextts_job.checkpoint.manifest import CheckpointManifest, StoredObject, StoredTensor
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES
-from indextts_job.training.history import History
 from indextts_job.training.recipe import OptimizerConfig
 from indextts_job.training.schedule import RATE_FACTOR
 
@@ -86,6 +86,13 @@ class Carried:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     stored: Mapping[str, StoredTensor] = field(default_factory=dict)
     objects: Mapping[str, StoredObject] = field(default_factory=dict)
+
+
+def stored_base(manifest: CheckpointManifest) -> Carried:
+    """The base tensors of a checkpoint as references into the run's storage: what is stored is not written again."""
+    stored = {key: entry for key, entry in manifest.tensors.items() if key.startswith(BASE)}
+    objects = {entry.object: manifest.objects[entry.object] for entry in stored.values()}
+    return Carried(stored=stored, objects=objects)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -14,13 +14,13 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from indextts_job.checkpoint.history import Losses
 from indextts_job.data.order import derive_seed
 from indextts_job.errors import MAX_FINDINGS_SHOWN, DeviceMemoryError, NonFiniteError
 from indextts_job.hardware.plan import Precision
 from indextts_job.model.batch import PackedBatch
 from indextts_job.model.unified_voice import LossSums, UnifiedVoice, to_device
 from indextts_job.training.distributed import ProcessGroup, SingleProcess
-from indextts_job.training.history import Losses
 from indextts_job.training.recipe import RecipeConfig
 from indextts_job.training.schedule import RATE_FACTOR
 

@@ -186,8 +186,8 @@ def test_bad_samples_are_skipped_on_request_and_never_silently(
     assert "skipped bad sample" in output
     assert "39 samples to train" in output
     spoiled, whole = newest(place.run).values, newest(str(place.run) + "-whole").values
-    assert len(spoiled["dataset"]["skipped_samples"]) == 1
-    assert spoiled["order"]["dataset_fingerprint"] != whole["order"]["dataset_fingerprint"]
+    assert len(spoiled.dataset.skipped_samples) == 1
+    assert spoiled.order.dataset_fingerprint != whole.order.dataset_fingerprint
 
 
 def test_all_bad_samples_are_named_at_once(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

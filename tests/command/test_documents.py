@@ -123,7 +123,7 @@ def test_a_fresh_start_with_the_fix_leaves_the_old_run_alone(
     code, printed = command(name, 0)
     assert code == 0, printed
     assert "fresh start" in printed
-    assert newest(folder).values["config"]["recipe"]["text_loss_weight"] == 0.4
+    assert newest(folder).values.config_section("recipe")["text_loss_weight"] == 0.4
     assert list((place / "trained_ckpts").iterdir()) == [old]
     assert old.read_bytes() == before
 
@@ -146,9 +146,7 @@ def test_the_experiment_goes_on_from_a_sound_old_run_and_refuses_a_spoilt_one(
     code, printed = command("S2.9", 0)
     assert code == 0, printed
     assert f"going on at step {STEP} of 13" in printed
-    assert newest("trained_ckpts_resumed_experiment").values["lineage"]["run"] == str(
-        place / "trained_ckpts/latest.pth"
-    )
+    assert newest("trained_ckpts_resumed_experiment").values.lineage.run == str(place / "trained_ckpts/latest.pth")
 
 
 @pytest.mark.parametrize("name", ["S3.1", "S3.2"])
@@ -165,7 +163,7 @@ def test_the_full_layer_script_trains_and_resumes_with_its_configuration(place: 
     assert code == 0, printed
     run = newest(AMHARIC)
     assert run.name.step == 20  # 8 epochs of 40 samples, 1 x 16 a step
-    config = run.values["config"]
+    config = run.values.config
     assert (config["schedule"]["learning_rate"], config["optimizer"]["grad_clip"]) == (2e-5, 0.3)
     assert "also holds training settings" in printed
     for name, number in (("S4.6", 0), ("S4.1", 0), ("S4.3", 0), ("S4.8", 0)):

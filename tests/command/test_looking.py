@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ def test_a_list_of_checkpoints_is_whole_on_a_small_terminal(
         r"24 +4\.20 +(?:best, )?final +(\d+\.\d{4} +)?\d+\.\d [KM]iB +\d\d-\d\d \d\d:\d\d +1 +yes$", lines[1]
     )
     validated = "\n".join(lines)
-    total = store_of(run).manifest(store_of(run).names()[-1]).values["history"]["validations"][-1]["losses"]["total"]
+    total = store_of(run).manifest(store_of(run).names()[-1]).values.history.validations[-1].losses.total
     assert f"{total:.4f}" in validated
     assert f"{run}/checkpoints/" in "".join(line.strip() for line in lines[-3:])
 
@@ -164,8 +165,8 @@ def test_what_a_checkpoint_records_moves_no_cursor_and_shows_no_secret(
     assert attempt(config_for(world, folder, report__run_name="a", schedule__max_steps=4)).code == 0
     (path,) = (folder / "checkpoints").iterdir()
     manifest = parse_manifest(path.read_bytes(), path.name)
-    manifest.values["config"]["report"]["run_name"] = name
-    path.write_bytes(manifest.to_json())
+    config = {**manifest.values.config, "report": {"run_name": name}}
+    path.write_bytes(replace(manifest, values=replace(manifest.values, config=config)).to_json())
     for how in ([], ["--json"]):
         assert main(["checkpoints", "inspect", str(folder), *how]) == 0
         shown = capsys.readouterr().out

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indextts_job.checkpoint import describe
-from indextts_job.checkpoint.fence import parse_record
+from indextts_job.checkpoint.attempt_record import parse_record
 from indextts_job.checkpoint.manifest import parse_manifest
+from indextts_job.checkpoint.values import parse_values
 from indextts_job.report.journal import committed_samples, parse_events
-from indextts_job.training.history import History
 from tests.fuzz.outcomes import taken_or_refused
 from tests.fuzz.strategies import Damage, changed, damaged, damages, values
 from tests.support import goldens
@@ -38,7 +38,8 @@ def test_a_manifest_with_other_values_is_read_or_refused(document: Any) -> None:
     if manifest:
         describe.details(manifest)
         describe.log_entry(manifest, "run")
-        assert History.from_json(manifest.values["history"]).to_json()["samples"] >= 0
+        assert manifest.values.history.samples >= 0
+        assert parse_values(manifest.values.to_json(), "again") == manifest.values
         assert manifest.size_bytes >= 0
 
 
@@ -56,8 +57,8 @@ RECORD = {"pid": 1, "node": "n", "step": 3, "started": "2026-01-01", "scheduler"
 def test_a_record_of_an_attempt_is_read_as_far_as_it_goes(document: Any) -> None:
     content = json.dumps(document, default=str).encode("utf-8", "surrogatepass")
     record = parse_record(content)
-    assert all(isinstance(value, str) for value in record.get("scheduler", {}).values())
-    assert record.get("step", 0) >= 0
+    assert all(isinstance(value, str) for value in record.scheduler.values())
+    assert record.step >= 0
 
 
 EVENT = {
@@ -67,6 +68,7 @@ EVENT = {
     "epoch": 0.1,
     "losses": {"text_loss": 1.0, "mel_loss": 1.0, "mel_top1": 0.1, "total": 1.0},
     "learning_rate": 1e-5,
+    "grad_norm": 0.5,
     "samples_per_s": 1.0,
     "tokens_per_s": 1.0,
     "eta_s": 1.0,
@@ -78,8 +80,8 @@ def test_a_journal_is_read_as_far_as_it_goes(documents: list[Any]) -> None:
     lines = [json.dumps(document, default=str).encode("utf-8", "surrogatepass") for document in documents]
     good = json.dumps(EVENT).encode()
     found = list(parse_events(b"\n".join([*lines, good])))
-    assert found[-1] == EVENT
-    assert all(event["step"] >= 0 for event in found)
+    assert found[-1].to_json() == {**EVENT, "mfu": None}
+    assert all(logged.event.step >= 0 for logged in found)
 
 
 @given(content=st.binary(max_size=200), damage=damages())

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from indextts_job.checkpoint import retention
+from indextts_job.checkpoint.attempt_record import AttemptRecord
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.retention import CheckpointName
@@ -33,7 +34,7 @@ class StoreMachine(RuleBasedStateMachine):
     def start_attempt(self) -> None:
         storage = open_storage(self.folder)
         self.store = CheckpointStore(storage)
-        self.fence = Fence(storage, {})
+        self.fence = Fence(storage, AttemptRecord())
         names = [name for name in retention.current(self.store.names()) if self.is_whole(name)]
         self.step = self.start = names[0].step if names else 0
 

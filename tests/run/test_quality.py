@@ -51,7 +51,7 @@ def test_overfitting_is_said_and_recorded(world: World, tmp_path: Path) -> None:
     }
     ended = attempt(config_for(world, run, **keys))
     assert ended.code == 0
-    since = newest(run).values["history"]["overfitting_since"]
+    since = newest(run).values.history.overfitting_since
     assert since is not None
     assert "learns the training set by heart" in ended.output
     assert json.loads((run / "summary.json").read_bytes())["overfitting_since_step"] == since
@@ -73,7 +73,7 @@ def test_checkpoints_are_compared_on_the_same_samples(
     assert main(["checkpoints", "compare", str(finished), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["total"] for row in rows] == sorted(row["total"] for row in rows)
-    recorded = {one["step"]: one["losses"]["total"] for one in newest(finished).values["history"]["validations"]}
+    recorded = {one.step: one.losses.total for one in newest(finished).values.history.validations}
     by_step = {int(row["name"].split("-")[1]): row["total"] for row in rows}
     assert by_step[20] == pytest.approx(recorded[20], rel=1e-6)
     assert main(["checkpoints", "compare", str(finished), "--validation", str(world.train_manifest)]) == 0

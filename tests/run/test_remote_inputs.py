@@ -29,7 +29,7 @@ def test_inputs_and_run_by_url_give_the_same_bits(world: World, tmp_path: Path) 
     ended = attempt(remote)
     assert ended.code == 0, ended.error
     assert state_of(newest("memory://remote-run")) == state_of(newest(tmp_path / "run"))
-    assert newest("memory://remote-run").values["order"] == newest(tmp_path / "run").values["order"]
+    assert newest("memory://remote-run").values.order == newest(tmp_path / "run").values.order
     memory.rm_file("/world/processed/codes/utt_00003.npy")
     ended = attempt(remote)
     assert ended.code == 65

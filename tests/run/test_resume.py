@@ -18,7 +18,8 @@ from indextts_job.demo.world import World, make_world
 from indextts_job.preemption.signals import StopSignals
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import AttemptStarted, Committed, Event
-from indextts_job.resume.select import recorded_config, select
+from indextts_job.resume.points import recorded_config
+from indextts_job.resume.select import select
 from tests.support.attempts import attempt
 from tests.support.runs import TINY, config_for, events, newest, samples, state_of, store_of
 
@@ -185,7 +186,7 @@ def test_a_fork_goes_on_elsewhere_and_leaves_its_source_alone(
     fork = tmp_path / "fork"
     config = config_for(world, fork, resume__source=str(half_done))
     assert attempt(config).code == 0
-    assert newest(fork).values["lineage"]["run"] == str(half_done)
+    assert newest(fork).values.lineage.run == str(half_done)
     assert state_of(newest(fork))["history"] == state_of(newest(finished))["history"]
     model = [t.object for key, t in newest(fork).tensors.items() if key.startswith("model/")]
     assert model == [t.object for key, t in newest(finished).tensors.items() if key.startswith("model/")]
@@ -202,7 +203,7 @@ def test_going_back_to_an_older_checkpoint_supersedes_later_ones(world: World, h
     ended = attempt(config_for(world, half_done, resume__source=source, schedule__max_steps=24))
     assert ended.code == 0
     assert "going back to step 8" in ended.output
-    assert newest(half_done).values["history"] == newest(finished).values["history"]
+    assert newest(half_done).values.history == newest(finished).values.history
     assert newest(half_done).name.attempt_start == 8
     again = attempt(config_for(world, half_done, resume__source=source))
     assert "went back to step 8 already" in again.output
@@ -287,7 +288,7 @@ def test_the_precision_may_change_at_a_restart(world: World, tmp_path: Path, bef
     ended = attempt(config_for(world, run, hardware__precision=after, **accept))
     assert ended.code == 0
     assert f"hardware.precision: {before} -> {after}" in ended.output
-    assert (newest(run).values["scaler"] is not None) == (after == "float16")
+    assert (newest(run).values.scaler is not None) == (after == "float16")
 
 
 def test_float16_resumes_bit_for_bit(world: World, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """What happens when a state that was loaded is not the one that was saved."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from indextts_job.checkpoint.values import ReferenceLosses
 from indextts_job.demo.world import World
 from indextts_job.errors import StoppedError
 from indextts_job.preemption.deadline import StopRequest
@@ -11,6 +13,7 @@ from indextts_job.report.events import Event, Notice
 from indextts_job.resume import policy as resume_policy
 from indextts_job.resume.consistency import Check, Reference
 from indextts_job.resume.policy import admit
+from indextts_job.training.step import Engine
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, newest
 
@@ -20,8 +23,14 @@ def strange(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """A run of which a checkpoint says that the model computed something else."""
     run = tmp_path / "run"
     real = Reference.losses
+
+    def other(reference: Reference, engine: Engine) -> ReferenceLosses:
+        found = real(reference, engine)
+        assert found is not None
+        return replace(found, mel_loss=99.0)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Reference, "losses", lambda *given: {**(real(*given) or {}), "mel_loss": 99.0})
+        patch.setattr(Reference, "losses", other)
         assert attempt(config_for(world, run, schedule__max_steps=12)).code == 0
     return run
 
@@ -29,8 +38,9 @@ def strange(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def test_a_sound_state_is_said_to_be_one(world: World, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert attempt(config_for(world, run, schedule__max_steps=12)).code == 0
-    recorded = newest(run).values["reference"]
-    assert len(recorded["samples"]) == 4
+    recorded = newest(run).values.reference
+    assert recorded is not None
+    assert len(recorded.samples) == 4
     ended = attempt(config_for(world, run, schedule__max_steps=16, resume__accept=["schedule.max_steps"]))
     assert ended.code == 0, ended.error
     assert "loss          passed: text_loss" in ended.output

@@ -99,13 +99,14 @@ def test_interruptions_of_a_run_in_a_bucket_leave_no_trace(
 
 
 def test_a_zombie_that_wakes_up_after_its_successor_commits_nothing(world: World, s3_run: str) -> None:
+    from indextts_job.checkpoint.attempt_record import AttemptRecord
     from indextts_job.checkpoint.fence import Fence
     from indextts_job.checkpoint.retention import CheckpointName
     from indextts_job.errors import SupersededError
     from indextts_job.storage.remote_storage import open_storage
     from tests.support.stores import content
 
-    zombie = Fence(open_storage(s3_run), {"node": "asleep"})
+    zombie = Fence(open_storage(s3_run), AttemptRecord(node="asleep"))
     assert attempt(config_for(world, s3_run)).code == EXIT_OK
     before = store_of(s3_run).names()
     expected = state_of(newest(s3_run))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from indextts_job.checkpoint.attempt_record import AttemptRecord
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.errors import AccessRefusedError, SupersededError, UnavailableError
@@ -82,7 +83,7 @@ def test_a_create_whose_answer_was_lost_counts_as_done(s3_run: str) -> None:
 
 
 def test_attempts_fence_each_other(s3_run: str) -> None:
-    first, second = Fence(open_storage(s3_run), {}), Fence(open_storage(s3_run), {})
+    first, second = Fence(open_storage(s3_run), AttemptRecord()), Fence(open_storage(s3_run), AttemptRecord())
     second.check()
     with pytest.raises(SupersededError, match="attempt 2"):
         first.check()
@@ -107,8 +108,8 @@ def test_a_store_that_ignores_conditions_is_found_out_and_said_once(
     storage = open_storage(lawless_run)
     assert not storage.excludes_creators()
     with caplog.at_level(logging.WARNING):
-        first = Fence(storage, {"node": "a"})
-        second = Fence(open_storage(lawless_run), {"node": "b"})
+        first = Fence(storage, AttemptRecord(node="a"))
+        second = Fence(open_storage(lawless_run), AttemptRecord(node="b"))
     assert (first.attempt, second.attempt) == (1, 2)
     assert sum("ignores conditional writes" in record.message for record in caplog.records) == 2
     with pytest.raises(SupersededError):

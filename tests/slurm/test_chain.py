@@ -139,10 +139,10 @@ def test_a_chain_survives_everything_and_ends_with_the_same_bits(
     assert curve(run, "train/text_loss") == curve(undisturbed, "train/text_loss")
     rows = attempts(open_storage(str(run)))
     assert len(rows) == 7
-    assert {row["scheduler"]["chain"] for row in rows} == {chain}
-    assert rows[2]["previous_end"] == "killed: it wrote no end"
-    assert rows[1]["previous_end"].startswith("stopped, exit code 75")
-    assert [row["outcome"] for row in rows][-1] == "complete"
+    assert {row.record.scheduler["chain"] for row in rows} == {chain}
+    assert rows[2].record.previous_end == "killed: it wrote no end"
+    assert rows[1].record.previous_end.startswith("stopped, exit code 75")
+    assert [row.outcome for row in rows][-1] == "complete"
 
 
 def ended(cluster: Cluster, chain: str) -> Callable[[], bool]:
@@ -345,10 +345,10 @@ def test_two_nodes_are_preempted_together_and_go_on(
     wait_until(lambda: cluster.state(other) == "RUNNING", "the job of higher priority runs")
     cluster.call("scancel", other)
     wait_until(lambda: over(cluster, chain), "the chain is over", 300)
-    (last,) = [row for row in attempts(open_storage(str(run))) if row["outcome"] == "complete"]
-    assert last["device"].startswith("2 x ")
+    (last,) = [row for row in attempts(open_storage(str(run))) if row.outcome == "complete"]
+    assert last.record.device.startswith("2 x ")
     assert "complete at step 150" in log_of(desk, chain)
     used, expected = samples(run), samples(undisturbed)
     assert {step: sorted(ids) for step, ids in used.items()} == {step: sorted(ids) for step, ids in expected.items()}
-    rows = [row["outcome"] for row in attempts(open_storage(str(run)))]
+    rows = [row.outcome for row in attempts(open_storage(str(run)))]
     assert rows == ["stopped", "complete"]

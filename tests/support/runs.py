@@ -9,6 +9,7 @@ from indextts_job.checkpoint.manifest import CheckpointManifest
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig, build_config
 from indextts_job.demo.world import World, WorldSize
+from indextts_job.parsing import plain
 from indextts_job.report.journal import EVENTS, SAMPLES, committed_samples
 from indextts_job.storage.remote_storage import open_storage
 
@@ -60,8 +61,8 @@ def state_of(manifest: CheckpointManifest) -> dict[str, Any]:
     return {
         "step": manifest.name.step,
         "objects": {key: stored.sha256 for key, stored in manifest.objects.items()},
-        "history": manifest.values["history"],
-        "scaler": manifest.values["scaler"],
+        "history": plain(manifest.values.history),
+        "scaler": manifest.values.scaler,
     }
 
 

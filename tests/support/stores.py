@@ -9,6 +9,7 @@ import torch
 
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore, Content
+from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.storage.remote_files import Bytes
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.run_storage import RunStorage, StoredFile
@@ -22,7 +23,7 @@ def fresh_url(kind: str, folder: Path) -> str:
     return str(folder / f"run-{next(_numbers)}") if kind == "file" else f"memory://run-{next(_numbers)}"
 
 
-def content(seed: int, *, moments: bool = True, values: dict[str, object] | None = None) -> Content:
+def content(seed: int, *, moments: bool = True, values: CheckpointValues | None = None) -> Content:
     """Weights and moments that depend on the seed, base tensors that do not."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -38,7 +39,7 @@ def content(seed: int, *, moments: bool = True, values: dict[str, object] | None
         carried={},
         carried_objects={},
         files={"tokenizer.model": b"pieces"},
-        values=values if values is not None else sound_values(drawn_from=seed),
+        values=values if values is not None else sound_values(total_steps=24 + seed % 1000),
     )
 
 

@@ -2,18 +2,20 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from indextts_job.checkpoint.history import History
 from indextts_job.model.batch import collate
 from indextts_job.resume.consistency import Reference, consistency
-from indextts_job.training.history import History
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import BASE, TrainState
 from indextts_job.training.step import Engine, train_step
 from tests.support.models import SMALL, engine, micro_batches, random_samples, small_model
+from tests.support.values import SOUND, values
 
 TOTAL, GLOBAL_BATCH = 20, 6
 SCHEDULE = ScheduleConfig(learning_rate=1e-3, warmup_steps=4)
@@ -38,13 +40,20 @@ class Saved:
         )
         self.reference = Reference(collate(samples[:4], SMALL))
         self.frozen = {BASE + name: value.clone() for name, value in self.state.model.named_buffers()}
-        self.values: dict[str, Any] = {
-            "reference": self.reference.losses(self.engine),
-            "learning_rate": optimizer.param_groups[0]["lr"],
-            "order": {"global_batch_samples": GLOBAL_BATCH},
-            "total_steps": TOTAL,
-            "config": {"schedule": {"learning_rate": 1e-3, "warmup_steps": 4}},
-        }
+        self.values = values(
+            reference=self.reference.losses(self.engine),
+            learning_rate=optimizer.param_groups[0]["lr"],
+            order=replace(SOUND.order, global_batch_samples=GLOBAL_BATCH),
+            total_steps=TOTAL,
+            config={"schedule": {"learning_rate": 1e-3, "warmup_steps": 4}},
+        )
+
+    def record(self, **changes: Any) -> None:
+        self.values = replace(self.values, **changes)
+
+    def record_losses(self, **changes: Any) -> None:
+        assert self.values.reference is not None
+        self.record(reference=replace(self.values.reference, **changes))
 
     def failed(self) -> dict[str, str]:
         found = consistency(self.state, self.engine, self.reference, self.values, self.frozen)
@@ -54,9 +63,9 @@ class Saved:
         digest = hashlib.sha256()
         for tensor in [*self.state.model.state_dict().values()]:
             digest.update(tensor.detach().numpy().tobytes())
-        for values in self.state.optimizer.state.values():
+        for moments in self.state.optimizer.state.values():
             for key in ("step", "exp_avg", "exp_avg_sq"):
-                digest.update(values[key].numpy().tobytes())
+                digest.update(moments[key].numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -87,16 +96,16 @@ def moment(saved: Saved, key: str, value: float) -> None:
     ("name", "spoil"),
     [
         ("loss", lambda s: weight(s, lambda w: w.mul_(3.0))),
-        ("loss", lambda s: s.values["reference"].update(mel_loss=9.0)),
-        ("loss", lambda s: s.values["reference"].update(samples=["other"] * 4)),
+        ("loss", lambda s: s.record_losses(mel_loss=9.0)),
+        ("loss", lambda s: s.record_losses(samples=("other",) * 4)),
         ("weights", lambda s: weight(s, lambda w: w.view(-1)[3:4].fill_(float("nan")))),
         ("frozen rows", lambda s: next(s.state.model.buffers())[7].add_(1e-6)),
         ("moments", lambda s: moment(s, "exp_avg_sq", -1.0)),
         ("moments", lambda s: moment(s, "exp_avg", float("inf"))),
         ("moments", lambda s: next(iter(s.state.optimizer.state.values()))["step"].fill_(7)),
         ("position", lambda s: setattr(s.state, "history", History(samples=99))),
-        ("position", lambda s: s.values.update(total_steps=2)),
-        ("learning rate", lambda s: s.values.update(learning_rate=2e-5)),
+        ("position", lambda s: s.record(total_steps=2)),
+        ("learning rate", lambda s: s.record(learning_rate=2e-5)),
     ],
 )
 def test_what_is_wrong_is_found(name: str, spoil: Callable[[Saved], object]) -> None:
@@ -107,13 +116,14 @@ def test_what_is_wrong_is_found(name: str, spoil: Callable[[Saved], object]) -> 
 
 def test_another_precision_has_its_own_tolerance() -> None:
     saved = Saved()
-    saved.values["reference"]["mel_loss"] *= 1.01
+    assert saved.values.reference is not None
+    saved.record_losses(mel_loss=1.01 * saved.values.reference.mel_loss)
     assert "loss" in saved.failed()
-    saved.values["reference"]["precision"] = "bfloat16"
+    saved.record_losses(precision="bfloat16")
     assert saved.failed() == {}
 
 
 def test_what_an_older_version_saved_has_nothing_to_compare_with() -> None:
     saved = Saved()
-    del saved.values["reference"], saved.values["learning_rate"]
+    saved.record(reference=None, learning_rate=None)
     assert saved.failed() == {}

@@ -4,7 +4,7 @@ import pytest
 
 from indextts_job.attempt.foresight import foreseen
 from indextts_job.checkpoint.retention import CheckpointConfig
-from indextts_job.training.history import ValidationConfig
+from indextts_job.training.quality import ValidationConfig
 from indextts_job.training.schedule import ScheduleConfig
 
 SCHEDULE = ScheduleConfig(warmup_steps=10)

@@ -1,16 +1,19 @@
 """Where the time went: crafted histories, and a real run."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from indextts_job.demo.world import World
-from indextts_job.report.attempts import attempts
+from indextts_job.report.attempts import Attempt, attempts
+from indextts_job.report.events import TimeSpent
 from indextts_job.report.goodput import goodput_text, where_time_went
+from indextts_job.report.journal import Logged
 from indextts_job.storage.remote_storage import open_storage
 from tests.support.attempts import attempt
+from tests.support.crafted_attempts import crafted, spent
 from tests.support.runs import config_for
 
 BEGIN = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -20,13 +23,15 @@ def at(seconds: float) -> str:
     return (BEGIN + timedelta(seconds=seconds)).isoformat()
 
 
-def spent(step: int, steps: float, data: float = 0.0, validation: float = 0.0, saves: float = 0.0) -> dict[str, Any]:
-    return {"step": step, "steps_s": steps, "data_s": data, "validation_s": validation, "saves_s": saves}
-
-
-def row(launched: float, trained: float, ended: float, *accounts: dict[str, Any], from_step: int = 0) -> dict[str, Any]:
-    times = {"launched": at(launched), "trained": at(trained), "ended": at(ended), "heard": at(ended)}
-    return {**times, "from_step": from_step, "spent": list(accounts)}
+def row(launched: float, trained: float, ended: float, *accounts: Logged[TimeSpent], from_step: int = 0) -> Attempt:
+    return crafted(
+        from_step=from_step,
+        spent=accounts,
+        launched=at(launched),
+        trained=at(trained),
+        ended=at(ended),
+        heard=at(ended),
+    )
 
 
 def test_a_run_that_nothing_disturbed() -> None:
@@ -50,8 +55,7 @@ def test_a_run_that_nothing_disturbed() -> None:
 
 
 def test_what_a_kill_takes_back_is_lost() -> None:
-    killed = row(0, 10, 100, spent(20, 30.0), spent(40, 60.0))
-    killed["ended"] = ""
+    killed = replace(row(0, 10, 100, spent(20, 30.0), spent(40, 60.0)), ended="")
     # Step 40 was being saved when it was killed: the next attempt goes on from 20.
     rows = [killed, row(160, 170, 270, spent(120, 98.0), from_step=20)]
     found = where_time_went(rows)
@@ -62,16 +66,15 @@ def test_what_a_kill_takes_back_is_lost() -> None:
 
 
 def test_what_runs_has_not_lost_what_it_did_since_its_last_account() -> None:
-    running = row(0, 10, 100, spent(20, 60.0))
-    running["ended"] = ""
+    running = replace(row(0, 10, 100, spent(20, 60.0)), ended="")
     found = where_time_went([running])
     assert (found["steps"], found["not committed"], found["lost"]) == (60, 30, 0)
 
 
 def test_nobody_waits_for_a_run_that_is_complete() -> None:
     rows = [row(0, 10, 100, spent(90, 90.0)), row(5000, 5010, 5020, from_step=90)]
-    assert where_time_went([{**rows[0], "outcome": "complete"}, rows[1]])["waiting"] == 0
-    assert where_time_went([{**rows[0], "outcome": "stopped"}, rows[1]])["waiting"] == 4900
+    assert where_time_went([replace(rows[0], outcome="complete"), rows[1]])["waiting"] == 0
+    assert where_time_went([replace(rows[0], outcome="stopped"), rows[1]])["waiting"] == 4900
 
 
 def test_a_kill_before_the_first_checkpoint_loses_all_of_it() -> None:
@@ -82,7 +85,7 @@ def test_a_kill_before_the_first_checkpoint_loses_all_of_it() -> None:
 
 
 def test_attempts_that_did_not_account_are_left_out() -> None:
-    assert goodput_text([{"started": at(0), "trained": "", "spent": []}]) == ""
+    assert goodput_text([crafted(started=at(0))]) == ""
 
 
 def test_a_real_run_accounts_for_all_of_its_time(world: World, tmp_path: Path) -> None:
@@ -91,9 +94,9 @@ def test_a_real_run_accounts_for_all_of_its_time(world: World, tmp_path: Path) -
     rows = attempts(open_storage(str(run)))
     (only,) = rows
     found = where_time_went(rows)
-    wall_s = (datetime.fromisoformat(only["ended"]) - datetime.fromisoformat(only["launched"])).total_seconds()
+    wall_s = (datetime.fromisoformat(only.ended) - datetime.fromisoformat(only.launched)).total_seconds()
     assert sum(found.values()) == pytest.approx(wall_s, abs=0.01)
     assert all(seconds >= 0 for seconds in found.values())
     assert found["steps"] > 0
     assert found["validation"] > 0
-    assert [entry["step"] for entry in only["spent"]][-1] == 24
+    assert [entry.event.step for entry in only.spent][-1] == 24

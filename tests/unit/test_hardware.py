@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from indextts_job.attempt.start import agreed_plan
+from indextts_job.attempt.machine import agreed_plan
+from indextts_job.checkpoint.values import Environment
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.facts import read_facts, usable_cpus
 from indextts_job.hardware.plan import (
@@ -105,8 +106,12 @@ def test_a_plan_is_told_in_sequences_and_in_what_changed() -> None:
     assert in_samples(8 * 418, 418, 32, 2) == "about 8 sequences x 2 micro-batches x 2 processes = global batch 32"
     assert in_samples(10**6, 418, 32, 1) == "about 32 sequences x 1 micro-batches = global batch 32"
     plan = make_plan(A100, AUTO, needs(700))
-    before = {"hardware": {"name": "Tesla V100"}, "plan": {"precision": "float16", "capacity_tokens": 3000}}
-    before |= {"torch": "2.12.0", "cuda": "12.8"}
+    before = Environment(
+        hardware={"name": "Tesla V100"},
+        plan={"precision": "float16", "capacity_tokens": 3000},
+        torch="2.12.0",
+        cuda="12.8",
+    )
     here = {"torch": "2.13.0", "cuda": "12.8"}
     tokens = plan.capacity_tokens
     assert changes(before, A100, plan, here) == [
@@ -115,7 +120,7 @@ def test_a_plan_is_told_in_sequences_and_in_what_changed() -> None:
         f"tokens per micro-batch 3000 -> {tokens}",
         "torch 2.12.0 -> 2.13.0",
     ]
-    assert changes({}, A100, plan, here) == []
+    assert changes(Environment(), A100, plan, here) == []
 
 
 class WithAnOlderGpu(SingleProcess):
@@ -123,10 +128,10 @@ class WithAnOlderGpu(SingleProcess):
 
     world_size = 2
 
-    def smallest(self, value: int) -> int:
+    def all_reduce_min(self, value: int) -> int:
         return min(value, PRECISIONS.index("float16"))
 
-    def any(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         return True
 
 

@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
+from indextts_job.checkpoint.history import Losses
 from indextts_job.checkpoint.retention import CheckpointConfig
+from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.data.order import Order
+from indextts_job.loop.background_saver import FinishedSave, SaveCancelledError
+from indextts_job.loop.checkpointing import CheckpointingSettings
 from indextts_job.loop.loop import LoopSettings, TrainingLoop
-from indextts_job.loop.saver import FinishedSave, SaveCancelledError
-from indextts_job.loop.saves import SavesSettings
 from indextts_job.model.batch import PackedBatch
-from indextts_job.preemption.deadline import Pace, StopRequest
-from indextts_job.training.history import Losses, ValidationConfig
+from indextts_job.preemption.deadline import StopRequest
+from indextts_job.training.quality import ValidationConfig
 from indextts_job.training.recipe import OptimizerConfig
 from indextts_job.training.schedule import ScheduleConfig
 from indextts_job.training.state import TrainState, build_optimizer
@@ -24,7 +26,7 @@ LOSSES = Losses(text_loss=1.0, mel_loss=1.0, mel_top1=0.5, total=1.0)
 
 
 class SlowStorage:
-    """Work whose saves take until they are waited for; training and validation take no time."""
+    """Work and saver in one: saves take until they are waited for; training and validation take no time."""
 
     def __init__(self) -> None:
         self.committed: list[tuple[int, tuple[str, ...]]] = []
@@ -46,10 +48,10 @@ class SlowStorage:
     def validate(self, interrupted: Callable[[int], bool]) -> Losses | None:
         return LOSSES
 
-    def save(self, state: TrainState, tags: tuple[str, ...], pace: Pace) -> None:
+    def save(self, state: TrainState, tags: tuple[str, ...], values: CheckpointValues | None) -> None:
         self._in_flight, self._cancelled = (state.step, tags), False
 
-    def finished_save(self, *, wait_s: float) -> FinishedSave | None:
+    def finished(self, *, wait_s: float) -> FinishedSave | None:
         if self._in_flight is None or not wait_s:
             return None
         save, self._in_flight = self._in_flight, None
@@ -58,7 +60,7 @@ class SlowStorage:
         self.committed.append(save)
         return FinishedSave(seconds=1.0)
 
-    def cancel_save(self) -> None:
+    def cancel(self) -> None:
         self._cancelled = True
 
 
@@ -82,7 +84,9 @@ def test_the_last_save_gives_up_only_what_it_replaces(
         validation=ValidationConfig(interval_steps=2),
         validation_samples=validation_samples,
         log_interval_steps=100,
-        saves=SavesSettings(checkpoint=CheckpointConfig(interval_steps=2), between_kills_s=3600.0, estimate_s=1.0),
+        checkpointing=CheckpointingSettings(
+            checkpoint=CheckpointConfig(interval_steps=2), between_kills_s=3600.0, estimate_s=1.0
+        ),
     )
     model = small_model()
     state = TrainState(
@@ -93,6 +97,8 @@ def test_the_last_save_gives_up_only_what_it_replaces(
     loop = TrainingLoop(
         settings,
         work,
+        work,
+        lambda _state, _pace: None,
         stop=lambda: StopRequest("SIGTERM", 0.0, grace_s) if work.stopping else None,
         emit=lambda _event: None,
         clock=lambda: 0.0,

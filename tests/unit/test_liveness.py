@@ -4,18 +4,21 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from indextts_job.checkpoint.attempt_record import AttemptRecord
 from indextts_job.report.liveness import is_running, pid_namespace
 
 NOW = datetime.now(UTC)
 
 
-def record(pid: int, **changes: Any) -> dict[str, Any]:
-    here = {"node": platform.node(), "pid_namespace": pid_namespace(), "launched": datetime.now(UTC).isoformat()}
-    return {**here, "pid": pid, **changes}
+def record(own: int, **changes: Any) -> AttemptRecord:
+    now = datetime.now(UTC).isoformat()
+    here = AttemptRecord(pid=own, node=platform.node(), pid_namespace=pid_namespace(), launched=now)
+    return replace(here, **changes)
 
 
 def test_a_process_runs_until_it_has_ended() -> None:
@@ -40,9 +43,9 @@ def test_another_process_with_the_same_number_is_not_it() -> None:
 
 
 def test_another_machine_or_container_cannot_know() -> None:
-    for changes in ({"node": "elsewhere"}, {"pid_namespace": "pid:[1]"}, {"pid_namespace": None}, {"pid": None}):
-        assert is_running({**record(os.getpid()), **changes}) is None
-    assert is_running({"node": platform.node(), "pid": os.getpid()}) is None  # a record of an older version
+    for changes in ({"node": "elsewhere"}, {"pid_namespace": "pid:[1]"}, {"pid_namespace": ""}, {"pid": None}):
+        assert is_running(record(os.getpid(), **changes)) is None
+    assert is_running(AttemptRecord(node=platform.node(), pid=os.getpid())) is None  # a record of an older version
     assert is_running(record(os.getpid(), launched="yesterday")) is None
 
 

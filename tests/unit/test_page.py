@@ -1,11 +1,13 @@
 """The page of a run: well-formed, self-contained, and true to the attempts."""
 
+from collections.abc import Callable
 from html.parser import HTMLParser
-from typing import Any
 
 import pytest
 
+from indextts_job.report.attempts import Attempt
 from indextts_job.report.page import render
+from tests.support.crafted_attempts import losses, train_line
 from tests.unit.test_standing import NOW, ago, row
 
 VOID = {"meta", "line", "polyline"}
@@ -31,24 +33,17 @@ class Tree(HTMLParser):
         assert self.open.pop() == tag
 
 
-def line(step: int, loss: float = 2.0) -> dict[str, Any]:
-    losses = {"text_loss": loss, "mel_loss": loss, "mel_top1": 0.5, "total": loss}
-    rates = {"learning_rate": 1e-4, "samples_per_s": 10.0, "tokens_per_s": 4000.0, "grad_norm": 1.0, "eta_s": 9.0}
-    return {"step": step, "epoch": 0.1, "losses": losses, **rates}
-
-
-def attempt(number: int, begin: int, end: int, **changes: Any) -> dict[str, Any]:
-    lines = [line(step) for step in range(begin + 10, end + 1, 10)]
+def attempt(number: int, begin: int, end: int, loss: Callable[[int], float] = lambda _step: 2.0) -> Attempt:
+    lines = tuple(train_line(step, losses=losses(loss(step))) for step in range(begin + 10, end + 1, 10))
     return row(
-        **{"attempt": number, "started": ago(hours=number), "node": "n<1>", "device": "NVIDIA L4"},
-        **{"from_step": begin, "last_step": end, "committed_step": None, "total_steps": 400},
-        **{"train_lines": lines, "validations": [], "train": lines[-1] if lines else None},
-        **{"launched": ago(hours=1), "trained": ago(minutes=59), "spent": []},
-        **changes,
+        **{"number": number, "started": ago(hours=number), "node": "n<1>", "device": "NVIDIA L4"},
+        **{"from_step": begin, "last_step": end, "total_steps": 400},
+        **{"train_lines": lines, "train": lines[-1] if lines else None},
+        **{"launched": ago(hours=1), "trained": ago(minutes=59)},
     )
 
 
-def parsed(rows: list[dict[str, Any]], name: str = "run") -> Tree:
+def parsed(rows: list[Attempt], name: str = "run") -> Tree:
     tree = Tree()
     tree.feed(render(name, rows, NOW))
     assert tree.open == []
@@ -70,15 +65,13 @@ def test_names_are_text_not_markup() -> None:
 
 
 def test_what_was_done_again_is_drawn_once() -> None:
-    rows = [attempt(1, 0, 120), attempt(2, 100, 200)]
-    for event in rows[0]["train_lines"]:
-        event["losses"]["text_loss"] = 70.0 if event["step"] > 100 else 2.0
+    rows = [attempt(1, 0, 120, lambda step: 70.0 if step > 100 else 2.0), attempt(2, 100, 200)]
     page = render("run", rows, NOW)
     assert ">60<" not in page  # a tick that such a point would need
 
 
 @pytest.mark.parametrize("rows", [[attempt(1, 0, 0)], [attempt(1, 0, 10)], [attempt(1, 0, 5000)]])
-def test_short_and_long_runs_have_a_page(rows: list[dict[str, Any]]) -> None:
+def test_short_and_long_runs_have_a_page(rows: list[Attempt]) -> None:
     page = render("run", rows, NOW)
     assert len(page) < 200_000
     parsed(rows)

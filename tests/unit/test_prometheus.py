@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from indextts_job.checkpoint.history import Losses
 from indextts_job.errors import ConfigError
 from indextts_job.report.events import AttemptEnded, AttemptStarted, Committed, TimeSpent, TrainLine, Validated
 from indextts_job.report.prometheus import PrometheusFile
-from indextts_job.training.history import Losses
 
 LOSSES = Losses(text_loss=3.0, mel_loss=4.0, mel_top1=0.25, total=3.8)
 LINE = re.compile(r'([a-z0-9_]+)\{([a-z]+="(?:[^"\\\n]|\\.)*"(?:,[a-z]+="[^"]*")*)\} (-?[0-9.e+-]+)')

@@ -2,8 +2,8 @@
 
 import pytest
 
+from indextts_job.checkpoint.history import Losses, Validation
 from indextts_job.errors import ConfigError
-from indextts_job.training.history import Losses, Validation
 from indextts_job.training.quality import parse_goals
 
 

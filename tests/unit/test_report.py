@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from indextts_job.checkpoint.history import Losses
 from indextts_job.errors import UnavailableError
 from indextts_job.report.console import ConsoleReport, human_bytes, human_seconds
 from indextts_job.report.events import (
@@ -22,7 +23,6 @@ from indextts_job.report.events import (
 from indextts_job.report.journal import Journal, SampleLog, committed_samples
 from indextts_job.report.stream import EventStream
 from indextts_job.storage.remote_storage import open_storage
-from indextts_job.training.history import Losses
 from tests.support.stores import fresh_url
 
 LOSSES = Losses(text_loss=3.25, mel_loss=4.5, mel_top1=0.125, total=4.25)

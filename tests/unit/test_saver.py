@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from indextts_job.checkpoint.attempt_record import AttemptRecord
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.store import CheckpointStore
-from indextts_job.loop.saver import BackgroundSaver, SaveCancelledError, SaverSettings
+from indextts_job.loop.background_saver import BackgroundSaver, SaveCancelledError
+from indextts_job.loop.publisher import Publisher
 from indextts_job.report.events import Committed, Event
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.run_storage import RunStorage
@@ -37,16 +39,11 @@ class Held:
 
 
 def saver_on(storage: RunStorage, events: list[Event]) -> BackgroundSaver:
-    settings = SaverSettings(
-        fence=Fence(storage, {}),
-        attempt_start=0,
-        keep=3,
-        unreadable=(),
-        values=values(),
-        files={"tokenizer.model": b"pieces"},
-        emit=events.append,
+    store = CheckpointStore(storage)
+    publisher = Publisher(
+        store, Fence(storage, AttemptRecord()), attempt_start=0, keep=3, files={"tokenizer.model": b"pieces"}
     )
-    return BackgroundSaver(CheckpointStore(storage), settings, SingleProcess())
+    return BackgroundSaver(store, publisher, SingleProcess(), events.append)
 
 
 def new_state(step: int = 4) -> TrainState:
@@ -64,7 +61,7 @@ def test_the_state_may_change_while_it_is_written(tmp_path: Path) -> None:
     storage = FaultyStorage(open_storage(str(tmp_path)), held)
     saver, state = saver_on(storage, events), new_state()
     before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
-    saver.save(state, ())
+    saver.save(state, (), values())
     assert held.reached.wait(30)
     assert saver.finished(wait_s=0) is None
     with torch.no_grad():
@@ -88,7 +85,7 @@ def test_a_cancelled_save_leaves_no_checkpoint_and_its_objects_to_the_next(tmp_p
     held, events = Held(1), list[Event]()
     storage = FaultyStorage(open_storage(str(tmp_path)), held)
     saver, state = saver_on(storage, events), new_state()
-    saver.save(state, ())
+    saver.save(state, (), values())
     assert held.reached.wait(30)
     saver.cancel()
     held.go.set()
@@ -97,7 +94,7 @@ def test_a_cancelled_save_leaves_no_checkpoint_and_its_objects_to_the_next(tmp_p
     assert isinstance(finished.error, SaveCancelledError)
     assert CheckpointStore(open_storage(str(tmp_path))).names() == []
     written = set(open_storage(str(tmp_path)).list("objects"))
-    saver.save(state, ("preempted",))
+    saver.save(state, ("preempted",), values())
     assert saver.finished(wait_s=math.inf) is not None
     store = CheckpointStore(open_storage(str(tmp_path)))
     manifest = store.manifest(store.names()[0])
@@ -108,9 +105,9 @@ def test_a_cancelled_save_leaves_no_checkpoint_and_its_objects_to_the_next(tmp_p
 def test_one_save_at_a_time(tmp_path: Path) -> None:
     held, events = Held(1), list[Event]()
     saver, state = saver_on(FaultyStorage(open_storage(str(tmp_path)), held), events), new_state()
-    saver.save(state, ())
+    saver.save(state, (), values())
     with pytest.raises(RuntimeError, match="one save at a time"):
-        saver.save(state, ())
+        saver.save(state, (), values())
     held.go.set()
     saver.finished(wait_s=math.inf)
     assert saver.finished(wait_s=math.inf) is None
@@ -123,7 +120,7 @@ def test_an_error_of_the_thread_is_handed_to_the_training(tmp_path: Path) -> Non
 
     events = list[Event]()
     saver = saver_on(FaultyStorage(open_storage(str(tmp_path)), fail), events)
-    saver.save(new_state(), ())
+    saver.save(new_state(), (), values())
     finished = saver.finished(wait_s=math.inf)
     assert finished is not None
     assert isinstance(finished.error, OSError)
@@ -133,18 +130,18 @@ def test_an_error_of_the_thread_is_handed_to_the_training(tmp_path: Path) -> Non
 def test_staging_buffers_are_reused_and_never_alias_the_state(tmp_path: Path) -> None:
     events = list[Event]()
     saver, state = saver_on(open_storage(str(tmp_path)), events), new_state()
-    saver.save(state, ())
+    saver.save(state, (), values())
     saver.finished(wait_s=math.inf)
-    addresses = {key: buffer.data_ptr() for key, buffer in saver._buffers.items()}
+    addresses = {key: buffer.data_ptr() for key, buffer in saver._copies._buffers.items()}
     assert not addresses.keys() & {"base/conditioning_encoder.x"}
     assert not set(addresses.values()) & {p.data_ptr() for p in state.model.parameters()}
     with torch.no_grad():
         for parameter in state.model.parameters():
             parameter.add_(1)
     state.step = 5
-    saver.save(state, ())
+    saver.save(state, (), values())
     saver.finished(wait_s=math.inf)
-    assert {key: buffer.data_ptr() for key, buffer in saver._buffers.items()} == addresses
+    assert {key: buffer.data_ptr() for key, buffer in saver._copies._buffers.items()} == addresses
     store = CheckpointStore(open_storage(str(tmp_path)))
     loaded = store.load(store.manifest(store.names()[-1]), ("model/",))
     assert all(torch.equal(loaded[f"model/{name}"], p.detach()) for name, p in state.model.named_parameters())

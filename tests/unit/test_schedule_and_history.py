@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from indextts_job.training.history import History, IntervalSums, Losses, Validation
+from indextts_job.checkpoint.history import History, IntervalSums, Losses, Validation
+from indextts_job.parsing import parsed, plain
 from indextts_job.training.schedule import ScheduleConfig, learning_rate, total_steps
 
 CONFIG = ScheduleConfig(learning_rate=1.0, warmup_steps=10)
@@ -45,12 +46,16 @@ def test_history_keeps_the_best_and_counts_what_did_not_improve() -> None:
     assert history.improved_at(20)
 
 
+def stored_and_read(history: History) -> History:
+    return parsed(json.loads(json.dumps(plain(history))), History, "history")
+
+
 def test_history_survives_json_bit_for_bit() -> None:
     interval = IntervalSums().plus(losses(0.1 + 0.2), 1 / 3)
     history = History(samples=7, tokens=9, scaler_skips=1, interval=interval)
     history = history.after_step(losses(1 / 7), 0.1).after_validation(10, losses(math.pi))
-    assert History.from_json(json.loads(json.dumps(history.to_json()))) == history
-    assert History.from_json(json.loads(json.dumps(History().to_json()))) == History()
+    assert stored_and_read(history) == history
+    assert stored_and_read(History()) == History()
 
 
 def test_interval_means_are_means_over_steps() -> None:
@@ -80,16 +85,16 @@ def curve(train: list[float], validation: list[float]) -> History:
 def test_overfitting_is_told_from_other_curves(train: list[float], validation: list[float], since: int | None) -> None:
     history = curve(train, validation)
     assert history.overfitting_since == since
-    assert History.from_json(json.loads(json.dumps(history.to_json()))) == history
+    assert stored_and_read(history) == history
 
 
 def test_a_history_of_an_older_version_is_read() -> None:
-    document = curve([3, 2], [3, 2.5]).to_json()
+    document = plain(curve([3, 2], [3, 2.5]))
     for key in ("since_validation", "overfitting_since"):
         del document[key]
     for validation in (*document["validations"], document["best"]):
         del validation["train_total"]
-    history = History.from_json(json.loads(json.dumps(document)))
+    history = parsed(json.loads(json.dumps(document)), History, "history")
     assert [one.step for one in history.validations] == [1, 2]
     for step in (3, 4, 5):
         history = history.after_step(losses(1.0), 0.0).after_validation(step, losses(3.0), 3)

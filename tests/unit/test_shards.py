@@ -208,7 +208,7 @@ def test_training_on_shards_gives_the_same_bits_and_may_take_over_a_run(
         config_for(world, other, data__train_manifests=[str(shards)], resume__accept=["schedule.max_steps"])
     )
     assert ended.code == 0, ended.error
-    assert newest(other).values["order"] == newest(one).values["order"]
+    assert newest(other).values.order == newest(one).values.order
     longer = {**state_of(newest(other)), "history": None}
     assert longer.keys() == state_of(newest(one)).keys()
     assert attempt(config_for(world, tmp_path / "sharded", data__train_manifests=[str(shards)])).code == 0

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from indextts_job.checkpoint.retention import CheckpointConfig
 from indextts_job.errors import ConfigError
-from indextts_job.loop.interval import best_interval_s, bounded_interval_s, mean_between_kills_s
-from indextts_job.loop.save_interval import SaveInterval
+from indextts_job.loop.save_interval import SaveInterval, best_interval_s, bounded_interval_s, mean_between_kills_s
 from indextts_job.simulation.world import Life, RunPace, average, lives_by_rate, parse_offer, simulate
 
 PACE = RunPace(step_s=2.0, between_s=0.5, stall_s=1.0, save_s=10.0, start_s=60.0, requeue_s=30.0)

@@ -5,7 +5,11 @@ from typing import Any
 
 import pytest
 
+from indextts_job.checkpoint.history import Losses
+from indextts_job.parsing import plain
+from indextts_job.report.attempts import Attempt
 from indextts_job.report.standing import how_it_ended, standing
+from tests.support.crafted_attempts import committed, crafted, train_line, validation
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
@@ -14,27 +18,21 @@ def ago(**duration: float) -> str:
     return (NOW - timedelta(**duration)).isoformat()
 
 
-def row(**changes: Any) -> dict[str, Any]:
-    nothing = {"outcome": "", "exit_code": None, "ended": "", "heard": ago(seconds=5), "from_step": 0, "last_step": 0}
-    return {**nothing, "train": None, "validation": None, "checkpoint": None, "total_steps": None, **changes}
+def row(**changes: Any) -> Attempt:
+    return crafted(**{"heard": ago(seconds=5), **changes})
 
 
-TRAIN = {
-    "epoch": 1.5,
-    "losses": {"text_loss": 3.25, "mel_loss": 4.5, "mel_top1": 0.25, "total": 4.0},
-    "learning_rate": 5e-6,
-    "samples_per_s": 12.34,
-    "tokens_per_s": 5000.4,
-    "eta_s": 3700.0,
-}
+LOSSES = Losses(text_loss=3.25, mel_loss=4.5, mel_top1=0.25, total=4.0)
+TRAIN = train_line(
+    120, epoch=1.5, losses=LOSSES, learning_rate=5e-6, samples_per_s=12.34, tokens_per_s=5000.4, eta_s=3700.0
+)
+SAVED: dict[str, Any] = {"validation": validation(100, 3.9), "checkpoint": committed(100, ago(minutes=2))}
 
 
 def test_a_run_that_trains() -> None:
-    validation = {"step": 100, "losses": {"total": 3.9}, "best": True}
-    checkpoint = {"step": 100, "time": ago(minutes=2)}
     rows = [
         row(outcome="stopped", exit_code=75, last_step=60, total_steps=400),
-        row(from_step=50, last_step=120, total_steps=400, train=TRAIN, validation=validation, checkpoint=checkpoint),
+        row(from_step=50, last_step=120, total_steps=400, train=TRAIN, **SAVED),
     ]
     assert standing(rows, NOW).lines() == [
         ("state", "training, last heard of 0:00:05 ago"),
@@ -65,11 +63,9 @@ def test_what_is_lost_shows_from_the_last_attempt_that_knew() -> None:
 
 
 def test_programs_get_values() -> None:
-    validation = {"step": 100, "losses": {"total": 3.9}, "best": True}
-    checkpoint = {"step": 100, "time": ago(minutes=2)}
     rows = [
         row(outcome="stopped", exit_code=75, last_step=60, total_steps=400),
-        row(from_step=50, last_step=120, total_steps=400, train=TRAIN, validation=validation, checkpoint=checkpoint),
+        row(from_step=50, last_step=120, total_steps=400, train=TRAIN, **SAVED),
     ]
     assert standing(rows, NOW).to_json() == {
         "state": "training",
@@ -78,7 +74,7 @@ def test_programs_get_values() -> None:
         "step": 120,
         "total_steps": 400,
         "epoch": 1.5,
-        "losses": TRAIN["losses"],
+        "losses": plain(LOSSES),
         "learning_rate": 5e-6,
         "validation_total": 3.9,
         "validation_step": 100,

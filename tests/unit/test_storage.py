@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from indextts_job.checkpoint.attempt_record import AttemptRecord
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.errors import AccessRefusedError, ConfigError, DataError, SupersededError, UnavailableError
@@ -51,9 +52,9 @@ def test_logs_grow(storage: RunStorage) -> None:
 
 
 def test_attempts_are_numbered_and_the_newest_one_writes(storage: RunStorage) -> None:
-    first = Fence(storage, {"node": "a"})
+    first = Fence(storage, AttemptRecord(node="a"))
     first.check()
-    second = Fence(storage, {"node": "b"})
+    second = Fence(storage, AttemptRecord(node="b"))
     assert (first.attempt, second.attempt) == (1, 2)
     second.check()
     with pytest.raises(SupersededError, match="attempt 2") as caught:
@@ -121,8 +122,8 @@ def test_an_unknown_kind_of_storage_says_what_to_install() -> None:
 
 
 def test_an_attempt_of_another_submitted_job_ends_this_one_for_good(tmp_path: Path) -> None:
-    def record(chain: str) -> dict[str, object]:
-        return {"scheduler": {"kind": "slurm", "chain": chain}}
+    def record(chain: str) -> AttemptRecord:
+        return AttemptRecord(scheduler={"kind": "slurm", "chain": chain})
 
     storage = open_storage(str(tmp_path))
     first, again = Fence(storage, record("7")), Fence(storage, record("7"))
@@ -131,7 +132,7 @@ def test_an_attempt_of_another_submitted_job_ends_this_one_for_good(tmp_path: Pa
     other = Fence(storage, record("8"))
     with pytest.raises(ConfigError, match=r"two jobs were started .* slurm job 8, which goes on as attempt 3"):
         again.check()
-    Fence(storage, {})  # by hand: nothing is known about the job
+    Fence(storage, AttemptRecord())  # by hand: nothing is known about the job
     with pytest.raises(SupersededError):
         other.check()
 

@@ -3,30 +3,10 @@
 Holds no instant and no duration, so an interrupted and an undisturbed run have equal histories.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, Self
+from dataclasses import dataclass, field, replace
+from typing import Self
 
-from indextts_job.bounds import Bounds
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValidationConfig:
-    """When and on how much to validate, and when to give up."""
-
-    interval_steps: Annotated[int, Bounds(0, 10**9)] = 1000
-    """Steps between validations; 0 = once per epoch."""
-    max_samples: Annotated[int, Bounds(0, 10**9)] = 3200
-    """Validation samples used, the first ones of the manifests; 0 = all."""
-    early_stopping_patience: Annotated[int, Bounds(0, 10**6)] = 0
-    """Validations in a row without improvement after which the run is complete; 0 = never."""
-    overfitting_validations: Annotated[int, Bounds(0, 10**6)] = 3
-    """Validations in a row that are worse than the best one, while the training loss is better than it was then, that
-    count as overfitting: a warning, and a mark in the history; 0 = do not look."""
-    stop_unless: tuple[str, ...] = ()
-    """Goals like `text_loss < 3.0 by 5000`: from the first validation at or after that step on, a run that has never
-    reached the goal stops, committed, with exit code 79. Of text_loss, mel_loss, total and mel_top1. `by +5000` counts
-    from the step of the checkpoint, of another run or the old trainer, that this run was started from."""
+from indextts_job.parsing import Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +25,7 @@ class Losses:
 class Validation:
     """Result of one validation."""
 
-    step: int
+    step: Count
     losses: Losses
     train_total: float | None = None
     """Mean training loss of the steps since the validation before."""
@@ -55,7 +35,7 @@ class Validation:
 class IntervalSums:
     """Sums over the steps of an interval. Saved, so that what is said at its end is the same after a resume."""
 
-    steps: int = 0
+    steps: Count = 0
     text_loss: float = 0.0
     mel_loss: float = 0.0
     mel_top1: float = 0.0
@@ -88,11 +68,11 @@ class IntervalSums:
 class History:
     """Counters and validation results up to a step."""
 
-    samples: int = 0
+    samples: Count = 0
     """Samples of all updates so far."""
-    tokens: int = 0
+    tokens: Count = 0
     """Packed rows of all updates so far."""
-    scaler_skips: int = 0
+    scaler_skips: Count = 0
     """Tries of a step that float16 overflowed and that were repeated with a smaller scale."""
     interval: IntervalSums = field(default_factory=IntervalSums)
     """Since the last train line."""
@@ -101,8 +81,8 @@ class History:
     since_validation: IntervalSums = field(default_factory=IntervalSums)
     validations: tuple[Validation, ...] = ()
     best: Validation | None = None
-    validations_without_improvement: int = 0
-    overfitting_since: int | None = None
+    validations_without_improvement: Count = 0
+    overfitting_since: Count | None = None
     """Step of the validation that first showed it."""
 
     def after_step(self, losses: Losses, grad_norm: float) -> Self:
@@ -148,6 +128,13 @@ class History:
         last = self.validations[-validations:]
         return all(one.train_total is not None and one.train_total < best.train_total for one in last)
 
+    @property
+    def train_loss(self) -> float | None:
+        """Mean weighted training loss since the last train line; right behind a line, the mean that it showed."""
+        if self.interval.steps:
+            return self.interval.mean().total
+        return self.last_line.total if self.last_line else None
+
     def validated_at(self, step: int) -> bool:
         """Whether the validation due at a step is done."""
         return bool(self.validations) and self.validations[-1].step == step
@@ -155,27 +142,3 @@ class History:
     def improved_at(self, step: int) -> bool:
         """Whether the validation at a step was the best one so far."""
         return self.best is not None and self.best.step == step
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; floats survive JSON bit for bit."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`."""
-        plain = dict(document)
-        validations = tuple(_validation(entry) for entry in plain.pop("validations"))
-        best, line = plain.pop("best"), plain.pop("last_line", None)
-        return cls(
-            last_line=None if line is None else Losses(**line),
-            interval=IntervalSums(**plain.pop("interval")),
-            since_validation=IntervalSums(**plain.pop("since_validation", {})),
-            validations=validations,
-            best=None if best is None else _validation(best),
-            **plain,
-        )
-
-
-def _validation(document: Mapping[str, Any]) -> Validation:
-    losses = Losses(**document["losses"])
-    return Validation(step=document["step"], losses=losses, train_total=document.get("train_total"))

@@ -1,7 +1,7 @@
-"""The saves of one attempt, as the loop sees them: begun behind the training, waited for where that matters.
+"""When the loop saves, and which saves it waits for.
 
-What is due is decided by the step and the saved history, or by rank 0's clock. All ranks call these methods at the
-same places.
+The step and the saved history, or rank 0's clock, decide when a save is due. All ranks call these methods at the same
+places, because each of them may wait for the others.
 """
 
 import math
@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from indextts_job.checkpoint.retention import BEST, PREEMPTED, CheckpointConfig
+from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.errors import UnavailableError
+from indextts_job.loop.background_saver import FinishedSave, SaveCancelledError
 from indextts_job.loop.save_interval import SaveInterval
-from indextts_job.loop.saver import FinishedSave, SaveCancelledError
 from indextts_job.loop.timekeeping import Timekeeper
 from indextts_job.preemption.deadline import Pace, Stop, finishes_in_time
 from indextts_job.report.events import Emit, Notice
@@ -23,28 +24,26 @@ LOOK_FOR_STOP_S = 0.2
 """How often a wait for a save looks for a stop request."""
 
 
-class SavingWork(Protocol):
-    """Who writes checkpoints."""
+class Saver(Protocol):
+    """Writes checkpoints behind the training, one at a time: `BackgroundSaver`."""
 
-    def save(self, state: TrainState, tags: tuple[str, ...], pace: Pace) -> None:
-        """Begin to commit a checkpoint; returns as soon as the state may change again.
+    def save(self, state: TrainState, tags: tuple[str, ...], values: CheckpointValues | None) -> None:
+        """Begin to save a state; returns as soon as the state may change again."""
 
-        Args:
-            state: To save.
-            tags: Of the checkpoint.
-            pace: Measured so far; the next attempt on this hardware begins with it.
-        """
+    def finished(self, *, wait_s: float) -> FinishedSave | None:
+        """The result of the save in flight; None if there is none, or it takes longer than `wait_s`."""
 
-    def finished_save(self, *, wait_s: float) -> FinishedSave | None:
-        """What became of the save in flight; None if there is none, or it is not done within `wait_s`."""
-
-    def cancel_save(self) -> None:
+    def cancel(self) -> None:
         """Give up the save in flight as soon as possible."""
+
+
+Record = Callable[[TrainState, Pace], CheckpointValues | None]
+"""Gives what a checkpoint of a state records besides tensors; None on ranks that do not publish."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
-    """What a checkpoint holds, as far as it has to be known here."""
+    """Which state a checkpoint holds."""
 
     step: int
     validations: int
@@ -55,7 +54,7 @@ class _Saved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SavesSettings:
+class CheckpointingSettings:
     """Numbers that steer saves."""
 
     checkpoint: CheckpointConfig
@@ -65,13 +64,14 @@ class SavesSettings:
     """How long a save may take, as long as none was measured."""
 
 
-class Saves:
-    """At most one is in flight."""
+class Checkpointing:
+    """Decides about saves. At most one is in flight."""
 
-    def __init__(  # noqa: PLR0913  # it is handed its world, by name
+    def __init__(  # noqa: PLR0913  # all by name
         self,
-        settings: SavesSettings,
-        work: SavingWork,
+        settings: CheckpointingSettings,
+        saver: Saver,
+        record: Record,
         *,
         stop: Stop,
         emit: Emit,
@@ -79,7 +79,8 @@ class Saves:
         group: ProcessGroup,
         time: Timekeeper,
     ) -> None:
-        self._work = work
+        self._saver = saver
+        self._record = record
         self._stop = stop
         self._emit = emit
         self._clock = clock
@@ -124,7 +125,7 @@ class Saves:
         self._began_s = self._clock()
         self._interval.began()
         with self._time.spending("saves"):
-            self._work.save(state, every, replace(self.pace, save_s=self.lasts_s))
+            self._saver.save(state, every, self._record(state, replace(self.pace, save_s=self.lasts_s)))
         self._in_flight = _Saved(state.step, len(state.history.validations), every)
 
     def previous_done(self) -> bool:
@@ -140,7 +141,7 @@ class Saves:
         attempt, and so does the first failure when `tolerant` is off.
         """
         with self._time.spending("saves"):
-            finished = self._work.finished_save(wait_s=wait_s)
+            finished = self._saver.finished(wait_s=wait_s)
         if finished is None or self._in_flight is None:
             return
         in_flight, self._in_flight = self._in_flight, None
@@ -168,7 +169,7 @@ class Saves:
         gives_up = self._group.any_rank(replaced and older is not None and not older.tags and self._time_for_another())
         if older and (replaced or gives_up):
             if gives_up:
-                self._work.cancel_save()
+                self._saver.cancel()
                 decision = "given up for that of this step: there is time for it"
             else:
                 decision = "finished first; if time runs out, the last committed checkpoint stands"

@@ -1,0 +1,124 @@
+"""The values of the first state: of the base checkpoint, of a checkpoint of a run, or of the old trainer's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from indextts_job.attempt.inputs import Inputs
+from indextts_job.attempt.takeover import install, take_over
+from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.config import RunConfig
+from indextts_job.data.order import derive_seed
+from indextts_job.errors import UnavailableError
+from indextts_job.legacy.adoption import Imported
+from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors, initialise, split_rows
+from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
+from indextts_job.report.events import Emit
+from indextts_job.resume.points import ResumePoint
+from indextts_job.resume.select import Selection
+from indextts_job.training.recipe import RecipeConfig
+from indextts_job.training.state import BASE, FIRST_MOMENT, WEIGHTS, Carried, TrainState, stored_base
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where the values of the first state come from: a checkpoint's exact position, or a base."""
+
+    vocabulary: Vocabulary
+    point: ResumePoint | None = None
+    """The checkpoint whose exact position the attempt goes on from."""
+    base: BaseCheckpoint | None = None
+    """Weights to start from, without a position. None beside `point`."""
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    """Vocabulary rows behind those of the base that a run has trained, by text table."""
+    imported: Imported | None = None
+    """The old trainer's state, if it is taken over with its position."""
+    source: str = ""
+    """The old trainer's file."""
+
+
+def origin_of(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emit) -> Origin:
+    """Find out what the state begins with.
+
+    Args:
+        config: The run; its recorded exceptions (`resume.accept`).
+        inputs: The base checkpoint and the tokenizer.
+        selection: The checkpoint to start from, if any, and how.
+        emit: Gets lines about what is taken over from the old trainer.
+
+    Raises:
+        ConfigError: The old trainer's checkpoint does not fit.
+        UnavailableError: The run's checkpoints vanished meanwhile.
+    """
+    point = selection.point
+    if point and not selection.weights_only:
+        return Origin(vocabulary=Vocabulary.recorded(point.manifest.values.vocabulary), point=point)
+    if point:
+        base = _weights_as_base(point)
+        return Origin(vocabulary=_on(base, inputs), base=base, rows=_trained_rows(point))
+    if inputs.base is None:
+        raise UnavailableError(f"{config.run}: its checkpoints vanished while it was being started. Start again.")
+    if selection.legacy:
+        base, imported, source = take_over(config.resume.accept, inputs, selection, inputs.base, emit)
+        return Origin(vocabulary=_on(base, inputs), base=base, imported=imported, source=source)
+    base, rows = split_rows(inputs.base)
+    return Origin(vocabulary=_on(base, inputs), base=base, rows=rows)
+
+
+def _on(base: BaseCheckpoint, inputs: Inputs) -> Vocabulary:
+    return Vocabulary(pieces=inputs.tokenizer.pieces, base_pieces=base.text_pieces)
+
+
+def fill(state: TrainState, origin: Origin, recipe: RecipeConfig, own: CheckpointStore) -> None:
+    """Put the values of an origin into an empty state.
+
+    Args:
+        state: On the device.
+        origin: Where the values come from.
+        recipe: How new vocabulary rows begin.
+        own: The run's checkpoints: base tensors that lie there already are not written again.
+    """
+    if origin.point:
+        _restore(state, origin.point, own)
+    elif origin.imported:
+        install(state, origin.imported, recipe.global_batch_samples)
+    elif origin.base:
+        initialise(state.model, origin.base, recipe.new_rows, derive_seed(recipe.seed), origin.rows)
+        state.carried = Carried(tensors=carried_tensors(state.model, origin.base))
+
+
+def _restore(state: TrainState, point: ResumePoint, own: CheckpointStore) -> None:
+    values = point.manifest.values
+    state.load_weights(point.tensors)
+    if any(key.startswith(FIRST_MOMENT) for key in point.tensors):
+        state.load_moments(point.tensors, point.name.step)
+    if values.scaler and state.scaler.is_enabled():
+        state.scaler.load_state_dict(dict(values.scaler))
+    state.step = point.name.step
+    state.history = values.history
+    if point.store is own:
+        state.carried = stored_base(point.manifest)
+    else:
+        tensors = point.store.load(point.manifest, (BASE,))
+        state.carried = Carried(tensors={key.removeprefix(BASE): value for key, value in tensors.items()})
+
+
+def _weights_as_base(point: ResumePoint) -> BaseCheckpoint:
+    """The weights of a checkpoint in the role of a base; its frozen rows stay those of its own base."""
+    tensors = point.store.load(point.manifest, (BASE,))
+    full = {key.removeprefix(BASE): value for key, value in tensors.items()}
+    full |= {
+        key.removeprefix(WEIGHTS): value
+        for key, value in point.tensors.items()
+        if key.startswith(WEIGHTS) and not key.endswith(NEW_ROWS_SUFFIX)
+    }
+    return BaseCheckpoint(full, full["text_embedding.weight"].shape[0] - 1)
+
+
+def _trained_rows(point: ResumePoint) -> dict[str, Tensor]:
+    return {
+        key: point.tensors[WEIGHTS + key + NEW_ROWS_SUFFIX]
+        for key in TEXT_TABLES
+        if WEIGHTS + key + NEW_ROWS_SUFFIX in point.tensors
+    }

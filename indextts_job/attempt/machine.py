@@ -1,0 +1,154 @@
+"""How this attempt computes: the plan that all ranks share, and what a micro-batch may hold on this device."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from indextts_job.attempt.inputs import Inputs
+from indextts_job.checkpoint.values import CheckpointValues
+from indextts_job.hardware.memory import MemoryLine
+from indextts_job.hardware.plan import PRECISIONS, HardwareConfig, HardwareFacts, Needs, Plan, changes, make_plan
+from indextts_job.loop.capacity import Capacity
+from indextts_job.model.unified_voice import UnifiedVoice
+from indextts_job.preemption.deadline import Pace
+from indextts_job.report.console import human_bytes
+from indextts_job.report.events import Emit, Notice
+from indextts_job.training.distributed import ProcessGroup
+from indextts_job.training.probe import CudaMeter, measured_line
+from indextts_job.training.recipe import OptimizerConfig
+from indextts_job.training.state import TrainState, build_optimizer, count_parameters
+from indextts_job.training.step import Engine
+
+
+def shared_plan(
+    facts: HardwareFacts, config: HardwareConfig, inputs: Inputs, model: UnifiedVoice, group: ProcessGroup
+) -> Plan:
+    """The plan of this attempt, the same on every rank where it has to be."""
+    needs = Needs(model=inputs.model, trained_parameters=count_parameters(model), longest_tokens=inputs.longest[0])
+    return agreed_plan(make_plan(facts, config, needs, group.world_size), group)
+
+
+def agreed_plan(plan: Plan, group: ProcessGroup) -> Plan:
+    """One plan for GPUs that need not be alike.
+
+    Gradients are summed over all ranks, so every rank computes in the lowest precision that any of them needs.
+
+    Args:
+        plan: The plan of this rank alone.
+        group: All ranks.
+    """
+    return replace(
+        plan,
+        precision=PRECISIONS[group.all_reduce_min(PRECISIONS.index(plan.precision))],
+        recompute=group.any_rank(plan.recompute),
+        shard_optimizer=group.any_rank(plan.shard_optimizer),
+    )
+
+
+def empty_state(
+    model: UnifiedVoice,
+    plan: Plan,
+    optimizer: OptimizerConfig,
+    new_rows_factor: float,
+    owned: Sequence[bool],
+) -> TrainState:
+    """A state on the device, with memory for everything and without values.
+
+    Args:
+        model: On the host.
+        plan: Device and precision.
+        optimizer: Numbers of the optimizer.
+        new_rows_factor: Learning rate of new vocabulary rows, in multiples of that of everything else.
+        owned: For each parameter, whether this rank writes it to checkpoints (and updates it, if moments are sharded).
+    """
+    model.to(plan.device)
+    own = {name for (name, _), mine in zip(model.named_parameters(), owned, strict=True) if mine}
+    return TrainState(
+        model=model,
+        optimizer=build_optimizer(model, optimizer, own if plan.shard_optimizer else None, new_rows_factor),
+        scaler=torch.amp.GradScaler(plan.device, enabled=plan.precision == "float16"),
+        own=own,
+    )
+
+
+def configure_torch(config: HardwareConfig, plan: Plan) -> None:
+    """Threads and determinism of this process."""
+    if plan.device == "cpu":
+        torch.set_num_threads(plan.threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first call
+    torch.use_deterministic_algorithms(config.deterministic)
+
+
+def measured_capacity(
+    capacity: Capacity, config: HardwareConfig, inputs: Inputs, engine: Engine, step: int, emit: Emit
+) -> Capacity:
+    """Replace the estimate by a measurement, on GPUs and where the user has set nothing; the same on all ranks.
+
+    Args:
+        capacity: As estimated, or as an earlier attempt on this kind of device left it.
+        config: What the user wishes.
+        inputs: A usual sample and the longest one are tried.
+        engine: On the device.
+        step: The position.
+        emit: Gets a line about the result.
+    """
+    model, group = engine.model, engine.group
+
+    def measured() -> MemoryLine | None:
+        model.gpt.recompute = capacity.recompute
+        model.train()
+        return measured_line(engine, inputs.model, inputs.usual, inputs.longest[0], CudaMeter(), step)
+
+    if engine.device.type == "cuda" and not config.capacity_tokens:
+        moments = f"moments shared by {group.world_size}" if engine.owners else "all moments"
+        what = f"{engine.precision}, dropout {engine.recipe.dropout:g}, {moments}"
+        if message := capacity.measure(what, measured, may_recompute=config.recompute == "auto"):
+            emit(Notice(step=step, topic="memory", message=message))
+    # Every rank cuts every step, so they must cut it alike.
+    capacity.tokens = group.all_reduce_min(capacity.tokens)
+    capacity.recompute = group.any_rank(capacity.recompute)
+    model.gpt.recompute = capacity.recompute
+    return capacity
+
+
+def recorded_pace(values: CheckpointValues | None, facts: HardwareFacts, world_size: int) -> Pace:
+    """The pace of the attempt that saved a checkpoint, where it says something about this one: on equal hardware."""
+    if values is None or values.pace is None:
+        return Pace()
+    then = values.environment
+    same = then.hardware.get("name") == facts.name and then.world_size == world_size
+    return values.pace if same else Pace()
+
+
+def tell_of_changes(values: CheckpointValues, facts: HardwareFacts, plan: Plan, step: int, emit: Emit) -> None:
+    """Say what is different from the machine that saved the checkpoint."""
+    versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    if changed := changes(values.environment, facts, plan, versions):
+        message = f"since the checkpoint: {', '.join(changed)}; the samples of each step are the same"
+        emit(Notice(step=step, topic="plan", message=message))
+
+
+def plan_text(plan: Plan, *, deterministic: bool, global_batch_samples: int) -> str:
+    """The plan in one line."""
+    further = {
+        "activations are computed again": plan.recompute,
+        "deterministic kernels": deterministic,
+        "moments shared among the processes": plan.shard_optimizer,
+    }
+    return ", ".join(
+        [
+            f"global batch {global_batch_samples} samples in micro-batches of up to {plan.capacity_tokens} tokens",
+            plan.precision,
+            f"{plan.threads} threads",
+            *(text for text, applies in further.items() if applies),
+        ]
+    )
+
+
+def hardware_text(facts: HardwareFacts) -> str:
+    """The device in one line."""
+    driver = f", compute capability {facts.capability}, driver {facts.driver}" if facts.driver else ""
+    return f"{facts.name} ({facts.device}), {human_bytes(facts.memory_bytes)}, {facts.cpus} CPUs{driver}"

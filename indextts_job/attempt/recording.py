@@ -1,0 +1,152 @@
+"""What rank 0 does around the training: it takes the attempt's number, writes events and commits checkpoints (I5)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from indextts_job.attempt.inputs import Inputs
+from indextts_job.attempt.records import (
+    Laps,
+    ValuesRecorder,
+    attempt_record,
+    constant_values,
+    environment,
+    run_readers,
+)
+from indextts_job.attempt.start import Start
+from indextts_job.checkpoint.fence import Fence
+from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.config import RunConfig
+from indextts_job.hardware.plan import HardwareFacts, in_samples
+from indextts_job.loop.background_saver import BackgroundSaver
+from indextts_job.loop.checkpointing import Record
+from indextts_job.loop.publisher import Publisher
+from indextts_job.preemption.exit_guard import ExitGuard
+from indextts_job.preemption.signals import StopSignals
+from indextts_job.redaction import redacted
+from indextts_job.report.attempts import previous_end
+from indextts_job.report.events import AttemptEnded, AttemptStarted, Emit, Notice
+from indextts_job.report.stream import EventStream
+from indextts_job.resume.points import Repair
+from indextts_job.resume.select import Selection
+from indextts_job.resume.shared_objects import Repaired
+from indextts_job.training.distributed import ProcessGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """An attempt that is ready to train."""
+
+    config: RunConfig
+    inputs: Inputs
+    facts: HardwareFacts
+    start: Start
+    store: CheckpointStore
+    selection: Selection
+    repair: Repair
+    stop: StopSignals
+    emit: EventStream
+    group: ProcessGroup
+    saver_group: ProcessGroup
+    """The same ranks, for the thread that saves."""
+    guard: ExitGuard
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Who writes checkpoints and the end of the attempt."""
+
+    saver: BackgroundSaver
+    record: Record
+    ended: Callable[[str, int, str], None]
+    """Told once: outcome, exit code, and a message where it failed."""
+
+
+def other_rank(parts: Parts) -> Recording:
+    """A rank other than 0 writes its share of the checkpoints, and reports nothing."""
+
+    def ended(_outcome: str, code: int, message: str) -> None:
+        if not message:
+            parts.guard.leaves(code)
+
+    saver = BackgroundSaver(parts.store, None, parts.saver_group, parts.emit, parts.stop)
+    return Recording(saver, lambda _state, _pace: None, ended)
+
+
+def rank_zero(parts: Parts, laps: Laps) -> Recording:
+    """Take the next attempt number, and begin to report.
+
+    Args:
+        parts: The attempt.
+        laps: How the start-up went.
+    """
+    config, inputs, start, emit, store = parts.config, parts.inputs, parts.start, parts.emit, parts.store
+    step = start.state.step
+    fence = _fence(parts, laps)
+    _tidy(store, emit)
+    emit(Notice(step=step, topic="run", message=f"{config.run}, attempt {fence.attempt}"))
+    laps.done("run folder")
+    samples = config.recipe.global_batch_samples
+    shape = in_samples(start.capacity.tokens, inputs.mean_tokens, samples, parts.group.world_size)
+    emit(Notice(step=step, topic="plan", message=shape))
+    emit(Notice(step=step, topic="start-up", message=str(laps)))
+    emit.start(run_readers(config, store.storage, fence.attempt, inputs.train_set, step))
+    values = constant_values(config, inputs, start, environment(parts.facts, start.plan, parts.group.world_size))
+    emit(
+        AttemptStarted(
+            step=step,
+            attempt=fence.attempt,
+            total_steps=inputs.total_steps,
+            resumed_from=start.lineage.checkpoint,
+            details=values.to_json()["environment"],
+        )
+    )
+    saver = BackgroundSaver(store, _publisher(parts, fence), parts.saver_group, emit, parts.stop)
+    return Recording(saver, ValuesRecorder(values, start.engine, start.reference), partial(_end, parts))
+
+
+def _fence(parts: Parts, laps: Laps) -> Fence:
+    record = attempt_record(
+        facts=parts.facts,
+        world_size=parts.group.world_size,
+        step=parts.start.state.step,
+        resume=parts.config.resume.source,
+        launched=laps.began(),
+        previous=previous_end(parts.store.storage),
+    )
+    return Fence(parts.store.storage, record)
+
+
+def _publisher(parts: Parts, fence: Fence) -> Publisher:
+    point = parts.selection.point
+    return Publisher(
+        parts.store,
+        fence,
+        attempt_start=parts.start.state.step,
+        keep=parts.config.checkpoint.keep,
+        unreadable=point.unreadable if point and point.store is parts.store else (),
+        files={"tokenizer.model": parts.inputs.tokenizer.content},
+        audit=partial(_audit, parts.store, parts.repair),
+    )
+
+
+def _end(parts: Parts, outcome: str, code: int, message: str) -> None:
+    parts.guard.leaves(code)
+    step = parts.start.state.step
+    parts.emit(AttemptEnded(step=step, outcome=outcome, exit_code=code, message=redacted(message)))
+    parts.store.storage.flush()
+
+
+def _audit(store: CheckpointStore, repair: Repair) -> Repaired:
+    """Compare and repair what the newest checkpoint shares with all others."""
+    newest = store.newest()
+    return repair(store, newest) if newest else Repaired()
+
+
+def _tidy(store: CheckpointStore, emit: Emit) -> None:
+    try:
+        store.collect_orphans()
+    # A store may lack the request for it, or hold what nobody can read. Neither is a reason not to train.
+    except Exception as error:  # noqa: BLE001
+        message = f"left-over objects of interrupted saves were not removed: {error}"
+        emit(Notice(step=0, topic="checkpoint", message=message, warning=True))

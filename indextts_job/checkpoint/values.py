@@ -1,0 +1,229 @@
+"""What a checkpoint records besides its tensors. Frozen dataclasses, checked once, when a manifest is read. Pure.
+
+docs/checkpoint-format.md describes the fields for readers of the files.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from indextts_job.checkpoint.history import History
+from indextts_job.errors import ConfigError, DataError
+from indextts_job.parsing import AtLeastOne, Count, Document, parsed, plain, unknown_key
+from indextts_job.preemption.deadline import Pace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderRecord:
+    """What decides which samples a step holds."""
+
+    version: Count
+    seed: Count
+    global_batch_samples: AtLeastOne
+    num_samples: AtLeastOne
+    """Samples of the training set."""
+    dataset_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetRecord:
+    """The training set, for people."""
+
+    manifests: tuple[str, ...]
+    languages: Mapping[str, int]
+    """Samples by language."""
+    codes: Count
+    """Semantic codes of all samples together."""
+    skipped_samples: tuple[str, ...]
+    """Ids of samples that were left out because they are bad."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerRecord:
+    """The tokenizer that the text ids were made with."""
+
+    pieces: Count
+    fingerprint: str
+    """Hash of all pieces in their order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VocabularyRecord:
+    """Rows of the text tables."""
+
+    pieces: AtLeastOne
+    base_pieces: Count
+    """Rows that the base checkpoint brought; all rows behind them are new."""
+
+    @property
+    def new_rows(self) -> int:
+        """Rows that the base checkpoint did not have."""
+        return self.pieces - self.base_pieces
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParametersRecord:
+    """Numbers of parameters."""
+
+    trained: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lineage:
+    """Where a run came from."""
+
+    run: str | None = None
+    """The other run, or the old trainer's file, that it was started from."""
+    checkpoint: str | None = None
+    """The checkpoint that this attempt went on from."""
+    step: Count | None = None
+    """Step of that other run at which this one began."""
+
+    @property
+    def began_at(self) -> int:
+        """Step at which the run began."""
+        return self.step or 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What an attempt ran on. For people, and to say what changed since."""
+
+    hardware: Document = field(default_factory=dict)
+    """Fields of `hardware.plan.HardwareFacts`."""
+    plan: Document = field(default_factory=dict)
+    """Fields of `hardware.plan.Plan`."""
+    world_size: Count | None = None
+    indextts_job: str = ""
+    python: str = ""
+    torch: str | None = None
+    cuda: str | None = None
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceLosses:
+    """Losses of a few fixed samples when the checkpoint was saved; computed again after it is loaded."""
+
+    samples: tuple[str, ...]
+    """Their ids."""
+    text_loss: float
+    mel_loss: float
+    precision: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointValues:
+    """Everything that a checkpoint records besides its tensors."""
+
+    config: Document
+    """The run's configuration, as `RunConfig.to_json` gives it, without secrets."""
+    model_config: Document
+    """The model's config.yaml."""
+    order: OrderRecord
+    total_steps: AtLeastOne
+    """Updates of the whole run."""
+    dataset: DatasetRecord
+    tokenizer: TokenizerRecord
+    vocabulary: VocabularyRecord
+    parameters: ParametersRecord
+    lineage: Lineage
+    environment: Environment
+    history: History
+    scaler: Document | None
+    """`state_dict` of the float16 loss scaler; None in other precisions."""
+    learning_rate: float | None = None
+    """Rate of the last update; None before the first one."""
+    pace: Pace | None = None
+    """Measured durations: the next attempt on this hardware decides its first step by them."""
+    reference: ReferenceLosses | None = None
+    """None where the device had no memory to compute them."""
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, counted in samples: 1.5 is the middle of the second."""
+        return self.history.samples / self.order.num_samples
+
+    def config_section(self, name: str) -> Document:
+        """One section of the recorded configuration, `schedule` say; empty when it is not there."""
+        section = self.config.get(name)
+        return section if isinstance(section, Mapping) else {}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as a manifest holds them."""
+        document: dict[str, Any] = plain(self)
+        document["lineage"] = {key: value for key, value in document["lineage"].items() if value is not None}
+        return document
+
+
+_SECTIONS = {"config": ("recipe", "schedule", "data", "hardware"), "model_config": ("gpt",)}
+"""Parts of the recorded documents that readers rely on."""
+_CLOSED = ("history", "vocabulary", "pace")
+"""Training goes on from these, so a key that this release does not know would be lost with the next save."""
+
+
+def parse_values(document: object, where: str) -> CheckpointValues:
+    """The values of a checkpoint.
+
+    Args:
+        document: As it was parsed from JSON.
+        where: The manifest, for the message.
+
+    Raises:
+        DataError: Naming the first value that is not what it should be.
+    """
+    try:
+        values = parsed(document, CheckpointValues, "values")
+    except ValueError as error:
+        raise DataError(f"{where}: {error}; the manifest is damaged.") from error
+    if problem := _missing_section(values) or _unknown(document, values):
+        raise DataError(f"{where}: {problem}; the manifest is damaged.")
+    return values
+
+
+def _missing_section(values: CheckpointValues) -> str | None:
+    for name, sections in _SECTIONS.items():
+        document = getattr(values, name)
+        for section in sections:
+            if not isinstance(document.get(section), Mapping):
+                return f"values.{name}.{section} is missing, or holds no keys and values"
+    return None
+
+
+def _unknown(document: object, values: CheckpointValues) -> str | None:
+    assert isinstance(document, Mapping)  # noqa: S101  # it was parsed
+    known = plain(values)
+    for name in _CLOSED:
+        if path := unknown_key(document.get(name), known[name], f"values.{name}"):
+            return f"{path} is a key that this release does not know"
+    return None
+
+
+def demand_storable(values: object, where: str) -> None:
+    """Find out before the first step that a value cannot be recorded in a checkpoint.
+
+    Args:
+        values: What every checkpoint of a run will record.
+        where: They come from, to begin the path of the value.
+
+    Raises:
+        ConfigError: Naming the value: an infinite number, a date, anything that JSON does not have.
+    """
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{where}: the key {key!r} is no text. Put it in quotes.")
+            demand_storable(value, f"{where}.{key}")
+    elif isinstance(values, (list, tuple)):
+        for index, value in enumerate(values):
+            demand_storable(value, f"{where}[{index}]")
+    elif not _is_json_scalar(values):
+        raise ConfigError(f"{where} is {values!r}, which no checkpoint can record. Give a finite number or a text.")
+
+
+def _is_json_scalar(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, (str, int))

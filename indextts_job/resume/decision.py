@@ -1,0 +1,85 @@
+"""What a selected checkpoint is used for: its exact position, or only its weights. Tells the user what was chosen."""
+
+from dataclasses import dataclass, replace
+
+from indextts_job.data.order import ORDER_VERSION
+from indextts_job.report.events import Emit, Notice
+from indextts_job.resume.compatibility import Present, demand_same_run, extends_vocabulary
+from indextts_job.resume.points import ResumePoint
+from indextts_job.resume.select import Selection
+
+
+@dataclass(frozen=True, slots=True)
+class _Voice:
+    """Notices about the resume."""
+
+    emit: Emit
+    step: int = 0
+
+    def say(self, message: str) -> None:
+        self.emit(Notice(step=self.step, topic="resume", message=message))
+
+    def warn(self, message: str) -> None:
+        self.emit(Notice(step=self.step, topic="resume", message=message, warning=True))
+
+
+def decide(selection: Selection, present: Present, emit: Emit) -> Selection:
+    """Decide between the exact position and weights only.
+
+    Args:
+        selection: The checkpoint to start from, if any.
+        present: What this attempt brings.
+        emit: Gets what was chosen, and what changed since the checkpoint.
+
+    Raises:
+        ConfigError: A setting changed that decides the samples or the update of a step.
+        DataError: The dataset changed.
+    """
+    point = selection.point
+    if point is None:
+        _tell_of_no_checkpoint(selection, _Voice(emit))
+        return selection
+    voice = _Voice(emit, point.name.step)
+    _tell_of_checkpoint(selection, point, voice)
+    recorded = point.manifest.values.tokenizer.pieces
+    if extends_vocabulary(point.manifest.values, present.tokenizer):
+        voice.warn(
+            f"the tokenizer grew from {recorded} to {present.tokenizer.pieces} pieces: the checkpoint's weights are "
+            "used, new rows are initialised; moments, schedule, scaler and position start afresh together"
+        )
+        return replace(selection, weights_only=True)
+    if selection.weights_only:
+        voice.warn("weights only: moments, schedule and position start afresh")
+        return selection
+    for change in demand_same_run(point.manifest.values, present, point.url):
+        voice.say(f"changed: {change}")
+    voice.say(_position_text(point, present))
+    return selection
+
+
+def _tell_of_no_checkpoint(selection: Selection, voice: _Voice) -> None:
+    for note in selection.notes:
+        voice.warn(note)
+    if not selection.legacy:
+        voice.say("no checkpoint: fresh start from the base checkpoint")
+
+
+def _tell_of_checkpoint(selection: Selection, point: ResumePoint, voice: _Voice) -> None:
+    for reason in point.passed_over:
+        voice.warn(f"passed over a checkpoint: {reason}")
+    for note in (*point.repaired, *selection.notes):
+        voice.warn(note)
+    if not point.repaired and (lost := point.store.missing(point.manifest)):
+        voice.warn(
+            f"{len(lost)} objects of the checkpoint are lost or cut, {lost[0].key} among them. Training does not need "
+            "them, an export does: restore them from a copy of the run."
+        )
+    voice.say(f"checkpoint found at {point.url}")
+
+
+def _position_text(point: ResumePoint, present: Present) -> str:
+    epoch, used = present.order.epoch_of(point.name.step)
+    return (
+        f"step {point.name.step} of {present.total_steps}, epoch {epoch}, {used} of {present.order.num_samples} "
+        f"samples of it used; restored: weights, moments, history; seed {present.order.seed}, order {ORDER_VERSION}"
+    )

@@ -1,0 +1,162 @@
+"""One checkpoint to go on from: find it by its name, read it, verify it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from indextts_job.checkpoint import retention
+from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name, parse_file_name
+from indextts_job.checkpoint.objects import DamagedCheckpointError
+from indextts_job.checkpoint.retention import CheckpointName
+from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.errors import ConfigError, DataError, findings_message
+from indextts_job.legacy.discovery import is_old_checkpoint
+from indextts_job.model.vocabulary import TEXT_TABLES
+from indextts_job.resume.shared_objects import Repaired
+from indextts_job.storage import files
+from indextts_job.storage.remote_storage import open_storage
+from indextts_job.storage.retry import StorageConfig
+from indextts_job.training.state import BASE, FIRST_MOMENT, SECOND_MOMENT, WEIGHTS
+
+Repair = Callable[[CheckpointStore, CheckpointManifest], Repaired]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumePoint:
+    """A verified checkpoint."""
+
+    store: CheckpointStore
+    manifest: CheckpointManifest
+    tensors: Mapping[str, Tensor]
+    passed_over: tuple[str, ...] = ()
+    """Newer checkpoints that could not be read, and why."""
+    unreadable: tuple[CheckpointName, ...] = ()
+    repaired: tuple[str, ...] = ()
+    """What was damaged in it, and what was done about it."""
+
+    @property
+    def name(self) -> CheckpointName:
+        """Its name."""
+        return self.manifest.name
+
+    @property
+    def url(self) -> str:
+        """Path or URL of its manifest."""
+        return f"{self.store.storage.url}/{MANIFESTS}/{file_name(self.name)}"
+
+
+def newest(store: CheckpointStore, repair: Repair | None = None) -> ResumePoint:
+    """The newest checkpoint that verifies; those passed over are named and left alone.
+
+    A checkpoint that cannot be read ranks below every one that can: it may carry any number in its name.
+
+    Args:
+        store: The run.
+        repair: See `read`.
+
+    Raises:
+        ConfigError: There is none.
+        DataError: None of them can be read.
+    """
+    names = store.names()
+    if not names:
+        raise ConfigError(f"{store.storage.url} holds no checkpoints. Give a run folder or one of its manifests.")
+    passed_over: list[str] = []
+    unreadable: list[CheckpointName] = []
+    while candidates := retention.current(name for name in names if name not in unreadable):
+        try:
+            point = read(store, candidates[0], repair)
+        except DataError as error:
+            passed_over.append(str(error))
+            unreadable.append(candidates[0])
+            continue
+        return replace(point, passed_over=tuple(passed_over), unreadable=tuple(unreadable))
+    raise DataError(
+        findings_message(
+            f"{store.storage.url}: none of its {len(names)} checkpoints can be read",
+            passed_over,
+            "Nothing was deleted. Restore the files, or start a new run in another folder.",
+        )
+    )
+
+
+def read(store: CheckpointStore, name: CheckpointName, repair: Repair | None = None) -> ResumePoint:
+    """One checkpoint, verified, with the tensors that training needs.
+
+    Args:
+        store: The run.
+        name: Of the checkpoint.
+        repair: Writes what all checkpoints share again, when it is damaged; gives what there is to be told.
+
+    Raises:
+        DataError: It is not whole.
+    """
+    manifest = store.manifest(name)
+    frozen = tuple(BASE + key for key in TEXT_TABLES)
+    wanted = (WEIGHTS, FIRST_MOMENT, SECOND_MOMENT, *frozen)
+    found: tuple[str, ...] = ()
+    try:
+        tensors = store.load(manifest, wanted)
+    except DamagedCheckpointError as error:
+        told = repair(store, manifest).told if repair else ()
+        if not told:
+            raise
+        tensors, found = store.load(manifest, wanted), (str(error), *told)
+    # Also what training does not read: a run that is complete would otherwise keep the hole.
+    if not found and repair and store.missing(manifest):
+        found = repair(store, manifest).told
+    return ResumePoint(store=store, manifest=manifest, tensors=tensors, repaired=found)
+
+
+def locate(
+    source: str, storage: StorageConfig | None = None, *, may_be_gone: bool = False
+) -> tuple[CheckpointStore, CheckpointName | None]:
+    """A run folder, or the manifest of one checkpoint, as the user names it.
+
+    Args:
+        source: Path or URL.
+        storage: How patient to be with remote storage.
+        may_be_gone: Accept what is not there any more: a run needs its origin only once.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if is_old_checkpoint(source):
+        raise ConfigError(
+            f"{source} is a checkpoint of the old trainer. `train --resume` takes it over; give a run here."
+        )
+    if source.endswith(".json"):
+        folder, _, file = source.rpartition("/")
+        name = parse_file_name(file)
+        run = folder.rpartition("/")[0] or "."
+        if name is None or not (may_be_gone or files.exists(source)):
+            raise no_such_checkpoint(source, run)
+        return CheckpointStore(open_storage(run, storage)), name
+    if not (may_be_gone or files.exists(source)):
+        raise no_such_run(source)
+    return CheckpointStore(open_storage(source.rstrip("/"), storage)), None
+
+
+def recorded_config(run: str) -> dict[str, Any] | None:
+    """The configuration in a run's newest readable manifest; None when the run has no checkpoint.
+
+    Raises:
+        DataError: There are checkpoints, but no manifest can be read.
+    """
+    store, name = locate(run) if files.exists(run) else (None, None)
+    if store is None:
+        return None
+    manifest = store.manifest(name) if name else store.newest()
+    return dict(manifest.values.config) if manifest else None
+
+
+def no_such_run(source: str) -> ConfigError:
+    """The error for a name that is no run."""
+    return ConfigError(f"{source}: no such run. Give auto, none, own, a run folder or URL, or one of its manifests.")
+
+
+def no_such_checkpoint(source: str, run: str) -> ConfigError:
+    """The error for a name that is no checkpoint of a run."""
+    return ConfigError(f"{source}: no such checkpoint. `indextts-job checkpoints list {run}` shows what there is.")
