@@ -1,23 +1,33 @@
-"""Fixtures for all tests. One thread: small models, and bits that do not depend on the machine's cores."""
+"""Fixtures for all tests. One thread: small models, and bits that do not depend on the machine's cores.
 
+Imports no torch, nor anything that does: most unit tests need none, and it takes longer than all of them.
+"""
+
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
-from indextts_job.demo.world import World, make_world
-from tests.support.runs import TINY
-from tests.support.warm_parent import WarmParent
+if TYPE_CHECKING:
+    from indextts_job.demo.world import World
+    from tests.support.warm_parent import WarmParent
 
-torch.set_num_threads(1)
 settings.register_profile(
     "tests", derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
 # `make fuzz`: about an hour, other examples each time.
 settings.register_profile("fuzz", deadline=None, max_examples=20_000, suppress_health_check=list(HealthCheck))
 settings.load_profile("tests")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Whoever imported torch, and whatever an attempt in this process has set."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -34,13 +44,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
     """A dataset of 40 pairs with an extended tokenizer; tests do not change it."""
+    import torch
+
+    from indextts_job.demo.world import make_world
+    from tests.support.runs import TINY
+
+    torch.set_num_threads(1)
     return make_world(tmp_path_factory.mktemp("world"), TINY)
 
 
 @pytest.fixture(scope="session")
-def warm_parent() -> Iterator[WarmParent]:
+def warm_parent() -> Iterator["WarmParent"]:
+    from tests.support.warm_parent import WarmParent
+
     with WarmParent() as parent:
         yield parent
 
