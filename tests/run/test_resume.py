@@ -15,8 +15,9 @@ from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import ResumeConfig, build_config
 from indextts_job.demo.world import World, make_world
+from indextts_job.hardware.facts import read_facts
 from indextts_job.preemption.signals import StopSignals
-from indextts_job.report.console import ConsoleReport
+from indextts_job.report.console import ConsoleReport, human_bytes
 from indextts_job.report.events import AttemptStarted, Committed, Event
 from indextts_job.resume.points import recorded_config
 from indextts_job.resume.select import select
@@ -50,6 +51,13 @@ def test_a_finished_run_ends_at_once_and_writes_no_checkpoint(world: World, fini
     assert again.code == 0
     assert "complete at step 24" in again.output
     assert store_of(finished).names() == before
+
+
+def test_the_first_line_tells_what_machine_this_is(world: World, finished: Path) -> None:
+    facts = read_facts("cpu")
+    lines = attempt(config_for(world, finished)).output.splitlines()
+    memory = human_bytes(facts.memory_bytes)
+    assert f"hardware    {facts.name} (cpu), {memory}, {facts.cpus} CPUs" in lines
 
 
 def test_another_capacity_in_mid_epoch_uses_the_same_samples_per_step(

@@ -68,3 +68,14 @@ def test_a_link_in_a_shared_folder_leads_to_no_other_file(tmp_path: Path) -> Non
     with pytest.raises(OSError, match="symbolic link"):
         _Download(SHARD, folder / f".{SHARD.sha256}.partial")
     assert precious.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("content", [CONTENT[:-1] + b"x", CONTENT[:-1]])
+def test_a_copy_with_another_hash_is_no_copy(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    downloads = Downloads(tmp_path, lambda _shard, start, stop: content[start:stop], 0.0)
+    downloads.want(SHARD)
+    wait_until(lambda: "no further copies" in caplog.text, "the copy is given up")
+    assert "does not have the hash" in caplog.text
+    assert not copy_path(tmp_path, SHARD).exists()
+    assert not list(tmp_path.iterdir())
+    assert not downloads.wait_for(SHARD, 0, 10)

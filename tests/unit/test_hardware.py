@@ -123,6 +123,14 @@ def test_a_plan_is_told_in_sequences_and_in_what_changed() -> None:
     assert changes(Environment(), A100, plan, here) == []
 
 
+@pytest.mark.parametrize("what", ["torch", "cuda"])
+def test_another_version_alone_is_told(what: str) -> None:
+    here = {"torch": "2.13.0", "cuda": "13.0"}
+    shown = {"torch": "torch", "cuda": "CUDA"}[what]
+    plan = make_plan(A100, AUTO, needs(700))
+    assert changes({**here, what: "12.8"}, A100, plan, here) == [f"{shown} 12.8 -> {here[what]}"]
+
+
 class WithAnOlderGpu(SingleProcess):
     """Two processes; the other one computes in float16, and shares the moments."""
 

@@ -24,14 +24,14 @@ from tests.support.values import values
 
 
 class Held:
-    """Stops a storage before a write until it is let go."""
+    """Stops a storage before the n-th operation of a kind on its objects until it is let go."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, verb: str = "write") -> None:
         self.reached, self.go = threading.Event(), threading.Event()
-        self._left = at
+        self._left, self._verb = at, verb
 
     def __call__(self, _number: int, verb: str, key: str) -> None:
-        if verb == "write" and key.startswith("objects/"):
+        if verb == self._verb and key.startswith("objects"):
             self._left -= 1
             if self._left == 0:
                 self.reached.set()
@@ -79,6 +79,32 @@ def test_the_state_may_change_while_it_is_written(tmp_path: Path) -> None:
     # What never changes is in the run now, and not written a second time.
     assert not state.carried.tensors
     assert set(state.carried.stored) == {"base/conditioning_encoder.x"}
+
+
+def test_what_is_committed_is_the_state_of_the_call_whenever_the_thread_comes_to_it(tmp_path: Path) -> None:
+    """Held before it has looked at a single tensor: nothing is serialised when the next steps change everything."""
+    held = Held(1, "list")
+    saver, state = saver_on(FaultyStorage(open_storage(str(tmp_path)), held), []), new_state()
+    for moments in state.optimizer.state.values():
+        moments["exp_avg"].uniform_()
+        moments["exp_avg_sq"].uniform_()
+    expected = {key: tensor.clone() for group in state.tensor_groups() for key, tensor in group.items()}
+    saver.save(state, ())
+    assert held.reached.wait(30)
+    assert not open_storage(str(tmp_path)).list("objects")
+    with torch.no_grad():
+        for parameter in state.model.parameters():
+            parameter.add_(1)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state.optimizer.state[parameter][moment].mul_(2)
+    held.go.set()
+    finished = saver.finished(wait_s=math.inf)
+    assert finished is not None
+    assert finished.error is None
+    store = CheckpointStore(open_storage(str(tmp_path)))
+    loaded = store.load(store.manifest(store.names()[0]))
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in expected.items())
 
 
 def test_a_cancelled_save_leaves_no_checkpoint_and_its_objects_to_the_next(tmp_path: Path) -> None:

@@ -181,6 +181,39 @@ def test_what_somebody_removed_is_written_again_by_the_same_process(tmp_path: Pa
     reopened(store).verify(store.manifest(save(store, 2)))
 
 
+@pytest.mark.parametrize("left", [0, 10])
+def test_what_somebody_cut_off_is_written_again_by_the_same_process(tmp_path: Path, left: int) -> None:
+    store = CheckpointStore(open_storage(str(tmp_path / "run")))
+    save(store, 1, seed=1)
+    for path in (tmp_path / "run/objects").iterdir():
+        path.write_bytes(path.read_bytes()[:left])
+    reopened(store).verify(store.manifest(save(store, 2, seed=1)))
+
+
+@pytest.mark.parametrize("damage", ["cut off", "altered"])
+def test_an_object_found_damaged_is_mended_by_the_process_that_wrote_it(store: CheckpointStore, damage: str) -> None:
+    manifest = store.manifest(save(store, 1))
+    stored = manifest.objects[manifest.tensors["base/frozen"].object]
+    good = store.storage.read(stored.key)
+    store.storage.write(stored.key, good[:-1] if damage == "cut off" else good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(DamagedCheckpointError, match="bytes"):
+        store.verify(manifest)
+    assert not store.restore(stored, b"something else")
+    assert store.restore(stored, good)
+    assert store.storage.read(stored.key) == good
+
+
+def test_a_manifest_under_the_name_of_another_is_none(store: CheckpointStore) -> None:
+    """Somebody has copied or renamed a file: a step that it does not hold would be resumed from."""
+    name, other = save(store, 5), CheckpointName(9, 1, 0)
+    store.storage.write(f"checkpoints/{file_name(other)}", store.storage.read(f"checkpoints/{file_name(name)}"))
+    with pytest.raises(DamagedCheckpointError, match=f"{file_name(other)}: its content says {file_name(name)}"):
+        store.manifest(other)
+    newest = store.newest()
+    assert newest is not None
+    assert newest.name == name
+
+
 def test_names_round_trip_and_sort_by_step() -> None:
     names = [CheckpointName(1000, 3, 7, ("final", "best")), CheckpointName(5, 12345, 0), CheckpointName(10**9, 1, 1)]
     assert [parse_file_name(file_name(name)) for name in names] == names
