@@ -1,4 +1,4 @@
-"""`indextts-launch`: start a training job where it should run, look at it, end it."""
+"""`indextts-launch`: submit a training job to this machine, SLURM or Kubernetes, inspect it and cancel it."""
 
 import sys
 import traceback
@@ -15,17 +15,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = build_parser().parse_args(arguments)
         code = int(given.act(given))
-        sys.stdout.flush()  # or a reader that has gone is noticed when Python ends, with an exit code of its own
+        # Flush here, where a closed pipe is handled below. At interpreter exit Python would report it with code 120.
+        sys.stdout.flush()
     except errors.IndexTTSJobError as error:
         terminal.say(f"error: {terminal.lines(redacted(str(error)))}", sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # The reader of our output has gone (`… | head`): nothing is wrong, and nobody is left to tell.
+        # The program that reads our output has closed the pipe (`… | head`), which is no error.
         terminal.silence(sys.stdout)
         return errors.EXIT_OK
     except KeyboardInterrupt:
-        return 130
-    except Exception as error:  # noqa: BLE001  # the last resort
+        return 130  # 128 + SIGINT, as shells report it
+    except Exception as error:  # noqa: BLE001
+        # Everything that is not an IndexTTSJobError is a bug: show the traceback and use a documented exit code.
         traceback.print_exc()
         terminal.say(
             f"error: unexpected {type(error).__name__}: {error}\n"
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> Parser:
-    """The command line's grammar."""
+    """The argument parser with the commands of all places."""
     parser = Parser(prog="indextts-launch", description="Start a training job where it should run.")
     parser.add_argument("--version", action=ShowVersion)
     places = parser.add_subparsers(dest="place", required=True, metavar="PLACE")

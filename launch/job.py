@@ -8,34 +8,39 @@ from typing import Literal, Self
 from indextts_job.errors import EXIT_CONFIG, EXIT_DATA, EXIT_OK, EXIT_REFUSED, EXIT_RULE, EXIT_STOPPED, ConfigError
 
 FINAL_CODES = (EXIT_OK, EXIT_DATA, EXIT_REFUSED, EXIT_CONFIG, EXIT_RULE)
-"""Complete, or wrong in a way that a retry cannot mend."""
+"""The run is complete, or another attempt would fail in the same way."""
+PROGRESS_BYTES = 32
+"""A step has at most 19 digits; the rest of a longer file is no step and is not read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What to run, and how stubbornly."""
+    """What to run, on which resources, and how many failures are tolerated."""
 
     arguments: tuple[str, ...] = ("run.yaml",)
     """Arguments of `indextts-job train`: a configuration (path or URL) and settings."""
     name: str = "indextts"
     image: str = ""
-    """Container image; empty where the launcher may use an installed `indextts-job`."""
+    """Container image; empty where the launcher uses an installed `indextts-job`."""
     nodes: int = 1
     gpus: int = 1
-    """Per node; the trainer starts a process for each."""
+    """GPUs per node; the trainer starts one process for each."""
     cpus: int = 8
+    """CPUs per node."""
     memory_gib: int = 64
+    """Memory per node."""
     grace_seconds: int = 60
-    """From a stop signal to the kill."""
+    """Time from a stop signal to the kill."""
     max_failures: int = 3
-    """Failures in a row without a new checkpoint after which the job is given up."""
+    """Failures in a row without a new checkpoint after which the launcher stops trying."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no scheduler can fulfil.
 
         Raises:
-            ConfigError: Naming the option.
+            ConfigError: A number is too small; the message names its option.
         """
+        # gpus=0 trains on CPUs, and max_failures=0 ends the job at the first failure.
         least = {"nodes": 1, "gpus": 0, "cpus": 1, "memory_gib": 1, "grace_seconds": 1, "max_failures": 0}
         for name, smallest in least.items():
             value = getattr(self, name)
@@ -45,19 +50,20 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """Failures of a job, counted anew whenever the run has got further."""
+    """Number of failures in a row; a new checkpoint starts the count again."""
 
     in_a_row: int = 0
     step: int = 0
-    """Of the newest checkpoint that any attempt has told of."""
+    """Step of the newest checkpoint that any attempt has reported."""
 
     def after(self, exit_code: int, step: int) -> Self:
         """The count after one more attempt.
 
         Args:
-            exit_code: Of the trainer.
-            step: Of its newest checkpoint; 0 if it committed none.
+            exit_code: Exit code of the trainer, as a shell reports it.
+            step: Step of its newest checkpoint; 0 if it committed none.
         """
+        # A job that crashes once a day but trains in between must not use up its failures.
         further = step > self.step
         failed = exit_code not in (EXIT_OK, EXIT_STOPPED)
         before = 0 if further or not failed else self.in_a_row
@@ -65,10 +71,11 @@ class Failures:
 
 
 def read_progress(path: Path) -> int:
-    """The step that a trainer has left in its progress file; 0 where it left none."""
+    """The step in a trainer's progress file; 0 if there is no readable one."""
     try:
-        return int(path.read_bytes()[:32])
+        return int(path.read_bytes()[:PROGRESS_BYTES])
     except (OSError, ValueError):
+        # No progress is the careful answer: the failure then counts, and the job cannot restart for ever.
         return 0
 
 
@@ -76,12 +83,13 @@ def decide(exit_code: int, failures: int, max_failures: int) -> Literal["end", "
     """What to do after an attempt ended.
 
     Args:
-        exit_code: Of the trainer, as a shell would report it.
-        failures: In a row without a new checkpoint, this one included if it was one.
-        max_failures: How many are tolerated.
+        exit_code: Exit code of the trainer, as a shell reports it.
+        failures: Failures in a row without a new checkpoint; the attempt that just ended is included.
+        max_failures: Number of failures in a row that are tolerated.
 
     Returns:
-        `restart` after a stop that committed everything, `retry` after a failure worth another try, else `end`.
+        `restart` after a stop that committed everything, `retry` after a failure that another attempt may not have,
+        otherwise `end`.
     """
     if exit_code in FINAL_CODES:
         return "end"
@@ -111,5 +119,5 @@ def describe(exit_code: int) -> str:
         return known[exit_code]
     try:
         return f"killed by {signal.Signals(exit_code - 128).name}"
-    except ValueError:  # 255 is what a rebooted node leaves, and 128 + 127 is no signal
+    except ValueError:  # 128 + 127 is no signal: a node that rebooted leaves 255
         return "failed"

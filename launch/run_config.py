@@ -1,4 +1,4 @@
-"""The run's configuration as a launcher sees it: read and checked before anything waits in a queue."""
+"""The run's configuration in a launcher: read and checked before the job is queued."""
 
 import os
 import stat
@@ -9,36 +9,47 @@ from indextts_job.storage.urls import local_path
 from indextts_job.strict_yaml import LARGEST_BYTES, parse_yaml
 from launch.job import Job
 
+ADVICE = "Give the run's configuration: … -- RUN.yaml"
+
 
 def config_argument(job: Job) -> str:
     """The configuration file among the arguments of `indextts-job train`; empty if there is none."""
-    paths, _ = split_settings(_settings(job), os.path.exists)
-    return next(iter(paths), "")
+    return _split(job)[0]
 
 
 def read_config(job: Job) -> tuple[str, RunConfig]:
-    """The text of the job's local configuration file, and what it means with the job's settings.
+    """Read the job's local configuration file.
+
+    Returns:
+        The text of the file, and the configuration with the job's `key=value` settings applied.
 
     Raises:
-        ConfigError: No such file, or a wrong one.
+        ConfigError: The file is missing, or it is no valid configuration.
     """
-    paths, overrides = split_settings(_settings(job), os.path.exists)
-    path = next(iter(paths), "")
-    advice = "Give the run's configuration: … -- RUN.yaml"
-    try:
-        file = local_path(path)
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-            raise ConfigError(f"{path or 'no configuration'}: no regular file. {advice}")
-        if status.st_size > LARGEST_BYTES:
-            raise ConfigError(f"{path} has {status.st_size} bytes, which no configuration has. {advice}")
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}. {advice}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no YAML: not UTF-8 text ({error}).") from error
+    path, overrides = _split(job)
+    text = _read_text(path)
     return text, build_config(parse_yaml(text, path), path, [("command line", dict(overrides))])
 
 
-def _settings(job: Job) -> list[str]:
-    return [argument for argument in job.arguments if not argument.startswith("-")]
+def _split(job: Job) -> tuple[str, list[tuple[str, object]]]:
+    """The path of the configuration (empty if there is none) and the `key=value` settings."""
+    # Options of `indextts-job train` begin with a dash and are neither.
+    positional = [argument for argument in job.arguments if not argument.startswith("-")]
+    paths, overrides = split_settings(positional, os.path.exists)
+    return next(iter(paths), ""), overrides
+
+
+def _read_text(path: str) -> str:
+    try:
+        file = local_path(path)
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for its writer
+            raise ConfigError(f"{path or 'no configuration'}: no regular file. {ADVICE}")
+        # A checkpoint or data file given by mistake is refused before it is read into memory.
+        if status.st_size > LARGEST_BYTES:
+            raise ConfigError(f"{path} has {status.st_size} bytes, which no configuration has. {ADVICE}")
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}. {ADVICE}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no YAML: not UTF-8 text ({error}).") from error

@@ -1,4 +1,4 @@
-"""Arguments that all places share, and how the launcher speaks."""
+"""Arguments that the commands of all places share, and the output of the launcher."""
 
 import argparse
 from typing import Any
@@ -7,43 +7,45 @@ from indextts_job import terminal
 from launch.job import Job
 
 Parsers = Any
-"""What argparse's `add_subparsers` returns has no public name."""
+"""The type that argparse's `add_subparsers` returns; argparse has no public name for it."""
 
 
-def add_job_arguments(parser: argparse.ArgumentParser, **not_here: str) -> None:
-    """The job as a value; one argument for each of its fields.
+def add_job_arguments(parser: argparse.ArgumentParser, **help_texts: str) -> None:
+    """Add one argument for each field of a `Job`.
 
     Args:
-        parser: Of a submission.
-        not_here: Help texts by name, where they differ.
+        parser: Parser of a `submit` command.
+        help_texts: Help texts by the name of the argument, where a place needs another one than the usual.
     """
     job = Job()
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
-    parser.add_argument("--name", default="", help=not_here.get("name", f"of the job (default: {job.name})"))
-    parser.add_argument("--image", default="", help=not_here.get("image", "container image"))
+    parser.add_argument("--name", default="", help=help_texts.get("name", f"of the job (default: {job.name})"))
+    parser.add_argument("--image", default="", help=help_texts.get("image", "container image"))
     parser.add_argument("--nodes", type=int, default=job.nodes, help=f"(default: {job.nodes})")
     parser.add_argument("--gpus", type=int, default=job.gpus, help=f"per node (default: {job.gpus})")
     parser.add_argument("--cpus", type=int, default=job.cpus, help=f"(default: {job.cpus})")
     parser.add_argument("--memory-gib", type=int, default=job.memory_gib, help=f"(default: {job.memory_gib})")
     text = f"from a stop signal to the kill (default: {job.grace_seconds})"
+    # No default here: on Kubernetes only a grace that was given may replace the one of a cloud's spot nodes.
     parser.add_argument("--grace-seconds", type=int, help=text)
     add_train_arguments(parser)
 
 
 def add_max_failures(parser: argparse.ArgumentParser) -> None:
-    """How stubborn the launcher is."""
+    """Add `--max-failures`. Kubernetes has none: it cannot count failures in a row."""
     job = Job()
     text = f"failures in a row that are tolerated (default: {job.max_failures})"
     parser.add_argument("--max-failures", type=int, default=job.max_failures, help=text)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """Whatever goes to the trainer."""
+    """Add the arguments that are passed to the trainer."""
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of `indextts-job train`, after --")
 
 
 def train_arguments(given: argparse.Namespace) -> tuple[str, ...]:
-    """What goes to the trainer."""
+    """The arguments that are passed to the trainer."""
+    # argparse.REMAINDER keeps the separator.
     return tuple(argument for argument in given.arguments if argument != "--")
 
 
@@ -64,5 +66,5 @@ def job_of(given: argparse.Namespace) -> Job:
 
 
 def say(message: str) -> None:
-    """One line of the launcher. When nobody can read it any more, the launcher is quiet and goes on."""
+    """Print one line of the launcher. A closed output is ignored: the job goes on without messages."""
     terminal.say(f"launcher    {terminal.one_line(message)}")

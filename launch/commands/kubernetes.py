@@ -12,14 +12,16 @@ from indextts_job.errors import ConfigError
 from indextts_job.redaction import redacted
 from launch.commands.arguments import Parsers, add_job_arguments, job_of, say
 from launch.job import Job
-from launch.kubernetes.manifest import KubernetesOptions, name_of_run, remote_config, render, spot
+from launch.kubernetes.manifest import KubernetesOptions, render
+from launch.kubernetes.remote_run import name_of_run, remote_config
+from launch.kubernetes.spot import spot
 
 if TYPE_CHECKING:
     from launch.kubernetes.cluster import KubernetesCluster
 
 
 def add(places: Parsers) -> None:
-    """Add the commands."""
+    """Add the commands of `kubernetes`."""
     kubernetes = places.add_parser("kubernetes", help="on a Kubernetes cluster")
     actions = kubernetes.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_submit(actions)
@@ -69,8 +71,28 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 
 
 def _submit(given: argparse.Namespace) -> int:
-    job = job_of(given)
-    options = KubernetesOptions(
+    job, options = job_of(given), _options_of(given)
+    if given.arguments or not given.dry_run:  # a dry run without arguments prints an example to edit
+        config, run = remote_config(job)
+        options = replace(options, config=config)
+        job = replace(job, name=given.name or name_of_run(run))
+        if not job.image:
+            raise ConfigError("no image given. Build one, push it where the cluster can pull it, and add --image.")
+    if given.spot:
+        job, options = spot(given.spot, job, options)
+        # `spot` sets the grace of the cloud; a grace that the user gave has precedence.
+        job = job if given.grace_seconds is None else replace(job, grace_seconds=given.grace_seconds)
+    manifest = render(job, options)
+    if given.dry_run:
+        print(manifest, end="")  # noqa: T201
+        return 0
+    _cluster(given).submit(manifest)
+    say(f"follow it with: indextts-launch kubernetes logs --follow {job.name}")
+    return 0
+
+
+def _options_of(given: argparse.Namespace) -> KubernetesOptions:
+    return KubernetesOptions(
         backoff_limit=given.backoff_limit,
         keep_days=given.keep_days,
         scratch_gib=given.scratch_gib,
@@ -80,23 +102,6 @@ def _submit(given: argparse.Namespace) -> int:
         endpoint_url=given.endpoint_url,
         secret=given.secret,
     )
-    if given.arguments or not given.dry_run:  # a dry run without arguments prints an example to edit
-        config, run = remote_config(job)
-        options = replace(options, config=config)
-        job = replace(job, name=given.name or name_of_run(run))
-        if not job.image:
-            raise ConfigError("no image given. Build one, push it where the cluster can pull it, and add --image.")
-    if given.spot:
-        job, options = spot(given.spot, job, options)
-        if given.grace_seconds is not None:
-            job = replace(job, grace_seconds=given.grace_seconds)
-    manifest = render(job, options)
-    if given.dry_run:
-        print(manifest, end="")  # noqa: T201
-        return 0
-    _cluster(given).submit(manifest)
-    say(f"follow it with: indextts-launch kubernetes logs --follow {job.name}")
-    return 0
 
 
 def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:

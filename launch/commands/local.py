@@ -1,4 +1,4 @@
-"""`indextts-launch local`: here, restarting after preemptions and crashes."""
+"""`indextts-launch local`: run a job on this machine and restart it after preemptions and crashes."""
 
 import argparse
 
@@ -8,7 +8,7 @@ from launch.local import LocalLauncher
 
 
 def add(places: Parsers) -> None:
-    """Add the command."""
+    """Add the command `local`."""
     local = places.add_parser(
         "local",
         help="here, restarting after preemptions and crashes",

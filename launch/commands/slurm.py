@@ -1,4 +1,4 @@
-"""`indextts-launch slurm`: a chain of time slices on the cluster whose login node this is."""
+"""`indextts-launch slurm`: a job as a chain of time slices, submitted from a login node."""
 
 import argparse
 import os
@@ -12,9 +12,23 @@ from launch.slurm import TASK_COLUMNS, SlurmCluster, SlurmOptions, last_error, r
 
 
 def add(places: Parsers) -> None:
-    """Add the commands."""
+    """Add the commands of `slurm`."""
     slurm = places.add_parser("slurm", help="on a SLURM cluster")
     actions = slurm.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_submit(actions)
+    for name, act, what in (
+        ("status", _status, "slices of a job, and the last error in its log"),
+        ("logs", _logs, "print the log; with --follow as it grows"),
+        ("cancel", _cancel, "end a job for good; the trainer commits a checkpoint first"),
+    ):
+        action = actions.add_parser(name, help=what, description=what.capitalize() + ".")
+        action.add_argument("job", nargs="?", default=Job().name, help=f"number or name (default: {Job().name})")
+        action.set_defaults(act=act)
+        if name == "logs":
+            action.add_argument("--follow", "-f", action="store_true", help="go on printing")
+
+
+def _add_submit(actions: Parsers) -> None:
     options = SlurmOptions()
     submit = actions.add_parser(
         "submit",
@@ -30,16 +44,6 @@ def add(places: Parsers) -> None:
     add_max_failures(submit)
     add_job_arguments(submit, image="container image, instead of a virtual environment")
     submit.set_defaults(act=_submit)
-    for name, act, what in (
-        ("status", _status, "slices of a job, and the last error in its log"),
-        ("logs", _logs, "print the log; with --follow as it grows"),
-        ("cancel", _cancel, "end a job for good; the trainer commits a checkpoint first"),
-    ):
-        action = actions.add_parser(name, help=what, description=what.capitalize() + ".")
-        action.add_argument("job", nargs="?", default=Job().name, help=f"number or name (default: {Job().name})")
-        action.set_defaults(act=act)
-        if name == "logs":
-            action.add_argument("--follow", "-f", action="store_true", help="go on printing")
 
 
 def _submit(given: argparse.Namespace) -> int:
@@ -56,15 +60,18 @@ def _submit(given: argparse.Namespace) -> int:
     if given.dry_run:
         print(script, end="")  # noqa: T201
         return 0
-    flags = any(
-        argument.startswith("-") for argument in job.arguments
-    )  # of the old trainer: its values look like files
-    path = config_argument(job)
-    if path and not flags and "://" not in path:
-        read_config(job)  # a wrong key is better found now than when the job's turn has come
+    if _has_local_config(job):
+        read_config(job)  # a wrong key is reported now, and not after hours in the queue
     number = SlurmCluster().submit(script, options)
     say(f"job {number} is queued; look at it with: indextts-launch slurm status {number}")
     return 0
+
+
+def _has_local_config(job: Job) -> bool:
+    # The flags of the old trainer take file names as values, which look like a configuration.
+    has_flags = any(argument.startswith("-") for argument in job.arguments)
+    path = config_argument(job)
+    return bool(path) and not has_flags and "://" not in path
 
 
 def _status(given: argparse.Namespace) -> int:
@@ -82,6 +89,7 @@ def _status(given: argparse.Namespace) -> int:
 def _logs(given: argparse.Namespace) -> int:
     cluster = SlurmCluster()
     log = cluster.tasks(cluster.find(given.job))[0].log
+    # `tail -F` follows a log also when its file appears only later, after the job has started.
     command = ["tail", "-n", "+1", *(["-F"] if given.follow else []), "--", str(log)]
     os.execvp(command[0], command)  # noqa: S606  # no shell is meant
 

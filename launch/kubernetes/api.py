@@ -1,6 +1,6 @@
 """The Kubernetes API as this package uses it: plain JSON, every call bounded in time, refusals in a sentence.
 
-The client's models differ from release to release, the API does not: answers are read as they come.
+The client's models differ between its releases and the API does not, so answers are read as plain JSON.
 """
 
 import contextlib
@@ -30,15 +30,18 @@ Document = dict[str, Any]
 Method = Callable[..., Any]
 CONNECT_S, ANSWER_S = 10.0, 60.0
 SILENCE_S = 300.0
-"""A log or watch that is silent this long is asked for again: the connection may be dead."""
+"""A log or watch that is silent this long is requested again: the connection may be dead."""
 RETRY_S = 60.0
+"""How long a call is tried again while the server is busy or cannot be reached."""
 TRANSIENT = (429, 500, 502, 503, 504)
+"""HTTP statuses of a server that is busy, starting or behind a proxy that does not reach it."""
 OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""Kubernetes writes this file into every pod that may use the API."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal(Exception):  # noqa: N818  # an answer, not always an error
-    """The API answered with something else than success."""
+    """The API answered with a status other than success."""
 
     status: int
     document: Mapping[str, Any] = field(default_factory=dict)
@@ -46,16 +49,16 @@ class Refusal(Exception):  # noqa: N818  # an answer, not always an error
 
     @property
     def already_there(self) -> bool:
-        """Whether an object of that name exists; the other 409 is a conflict of versions."""
+        """Whether an object of that name exists. A 409 with another reason is a conflict of versions."""
         return self.status == 409 and self.document.get("reason") == "AlreadyExists"
 
     @property
     def not_there(self) -> bool:
-        """Whether the object is missing; a missing namespace is another matter."""
+        """Whether the object is missing. A missing namespace is a mistake in the call and does not count."""
         return self.status == 404 and (self.document.get("details") or {}).get("kind") != "namespaces"
 
     def as_error(self, doing: str) -> IndexTTSJobError:
-        """What it means for a person.
+        """The refusal as an error with a message for the user.
 
         Args:
             doing: What was refused, for example `create job indextts`.
@@ -63,25 +66,32 @@ class Refusal(Exception):  # noqa: N818  # an answer, not always an error
         message = str(self.document.get("message") or f"HTTP {self.status}").rstrip(".")
         if self.status == 401:
             return AccessRefusedError(f"{doing}: the cluster does not accept your credentials. Log in again.")
-        if self.status == 403 and "exceeded quota" in message:
-            return UnavailableError(f"{doing}: {message}. Free some of it, or ask for more.")
         if self.status == 403:
-            return AccessRefusedError(f"{doing}: {message}. The ClusterRole `edit` in the namespace is enough.")
+            return self._forbidden(doing, message)
         if self.status in TRANSIENT:
             return UnavailableError(f"{doing}: {message}, after {RETRY_S:.0f} s of trying. Try again later.")
-        causes = (self.document.get("details") or {}).get("causes") or []
-        findings = [f"{cause.get('field', '')}: {cause.get('message', '')}" for cause in causes]
-        if findings:
+        if findings := self._wrong_fields():
             return ConfigError(findings_message(f"{doing}: refused by the cluster", findings, "Correct it and submit."))
         return ConfigError(f"{doing}: {message}.")
 
+    @staticmethod
+    def _forbidden(doing: str, message: str) -> IndexTTSJobError:
+        # The API has no reason or field of its own for an exhausted quota, only this text.
+        if "exceeded quota" in message:
+            return UnavailableError(f"{doing}: {message}. Free some of it, or ask for more.")
+        return AccessRefusedError(f"{doing}: {message}. The ClusterRole `edit` in the namespace is enough.")
+
+    def _wrong_fields(self) -> list[str]:
+        causes = (self.document.get("details") or {}).get("causes") or []
+        return [f"{cause.get('field', '')}: {cause.get('message', '')}" for cause in causes]
+
 
 class BrokenError(Exception):
-    """The connection failed or fell silent."""
+    """The connection failed, or it was silent for too long."""
 
 
 class Namespace:
-    """One namespace of a cluster: that of kubectl's context, or the one that this pod runs in."""
+    """One namespace of a cluster: the one of kubectl's context, or the one that this pod runs in."""
 
     def __init__(self, name: str, context: str, say: Callable[[str], None], wait: Callable[[float], object]) -> None:
         api, current = _connect(context)
@@ -93,39 +103,52 @@ class Namespace:
         self.wait = wait
 
     def call(self, method: Method, doing: str, **arguments: Any) -> Document:  # noqa: ANN401  # the client's
-        """One call, tried again while the server is busy or away.
+        """One call; it is tried again while the server is busy or cannot be reached.
+
+        Args:
+            method: A method of the client.
+            doing: What the call does, for messages: `create job indextts`.
+            arguments: The arguments of the method, without the namespace.
 
         Raises:
-            Refusal: It is there already, or not there.
-            IndexTTSJobError: Any other refusal, and no answer.
+            Refusal: The object exists already, or it does not exist.
+            IndexTTSJobError: Any other refusal, or no answer.
         """
         pauses = delays(RETRY_S, random.Random())  # noqa: S311  # jitter
         said = False
         while True:
             try:
                 document: Document = json.loads(self._request(method, ANSWER_S, arguments).data)
-            except Refusal as refusal:
-                if refusal.already_there or refusal.not_there:
-                    raise
-                error: IndexTTSJobError = refusal.as_error(doing)
-                at_least_s = refusal.retry_after_s
-                if refusal.status not in TRANSIENT:
-                    raise error from refusal
-            except BrokenError as broken:
-                error = UnavailableError(f"{doing}: {self._address} cannot be reached ({broken}).")
-                at_least_s = 0.0
+            except (Refusal, BrokenError) as failure:
+                error, at_least_s = self._transient_error(failure, doing)
             else:
                 return document
             pause_s = next(pauses, None)
             if pause_s is None:
                 raise error
-            if not said:
+            if not said:  # the first time, so that the user knows why nothing happens
                 self.say(f"{error} Trying for {RETRY_S:.0f} s.")
                 said = True
             self.wait(max(pause_s, at_least_s))
 
+    def _transient_error(self, failure: Refusal | BrokenError, doing: str) -> tuple[IndexTTSJobError, float]:
+        """The error of a failure that may pass, and the seconds for which the server asks us to wait.
+
+        Raises:
+            Refusal: The object exists already, or it does not exist: the caller knows what that means.
+            IndexTTSJobError: Any other refusal that a repetition does not change.
+        """
+        if isinstance(failure, BrokenError):
+            return UnavailableError(f"{doing}: {self._address} cannot be reached ({failure})."), 0.0
+        if failure.already_there or failure.not_there:
+            raise failure
+        error = failure.as_error(doing)
+        if failure.status not in TRANSIENT:
+            raise error from failure
+        return error, failure.retry_after_s
+
     def look(self, method: Method, name: str) -> Document | None:
-        """An object, or None."""
+        """The object of that name; None if there is none."""
         try:
             return self.call(method, f"look at {name}", name=name)
         except Refusal as refusal:
@@ -134,9 +157,10 @@ class Namespace:
             raise
 
     def create(self, method: Method, body: Document) -> bool:
-        """Create an object; False if there is one of that name already."""
+        """Create an object; False if an object of that name exists already."""
         doing = f"create {body['kind']} {body['metadata']['name']}"
         try:
+            # Without strict validation the server only warns of an unknown field, and drops it.
             self.call(method, doing, body=body, field_validation="Strict")
         except Refusal as refusal:
             if refusal.already_there:
@@ -145,16 +169,18 @@ class Namespace:
         return True
 
     def remove(self, method: Method, name: str, **options: str) -> None:
-        """Delete an object, if it is there."""
+        """Delete an object, if it exists."""
         with contextlib.suppress(Refusal):  # not there
             self.call(method, f"delete {name}", name=name, **options)
 
     def stream(self, method: Method, **arguments: Any) -> Iterator[str]:  # noqa: ANN401  # the client's
-        """Lines of an answer that goes on.
+        """The lines of a log or watch as they arrive.
+
+        The client's own `Watch` builds its models and retries without a bound, so the stream is read here.
 
         Raises:
-            Refusal: The API does not begin it.
-            BrokenError: The connection failed, also in the middle.
+            Refusal: The API refused the request.
+            BrokenError: The connection failed, at the start or later.
         """
         response = self._request(method, SILENCE_S, arguments)
         try:
@@ -172,15 +198,17 @@ class Namespace:
     def _request(self, method: Method, answer_s: float, arguments: Mapping[str, Any]) -> Any:  # noqa: ANN401
         timeout = (CONNECT_S, answer_s)
         try:
+            # Without preloading the answer stays raw bytes: it can be streamed, and the client builds no models.
             response: Any = method(namespace=self.name, _preload_content=False, _request_timeout=timeout, **arguments)
         except urllib3.exceptions.HTTPError as error:
             raise BrokenError(_cause(error)) from error
-        except ApiException as error:  # the client up to release 36; status 0 is trouble with TLS
-            if not error.status:
+        except ApiException as error:  # releases up to 36 of the client raise it for every status but success
+            if not error.status:  # a failed TLS handshake
                 raise BrokenError(str(error.reason)) from error
             raise _refusal(error.status, error.body, error.headers) from error
-        except ValueError as error:  # the client from 37 on checks a body before it sends it
+        except ValueError as error:  # releases from 37 on check a body before they send it
             raise ConfigError(f"the client refuses the manifest: {error}") from error
+        # Releases from 37 on wrap urllib3's response.
         response = getattr(response, "response", response)
         if not 200 <= response.status <= 299:
             raise _refusal(response.status, response.data, response.headers)
@@ -188,31 +216,42 @@ class Namespace:
 
 
 def _cause(error: urllib3.exceptions.HTTPError) -> str:
-    """Without the objects that urllib3 names before it."""
+    """The cause of an error, without the names of objects that urllib3 puts before it."""
     return str(getattr(error, "reason", None) or error).rpartition("): ")[2]
 
 
 def _refusal(status: int, body: str | bytes | None, headers: Mapping[str, str] | None) -> Refusal:
+    # Retry-After may also be a date; servers of Kubernetes send seconds.
+    after = str((headers or {}).get("Retry-After", ""))
+    return Refusal(status, _status_document(body), float(after) if after.isdigit() else 0.0)
+
+
+def _status_document(body: str | bytes | None) -> Document:
+    """The body of a refusal; a proxy in front of the API answers with text instead of JSON."""
     try:
         document = json.loads(body or b"")
     except ValueError:
         text = body.decode(errors="replace") if isinstance(body, bytes) else body or ""
-        document = {"message": text.strip()[:300]}
-    after = str((headers or {}).get("Retry-After", ""))
-    return Refusal(status, document if isinstance(document, dict) else {}, float(after) if after.isdigit() else 0.0)
+        return {"message": text.strip()[:300]}
+    return document if isinstance(document, dict) else {}
 
 
 def _connect(context: str) -> tuple[Any, str]:
-    """A client, and the namespace that its context names."""
+    """A client and its namespace, from kubectl's configuration or, inside a pod without one, from the pod."""
     try:
-        where = os.environ.get("KUBECONFIG")
-        api = config.new_client_from_config(where, context or None)  # type: ignore[no-untyped-call]
-        contexts, active = config.list_kube_config_contexts(where)  # type: ignore[no-untyped-call]
-        chosen = next((entry for entry in contexts if entry["name"] == context), active)
-        return api, (chosen.get("context") or {}).get("namespace", "default")
+        return _connect_like_kubectl(context)
     except (config.ConfigException, yaml.YAMLError) as error:
         if context or not OWN_NAMESPACE.exists():
             message = f"no cluster to talk to: {str(error).rstrip('.')}. Make `kubectl get jobs` work first."
             raise ConfigError(message) from error
     config.load_incluster_config()  # type: ignore[no-untyped-call]
     return client.ApiClient(), OWN_NAMESPACE.read_text(encoding="utf-8").strip()
+
+
+def _connect_like_kubectl(context: str) -> tuple[Any, str]:
+    # The client reads KUBECONFIG once, at import. It is passed on for a variable that was set later.
+    where = os.environ.get("KUBECONFIG")
+    api = config.new_client_from_config(where, context or None)  # type: ignore[no-untyped-call]
+    contexts, active = config.list_kube_config_contexts(where)  # type: ignore[no-untyped-call]
+    chosen = next((entry for entry in contexts if entry["name"] == context), active)
+    return api, (chosen.get("context") or {}).get("namespace", "default")

@@ -1,4 +1,4 @@
-"""A Kubernetes cluster through its API: submit a job, look at it, follow its logs, start it anew, end it."""
+"""The jobs of a Kubernetes cluster: submit, status, logs, restart, cancel."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,13 +21,14 @@ EVENTS_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """A job and its pods, as the cluster tells."""
+    """The state of a job and its pods."""
 
     state: str
     pods: list[PodRow]
     warnings: list[str]
+    """Last warnings among the cluster's events about the job and its pods."""
     advice: list[str]
-    """What helps where waiting does not."""
+    """What the user has to do where waiting does not help."""
 
 
 class KubernetesCluster:
@@ -47,14 +48,18 @@ class KubernetesCluster:
         self._say = say
 
     def submit(self, manifest: str) -> None:
-        """Create what a manifest asks for, unless it is there already.
+        """Create the objects of a manifest, unless the same job exists already.
+
+        Args:
+            manifest: YAML text with a Job, its ConfigMap and what else `manifest.render` gives.
 
         Raises:
-            ConfigError: The cluster refuses it, or a job of this name runs with something else.
+            ConfigError: The cluster refuses the job, or a different job of the same name is running.
         """
         documents = {document["kind"]: document for document in yaml.safe_load_all(manifest)}
         job, config = documents["Job"], documents["ConfigMap"]
         name = job["metadata"]["name"]
+        # Between reading and creating, another client may create or delete the job: then look at it again.
         for _ in range(CAME_BETWEEN):
             wanted = self._try(job)
             live = self._jobs.find(name)
@@ -74,15 +79,16 @@ class KubernetesCluster:
         raise UnavailableError(f"job {name}: somebody else creates and deletes it all the time. Try again later.")
 
     def _try(self, job: Document) -> Document:
-        """What the server would make of a job, its defaults and policies included; nothing is created."""
+        """The job with the server's defaults and policies applied; nothing is created."""
         metadata = {key: value for key, value in job["metadata"].items() if key != "name"}
         name = job["metadata"]["name"]
+        # A generated name, because a trial under the name of an existing job would be refused.
         trial = {**job, "metadata": {**metadata, "generateName": f"{name}-"}}
         create = self._api.batch.create_namespaced_job
         return self._api.call(create, f"submit job {name}", body=trial, dry_run="All", field_validation="Strict")
 
     def _create(self, job: Document, config: Document) -> bool:
-        """Create a job whose inputs are there; False if somebody else was faster."""
+        """Create a job whose inputs exist; False if another client has created one of that name meanwhile."""
         if not self._api.create(self._api.batch.create_namespaced_job, job):
             return False
         if created := self._jobs.find(job["metadata"]["name"]):
@@ -90,7 +96,11 @@ class KubernetesCluster:
         return True
 
     def _settled(self, live: Document, wanted: Document, config: Document) -> bool:
-        """Whether the job that is there is what is asked for; False when it has ended and may be replaced."""
+        """Whether the existing job is the wanted one; False when it has ended and may be replaced.
+
+        Raises:
+            ConfigError: It differs and is still running.
+        """
         name = live["metadata"]["name"]
         fields = differences(comparable(live), comparable(wanted))
         changes = [*fields, *self._inputs.config_changes(live, config)]
@@ -109,20 +119,25 @@ class KubernetesCluster:
         return True
 
     def status(self, name: str) -> JobStatus:
-        """A job, its pods and what the cluster complains about."""
+        """The state of a job and its pods, and the cluster's warnings about them."""
         job = self._jobs.demand(name)
         pods = self._jobs.pods(job)
-        about = {name, *(pod["metadata"]["name"] for pod in pods)}
-        warnings = [event for event in self._events("type=Warning") if _about(event) in about]
         now = datetime.now(UTC)
         created = self._events(f"involvedObject.name={name},reason=SuccessfulCreate")
         state = state_text(job) or replacement_text(job, pods, created, now)
-        told = list(dict.fromkeys(f"{event.get('reason', '')}: {event.get('message', '')}" for event in warnings))
-        advice = lost_node_lines(pods, now)
-        return JobStatus(state, [pod_row(pod) for pod in pods], told[-EVENTS_SHOWN:], advice)
+        warnings = self._warnings({name, *(pod["metadata"]["name"] for pod in pods)})
+        return JobStatus(state, [pod_row(pod) for pod in pods], warnings, lost_node_lines(pods, now))
+
+    def _warnings(self, names: set[str]) -> list[str]:
+        """The last warnings about the objects of these names, each text once."""
+        about = [event for event in self._events("type=Warning") if _about(event) in names]
+        texts = dict.fromkeys(f"{event.get('reason', '')}: {event.get('message', '')}" for event in about)
+        return list(texts)[-EVENTS_SHOWN:]
 
     def _events(self, selector: str) -> list[Document]:
-        """Oldest first; none where they may not be read. A missing account or a quota shows nowhere else."""
+        """The events that a selector finds, oldest first; none if the user may not read them."""
+        # Only events tell of a missing account or an exceeded quota. Without the right to read them status is less
+        # helpful, but no error.
         try:
             events = self._api.call(self._api.core.list_namespaced_event, "list events", field_selector=selector)
         except AccessRefusedError:
@@ -130,14 +145,14 @@ class KubernetesCluster:
         return sorted(events["items"], key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
 
     def logs(self, name: str, write: Callable[[str], None], *, follow: bool) -> None:
-        """What the pods of a job print, oldest first; with `follow` to the job's end, through all replacements."""
+        """Print the logs of a job's pods; with `follow` until the job ends, including the pods that come later."""
         print_logs(self._api, name, write, follow=follow)
 
     def restart(self, name: str) -> None:
-        """A new job in the place of one, with the same of everything: it starts at once, on any node.
+        """Replace a job by a new one with the same specification, which starts at once and on any node.
 
-        The trainer of the old one commits a checkpoint first, and the new one goes on from there. Kubernetes lets a
-        job wait longer after each end of a pod; a new one begins to count anew.
+        The trainer of the old job commits a checkpoint first, and the new job goes on from it. Kubernetes waits longer
+        after each end of a pod; for a new job that count starts again.
 
         Raises:
             ConfigError: There is no such job, or its configuration is gone.
@@ -148,6 +163,7 @@ class KubernetesCluster:
             raise ConfigError(
                 f"job {name}: its ConfigMap is gone. Submit the run again: indextts-launch kubernetes submit"
             )
+        # Otherwise the cluster would remove the configuration together with the old job.
         self._inputs.release(config["metadata"]["name"])
         self._jobs.delete(job)
         self._say(f"job {name} is being replaced; its trainer has {grace_s(job)} s to commit a checkpoint")
@@ -159,15 +175,16 @@ class KubernetesCluster:
         self._say(f"job {name} is started anew in namespace {self._api.name}")
 
     def cancel(self, name: str) -> None:
-        """End a job for good: its trainer commits a checkpoint first; waits until it is gone."""
+        """Delete a job and wait until it is gone; its trainer commits a checkpoint first."""
         job = self._jobs.demand(name)
         self._jobs.delete(job)
         self._say(f"job {name} is being cancelled; its trainer has {grace_s(job)} s to commit a checkpoint")
         self._jobs.wait_until_gone(job)
-        # Not earlier: without its account a trainer cannot reach the bucket.
+        # Only now: without its account the trainer could not write its last checkpoint to the bucket.
         self._inputs.remove(job)
         self._say(f"job {name} is gone; submitting the same run again goes on from its last checkpoint")
 
 
 def _about(event: Document) -> str:
+    """The name of the object that an event is about."""
     return str((event.get("involvedObject") or {}).get("name", ""))

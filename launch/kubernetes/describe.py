@@ -1,6 +1,6 @@
-"""What a Job and its pods tell, as plain JSON, in words for people. Pure."""
+"""The state of a Job and its pods in words. Pure: from objects as the API returns them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,37 +10,42 @@ from launch.kubernetes.manifest import CONTAINER
 
 Object = Mapping[str, Any]
 PRESENT = ("active", "ready", "terminating")
-"""Counts of a Job's status: pods that are there and have not ended."""
+"""Counts in a Job's status of pods that exist and have not ended."""
 OVERDUE_S = 30.0
-"""After its grace a pod ends within seconds, if its node is there."""
+"""A pod that is not gone so long after its grace period is on a node that does not answer: usually it takes seconds."""
 LOST_NODE_ADVICE = (
     "if the machine is gone for good, `kubectl delete node {node}` or, when it is off, `kubectl taint node {node} "
     "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute`, and the next pod comes. Deleting the pod by force does "
     "not help."
 )
 RUNTIME_REASONS = ("OOMKilled", "StartError", "ContainerCannotRun")
-"""Of the container runtime, where an exit code alone would mislead."""
+"""Reasons of the container runtime that say more than the exit code: OOMKilled would read as `killed by SIGKILL`."""
 
 
 def ended_state(job: Object) -> str:
-    """`complete`, `failed, why`, or empty while the job goes on."""
-    for condition in (job.get("status") or {}).get("conditions") or []:
-        if condition.get("status") == "True" and condition["type"] == "Complete":
+    """`complete`, `failed, REASON`, or empty while the job goes on."""
+    holding = [entry for entry in (job.get("status") or {}).get("conditions") or [] if entry.get("status") == "True"]
+    for condition in holding:
+        if condition["type"] == "Complete":
             return "complete"
-        if condition.get("status") == "True" and condition["type"] == "Failed":
+        if condition["type"] == "Failed":
             return f"failed, {condition.get('reason', '')}: {condition.get('message', '')}"
     return ""
 
 
 def state_text(job: Object) -> str:
-    """A job in one line; empty while it has no pod and waits for one."""
+    """A job in one line; empty while it waits for a pod."""
     if job["metadata"].get("deletionTimestamp"):
         return "being deleted"
     if ended := ended_state(job):
         return ended
     if job["spec"].get("suspend"):
         return "suspended"
-    status = job.get("status") or {}
+    return _pod_counts(job.get("status") or {})
+
+
+def _pod_counts(status: Object) -> str:
+    # Failed pods alone do not count as present: then the job waits for the next pod.
     if not any(status.get(key) for key in PRESENT):
         return ""
     return ", ".join(f"{status[key]} {key}" for key in (*PRESENT, "failed") if status.get(key))
@@ -56,70 +61,87 @@ class PodRow:
     started: str
     ended: str
     why: str
-    """What it is waiting for, or how it ended."""
+    """What the pod is waiting for, or how it ended."""
     last_error: str
-    """Of its log, when it has failed."""
+    """Last error line of the log of a failed pod."""
 
 
 def pod_row(pod: Object) -> PodRow:
     """A pod in one row."""
     status = pod.get("status") or {}
     terminated = _container_state(pod).get("terminated") or {}
-    lines = (terminated.get("message") or "").splitlines()
     return PodRow(
         name=pod["metadata"]["name"],
+        # `kubectl get pods` shows a pod that is being deleted in the same way; the API has no such phase.
         phase="Terminating" if pod["metadata"].get("deletionTimestamp") else status.get("phase", ""),
         node=node_of(pod),
         started=status.get("startTime") or "",
         ended=terminated.get("finishedAt") or "",
         why="; ".join(_reasons(pod)),
-        last_error=next((line for line in reversed(lines) if line.startswith("error:")), ""),
+        last_error=_last_error(terminated.get("message") or ""),
     )
 
 
+def _last_error(message: str) -> str:
+    # The manifest asks for the end of a failed container's log as its message (FallbackToLogsOnError).
+    return next((line for line in reversed(message.splitlines()) if line.startswith("error:")), "")
+
+
 def _reasons(pod: Object) -> list[str]:
-    conditions = {entry["type"]: entry for entry in (pod.get("status") or {}).get("conditions") or []}
-    found = []
-    for kind, status in (("DisruptionTarget", "True"), ("PodScheduled", "False")):
-        condition = conditions.get(kind, {})
-        if condition.get("status") == status:
-            found.append(f"{condition.get('reason', '')}: {condition.get('message', '')}")
-    state = _container_state(pod)
-    if terminated := state.get("terminated"):
-        code, reason = terminated.get("exitCode", 0), terminated.get("reason", "")
-        found.append(f"exit code {code}, {reason if reason in RUNTIME_REASONS else describe(code)}")
-    elif waiting := state.get("waiting"):
-        found.append(f"{waiting.get('reason', '')} {waiting.get('message', '')}".strip())
-    told = pod.get("status") or {}
-    if not found and told.get("phase") == "Failed":  # turned away by its node, before any container was there
-        found.append(f"{told.get('reason', '')}: {told.get('message', '')}")
+    status = pod.get("status") or {}
+    found = [*_condition_reasons(pod), *_container_reasons(_container_state(pod))]
+    if not found and status.get("phase") == "Failed":  # its node rejected it before a container was created
+        found.append(f"{status.get('reason', '')}: {status.get('message', '')}")
     return found
 
 
+def _condition_reasons(pod: Object) -> Iterator[str]:
+    """Why a pod was evicted, and why no node takes it."""
+    conditions = _conditions(pod)
+    for kind, status in (("DisruptionTarget", "True"), ("PodScheduled", "False")):
+        condition = conditions.get(kind, {})
+        if condition.get("status") == status:
+            yield f"{condition.get('reason', '')}: {condition.get('message', '')}"
+
+
+def _container_reasons(state: Object) -> Iterator[str]:
+    """How a container ended, or what it waits for."""
+    if terminated := state.get("terminated"):
+        code, reason = terminated.get("exitCode", 0), terminated.get("reason", "")
+        yield f"exit code {code}, {reason if reason in RUNTIME_REASONS else describe(code)}"
+    elif waiting := state.get("waiting"):
+        yield f"{waiting.get('reason', '')} {waiting.get('message', '')}".strip()
+
+
 def lost_node_lines(pods: Sequence[Object], now: datetime) -> list[str]:
-    """For each pod whose node does not answer: what it means, and what helps.
+    """A line for each pod whose node does not answer: what this means, and what helps.
 
     Args:
-        pods: Of a job.
-        now: With a time zone.
+        pods: The pods of a job.
+        now: The time, with a time zone.
     """
     return [
         f"node {node_of(pod)} does not answer. Pod {pod['metadata']['name']} counts as running until it does, and no "
         f"other starts, because two would write one run: {LOST_NODE_ADVICE.format(node=node_of(pod))}"
         for pod in pods
-        if not has_ended(pod) and node_of(pod) and _unheard_of(pod, now)
+        if not has_ended(pod) and node_of(pod) and _node_is_silent(pod, now)
     ]
 
 
-def _unheard_of(pod: Object, now: datetime) -> bool:
-    if deletion := pod["metadata"].get("deletionTimestamp"):  # the end of its grace
+def _node_is_silent(pod: Object, now: datetime) -> bool:
+    if deletion := pod["metadata"].get("deletionTimestamp"):  # Kubernetes puts the end of the grace period here
         return (now - datetime.fromisoformat(deletion)).total_seconds() > OVERDUE_S
-    conditions = {entry["type"]: entry.get("status") for entry in (pod.get("status") or {}).get("conditions") or []}
-    # The container has no readiness probe: only the cluster takes the condition from a running one.
-    return "running" in _container_state(pod) and conditions.get("Ready") == "False"
+    # Our container has no readiness probe, so a running one is always ready until the cluster loses its node.
+    return "running" in _container_state(pod) and _conditions(pod).get("Ready", {}).get("status") == "False"
+
+
+def _conditions(pod: Object) -> dict[str, Object]:
+    """The conditions of a pod by their type."""
+    return {entry["type"]: entry for entry in (pod.get("status") or {}).get("conditions") or []}
 
 
 def _container_state(pod: Object) -> Object:
+    # A cluster may add containers of its own to a pod, for example a service mesh.
     for container in (pod.get("status") or {}).get("containerStatuses") or []:
         if container.get("name") == CONTAINER:
             return container.get("state") or {}
@@ -127,21 +149,21 @@ def _container_state(pod: Object) -> Object:
 
 
 def has_started(pod: Object) -> bool:
-    """Whether there is a log to read."""
+    """Whether the trainer's container has a log to read."""
     state = _container_state(pod)
     return "running" in state or "terminated" in state
 
 
 def has_ended(pod: Object) -> bool:
-    """Whether its log is complete."""
+    """Whether the trainer's container has ended, so that its log is complete."""
     return "terminated" in _container_state(pod)
 
 
 def index_of(pod: Object) -> int:
-    """Of an Indexed Job; 0 in others."""
+    """Index of a pod in an Indexed Job; 0 in other Jobs."""
     return int((pod["metadata"].get("labels") or {}).get("batch.kubernetes.io/job-completion-index", "0"))
 
 
 def node_of(pod: Object) -> str:
-    """The node that a pod was given; empty before that."""
+    """The node that a pod runs on; empty until it is scheduled."""
     return str((pod.get("spec") or {}).get("nodeName", ""))

@@ -1,4 +1,4 @@
-"""How a Job that is asked for differs from the one that is there. Pure: from objects as the API shows them."""
+"""Differences between a wanted Job and the one in the cluster. Pure: from objects as the API returns them."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,30 +7,40 @@ from typing import Any
 GENERATED_LABELS = tuple(
     f"{prefix}{name}" for prefix in ("", "batch.kubernetes.io/") for name in ("job-name", "controller-uid")
 )
-"""Set by the API server on the pod template of every Job."""
+"""Labels that the API server sets on the pod template of every Job; the ones without prefix are the older names."""
 SERVER_FIELDS = ("selector", "suspend", "manualSelector")
-"""Of a Job's specification, set by the server and by queues."""
+"""Fields of a Job's specification that the server sets, and `suspend`, which queues such as Kueue set."""
+SHOWN_CHARACTERS = 120
 
 
 def differences(live: object, wanted: object, where: str = "") -> Iterator[str]:
-    """What would have to change, field by field: `spec.backoffLimit: 10 runs, 20 asked for`.
+    """Each field that differs, in a line: `spec.backoffLimit: 10 runs, 20 asked for`.
 
     Args:
-        live: Part of the object that runs.
-        wanted: The same part of the object that is asked for, with the server's defaults filled in.
-        where: Path of the part.
+        live: Part of the object in the cluster.
+        wanted: The same part of the wanted object, with the server's defaults filled in.
+        where: Path of the part, `spec.template` for example; empty for the whole object.
     """
     if isinstance(live, Mapping) and isinstance(wanted, Mapping):
-        for key in sorted({*live, *wanted}):
-            yield from differences(live.get(key), wanted.get(key), f"{where}.{key}" if where else key)
+        yield from _in_mappings(live, wanted, where)
     elif isinstance(live, list) and isinstance(wanted, list) and len(live) == len(wanted):
-        for index, (one, other) in enumerate(zip(live, wanted, strict=True)):
-            yield from differences(one, other, f"{where}[{_entry_name(one, index)}]")
+        yield from _in_lists(live, wanted, where)
     elif live != wanted:
         yield f"{where}: {_shown(live)} runs, {_shown(wanted)} asked for"
 
 
+def _in_mappings(live: Mapping[str, object], wanted: Mapping[str, object], where: str) -> Iterator[str]:
+    for key in sorted({*live, *wanted}):
+        yield from differences(live.get(key), wanted.get(key), f"{where}.{key}" if where else key)
+
+
+def _in_lists(live: list[object], wanted: list[object], where: str) -> Iterator[str]:
+    for index, (one, other) in enumerate(zip(live, wanted, strict=True)):
+        yield from differences(one, other, f"{where}[{_entry_name(one, index)}]")
+
+
 def _entry_name(entry: object, index: int) -> str:
+    """Containers, volumes and variables have names, which say more than a number in a list."""
     return str(entry.get("name", index)) if isinstance(entry, Mapping) else str(index)
 
 
@@ -38,11 +48,11 @@ def _shown(value: object) -> str:
     if value is None:
         return "nothing"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:100]}… ({len(text)} characters)"
 
 
 def submitted(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The specification of a Job as somebody submitted it: without what server, controllers and queues set."""
+    """The specification of a Job as it was submitted: without the fields that server, controllers and queues set."""
     spec = {key: value for key, value in job["spec"].items() if key not in SERVER_FIELDS}
     template = spec["template"]
     metadata = template.get("metadata", {})
@@ -52,9 +62,9 @@ def submitted(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def comparable(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a Job that a submission decides.
+    """The part of a Job that the submitter decides.
 
-    The name of its ConfigMap is left out: it follows from the configuration, which is compared by its content.
+    The name of the ConfigMap is left out: it contains a hash of the configuration, whose content is compared instead.
     """
     spec = submitted(job)
     pod = spec["template"]["spec"]
@@ -63,7 +73,7 @@ def comparable(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_submitted(document: Mapping[str, Any]) -> dict[str, Any]:
-    """An object that is there, as it could be submitted again: without identity, state and defaults of the server."""
+    """An object of the cluster in a form that can be submitted again: without its identity and its status."""
     kept = ("name", "labels", "annotations")
     metadata = {key: value for key, value in document["metadata"].items() if key in kept}
     whole = {key: value for key, value in document.items() if key != "status"}

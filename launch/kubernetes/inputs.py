@@ -1,4 +1,4 @@
-"""What a Job needs besides itself: its configuration, its account, the names of its nodes."""
+"""The objects that a Job needs: ConfigMap (configuration), ServiceAccount (identity), Service (host names)."""
 
 from collections.abc import Mapping
 
@@ -10,35 +10,47 @@ from launch.kubernetes.differences import config_map_of, differences
 from launch.kubernetes.manifest import APPLICATION, CONFIG_KEY
 
 CAME_BETWEEN = 5
-"""Times that somebody else may create or delete an object between two calls."""
+"""How often another client may create or delete an object between two calls before we give up."""
 
 
 class JobInputs:
     """The objects that one Job uses, in one namespace.
 
-    The ConfigMap belongs to its Job: the cluster removes it when the Job is gone, however it went. The account does
-    not: a trainer needs it to the last moment of its grace.
+    The ConfigMap is owned by its Job, so the cluster removes it with the Job. The ServiceAccount is not: a trainer
+    needs it until the end of its grace period.
     """
 
     def __init__(self, api: Namespace) -> None:
         self._api = api
 
     def create(self, documents: Mapping[str, Document]) -> None:
-        """Create what a manifest asks for, as far as it is not there."""
-        core = self._api.core
+        """Create the objects of a manifest that do not exist yet.
+
+        Args:
+            documents: The objects of the manifest by their kind.
+        """
         self._claim(documents["ConfigMap"])
         if "Service" in documents:
-            self._api.create(core.create_namespaced_service, documents["Service"])
-        account = documents.get("ServiceAccount")
-        if account and not self._api.create(core.create_namespaced_service_account, account):
-            name, annotations = account["metadata"]["name"], account["metadata"].get("annotations")
-            if annotations:
-                patch = {"metadata": {"annotations": annotations}}
-                update = core.patch_namespaced_service_account
-                self._api.call(update, f"update ServiceAccount {name}", name=name, body=patch)
+            self._api.create(self._api.core.create_namespaced_service, documents["Service"])
+        if "ServiceAccount" in documents:
+            self._create_account(documents["ServiceAccount"])
+
+    def _create_account(self, account: Document) -> None:
+        core, metadata = self._api.core, account["metadata"]
+        if self._api.create(core.create_namespaced_service_account, account):
+            return
+        # The account of an earlier submission may have another identity, which the new pods must not use.
+        if annotations := metadata.get("annotations"):
+            patch = {"metadata": {"annotations": annotations}}
+            update, name = core.patch_namespaced_service_account, metadata["name"]
+            self._api.call(update, f"update ServiceAccount {name}", name=name, body=patch)
 
     def _claim(self, config: Document) -> None:
-        """Have the ConfigMap there and kept, also while the cluster removes it after an earlier Job that it served."""
+        """Create the ConfigMap without an owner.
+
+        An earlier Job may have used the same ConfigMap, and the cluster may remove it with that Job at any moment:
+        either it is created, or it is there and loses its owner, or both fail because it vanished in between.
+        """
         name = config["metadata"]["name"]
         for _ in range(CAME_BETWEEN):
             if self._api.create(self._api.core.create_namespaced_config_map, config) or self.release(name):
@@ -46,17 +58,18 @@ class JobInputs:
         raise UnavailableError(f"ConfigMap {name}: somebody else creates and deletes it all the time. Try again later.")
 
     def release(self, name: str) -> bool:
-        """Let a ConfigMap outlive the Job that it belongs to; False when it is not there."""
-        return self._own(name, None)
+        """Remove the owner of a ConfigMap, so that it outlives the Job; False if there is no such ConfigMap."""
+        return self._set_owners(name, None)
 
     def give(self, config: Document, job: Document) -> None:
-        """Let the cluster remove a ConfigMap when a job is gone."""
+        """Make a Job the owner of a ConfigMap, so that the cluster removes it with the Job."""
         owner = {"apiVersion": "batch/v1", "kind": "Job"} | {key: job["metadata"][key] for key in ("name", "uid")}
-        if not self._own(config["metadata"]["name"], [owner]):  # removed after an earlier job, in this very moment
+        # The cluster may just have removed it together with an earlier Job.
+        if not self._set_owners(config["metadata"]["name"], [owner]):
             self._claim(config)
-            self._own(config["metadata"]["name"], [owner])
+            self._set_owners(config["metadata"]["name"], [owner])
 
-    def _own(self, name: str, owners: list[Document] | None) -> bool:
+    def _set_owners(self, name: str, owners: list[Document] | None) -> bool:
         patch = {"metadata": {"ownerReferences": owners}}
         update = self._api.core.patch_namespaced_config_map
         try:
@@ -66,25 +79,26 @@ class JobInputs:
         return True
 
     def config_map(self, job: Document) -> Document | None:
-        """The ConfigMap that a Job mounts; None if it is not there."""
+        """The ConfigMap that a Job mounts; None if it does not exist."""
         name = config_map_of(job)
         return self._api.look(self._api.core.read_namespaced_config_map, name) if name else None
 
     def config_changes(self, live: Document, wanted: Document) -> list[str]:
-        """How a configuration that is asked for differs from the one that a Job has.
+        """How a wanted configuration differs from the one that a Job uses, a line for each key.
 
         Args:
-            live: The Job.
-            wanted: The ConfigMap that is asked for.
+            live: The Job in the cluster.
+            wanted: The wanted ConfigMap.
         """
         config = self.config_map(live)
         if config is None:
             return ["its ConfigMap: nothing is there, a replaced pod could not start"]
+        # The values are compared and not the text: a changed comment is no other configuration.
         theirs, ours = (yaml.safe_load((one.get("data") or {}).get(CONFIG_KEY, "")) for one in (config, wanted))
         return [f"{CONFIG_KEY}: {change}" for change in differences(theirs, ours)]
 
     def remove(self, job: Document) -> None:
-        """Remove what belongs to a Job that is gone, and leave what somebody else has made."""
+        """Remove the objects of a Job that is gone, except those that this program did not create."""
         core, name = self._api.core, job["metadata"]["name"]
         for look, remove, called in (
             (core.read_namespaced_config_map, core.delete_namespaced_config_map, config_map_of(job)),

@@ -1,4 +1,4 @@
-"""The Jobs of one namespace and their pods: found, watched, deleted."""
+"""The Jobs of one namespace and their pods: find, watch and delete them."""
 
 import time
 
@@ -8,25 +8,26 @@ from launch.kubernetes.describe import LOST_NODE_ADVICE, node_of
 from launch.kubernetes.manifest import APPLICATION
 
 WATCH_S = 60
+"""A watch ends after this, and the job is read again: a change that the watch has missed is seen then."""
 NODE_LOSS_S = 120
-"""Besides the grace period: how long a deletion is waited for."""
+"""How much longer than its grace period a deletion may take. A lost node never confirms it."""
 
 
 class Jobs:
-    """What is there of this program in one namespace."""
+    """The Jobs of this program in one namespace."""
 
     def __init__(self, api: Namespace) -> None:
         self._api = api
 
     def find(self, name: str) -> Document | None:
-        """A job; None if there is none of that name."""
+        """The job of that name; None if there is none."""
         return self._api.look(self._api.batch.read_namespaced_job, name)
 
     def demand(self, name: str) -> Document:
-        """A job that must be there.
+        """The job of that name.
 
         Raises:
-            ConfigError: It is not; the message names those that are.
+            ConfigError: There is none; the message names those that exist.
         """
         job = self.find(name)
         if job is None:
@@ -37,35 +38,44 @@ class Jobs:
         return job
 
     def pods(self, job: Document) -> list[Document]:
-        """Of this very job, oldest first."""
+        """The pods of a job, oldest first."""
+        # By uid and not by name: the pods of a deleted job of the same name may still be ending.
         selector = f"batch.kubernetes.io/controller-uid={job['metadata']['uid']}"
         pods = self._api.call(self._api.core.list_namespaced_pod, "list pods", label_selector=selector)["items"]
         return sorted(pods, key=lambda pod: (pod["metadata"].get("creationTimestamp", ""), pod["metadata"]["name"]))
 
     def delete(self, job: Document) -> None:
-        """Ask for the end of a job and its pods; without a policy the API would leave the pods running."""
+        """Start the deletion of a job and its pods."""
         name = job["metadata"]["name"]
+        # Without a policy the API leaves the pods running. Foreground keeps the job visible until its pods are gone.
         self._api.remove(self._api.batch.delete_namespaced_job, name, propagation_policy="Foreground")
 
     def wait_until_gone(self, job: Document) -> None:
-        """Wait for the end of a job that is being deleted: its trainer commits a checkpoint first.
+        """Wait until a job that is being deleted is gone: its trainer commits a checkpoint first.
 
         Raises:
-            UnavailableError: It is still there long after its grace.
+            UnavailableError: The job still exists long after its grace period.
         """
-        name, uid = job["metadata"]["name"], job["metadata"]["uid"]
         give_up_at_s = time.monotonic() + grace_s(job) + NODE_LOSS_S
-        while (live := self.find(name)) and live["metadata"]["uid"] == uid:
+        while live := self._same(job):
             if time.monotonic() > give_up_at_s:
-                pods = ", ".join(f"{pod['metadata']['name']} on {node_of(pod)}" for pod in self.pods(live)) or "none"
-                raise UnavailableError(
-                    f"job {name} is still being deleted; its pods: {pods}. If a node of them does not answer: "
-                    f"{LOST_NODE_ADVICE.format(node='NODE')}"
-                )
+                raise UnavailableError(self._still_there(live))
             self.await_change(live)
 
+    def _same(self, job: Document) -> Document | None:
+        """The job as it is now; None if it is gone, even if there is a new one with its name."""
+        live = self.find(job["metadata"]["name"])
+        return live if live and live["metadata"]["uid"] == job["metadata"]["uid"] else None
+
+    def _still_there(self, job: Document) -> str:
+        pods = ", ".join(f"{pod['metadata']['name']} on {node_of(pod)}" for pod in self.pods(job)) or "none"
+        return (
+            f"job {job['metadata']['name']} is still being deleted; its pods: {pods}. If a node of them does not "
+            f"answer: {LOST_NODE_ADVICE.format(node='NODE')}"
+        )
+
     def await_change(self, job: Document) -> None:
-        """Return when the job has changed, or after a while."""
+        """Return when the job has changed, or after `WATCH_S`."""
         name = job["metadata"]["name"]
         try:
             for _ in self._api.stream(
@@ -79,10 +89,10 @@ class Jobs:
         except BrokenError:
             self._api.wait(1.0)
         except Refusal as refusal:
-            if refusal.status != 410:  # that version is too old to watch from: whatever is new is read next
+            if refusal.status != 410:  # gone: that version is too old to watch from, so the caller reads the job again
                 raise refusal.as_error(f"watch job {name}") from refusal
 
 
 def grace_s(job: Document) -> int:
-    """Seconds from the signal to the kill."""
+    """Seconds from the signal to the kill; Kubernetes' default is 30."""
     return int(job["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30))

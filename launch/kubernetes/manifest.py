@@ -1,42 +1,47 @@
 """Kubernetes: the manifest of a job.
 
-`render` is pure; `k8s/base` gives kustomize the same for the default job. Fields and their reasons stand in the
-template.
+`render` is pure; `k8s/base` describes the same default job for kustomize. The template explains the fields.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from typing import Any, Literal
 
-from indextts_job.errors import ConfigError, findings_message
+from indextts_job.errors import ConfigError
 from launch.job import Job
 from launch.kubernetes.yaml_text import NOTHING, block, literal, optional, scalar
-from launch.run_config import config_argument, read_config
+from launch.run_config import config_argument
 
 FOLDER = Path(__file__).parent
 MANIFEST = FOLDER / "job.yaml.template"
 CONFIG = FOLDER / "run.yaml.template"
 CONFIG_KEY = "run.yaml"
-"""Of the ConfigMap: the run's configuration."""
+"""Key of the run's configuration in the ConfigMap."""
 CONFIG_PATH = f"/etc/indextts-job/{CONFIG_KEY}"
-"""Of the run's configuration, in the container."""
+"""Path of the run's configuration in the container."""
 CONTAINER = "trainer"
 APPLICATION = {"app.kubernetes.io/name": "indextts-job"}
+"""Label of every object that this program creates: others are never removed."""
 MEETING_PORT = 29400
+"""Port of the rendezvous of several nodes; torchrun's default."""
 SEPARATOR = "\n---\n"
 ACCOUNT_KIND = "\nkind: ServiceAccount\n"
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+# Names of Kubernetes objects: a DNS subdomain (RFC 1123). A Job's name is also a label and a host name: a DNS label.
+_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+LONGEST_LABEL = 63
+EXAMPLE_IMAGE = "registry.example.com/indextts-job:0.1.0"
 Cloud = Literal["eks", "gke", "aks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubernetesOptions:
-    """What only Kubernetes needs to know."""
+    """Options that only Kubernetes has."""
 
     config: str = field(default_factory=lambda: CONFIG.read_text(encoding="utf-8"))
     """The run's configuration, as YAML text."""
@@ -45,82 +50,36 @@ class KubernetesOptions:
     keep_days: int = 7
     """How long an ended Job and its logs stay."""
     scratch_gib: int = 50
-    """Asked for on the node's disk."""
+    """Space requested on the node's disk."""
     service_account: str = ""
-    """An existing one; empty = one with the Job's name is made."""
+    """An existing ServiceAccount; empty = one with the Job's name is created."""
     identity: Mapping[str, str] = field(default_factory=dict)
-    """Annotations of the ServiceAccount that is made: the cloud's identity."""
+    """Annotations of the created ServiceAccount: the identity in the cloud."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: Sequence[Mapping[str, str]] = ()
-    """Besides the one for GPU nodes."""
+    """Tolerations besides the one for GPU nodes."""
     pod_annotations: Mapping[str, str] = field(default_factory=dict)
     pod_labels: Mapping[str, str] = field(default_factory=dict)
     endpoint_url: str = ""
-    """Of an S3-compatible store."""
+    """Endpoint of an S3-compatible store."""
     secret: str = ""
     """An existing Secret whose keys become environment variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY."""
 
 
-def spot(cloud: Cloud, job: Job, options: KubernetesOptions) -> tuple[Job, KubernetesOptions]:
-    """The same job on a cloud's spot nodes; `k8s/overlays/` says the same to kustomize.
-
-    Grace: AWS reclaims 120 s after its notice, of which Karpenter needs some to hear of it. GKE leaves pods the first
-    15 s of 30 (more only where the node pool is configured so). Azure gives 30 s.
-    """
-    selector, toleration, grace = {
-        "eks": ("karpenter.sh/capacity-type", {}, 100),
-        "gke": ("cloud.google.com/gke-spot", {"key": "cloud.google.com/gke-spot", "value": "true"}, 15),
-        "aks": (
-            "kubernetes.azure.com/scalesetpriority",
-            {"key": "kubernetes.azure.com/scalesetpriority", "value": "spot"},
-            25,
-        ),
-    }[cloud]
-    tolerations = [{**toleration, "operator": "Equal", "effect": "NoSchedule"}] if toleration else []
-    options = replace(
-        options,
-        node_selector={selector: "true" if cloud == "gke" else "spot", **options.node_selector},
-        tolerations=[*tolerations, *options.tolerations],
-    )
-    if cloud == "eks":  # or Karpenter moves the pod to a cheaper node whenever it finds one
-        options = replace(options, pod_annotations={"karpenter.sh/do-not-disrupt": "true", **options.pod_annotations})
-    if cloud == "aks":
-        options = replace(options, pod_labels={"azure.workload.identity/use": "true", **options.pod_labels})
-    return replace(job, grace_seconds=grace), options
-
-
 def render(job: Job, options: KubernetesOptions) -> str:
-    """The manifest: ConfigMap, ServiceAccount, Job.
+    """The manifest: ConfigMap, ServiceAccount, Job, and a Service for several nodes.
 
     Raises:
-        ConfigError: Something that Kubernetes does not accept as a name or value.
+        ConfigError: Kubernetes does not accept a name or a value.
     """
-    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", job.name) or len(job.name) > 63:
-        raise ConfigError(
-            f"name {job.name!r}: Kubernetes accepts lowercase letters, digits and '-', beginning and ending with a "
-            "letter or digit, at most 63 of them."
-        )
-    if job.nodes > 1 and len(f"{job.name}-{job.nodes - 1}") > 63:
-        raise ConfigError(f"name {job.name!r}: with {job.nodes} nodes their number is added; give a shorter one.")
-    for option, value in (("service-account", options.service_account), ("secret", options.secret)):
-        if value and not _NAME.fullmatch(value):
-            raise ConfigError(f"--{option} {value!r}: expected the name of a Kubernetes object, as kubectl shows it.")
-    if not job.image.isprintable() or " " in job.image:
-        raise ConfigError(
-            f"--image {job.image!r}: expected a reference such as registry.example.com/indextts-job:0.1.0."
-        )
+    _check(job, options)
     labels = {**APPLICATION, "app.kubernetes.io/instance": job.name}
-    gpu_toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
-    tolerations = [*([gpu_toleration] if job.gpus else []), *options.tolerations]
     text = Template(MANIFEST.read_text(encoding="utf-8")).substitute(
         name=scalar(job.name),
         config_name=scalar(config_name(job.name, options.config)),
         labels=block({"labels": labels}, 2),
         annotations=optional("annotations", dict(options.identity), 2),
         config=literal(CONFIG_KEY, options.config, 2),
-        service=block(_service(job, labels), 0) if job.nodes > 1 else NOTHING,
-        indexed=block(_indexed(job), 2) if job.nodes > 1 else NOTHING,
-        subdomain=optional("subdomain", job.name if job.nodes > 1 else "", 6),
         # When one node is lost for good, the pods of all others fail too, and each of them counts.
         backoff_limit=options.backoff_limit * job.nodes,
         ttl=options.keep_days * 86400,
@@ -129,66 +88,108 @@ def render(job: Job, options: KubernetesOptions) -> str:
         grace=job.grace_seconds,
         service_account=scalar(options.service_account or job.name),
         node_selector=optional("nodeSelector", dict(options.node_selector), 6),
-        tolerations=optional("tolerations", [dict(toleration) for toleration in tolerations], 6),
-        image=scalar(job.image or "registry.example.com/indextts-job:0.1.0"),
+        tolerations=optional("tolerations", _tolerations(job, options), 6),
+        image=scalar(job.image or EXAMPLE_IMAGE),
         arguments=json.dumps(_arguments(job), ensure_ascii=False),
         environment=_environment(job, options),
         cpus=job.cpus,
         memory=job.memory_gib,
         storage=f"{options.scratch_gib}Gi",
         gpus=f'              nvidia.com/gpu: "{job.gpus}"' if job.gpus else NOTHING,
+        **_several_nodes(job, labels),
     )
-    parts = [part for part in text.split(SEPARATOR) if part != NOTHING]
-    parts = [part for part in parts if not (options.service_account and ACCOUNT_KIND in part)]
+    return _without_empty_parts(text, with_account=not options.service_account)
+
+
+def _check(job: Job, options: KubernetesOptions) -> None:
+    if not _LABEL.fullmatch(job.name) or len(job.name) > LONGEST_LABEL:
+        raise ConfigError(
+            f"name {job.name!r}: Kubernetes accepts lowercase letters, digits and '-', beginning and ending with a "
+            "letter or digit, at most 63 of them."
+        )
+    # The pods of an Indexed Job have the host names NAME-0, NAME-1, …, which are labels too.
+    if job.nodes > 1 and len(f"{job.name}-{job.nodes - 1}") > LONGEST_LABEL:
+        raise ConfigError(f"name {job.name!r}: with {job.nodes} nodes their number is added; give a shorter one.")
+    for option, value in (("service-account", options.service_account), ("secret", options.secret)):
+        if value and not _SUBDOMAIN.fullmatch(value):
+            raise ConfigError(f"--{option} {value!r}: expected the name of a Kubernetes object, as kubectl shows it.")
+    if not job.image.isprintable() or " " in job.image:
+        raise ConfigError(f"--image {job.image!r}: expected a reference such as {EXAMPLE_IMAGE}.")
+
+
+def _without_empty_parts(manifest: str, *, with_account: bool) -> str:
+    """A filled template without the documents and lines that are `NOTHING`.
+
+    Args:
+        manifest: The documents of the template.
+        with_account: Keep the ServiceAccount; an account that exists already is not part of the manifest.
+    """
+    parts = [part for part in manifest.split(SEPARATOR) if part != NOTHING]
+    parts = [part for part in parts if with_account or ACCOUNT_KIND not in part]
     return "".join(line for line in SEPARATOR.join(parts).splitlines(keepends=True) if NOTHING not in line)
 
 
 def config_name(name: str, config: str) -> str:
-    """The name of the ConfigMap: another one for another configuration, as kustomize's configMapGenerator does it.
+    """The name of the ConfigMap: `name` and a hash of the content, equal to that of kustomize's configMapGenerator.
 
-    A ConfigMap of a fixed name would go on holding the configuration of an earlier Job: it cannot be changed.
+    An immutable ConfigMap with a fixed name would keep the configuration of an earlier Job.
 
     Args:
-        name: Of the Job.
+        name: Name of the Job.
         config: Text of the run's configuration.
     """
     content = {"data": {CONFIG_KEY: config.rstrip() + "\n"}, "kind": "ConfigMap", "name": ""}
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    for mark in "<>&\u2028\u2029":  # what Go's encoder writes otherwise than Python's
+    for mark in "<>&\u2028\u2029":  # Go's encoder, which kustomize uses, escapes these; Python's does not
         text = text.replace(mark, f"\\u{ord(mark):04x}")
-    # Kustomize leaves vowels and digits that look like them out of its hashes, so that they spell no words.
+    # Kustomize replaces vowels, and digits that look like vowels, so that a hash spells no word.
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:10]
     return f"{name}-{digest.translate(str.maketrans('013ae', 'ghkmt'))}"
 
 
-def _plain(text: str) -> str:
-    """A text that the kubelet leaves as it is: `$(NAME)` would be a variable, and `$$` becomes `$`."""
-    return text.replace("$", "$$")
+def _tolerations(job: Job, options: KubernetesOptions) -> list[dict[str, str]]:
+    # GPU nodes are usually tainted, so that only pods which ask for a GPU run there.
+    gpu = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    return [*([gpu] if job.gpus else []), *map(dict, options.tolerations)]
 
 
 def _arguments(job: Job) -> list[str]:
-    """Of the container."""
-    overrides = [_plain(argument) for argument in job.arguments if argument != config_argument(job)]
+    """The arguments of the container."""
+    overrides = [_escaped(argument) for argument in job.arguments if argument != config_argument(job)]
     return ["train", CONFIG_PATH, "--grace-seconds", "$(GRACE_SECONDS)", *overrides]
 
 
+def _escaped(text: str) -> str:
+    """A text that the kubelet leaves as it is: it replaces `$(NAME)` by a variable and `$$` by `$`."""
+    return text.replace("$", "$$")
+
+
+def _several_nodes(job: Job, labels: Mapping[str, str]) -> dict[str, str]:
+    """The parts of the template that only a job with several nodes has."""
+    if job.nodes == 1:
+        return dict.fromkeys(("service", "indexed", "subdomain"), NOTHING)
+    indexed = {"completionMode": "Indexed", "completions": job.nodes, "parallelism": job.nodes}
+    return {
+        "service": block(_service(job, labels), 0),
+        "indexed": block(indexed, 2),
+        "subdomain": optional("subdomain", job.name, 6),
+    }
+
+
 def _service(job: Job, labels: Mapping[str, str]) -> dict[str, Any]:
-    """Gives the pods of several nodes names that last."""
+    """A headless Service: it gives the pods of several nodes host names that outlive a replaced pod."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": job.name, "labels": dict(labels)},
         "spec": {
             "clusterIP": "None",
+            # The nodes find each other while they start, before any of them could count as ready.
             "publishNotReadyAddresses": True,
             "selector": {"batch.kubernetes.io/job-name": job.name},
             "ports": [{"name": "meeting", "port": MEETING_PORT}],
         },
     }
-
-
-def _indexed(job: Job) -> dict[str, Any]:
-    return {"completionMode": "Indexed", "completions": job.nodes, "parallelism": job.nodes}
 
 
 def _environment(job: Job, options: KubernetesOptions) -> str:
@@ -198,42 +199,7 @@ def _environment(job: Job, options: KubernetesOptions) -> str:
         pairs = {"INDEXTTS_NODES": str(job.nodes), "INDEXTTS_MEETING": meeting}
         lines.append(block([{"name": name, "value": value} for name, value in pairs.items()], 12))
     if options.endpoint_url:
-        lines.append(block([{"name": "AWS_ENDPOINT_URL", "value": _plain(options.endpoint_url)}], 12))
+        lines.append(block([{"name": "AWS_ENDPOINT_URL", "value": _escaped(options.endpoint_url)}], 12))
     if options.secret:
         lines.append(block({"envFrom": [{"secretRef": {"name": options.secret}}]}, 10))
     return "\n".join(lines) or NOTHING
-
-
-def remote_config(job: Job) -> tuple[str, str]:
-    """The text of the job's configuration, and the URL of its run; checked before anything is queued.
-
-    Raises:
-        ConfigError: No file, a wrong one, or one that names the pod's own disk.
-    """
-    path = config_argument(job)
-    if not path:
-        raise ConfigError("no configuration given. Add one: indextts-launch kubernetes submit --image I -- run.yaml")
-    if "://" in path:
-        raise ConfigError(f"{path}: a Job keeps its own copy of the configuration; give a local file.")
-    text, config = read_config(job)
-    paths = {
-        "run": [config.run],
-        "inputs.model_config": [config.inputs.model_config],
-        "inputs.base_checkpoint": [config.inputs.base_checkpoint],
-        "inputs.tokenizer": [config.inputs.tokenizer],
-        "data.train_manifests": config.data.train_manifests,
-        "data.validation_manifests": config.data.validation_manifests,
-    }
-    local = [
-        f"{key}: {value or 'not given'}" for key, values in paths.items() for value in values if "://" not in value
-    ]
-    if local:
-        headline = f"{path} names paths on the disk of a pod, which starts empty and is lost with it"
-        raise ConfigError(findings_message(headline, local, "Give URLs: s3://…, gs://…, abfs://…"))
-    return text, config.run
-
-
-def name_of_run(run: str) -> str:
-    """A Job's name from the run's URL: submitting the same run again meets the same Job."""
-    last = run.rstrip("/").rpartition("/")[2].lower()
-    return re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:52].rstrip("-") or "indextts"

@@ -29,11 +29,10 @@ from launch.kubernetes.manifest import (
     Cloud,
     KubernetesOptions,
     config_name,
-    name_of_run,
-    remote_config,
     render,
-    spot,
 )
+from launch.kubernetes.remote_run import name_of_run, remote_config
+from launch.kubernetes.spot import spot
 from tests.kubernetes.cluster import VERSION, Cluster, action_for, environment_of
 from tests.support.warm_parent import REPOSITORY
 

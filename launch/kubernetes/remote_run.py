@@ -1,0 +1,49 @@
+"""The run that a Job trains, from its configuration: every path in it must be a URL that a pod can reach."""
+
+import re
+from collections.abc import Iterator
+
+from indextts_job.config import RunConfig
+from indextts_job.errors import ConfigError, findings_message
+from launch.job import Job
+from launch.run_config import config_argument, read_config
+
+LONGEST_NAME = 52
+"""A label has at most 63 characters; the rest is left for the index and the random suffix of a pod's name."""
+
+
+def remote_config(job: Job) -> tuple[str, str]:
+    """The text of the job's configuration, and the URL of its run; checked before the job is submitted.
+
+    Raises:
+        ConfigError: The file is missing or wrong, or it names a path on the pod's own disk.
+    """
+    path = config_argument(job)
+    if not path:
+        raise ConfigError("no configuration given. Add one: indextts-launch kubernetes submit --image I -- run.yaml")
+    if "://" in path:
+        raise ConfigError(f"{path}: a Job keeps its own copy of the configuration; give a local file.")
+    text, config = read_config(job)
+    local = [f"{key}: {value or 'not given'}" for key, value in _paths(config) if "://" not in value]
+    if local:
+        headline = f"{path} names paths on the disk of a pod, which starts empty and is lost with it"
+        raise ConfigError(findings_message(headline, local, "Give URLs: s3://…, gs://…, abfs://…"))
+    return text, config.run
+
+
+def _paths(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """The configuration's keys that hold paths, each with its value."""
+    yield "run", config.run
+    yield "inputs.model_config", config.inputs.model_config
+    yield "inputs.base_checkpoint", config.inputs.base_checkpoint
+    yield "inputs.tokenizer", config.inputs.tokenizer
+    for path in config.data.train_manifests:
+        yield "data.train_manifests", path
+    for path in config.data.validation_manifests:
+        yield "data.validation_manifests", path
+
+
+def name_of_run(run: str) -> str:
+    """A Job's name from the run's URL, so that submitting the same run again finds the same Job."""
+    last = run.rstrip("/").rpartition("/")[2].lower()
+    return re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:LONGEST_NAME].rstrip("-") or "indextts"
