@@ -1,6 +1,9 @@
-"""A run, or one of its checkpoints, as the base of another run: what its export would hold, without writing one."""
+"""A run, or one of its checkpoints, as the base of another run: the tensors of its export, without writing one."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+
+from torch import Tensor
 
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import MANIFESTS, parse_file_name
@@ -15,54 +18,61 @@ from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.urls import file_path
 
 _WEIGHTS, _BASE = "model/", "base/"
-"""Prefixes of a checkpoint's tensors, see `docs/checkpoint-format.md`."""
+"""Prefixes of a checkpoint's tensor names, see `docs/checkpoint-format.md`."""
 
 
 def load_base(url: str, config: GPTConfig) -> BaseCheckpoint:
     """The base checkpoint that a configuration names.
 
     Args:
-        url: `gpt.pth`, an export, a run (its newest checkpoint), or a checkpoint's `.json`.
+        url: `gpt.pth` or an export's, a run (its newest checkpoint), or a checkpoint's `.json`.
         config: The model whose keys and shapes are expected.
 
     Raises:
-        ConfigError: It is not there.
-        DataError: It does not fit the model, or cannot be read.
+        ConfigError: There is nothing at this URL.
+        DataError: The file or checkpoint does not fit the model, or it cannot be read.
     """
     if url.endswith(".json"):
-        folder, _, file = url.rpartition("/")
-        run, named = folder.rpartition("/")[0] or ".", parse_file_name(file)
-        if named is None or not files.exists(url):
-            raise ConfigError(
-                f"base checkpoint not found: {redacted(url)} is no checkpoint of a run. "
-                f"`indextts-job checkpoints list {redacted(run)}` shows what there is."
-            )
-        return _of_checkpoint(CheckpointStore(open_storage(run)), named, redacted(url), config)
+        return _named_checkpoint(url, config)
     if _may_be_run(url) and files.sizes(f"{url.rstrip('/')}/{MANIFESTS}"):
         store = CheckpointStore(open_storage(url.rstrip("/")))
         if newest := store.newest():
-            return _of_checkpoint(store, newest.name, redacted(url), config)
+            return _base_of(store, newest.name, redacted(url), config)
     return load_base_checkpoint(url, config)
 
 
+def _named_checkpoint(url: str, config: GPTConfig) -> BaseCheckpoint:
+    # RUN/checkpoints/NAME.json
+    folder, _, file = url.rpartition("/")
+    run, name = folder.rpartition("/")[0] or ".", parse_file_name(file)
+    if name is None or not files.exists(url):
+        raise ConfigError(
+            f"base checkpoint not found: {redacted(url)} is no checkpoint of a run. "
+            f"`indextts-job checkpoints list {redacted(run)}` shows what there is."
+        )
+    return _base_of(CheckpointStore(open_storage(run)), name, redacted(url), config)
+
+
 def _may_be_run(url: str) -> bool:
+    """Whether a URL may be the folder of a run; decided without a request where the name says enough."""
     if files.is_local(url):
         return files.local_path(url).is_dir()
     return not file_path(url).endswith((".pth", ".pt"))
 
 
-def _of_checkpoint(
-    store: CheckpointStore, name: retention.CheckpointName, shown: str, config: GPTConfig
-) -> BaseCheckpoint:
+def _base_of(store: CheckpointStore, name: retention.CheckpointName, shown: str, config: GPTConfig) -> BaseCheckpoint:
     manifest = store.manifest(name)
     tensors = store.load(manifest, (_WEIGHTS, _BASE))
-    full = {key.removeprefix(_BASE): value for key, value in tensors.items() if key.startswith(_BASE)}
-    for key, value in tensors.items():
-        if not key.startswith(_WEIGHTS):
-            continue
-        parameter = key.removeprefix(_WEIGHTS)
-        table = parameter.removesuffix(NEW_ROWS_SUFFIX)
-        joined = parameter != table and table in full
-        full[table] = join_rows(full[table], value.to(full[table].dtype)) if joined else value
-    base = as_base(full, config, shown)
+    base = as_base(_published(tensors), config, shown)
     return replace(base, frozen_pieces=manifest.values.vocabulary.base_pieces)
+
+
+def _published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's tensors under their published names, text tables joined of frozen and new rows."""
+    published = {key.removeprefix(_BASE): value for key, value in tensors.items() if key.startswith(_BASE)}
+    trained = {key.removeprefix(_WEIGHTS): value for key, value in tensors.items() if key.startswith(_WEIGHTS)}
+    for key, value in trained.items():
+        table = key.removesuffix(NEW_ROWS_SUFFIX)
+        is_new_rows = key != table and table in published
+        published[table] = join_rows(published[table], value.to(published[table].dtype)) if is_new_rows else value
+    return published

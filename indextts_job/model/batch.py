@@ -1,11 +1,12 @@
 """One micro-batch as plain arrays: samples end to end, no padding.
 
-A packed sequence holds, for each sample, [34 conditioning | start text stop | start codes] rows. Text and code
-targets of a sample never reach into the next one; `cu_seqlens` marks the edges for attention.
+A packed sequence holds, for each sample, [34 conditioning | start text stop | start codes] rows. The text and code
+targets of a row are always of the same sample; `cu_seqlens` gives attention the edges of the samples.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,10 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What the model needs of one utterance pair."""
+    """The values of one utterance pair that the model reads."""
 
     index: int
-    """Place in the dataset."""
+    """Index in the dataset."""
     id: str
     """Name in the dataset manifest."""
     text_ids: npt.NDArray[np.integer]
@@ -55,7 +56,7 @@ class PackedBatch:
     code_positions: Integers
     """[sum(M + 1)], from 0 in each sample."""
     source_rows: Integers
-    """[tokens] row of concatenated (conditioning, text, codes) that each packed row takes."""
+    """[tokens] for each packed row, the row of concatenated (conditioning, text, codes) that stands there."""
     text_rows: Integers
     """[sum(T + 1)] packed rows whose next text token is counted."""
     text_targets: Integers
@@ -79,52 +80,71 @@ class PackedBatch:
 
 
 def collate(samples: Sequence[Sample], config: GPTConfig) -> PackedBatch:
-    """Lay samples end to end.
+    """Pack samples end to end.
 
     Args:
-        samples: Their order is kept; none for a rank that has nothing to do in this turn.
-        config: Token ids of starts and stops.
+        samples: The samples in the order of the packed sequence. Empty on a rank without work in this micro-batch.
+        config: The ids of the start and stop tokens.
     """
     if not samples:
-        return _nothing(config)
+        return _empty_batch(config)
+    # Inputs hold start, text, stop and start, codes.
     text_sizes = np.array([len(sample.text_ids) + 2 for sample in samples])
     code_sizes = np.array([len(sample.codes) + 1 for sample in samples])
-    sizes = CONDITIONING_TOKENS + text_sizes + code_sizes
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    text_starts = len(samples) * CONDITIONING_TOKENS + np.concatenate([[0], np.cumsum(text_sizes)])
-    code_starts = text_starts[-1] + np.concatenate([[0], np.cumsum(code_sizes)])
-    source_rows, text_rows, code_rows = [], [], []
-    for i, (text_size, code_size) in enumerate(zip(text_sizes, code_sizes, strict=True)):
-        conditioning = i * CONDITIONING_TOKENS + np.arange(CONDITIONING_TOKENS)
-        source_rows += [
-            conditioning,
-            text_starts[i] + np.arange(text_size),
-            code_starts[i] + np.arange(code_size),
-        ]
-        first_text = starts[i] + CONDITIONING_TOKENS
-        text_rows.append(first_text + np.arange(text_size - 1))
-        code_rows.append(first_text + text_size + np.arange(code_size))
+    start_text, stop_text = [config.start_text_token], [config.stop_text_token]
+    start_code, stop_code = [config.start_mel_token], [config.stop_mel_token]
     return PackedBatch(
         sample_indices=np.array([sample.index for sample in samples], dtype=np.int64),
         sample_ids=tuple(sample.id for sample in samples),
         condition=np.stack([sample.condition for sample in samples]),
         emotion=np.stack([sample.emotion for sample in samples]),
-        text_inputs=_joined(
-            [[config.start_text_token], sample.text_ids, [config.stop_text_token]] for sample in samples
-        ),
-        text_positions=np.concatenate([np.arange(size) for size in text_sizes]),
-        code_inputs=_joined([[config.start_mel_token], sample.codes] for sample in samples),
-        code_positions=np.concatenate([np.arange(size) for size in code_sizes]),
-        source_rows=np.concatenate(source_rows),
-        text_rows=np.concatenate(text_rows),
-        text_targets=_joined([sample.text_ids, [config.stop_text_token]] for sample in samples),
-        code_rows=np.concatenate(code_rows),
-        code_targets=_joined([sample.codes, [config.stop_mel_token]] for sample in samples),
-        cu_seqlens=starts.astype(np.int32),
+        text_inputs=_joined([start_text, sample.text_ids, stop_text] for sample in samples),
+        text_positions=_counted(text_sizes),
+        code_inputs=_joined([start_code, sample.codes] for sample in samples),
+        code_positions=_counted(code_sizes),
+        text_targets=_joined([sample.text_ids, stop_text] for sample in samples),
+        code_targets=_joined([sample.codes, stop_code] for sample in samples),
+        **_layout(text_sizes, code_sizes),
     )
 
 
-def _nothing(config: GPTConfig) -> PackedBatch:
+def _layout(text_sizes: Integers, code_sizes: Integers) -> dict[str, Any]:
+    """The fields of a packed batch that follow from the sizes [samples] of its texts and codes alone."""
+    num_samples = len(text_sizes)
+    starts = _starts(CONDITIONING_TOKENS + text_sizes + code_sizes)
+    # Rows in the concatenation of all conditioning, all texts and all codes.
+    text_starts = num_samples * CONDITIONING_TOKENS + _starts(text_sizes)
+    code_starts = text_starts[-1] + _starts(code_sizes)
+    source_rows, text_rows, code_rows = [], [], []
+    for i, (text_size, code_size) in enumerate(zip(text_sizes, code_sizes, strict=True)):
+        source_rows += [
+            i * CONDITIONING_TOKENS + np.arange(CONDITIONING_TOKENS),
+            text_starts[i] + np.arange(text_size),
+            code_starts[i] + np.arange(code_size),
+        ]
+        first_text = starts[i] + CONDITIONING_TOKENS
+        # The last text row (stop) predicts nothing. The stop code is never an input, so every code row counts.
+        text_rows.append(first_text + np.arange(text_size - 1))
+        code_rows.append(first_text + text_size + np.arange(code_size))
+    return {
+        "source_rows": np.concatenate(source_rows),
+        "text_rows": np.concatenate(text_rows),
+        "code_rows": np.concatenate(code_rows),
+        "cu_seqlens": starts.astype(np.int32),
+    }
+
+
+def _starts(sizes: Integers) -> Integers:
+    """[n + 1] where each of n segments starts, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def _counted(sizes: Integers) -> Integers:
+    """[sum(sizes)] 0, 1, 2, … in each segment."""
+    return np.concatenate([np.arange(size) for size in sizes])
+
+
+def _empty_batch(config: GPTConfig) -> PackedBatch:
     none = np.empty(0, dtype=np.int64)
     return PackedBatch(
         sample_indices=none,

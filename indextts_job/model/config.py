@@ -1,10 +1,10 @@
-"""Shapes of UnifiedVoice v2, read from the released `config.yaml` (its `gpt` section).
+"""Shapes of UnifiedVoice v2, from the released `config.yaml` (its `gpt` section).
 
-Knows every key of a base checkpoint and its shape. Reads no file and needs no torch.
+`trained_shapes` and `carried_shapes` list every key of a base checkpoint. Pure: reads no file, needs no torch.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
@@ -12,7 +12,7 @@ from indextts_job.bounds import Bounds
 from indextts_job.errors import ConfigError
 
 CONDITION_LATENTS = 32
-"""Rows of one conditioning array (UnifiedVoice's `condition_num_latent`, never named in the file)."""
+"""Rows of one conditioning array: UnifiedVoice's default `condition_num_latent`, which the file does not set."""
 CONDITIONING_TOKENS = CONDITION_LATENTS + 2
 """Conditioning rows of a packed sample: the latents and the two speed rows."""
 EMOTION_WIDTH = 1024
@@ -26,13 +26,14 @@ RESAMPLER_LAYERS = 2
 DEPTHWISE_KERNEL = 15
 
 Shape = tuple[int, ...]
+# The bounds are far above every release. They keep a damaged file from asking for all memory of the machine.
 Width = Annotated[int, Bounds(1, 2**16)]
 Count = Annotated[int, Bounds(1, 1024)]
-"""Of layers, heads or blocks."""
+"""Number of layers, heads or blocks."""
 Rows = Annotated[int, Bounds(1, 2**24)]
-"""Of a table."""
+"""Number of rows of a table."""
 Token = Annotated[int, Bounds(0, 2**24)]
-"""An id."""
+"""A token id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class ConformerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPTConfig:
-    """The `gpt` section of `config.yaml` as far as shapes and token ids depend on it."""
+    """The keys of the `gpt` section of `config.yaml` that decide shapes and token ids."""
 
     model_dim: Width
     layers: Count
@@ -66,15 +67,15 @@ class GPTConfig:
 
     @property
     def number_codes(self) -> int:
-        """Codes that a sample may hold: 0 .. start_mel_token - 1."""
+        """Number of codes that a sample may hold: 0 .. start_mel_token - 1."""
         return self.start_mel_token
 
     def sample_tokens(self, text_tokens: int, code_tokens: int) -> int:
-        """Rows one sample takes in a packed sequence.
+        """Number of rows of one sample in a packed sequence.
 
-        34 conditioning rows, the text between start and stop, and the codes behind their start. The last code
-        input (stop) has no counted target and nothing attends to it, so it is not computed.
+        34 conditioning rows, the text between start and stop, and the codes after their start token.
         """
+        # The stop code has no counted target and no row attends to it, so it is no input.
         return CONDITIONING_TOKENS + text_tokens + 2 + code_tokens + 1
 
 
@@ -82,7 +83,7 @@ def gpt_config(document: object, source: str) -> GPTConfig:
     """Read the model's shapes from a parsed `config.yaml`.
 
     Args:
-        document: What the YAML file holds.
+        document: The parsed YAML file.
         source: Path or URL of the file, for messages.
 
     Raises:
@@ -100,6 +101,38 @@ def gpt_config(document: object, source: str) -> GPTConfig:
     config: GPTConfig = _numbers(GPTConfig, section, f"{source}: gpt", modules)
     if config.model_dim % config.heads:
         raise ConfigError(f"{source}: gpt.model_dim {config.model_dim} is not divisible by gpt.heads {config.heads}.")
+    _demand_tokens_in_tables(config, source)
+    return config
+
+
+def _demand_storable(document: object, source: str, key: str) -> None:
+    """Refuse values that JSON cannot hold: a checkpoint's manifest carries the whole document.
+
+    Args:
+        document: The document or a part of it.
+        source: Path or URL of the file, for messages.
+        key: Path of the part; empty for the whole document.
+    """
+    for place, value in _leaves(document, key):
+        if isinstance(value, float) and math.isfinite(value):
+            continue
+        if not isinstance(value, (str, bool, int, type(None))):
+            raise ConfigError(f"{source}: {place} is {value!r}, expected a finite number, a text or a list of them.")
+
+
+def _leaves(value: object, key: str) -> Iterator[tuple[str, object]]:
+    """The values of nested mappings and lists, each with its path."""
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from _leaves(entry, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for place, entry in enumerate(value):
+            yield from _leaves(entry, f"{key}[{place}]")
+    else:
+        yield key, value
+
+
+def _demand_tokens_in_tables(config: GPTConfig, source: str) -> None:
     for name, rows in (
         ("start_mel_token", config.number_mel_codes),
         ("stop_mel_token", config.number_mel_codes),
@@ -108,21 +141,6 @@ def gpt_config(document: object, source: str) -> GPTConfig:
     ):
         if getattr(config, name) >= rows:
             raise ConfigError(f"{source}: gpt.{name} is {getattr(config, name)}, but there are {rows} ids from 0 on.")
-    return config
-
-
-def _demand_storable(value: object, source: str, key: str) -> None:
-    """Refuse what a checkpoint, which carries the whole document, could not write down."""
-    if isinstance(value, Mapping):
-        for name, entry in value.items():
-            _demand_storable(entry, source, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for place, entry in enumerate(value):
-            _demand_storable(entry, source, f"{key}[{place}]")
-    elif not isinstance(value, (str, bool, int, type(None))) and not (
-        isinstance(value, float) and math.isfinite(value)
-    ):
-        raise ConfigError(f"{source}: {key} is {value!r}, expected a finite number, a text or a list of them.")
 
 
 def _refuse_other_models(section: Mapping[str, object], source: str) -> None:
@@ -147,28 +165,42 @@ def _conformer(section: Mapping[str, object], name: str, source: str) -> Conform
 
 
 def _numbers(cls: Any, section: Mapping[str, object], where: str, others: Mapping[str, object]) -> Any:  # noqa: ANN401
-    """A dataclass of bounded whole numbers, `others` aside, from the keys of a section."""
+    """A dataclass from the keys of a section.
+
+    Args:
+        cls: A dataclass whose fields, except those in `others`, are whole numbers with `Bounds`.
+        section: The section of the document.
+        where: File and path of the section, for messages.
+        others: Values of the remaining fields.
+    """
     hints = get_type_hints(cls, include_extras=True)
     values = dict(others)
     for field in fields(cls):
         if field.name in others or (field.name not in section and field.default is not MISSING):
             continue
-        value = section.get(field.name)
         (bounds,) = hints[field.name].__metadata__
-        if isinstance(value, bool) or not isinstance(value, int) or value not in bounds:
-            raise ConfigError(f"{where}.{field.name}: found {value!r:.80}, expected a whole number, {bounds}.")
-        values[field.name] = value
+        values[field.name] = _number(section.get(field.name), bounds, f"{where}.{field.name}")
     return cls(**values)
+
+
+def _number(value: object, bounds: Bounds, where: str) -> int:
+    # In Python a bool is an int, but `layers: true` is a mistake.
+    if isinstance(value, bool) or not isinstance(value, int) or value not in bounds:
+        raise ConfigError(f"{where}: found {value!r:.80}, expected a whole number, {bounds}.")
+    return value
 
 
 def trained_shapes(config: GPTConfig, text_rows: int) -> dict[str, Shape]:
     """Keys and shapes of the tensors that get a gradient in this training.
 
     Args:
-        config: The model.
+        config: The model's sizes.
         text_rows: Rows of the text tables: tokenizer pieces + 1 (the last row is never used as an input).
     """
     width = config.model_dim
+    # One vector per position: the texts' start and stop count too, and the codes' start, stop and one conditioning
+    # input, as the published constructor counts them.
+    text_positions, code_positions = config.max_text_tokens + 2, config.max_mel_tokens + 3
     shapes: dict[str, Shape] = {}
     for i in range(config.layers):
         block = f"gpt.h.{i}"
@@ -185,17 +217,17 @@ def trained_shapes(config: GPTConfig, text_rows: int) -> dict[str, Shape]:
     shapes |= _affine("text_head", (text_rows, width), text_rows)
     shapes["mel_embedding.weight"] = (config.number_mel_codes, width)
     shapes |= _affine("mel_head", (config.number_mel_codes, width), config.number_mel_codes)
-    shapes["text_pos_embedding.emb.weight"] = (config.max_text_tokens + 2, width)
-    # max_mel_tokens + start + stop + one conditioning input, as the published constructor counts.
-    shapes["mel_pos_embedding.emb.weight"] = (config.max_mel_tokens + 3, width)
+    shapes["text_pos_embedding.emb.weight"] = (text_positions, width)
+    shapes["mel_pos_embedding.emb.weight"] = (code_positions, width)
     shapes["speed_emb.weight"] = (2, width)
     return shapes
 
 
 def carried_shapes(config: GPTConfig) -> dict[str, Shape]:
-    """Keys and shapes of the tensors that never train: they feed only the stored conditioning vectors.
+    """Keys and shapes of the tensors that never train: those of the conditioning encoders.
 
-    They are carried byte for byte from the base checkpoint to the export.
+    The dataset stores the outputs of these encoders, so training does not run them. The tensors are copied unchanged
+    from the base checkpoint to the export.
     """
     width = config.model_dim
     speaker, emotion = config.condition_module, config.emo_condition_module
@@ -241,7 +273,7 @@ def _conformer_shapes(name: str, module: ConformerConfig) -> dict[str, Shape]:
 
 def _resampler_shapes(name: str, module: ConformerConfig, latents: int, width: int) -> dict[str, Shape]:
     attention = module.attention_heads * RESAMPLER_HEAD_WIDTH
-    # Gated feed-forward: two thirds of width x mult, as the published perceiver resampler computes it.
+    # The gate doubles the first layer, so the published resampler makes the hidden width 2/3 of width x mult.
     gated = int(width * module.perceiver_mult * 2 / 3)
     shapes: dict[str, Shape] = {
         f"{name}.latents": (latents, width),

@@ -1,12 +1,13 @@
-"""Files of `torch.save` from anywhere: nothing in them is executed, and no memory is taken on their word.
+"""Read untrusted files of `torch.save` without running code from them and without unbounded memory.
 
-Tensors are read with `weights_only=True`. The file has to be the archive that `torch.save` writes: entries that are
-not compressed and together no larger than the file, so that it cannot unfold into more than it is.
+Tensors are read with `weights_only=True`. The file has to be an archive as `torch.save` writes it, with uncompressed
+entries that are together no larger than the file: a small file cannot expand into a large one.
 """
 
 import io
 import re
 import zipfile
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import torch
@@ -19,22 +20,22 @@ from indextts_job.storage.errors import translated
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _FOREIGN = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class) ([\w.]+)")
-"""How torch names an object that is no tensor; only for the message."""
+"""The text in which torch names an object that is no tensor. Used for the message only."""
 LARGEST_PICKLE_BYTES = 2**26
-"""Of the description of all tensors; that of the released model has some 100 KB."""
+"""Bound of the archive's entry that describes all tensors; in the released model it has about 100 KB."""
 
 
 def read_torch_file(url: str, what: str, key: str) -> Any:  # noqa: ANN401  # whatever was saved
-    """What a file holds; a local one is mapped, so tensors cost no memory until they are used.
+    """The object that a file holds. A local file is mapped, so its tensors use no memory until they are read.
 
     Args:
         url: Path or URL.
-        what: The thing in words, for messages.
-        key: The configuration key that names it.
+        what: The name of the file's kind for messages, `base checkpoint` for example.
+        key: The configuration key that the URL comes from.
 
     Raises:
-        ConfigError: It is not there.
-        DataError: It cannot be read.
+        ConfigError: The file does not exist.
+        DataError: The file cannot be read.
     """
     shown = redacted(url)
     if files.is_local(url):
@@ -44,13 +45,14 @@ def read_torch_file(url: str, what: str, key: str) -> Any:  # noqa: ANN401  # wh
                 with path.open("rb") as file:
                     _demand_archive(file, path.stat().st_size, shown)
                 return _load(path, shown, mapped=True)
+    # A local file that is missing comes here too, for the message that names the configuration key.
     content = files.read_input(url, what, key)
     _demand_archive(io.BytesIO(content), len(content), shown)
     return _load(io.BytesIO(content), shown, mapped=False)
 
 
 def unusual(tensor: Tensor) -> str:
-    """What keeps a tensor from being a plain one in memory; empty for a plain one."""
+    """How a tensor differs from a plain one in memory; empty for a plain tensor."""
     if tensor.is_nested:
         return "nested"
     if tensor.is_quantized:
@@ -64,13 +66,14 @@ def _load(source: Any, shown: str, *, mapped: bool) -> Any:  # noqa: ANN401
     try:
         return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError:
-        raise
-    except Exception as error:  # damaged pickles make it raise nearly anything
+        raise  # a failed read is no fault of the content; the caller translates it
+    except Exception as error:  # for a damaged pickle torch raises nearly any class
         raise _unreadable(shown, _reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
-    """What torch says, in a few words: its text has colours, advice to load the file unsafely, and many lines."""
+    """The first line of torch's message, without terminal colours, or the class of the object that it refused."""
+    # The rest of the message advises to load the file without `weights_only`, which would run its code.
     text = _COLOURS.sub("", str(error)).strip()
     if match := _FOREIGN.search(text):
         return f"it holds a {match[1]}"
@@ -83,12 +86,20 @@ def _demand_archive(file: BinaryIO, size_bytes: int, shown: str) -> None:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
         raise _unreadable(shown, f"no archive of torch.save: {error}") from error
+    if fault := _archive_fault(entries, size_bytes):
+        raise _unreadable(shown, fault)
+
+
+def _archive_fault(entries: Sequence[zipfile.ZipInfo], size_bytes: int) -> str:
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise _unreadable(shown, "it is compressed, which torch.save never does")
+        return "it is compressed, which torch.save never does"
+    # Entries may overlap in a forged archive, so the sum is checked too.
     if sum(entry.file_size for entry in entries) > size_bytes:
-        raise _unreadable(shown, f"its entries claim more than its {size_bytes} bytes")
+        return f"its entries claim more than its {size_bytes} bytes"
+    # Unpickling makes Python objects that take many times the memory of their description.
     if any(entry.filename.endswith("data.pkl") and entry.file_size > LARGEST_PICKLE_BYTES for entry in entries):
-        raise _unreadable(shown, "its table of tensors is too large")
+        return "its table of tensors is too large"
+    return ""
 
 
 def _unreadable(shown: str, reason: str) -> DataError:

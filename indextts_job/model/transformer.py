@@ -17,44 +17,49 @@ except ImportError:  # torch before 2.10
     varlen_attn = None  # type: ignore[assignment]
 
 LAYER_NORM_EPSILON = 1e-5
+"""GPT-2's `layer_norm_epsilon`, which the published model uses in all norms."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleEdges:
-    """Where the samples of a packed sequence begin and end."""
+    """The edges of the samples in a packed sequence."""
 
     cu_seqlens: Tensor
-    """[samples + 1] int32 on the model's device."""
+    """[samples + 1] int32 on the model's device: first row of each sample, then the number of rows."""
     lengths: Sequence[int]
-    """Tokens of each sample, on the host: the loop over samples needs no device synchronisation."""
+    """Rows of each sample, on the host, so that the loop over samples needs no device synchronisation."""
 
 
 def packed_causal_attention(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
     """Causal attention within each sample, scaled by 1 / sqrt(head_dim).
 
-    On CUDA in half precision without attention dropout this is one fused kernel over the whole sequence; torch's
-    variable-length kernel has no dropout and no float32, and no CPU form. Elsewhere it is a loop over samples: on a
-    CPU it beat padding and a dense block mask (`bench/packing.py`).
-
     Args:
-        query: [tokens, heads, head_dim]; `key` and `value` likewise.
-        key: See `query`.
-        value: See `query`.
-        edges: The samples' edges.
+        query: [tokens, heads, head_dim].
+        key: [tokens, heads, head_dim].
+        value: [tokens, heads, head_dim].
+        edges: The edges of the samples.
         dropout: Probability of dropping an attention weight.
 
     Returns:
         [tokens, heads, head_dim].
     """
-    fused = varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
-    if fused and not dropout:
-        longest = max(edges.lengths)
-        # A window of (-1, 0) lets a row see itself and everything before it in its own sample.
-        output = varlen_attn(
-            query, key, value, edges.cu_seqlens, edges.cu_seqlens, longest, longest, window_size=(-1, 0)
-        )
-        assert isinstance(output, Tensor)  # noqa: S101  # no auxiliary output was asked for
-        return output
+    # torch's variable-length kernel runs on CUDA in half precision only, and it has no dropout.
+    has_kernel = varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    if has_kernel and not dropout:
+        return _fused_attention(query, key, value, edges)
+    return _attention_per_sample(query, key, value, edges, dropout)
+
+
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges) -> Tensor:
+    longest = max(edges.lengths)
+    # With the window (-1, 0) a row attends to itself and to all rows before it in its own sample.
+    output = varlen_attn(query, key, value, edges.cu_seqlens, edges.cu_seqlens, longest, longest, window_size=(-1, 0))
+    assert isinstance(output, Tensor)  # noqa: S101  # only a call with return_aux gives a tuple
+    return output
+
+
+def _attention_per_sample(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
+    # On a CPU a loop over samples was faster than padding and than a dense block mask (`bench/packing.py`).
     lengths = list(edges.lengths)
     parts = zip(*(torch.split(rows, lengths) for rows in (query, key, value)), strict=True)
     return torch.cat(
@@ -137,13 +142,14 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The blocks and their last norm. Inputs are embeddings: it has no token and no position table."""
+    """The blocks and the final norm. Its inputs are embeddings: it has no token table and no position table."""
 
     def __init__(self, width: int, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
         self.recompute = False
-        """Keep only the inputs of the blocks, compute the rest again in backward: a third more work, the same bits."""
+        """Keep only the inputs of the blocks and compute the rest again in backward: a third more work, the same
+        bits."""
         self.h = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.ln_f = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
 

@@ -1,6 +1,6 @@
 """The trained part of UnifiedVoice v2: embeddings, transformer, heads, and loss sums over a packed micro-batch.
 
-Modules that never train (the conditioning encoders) are not built: the dataset stores what they produced.
+Modules that never train (the conditioning encoders) are not built: the dataset stores their outputs.
 """
 
 from collections.abc import Iterator
@@ -18,20 +18,24 @@ from indextts_job.model.transformer import LAYER_NORM_EPSILON, SampleEdges, Tran
 from indextts_job.model.vocabulary import TextEmbedding, TextHead, Vocabulary
 
 HEAD_CHUNK_ROWS = 2048
-"""Rows whose logits exist at one time: 2048 x 24,001 float32 is 188 MiB."""
+"""Number of rows whose logits are in memory at one time: 2048 x 24,001 in float32 are 188 MiB."""
 HAS_FUSED_CROSS_ENTROPY = hasattr(F, "linear_cross_entropy")
+"""Newer releases of torch have it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LossSums:
-    """Sums over the counted targets of one micro-batch; dividing is left to who knows the global counts (I3)."""
+    """Loss sums over the counted targets of one micro-batch.
+
+    Sums and not means: only the step knows the counts of the global batch to divide by (I3).
+    """
 
     text: Tensor
     """Scalar, nats."""
     mel: Tensor
     """Scalar, nats."""
     mel_correct: Tensor
-    """Scalar, code targets whose arg-max is right."""
+    """Scalar, number of code targets that the arg-max hits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +57,12 @@ class DeviceBatch:
 
 
 def to_device(batch: PackedBatch, device: torch.device, dtype: torch.dtype = torch.float32) -> DeviceBatch:
-    """Copy a packed micro-batch to the device; the vectors become `dtype`."""
+    """Copy a packed micro-batch to the device; floating-point arrays become `dtype`."""
 
     def copied(name: str) -> Tensor:
         array = torch.from_numpy(getattr(batch, name))
         if device.type == "cuda":
-            array = array.pin_memory()
+            array = array.pin_memory()  # only from pinned memory the copy runs beside the computation
         return array.to(device, dtype if array.is_floating_point() else None, non_blocking=True)
 
     names = (name for name in DeviceBatch.__dataclass_fields__ if name != "edges")
@@ -67,7 +71,7 @@ def to_device(batch: PackedBatch, device: torch.device, dtype: torch.dtype = tor
 
 
 class PositionTable(nn.Module):
-    """Learned positions, under the published name `emb`."""
+    """Learned position embeddings, under the published name `emb`."""
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
@@ -80,7 +84,7 @@ class PositionTable(nn.Module):
 
 
 class UnifiedVoice(nn.Module):
-    """IndexTTS2's GPT as far as it trains. Parameter names equal the base checkpoint's keys."""
+    """The trained modules of IndexTTS2's GPT. Parameter names equal the base checkpoint's keys."""
 
     def __init__(self, config: GPTConfig, vocabulary: Vocabulary, dropout: float) -> None:
         super().__init__()
@@ -106,7 +110,7 @@ class UnifiedVoice(nn.Module):
         return LossSums(text_sum, mel_sum, mel_correct)
 
     def hidden_states(self, batch: DeviceBatch) -> Tensor:
-        """Last hidden states behind both final norms, [tokens, dim]."""
+        """Hidden states after both final norms, [tokens, dim]."""
         rows = torch.cat(
             [
                 self._conditioning(batch.condition, batch.emotion),
@@ -114,7 +118,7 @@ class UnifiedVoice(nn.Module):
                 self.mel_embedding(batch.code_inputs) + self.mel_pos_embedding(batch.code_positions),
             ]
         )
-        # Every row is taken exactly once, so this only interleaves the three segments sample by sample.
+        # `source_rows` is a permutation: it puts the three segments of each sample side by side.
         output: Tensor = self.final_norm(self.gpt(rows[batch.source_rows], batch.edges))
         return output
 
@@ -128,7 +132,7 @@ class UnifiedVoice(nn.Module):
 
 
 def head_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross entropy of a head and the number of right arg-maxes, with bounded logits memory.
+    """Summed cross entropy of a head and the number of right arg-maxes, with bounded memory for logits.
 
     Args:
         hidden: [rows, dim].
@@ -141,25 +145,36 @@ def head_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> 
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
+        # Converted once for all chunks, where autocast would convert the weight for each of them.
         dtype = torch.get_autocast_dtype(device)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), bias.to(dtype)
-    training = torch.is_grad_enabled()
-    # torch's chunked kernel pays from about as many rows as columns on; it gives no logits, so the arg-max takes a
-    # pass of its own, still cheaper than recomputing logits in backward (`bench/heads.py`).
-    if training and HAS_FUSED_CROSS_ENTROPY and hidden.shape[0] >= hidden.shape[1]:
-        loss = F.linear_cross_entropy(
-            hidden, weight, targets, linear_bias=bias, reduction="sum", options=nn.LinearCrossEntropyOptions()
+    # torch's fused kernel is faster from about as many rows as columns on (`bench/heads.py`).
+    if torch.is_grad_enabled() and HAS_FUSED_CROSS_ENTROPY and hidden.shape[0] >= hidden.shape[1]:
+        return _fused_loss(hidden, weight, bias, targets)
+    return _chunked_loss(hidden, weight, bias, targets)
+
+
+def _fused_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    loss = F.linear_cross_entropy(
+        hidden, weight, targets, linear_bias=bias, reduction="sum", options=nn.LinearCrossEntropyOptions()
+    )
+    # The kernel gives no logits, so the arg-max needs a second pass over the head. Both together are cheaper than
+    # recomputing logits in backward (`bench/heads.py`).
+    with torch.no_grad():
+        correct = sum(
+            (_correct(F.linear(rows, weight, bias), wanted) for rows, wanted in _chunks(hidden, targets)),
+            start=torch.zeros((), dtype=torch.long, device=hidden.device),
         )
-        with torch.no_grad():
-            correct = sum(
-                (_correct(F.linear(rows, weight, bias), wanted) for rows, wanted in _chunks(hidden, targets)),
-                start=torch.zeros((), dtype=torch.long, device=hidden.device),
-            )
-        return loss, correct
+    return loss, correct
+
+
+def _chunked_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    # With more than one chunk, backward computes the logits again instead of keeping those of all chunks.
+    recompute = torch.is_grad_enabled() and hidden.shape[0] > HEAD_CHUNK_ROWS
     chunk = partial(_chunk_loss, weight=weight, bias=bias)
     sums = [
         checkpoint(chunk, rows, wanted, use_reentrant=False, preserve_rng_state=False)
-        if training and hidden.shape[0] > HEAD_CHUNK_ROWS
+        if recompute
         else chunk(rows, wanted)
         for rows, wanted in _chunks(hidden, targets)
     ]
@@ -172,6 +187,7 @@ def _chunks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _chunk_loss(hidden: Tensor, targets: Tensor, *, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     logits = F.linear(hidden, weight, bias)
+    # Half precision is too coarse for a sum of exponentials; float64 is used by tests of exactness.
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return F.cross_entropy(wide, targets, reduction="sum"), _correct(logits.detach(), targets)
 

@@ -1,9 +1,9 @@
 """Text tables of an extended vocabulary: frozen base rows, trained new rows (I7).
 
-A text table has one row per tokenizer piece and one spare row at the end that no id ever reaches. When a tokenizer
-has more pieces than the base checkpoint knows, the base rows are buffers, not parameters: no gradient, no decay and
-no moment can move them. Only the rows between them and the spare row are parameters. When the tokenizer is the
-base's own, every row trains, as in the base model's recipe.
+A text table has one row per tokenizer piece and one spare row at the end that no token id selects. When a tokenizer
+has more pieces than the base checkpoint, the base rows are buffers and not parameters, so the optimizer cannot change
+them: they get no gradient, no weight decay and no moments. Only the rows between them and the spare row are
+parameters. When the tokenizer is the base's own, every row trains, as in the base model's recipe.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,10 @@ from indextts_job.checkpoint.values import VocabularyRecord
 NEW_ROW_STD = 0.02
 """Standard deviation of fresh embeddings in the published model, used by `new_rows: normal`."""
 NOISE_RATIOS = {"spread": 1.0, "mean": 0.1}
-"""Noise around the mean base row, in standard deviations of the base rows in each component. Rows of the head that
-start almost equal get almost equal gradients and learn slowly: after 120 steps of `bench/new_rows.py` the text loss is
-0.8 nats higher with 0.1 than with 1.0, where new rows are spread as the base rows are."""
+"""Noise around the mean base row, in standard deviations of the base rows in each component.
+
+With 1.0 new rows are spread like the base rows. With 0.1 the rows of the head start almost equal, get almost equal
+gradients and learn slowly: after 120 steps of `bench/new_rows.py` the text loss is 0.8 nats higher."""
 
 NewRows = Literal["spread", "mean", "normal"]
 
@@ -45,7 +46,7 @@ class Vocabulary:
 
     @property
     def rows(self) -> int:
-        """Rows of a text table, the spare one included."""
+        """Rows of a text table, including the spare row."""
         return self.pieces + 1
 
     @property
@@ -55,7 +56,7 @@ class Vocabulary:
 
     @property
     def new_rows(self) -> int:
-        """Trained rows of an extended table."""
+        """Number of trained rows of an extended table."""
         return self.pieces - self.base_pieces
 
 
@@ -76,11 +77,11 @@ def initial_rows(base: Tensor, count: int, how: NewRows, generator: torch.Genera
     """Start values of new rows.
 
     Args:
-        base: [base_pieces + 1, ...]; the spare row is not looked at, it was never trained.
-        count: New rows.
+        base: [base_pieces + 1, ...]; the spare row is ignored, because it was never trained.
+        count: Number of new rows.
         how: `spread`: around the mean base row, as far apart as the base rows are; `mean`: closely around it; `normal`:
             N(0, 0.02), biases 0.
-        generator: Source of the noise, on the CPU.
+        generator: CPU generator of the noise.
 
     Returns:
         [count, ...] float32.
@@ -93,7 +94,7 @@ def initial_rows(base: Tensor, count: int, how: NewRows, generator: torch.Genera
 
 
 class TextEmbedding(nn.Module):
-    """Lookup over all rows of the text table."""
+    """Embedding lookup in the text table of frozen and trained rows."""
 
     def __init__(self, vocabulary: Vocabulary, width: int) -> None:
         super().__init__()
@@ -109,7 +110,7 @@ class TextEmbedding(nn.Module):
         """[text tokens] ids -> [text tokens, dim]."""
         if not self.extended:
             return F.embedding(ids, self.weight)
-        # Two lookups instead of joining the tables: a micro-batch has few text tokens, the table many rows.
+        # Two lookups are cheaper than joining the tables: a micro-batch has few text tokens, a table many rows.
         is_new = ids >= self.base_pieces
         base = F.embedding(ids.clamp(max=self.base_pieces), self.weight)
         new = F.embedding((ids - self.base_pieces).clamp(min=0), self.weight_new)
@@ -117,7 +118,7 @@ class TextEmbedding(nn.Module):
 
 
 class TextHead(nn.Module):
-    """Weight and bias of the text logits, as one table over all rows."""
+    """Weight and bias of the text logits, each of frozen and trained rows."""
 
     def __init__(self, vocabulary: Vocabulary, width: int) -> None:
         super().__init__()

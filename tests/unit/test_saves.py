@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from indextts_job.loop.saver import FinishedSave, SaveCancelledError
+from indextts_job.loop.saves import Saves, SavesSettings
 
 from indextts_job.checkpoint.retention import CheckpointConfig
 from indextts_job.errors import DataError, UnavailableError
-from indextts_job.loop.saver import FinishedSave, SaveCancelledError
-from indextts_job.loop.saves import Saves, SavesSettings
 from indextts_job.loop.timekeeping import Timekeeper
 from indextts_job.preemption.deadline import Pace
 from indextts_job.report.events import Event, Notice
