@@ -89,7 +89,7 @@ def test_what_is_committed_is_the_state_of_the_call_whenever_the_thread_comes_to
         moments["exp_avg"].uniform_()
         moments["exp_avg_sq"].uniform_()
     expected = {key: tensor.clone() for group in state.tensor_groups() for key, tensor in group.items()}
-    saver.save(state, ())
+    saver.save(state, (), values())
     assert held.reached.wait(30)
     assert not open_storage(str(tmp_path)).list("objects")
     with torch.no_grad():

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from indextts_job.loop.saver import FinishedSave, SaveCancelledError
-from indextts_job.loop.saves import Saves, SavesSettings
 
 from indextts_job.checkpoint.retention import CheckpointConfig
+from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.errors import DataError, UnavailableError
+from indextts_job.loop.background_saver import FinishedSave, SaveCancelledError
+from indextts_job.loop.checkpointing import Checkpointing, CheckpointingSettings
 from indextts_job.loop.timekeeping import Timekeeper
-from indextts_job.preemption.deadline import Pace
 from indextts_job.report.events import Event, Notice
 from indextts_job.training.distributed import SingleProcess
 from indextts_job.training.recipe import OptimizerConfig
@@ -29,25 +29,26 @@ class Storage:
         self.begun: list[int] = []
         self._in_flight = False
 
-    def save(self, state: TrainState, tags: tuple[str, ...], pace: Pace) -> None:
+    def save(self, state: TrainState, tags: tuple[str, ...], values: CheckpointValues | None) -> None:
         self.begun.append(state.step)
         self._in_flight = True
 
-    def finished_save(self, *, wait_s: float) -> FinishedSave | None:
+    def finished(self, *, wait_s: float) -> FinishedSave | None:
         if not self._in_flight:
             return None
         self._in_flight = False
         return FinishedSave(seconds=1.0, error=self.errors.pop(0))
 
-    def cancel_save(self) -> None:
+    def cancel(self) -> None:
         raise NotImplementedError
 
 
-def saves_on(work: Storage, events: list[Event]) -> Saves:
+def saves_on(saver: Storage, events: list[Event]) -> Checkpointing:
     config = CheckpointConfig(interval_steps=2)
-    return Saves(
-        SavesSettings(checkpoint=config, between_kills_s=3600.0, estimate_s=1.0),
-        work,
+    return Checkpointing(
+        CheckpointingSettings(checkpoint=config, between_kills_s=3600.0, estimate_s=1.0),
+        saver,
+        lambda _state, _pace: None,
         stop=lambda: None,
         emit=events.append,
         clock=lambda: 0.0,
