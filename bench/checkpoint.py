@@ -38,9 +38,9 @@ from indextts_job.loop.background_saver import BackgroundSaver
 from indextts_job.loop.publisher import Publisher
 from indextts_job.report.events import Committed, Event
 from indextts_job.storage import files
+from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.remote_files import PART_BYTES, RemoteFileSystem
 from indextts_job.storage.remote_storage import open_storage
-from indextts_job.storage.retry import StorageConfig
 from indextts_job.training.distributed import SingleProcess
 from indextts_job.training.state import TrainState
 from tests.support.servers import KEY, SECRET, Server, client_environment, running, seaweedfs

@@ -32,8 +32,8 @@ from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World, WorldSize, make_world
 from indextts_job.model.config import gpt_config
 from indextts_job.storage import files
+from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.files import read_yaml
-from indextts_job.storage.retry import StorageConfig
 from tests.support.servers import Server, client_environment, running, seaweedfs
 
 BATCH = 32

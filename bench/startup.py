@@ -26,8 +26,8 @@ from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World, WorldSize, make_world
 from indextts_job.model.config import gpt_config
 from indextts_job.storage import files
+from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.files import read_yaml
-from indextts_job.storage.retry import StorageConfig
 from tests.support.servers import client_environment, running, seaweedfs
 
 SAMPLES, WIDTH, LAYERS = 1000, 1280, 2

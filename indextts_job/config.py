@@ -20,7 +20,7 @@ from indextts_job.hardware.plan import HardwareConfig
 from indextts_job.preemption.deadline import PreemptionConfig
 from indextts_job.redaction import redacted
 from indextts_job.report.events import ReportConfig
-from indextts_job.storage.retry import StorageConfig
+from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.urls import demand_endpoint, demand_openable, is_local, local_path
 from indextts_job.strict_yaml import parse_yaml
 from indextts_job.terminal import one_line

@@ -11,7 +11,7 @@ from indextts_job import errors, terminal
 from indextts_job.commands.parser import Commands, Parser, at_least
 from indextts_job.commands.storage_options import add_storage_options, configure, no_run
 from indextts_job.redaction import redacted_values
-from indextts_job.storage.retry import StorageConfig
+from indextts_job.storage.config import StorageConfig
 
 
 def add(commands: Commands) -> None:

@@ -17,7 +17,7 @@ from indextts_job.legacy.discovery import is_old_checkpoint
 from indextts_job.legacy.training_file import settings_of
 from indextts_job.redaction import STRUCK_OUT
 from indextts_job.storage import files
-from indextts_job.storage.retry import StorageConfig
+from indextts_job.storage.config import StorageConfig
 
 SHOWN_KEYS = 12
 OF_THIS_ATTEMPT = ("resume.source", "resume.weights_only", "resume.accept", "run")

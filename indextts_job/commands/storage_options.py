@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from indextts_job import config, errors
 from indextts_job.commands.parser import STORAGE_SETTINGS, Parser
 from indextts_job.redaction import STRUCK_OUT, redacted
-from indextts_job.storage.retry import StorageConfig
+from indextts_job.storage.config import StorageConfig
 
 if TYPE_CHECKING:
     from indextts_job.storage.run_storage import RunStorage
@@ -120,7 +120,7 @@ def _recorded(run: str) -> dict[str, Any]:
     """What the newest checkpoint of a local run records; nothing where none can be read, which is said elsewhere."""
     from indextts_job.checkpoint import retention
     from indextts_job.checkpoint.manifest import MANIFESTS, parse_file_name, parse_manifest
-    from indextts_job.storage.run_storage import LocalStorage
+    from indextts_job.storage.local_storage import LocalStorage
 
     storage = LocalStorage(run)
     try:

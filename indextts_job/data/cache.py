@@ -17,8 +17,7 @@ from indextts_job.data.downloads import Downloads, copy_path
 from indextts_job.data.shard_index import Shard
 from indextts_job.data.shards import ReadRange
 from indextts_job.storage import files
-from indextts_job.storage.errors import patiently
-from indextts_job.storage.remote_files import RemoteFileSystem
+from indextts_job.storage.reader import RemoteReader
 
 MAPPED_COPIES = 256
 """Copies mapped at a time: each holds an open file, of which a process may have 1,024 in some containers."""
@@ -60,7 +59,7 @@ class CachedShards:
     def __init__(self, folder: str, cache_folder: Path, free_ratio: float = 0.0) -> None:
         self._folder = folder
         self._cache = cache_folder
-        self._filesystem, self._root = RemoteFileSystem.of(folder)
+        self._reader = RemoteReader(folder, files.READ_PATIENCE_S)
         self._downloads = Downloads(cache_folder, self._fetch, free_ratio)
         self._mapped = lru_cache(maxsize=MAPPED_COPIES)(self._map)
         self.requests = 0
@@ -95,11 +94,9 @@ class CachedShards:
         return mapped
 
     def _fetch(self, shard: Shard, start: int, stop: int) -> bytes:
-        path, where = f"{self._root}/{shard.name}", f"{self._folder}/{shard.name}"
-        what = f"reading {where}"
-        content = patiently(what, lambda: self._filesystem.read_range(path, start, stop), files.READ_PATIENCE_S)
+        content = self._reader.read_range(start, stop, shard.name)
         if len(content) != stop - start:
-            raise ValueError(f"{where} ends before byte {stop}")
+            raise ValueError(f"{self._folder}/{shard.name} ends before byte {stop}")
         return content
 
 

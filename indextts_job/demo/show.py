@@ -23,8 +23,8 @@ from indextts_job.demo.world import World, WorldSize, make_world
 from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, ConfigError, IndexTTSJobError
 from indextts_job.report.journal import EVENTS, SAMPLES, committed_samples
 from indextts_job.storage import files
+from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.remote_storage import open_storage
-from indextts_job.storage.retry import StorageConfig
 from indextts_job.storage.run_storage import RunStorage
 from indextts_job.waiting import joined, pause
 

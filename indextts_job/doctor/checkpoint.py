@@ -22,7 +22,7 @@ from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabula
 from indextts_job.report.console import human_bytes
 from indextts_job.resume.points import locate
 from indextts_job.storage import files
-from indextts_job.storage.retry import StorageConfig
+from indextts_job.storage.config import StorageConfig
 from indextts_job.training.state import BASE, WEIGHTS
 
 FEW_STEPS, MANY_STEPS = 5_000, 20_000

@@ -16,8 +16,8 @@ from indextts_job.errors import EXIT_SOFTWARE, IndexTTSJobError
 from indextts_job.hardware.facts import driver_version, memory_limit_bytes, read_facts, usable_cpus
 from indextts_job.report.console import human_bytes
 from indextts_job.storage import files
+from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.remote_storage import open_storage
-from indextts_job.storage.retry import StorageConfig
 
 GIB = 2**30
 LEAST_GPU_BYTES = 16 * GIB

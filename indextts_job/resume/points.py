@@ -16,8 +16,8 @@ from indextts_job.legacy.discovery import is_old_checkpoint
 from indextts_job.model.vocabulary import TEXT_TABLES
 from indextts_job.resume.shared_objects import Repaired
 from indextts_job.storage import files
+from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.remote_storage import open_storage
-from indextts_job.storage.retry import StorageConfig
 from indextts_job.training.state import BASE, FIRST_MOMENT, SECOND_MOMENT, WEIGHTS
 
 Repair = Callable[[CheckpointStore, CheckpointManifest], Repaired]

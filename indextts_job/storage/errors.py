@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from indextts_job.errors import AccessRefusedError, ConfigError, IndexTTSJobError, StorageFullError, UnavailableError
 from indextts_job.redaction import redacted
-from indextts_job.storage import retry
+from indextts_job.storage import patience
 from indextts_job.storage.patience import within_patience
 from indextts_job.waiting import pause
 
@@ -157,11 +157,11 @@ def patiently(
         IndexTTSJobError: What `translated` says; `UnavailableError` once the limit is reached.
     """
     limit_s = within_patience(limit_s)
-    pauses = retry.delays(limit_s, random.Random())  # noqa: S311  # jitter
+    pauses = patience.delays(limit_s, random.Random())  # noqa: S311  # jitter
     end_at_s = clock() + limit_s
     while True:
         try:
-            with translated(what, writing=writing), _client_errors(what), retry.deadline(end_at_s):
+            with translated(what, writing=writing), _client_errors(what), patience.deadline(end_at_s):
                 return operation()
         except StorageFullError:
             raise

@@ -9,15 +9,17 @@ import re
 import stat
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
 from indextts_job.background import begin
 from indextts_job.errors import ConfigError, DataError, UnavailableError
 from indextts_job.redaction import redacted
+from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.errors import patiently, translated
-from indextts_job.storage.remote_files import PART_BYTES, PartReader, RemoteFileSystem
-from indextts_job.storage.retry import StorageConfig
+from indextts_job.storage.reader import RemoteReader
+from indextts_job.storage.remote_files import PART_BYTES, RemoteFileSystem
 from indextts_job.storage.urls import demand_endpoint, is_local, local_path
 from indextts_job.strict_yaml import LARGEST_BYTES, parse_yaml
 from indextts_job.waiting import result
@@ -136,23 +138,27 @@ def read_bytes(url: str, limit_bytes: int = LARGEST_FILE_BYTES) -> bytes:
 
 
 def _read(url: str, limit_bytes: int = LARGEST_FILE_BYTES) -> bytes:
-    what = f"reading {url}"
     if is_local(url):
-        with translated(what):
+        with translated(f"reading {url}"):
             return _read_local(local_path(url), limit_bytes)
-    filesystem, path = RemoteFileSystem.of(url)
-
-    def fetch(start: int, stop: int) -> bytes:
-        return patiently(what, lambda: filesystem.read_range(path, start, stop), READ_PATIENCE_S)
-
-    first = fetch(0, PART_BYTES)
+    reader = RemoteReader(url, READ_PATIENCE_S)
+    first = reader.read_range(0, PART_BYTES)
     if len(first) != PART_BYTES:
         _demand_size(url, len(first), limit_bytes)
         return first  # all of it: most files are smaller than a part, and some servers know no ranges
-    before = patiently(what, lambda: filesystem.info(path), READ_PATIENCE_S)
+    return _read_large(reader, url, limit_bytes)
+
+
+def _read_large(reader: RemoteReader, url: str, limit_bytes: int) -> bytes:
+    """A remote file of several parts, which must not change between the first part and the last."""
+
+    def info() -> dict[str, Any]:
+        return patiently(f"reading {url}", lambda: reader.filesystem.info(reader.root), READ_PATIENCE_S)
+
+    before = info()
     _demand_size(url, int(before["size"]), limit_bytes)
-    content = PartReader().read(fetch, int(before["size"]))
-    if patiently(what, lambda: filesystem.info(path), READ_PATIENCE_S) != before:
+    content = reader.read_sized(int(before["size"]))
+    if info() != before:
         raise UnavailableError(f"{redacted(url)} was replaced while it was being read. Start again.")
     return content.tobytes()
 

@@ -7,8 +7,6 @@ A request for a whole file asks for its size first and reads it as one stream; r
 neither, which is twice as fast on one endpoint (`bench/checkpoint.py`).
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import fsspec
@@ -17,7 +15,7 @@ import numpy.typing as npt
 
 from indextts_job.errors import ConfigError
 from indextts_job.redaction import redacted
-from indextts_job.storage import retry
+from indextts_job.storage import patience
 from indextts_job.storage.urls import demand_openable
 
 Bytes = npt.NDArray[np.uint8]
@@ -71,7 +69,7 @@ class RemoteFileSystem:
             named: For it.
         """
         if self.fsspec.async_impl:  # fsspec waits for a thread of its own, and can stop waiting
-            most_s = min(CALL_TIMEOUT_S, max(LEAST_TIMEOUT_S, retry.seconds_left()))
+            most_s = min(CALL_TIMEOUT_S, max(LEAST_TIMEOUT_S, patience.seconds_left()))
             named["timeout"] = most_s + size_bytes / SLOWEST_BYTES_PER_S
         return getattr(self.fsspec, method)(*arguments, **named)
 
@@ -120,33 +118,3 @@ class RemoteFileSystem:
     def remove(self, path: str) -> None:
         """Remove a file."""
         self.call("rm_file", path)
-
-
-class PartReader:
-    """Reads files in parts; threads are started when they are first needed."""
-
-    def __init__(self) -> None:
-        self._pool: ThreadPoolExecutor | None = None
-
-    def read(self, fetch: Callable[[int, int], bytes], size_bytes: int) -> Bytes:
-        """A file of `size_bytes`, as far as it goes.
-
-        Args:
-            fetch: Gives the bytes [start, stop), fewer at the end of the file.
-            size_bytes: Expected size.
-        """
-        content = np.empty(size_bytes, np.uint8)
-
-        def place(start: int) -> int:
-            part = fetch(start, min(start + PART_BYTES, size_bytes))
-            content[start : start + len(part)] = np.frombuffer(part, np.uint8)
-            return len(part)
-
-        starts = range(0, size_bytes, PART_BYTES)
-        if len(starts) == 1:
-            received = place(0)
-        else:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="parts")
-            received = sum(self._pool.map(place, starts))
-        return content[:received]

@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 
 from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError
 from indextts_job.storage import files
+from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.errors import patiently
-from indextts_job.storage.remote_files import Bytes, PartReader, RemoteFileSystem
-from indextts_job.storage.retry import StorageConfig
-from indextts_job.storage.run_storage import LocalStorage, RunStorage, StoredFile, safe_key
+from indextts_job.storage.local_storage import LocalStorage
+from indextts_job.storage.reader import RemoteReader
+from indextts_job.storage.remote_files import Bytes
+from indextts_job.storage.run_storage import RunStorage, StoredFile, safe_key
 from indextts_job.waiting import pause
 
 PROBES = "probes"
@@ -48,9 +50,9 @@ class RemoteStorage:
         self.url = url.rstrip("/")
         self._config = config
         self._sleep = sleep
-        self._parts = PartReader()
         self._logs = _BufferedLogs(self._put_log, config.log_interval_seconds)
-        self._filesystem, self._root = RemoteFileSystem.of(self.url)
+        self._reader = RemoteReader(self.url, config.retry_seconds, sleep)
+        self._filesystem, self._root = self._reader.filesystem, self._reader.root
         if hasattr(self._filesystem.fsspec, "retries"):
             # s3fs retries in silence; most of the patience belongs where it is counted and said.
             self._filesystem.fsspec.retries = 2
@@ -61,11 +63,7 @@ class RemoteStorage:
 
     def read_large(self, key: str, size_bytes: int) -> Bytes:
         """See `RunStorage`."""
-
-        def fetch(start: int, stop: int) -> bytes:
-            return self._tried("reading", key, lambda path: self._filesystem.read_range(path, start, stop))
-
-        return self._parts.read(fetch, size_bytes)
+        return self._reader.read_sized(size_bytes, safe_key(key))
 
     def write(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""

@@ -1,35 +1,13 @@
-"""The verbs that a run needs of its storage, and how local disks give them (I4).
+"""The operations that a run needs of its storage. A write is all or nothing, and durable before it is visible (I4)."""
 
-A file is written whole or not at all, and durable before visible: under a temporary name, fsynced, renamed, and its
-folder fsynced.
-"""
-
-import contextlib
-import errno
-import logging
-import os
 import re
-import socket
-import time
-import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
-from indextts_job.errors import ConfigError, DataError
-from indextts_job.storage import files
-from indextts_job.storage.errors import translated
+from indextts_job.errors import DataError
 from indextts_job.storage.remote_files import Bytes
 
-TEMPORARY_PREFIX = ".tmp-"
 _KEY = re.compile(r"(?!\.\.?/)(?:[^/\\\x00-\x1f]+/)*[^/\\\x00-\x1f]*")
-_NOT_SUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EBADF)
-"""How file systems say that they have no hard links (FUSE, exFAT, SMB), or no fsync of a folder."""
-
-logger = logging.getLogger(__name__)
 
 
 def safe_key(key: str) -> str:
@@ -55,7 +33,7 @@ class StoredFile:
 
 
 class RunStorage(Protocol):
-    """The verbs that a run needs. Keys are relative to the run and use `/`."""
+    """The operations that a run needs. Keys are relative to the run and use `/`."""
 
     url: str
 
@@ -92,163 +70,3 @@ class RunStorage(Protocol):
 
     def remove_temporary(self, folder: str, older_than_s: float) -> None:
         """Remove what killed writers left behind."""
-
-
-class LocalStorage:
-    """A run in a local folder."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._root = files.local_path(url)
-        self._appended: set[Path] = set()
-        self._warned: set[str] = set()
-
-    def _path(self, key: str) -> Path:
-        return self._root / safe_key(key)
-
-    def read(self, key: str) -> bytes:
-        """See `RunStorage`."""
-        with translated(f"reading {self._path(key)}"):
-            return self._path(key).read_bytes()
-
-    def read_large(self, key: str, size_bytes: int) -> Bytes:
-        """See `RunStorage`."""
-        with translated(f"reading {self._path(key)}"):
-            return np.fromfile(self._path(key), np.uint8, count=size_bytes + 1)  # one more shows that it is longer
-
-    def write(self, key: str, content: bytes) -> None:
-        """See `RunStorage`."""
-        path = self._path(key)
-        with translated(f"writing {path}", writing=True), self._temporary(path, content) as temporary:
-            try:
-                temporary.replace(path)
-            except IsADirectoryError as error:
-                raise ConfigError(f"{path} is a folder where the run needs a file. Move it away.") from error
-            self._fsync_folder(path.parent)
-
-    def create(self, key: str, content: bytes) -> None:
-        """See `RunStorage`."""
-        path = self._path(key)
-        with translated(f"creating {path}", writing=True), self._temporary(path, content) as temporary:
-            try:
-                # A hard link appears with all its content and fails when the name is taken; a look first would race.
-                os.link(temporary, path)
-            except OSError as error:
-                if error.errno not in _NOT_SUPPORTED:
-                    raise
-                self._warn("has no hard links: a kill while a file is created may leave it empty", error)
-                _create_exclusively(path, content)
-            self._fsync_folder(path.parent)
-
-    def excludes_creators(self) -> bool:
-        """See `RunStorage`: a hard link does, and so does the exclusive opening of a file."""
-        return True
-
-    def append(self, key: str, content: bytes) -> None:
-        """See `RunStorage`."""
-        path = self._path(key)
-        with translated(f"appending to {path}", writing=True):
-            self._make_folders(path.parent)
-            with path.open("ab") as file:
-                file.write(content)
-            self._appended.add(path)
-
-    def list(self, folder: str) -> dict[str, StoredFile]:
-        """See `RunStorage`."""
-        now = time.time()
-        found = {}
-        with translated(f"listing {self._root / folder}"), contextlib.suppress(FileNotFoundError):
-            for entry in os.scandir(self._path(folder)):
-                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                    if entry.is_file() and not entry.name.startswith(TEMPORARY_PREFIX):
-                        status = entry.stat()
-                        found[entry.name] = StoredFile(status.st_size, max(0.0, now - status.st_mtime))
-        return found
-
-    def delete(self, key: str) -> None:
-        """See `RunStorage`."""
-        with translated(f"deleting {self._path(key)}"):
-            self._path(key).unlink(missing_ok=True)
-
-    def flush(self, *, patient: bool = False) -> None:
-        """See `RunStorage`: what is appended is visible at once, and durable after this."""
-        del patient
-        while self._appended:
-            path = self._appended.pop()
-            try:
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-                self._fsync_folder(path.parent)
-            except OSError as error:
-                logger.warning("%s may not survive a loss of power: %s", path, error)
-
-    def remove_temporary(self, folder: str, older_than_s: float) -> None:
-        """See `RunStorage`."""
-        oldest = time.time() - older_than_s
-        with translated(f"cleaning {self._root / folder}"):
-            for path in self._path(folder).glob(f"{TEMPORARY_PREFIX}*"):
-                with contextlib.suppress(FileNotFoundError):
-                    if path.stat().st_mtime < oldest:
-                        path.unlink()
-
-    @contextlib.contextmanager
-    def _temporary(self, path: Path, content: bytes) -> Iterator[Path]:
-        """A durable file beside the final name; gone at the end unless it was renamed."""
-        self._make_folders(path.parent)
-        # Containers of one job share a folder and all have process 1, so the process's number alone is not unique.
-        owner = f"{socket.gethostname()[:32]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
-        temporary = path.parent / f"{TEMPORARY_PREFIX}{owner}"
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def _make_folders(self, folder: Path) -> None:
-        """Create a folder and make its name durable in every parent that was created too.
-
-        Raises:
-            ConfigError: Something else has its name.
-        """
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise ConfigError(
-                f"{error.filename} is no folder: a file, or a link that leads nowhere. Remove it; the run needs a "
-                "folder there."
-            ) from error
-        for path in missing:
-            self._fsync_folder(path.parent)
-
-    def _fsync_folder(self, folder: Path) -> None:
-        try:
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            if error.errno not in (*_NOT_SUPPORTED, errno.EACCES, errno.EISDIR):
-                raise
-            self._warn("cannot fsync a folder: a loss of power may undo the last commit", error)
-
-    def _warn(self, what: str, error: OSError) -> None:
-        if what not in self._warned:
-            self._warned.add(what)
-            logger.warning("the file system of %s %s (%s).", self._root, what, error.strerror)
-
-
-def _create_exclusively(path: Path, content: bytes) -> None:
-    """Create a file that nobody else has created; gone again when it cannot be written."""
-    with path.open("xb") as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise

@@ -24,7 +24,7 @@ from indextts_job.errors import (
     UnavailableError,
     findings_message,
 )
-from indextts_job.storage.retry import delays
+from indextts_job.storage.patience import delays
 
 Document = dict[str, Any]
 Method = Callable[..., Any]

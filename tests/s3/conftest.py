@@ -8,7 +8,7 @@ import pytest
 from s3fs import S3FileSystem
 
 from indextts_job.storage import files
-from indextts_job.storage.retry import StorageConfig
+from indextts_job.storage.config import StorageConfig
 from tests.support.servers import Server, client_environment, moto, rclone, running, seaweedfs
 
 Connect = Callable[[str], None]

@@ -15,8 +15,8 @@ from indextts_job.cli import main
 from indextts_job.demo.world import World
 from indextts_job.errors import EXIT_OK
 from indextts_job.storage import files
+from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.remote_storage import open_storage
-from indextts_job.storage.retry import StorageConfig
 from tests.support.attempts import attempt
 from tests.support.runs import config_for
 from tests.support.servers import Server

@@ -26,8 +26,8 @@ KINDS = ("500", "503", "reset", "truncate", "lost answer", "hang", "trickle")
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short pauses: the order of things is tested, not the length of a pause."""
-    monkeypatch.setattr("indextts_job.storage.retry.FIRST_DELAY_S", 0.01)
-    monkeypatch.setattr("indextts_job.storage.retry.LONGEST_DELAY_S", 0.05)
+    monkeypatch.setattr("indextts_job.storage.patience.FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr("indextts_job.storage.patience.LONGEST_DELAY_S", 0.05)
 
 
 @pytest.fixture

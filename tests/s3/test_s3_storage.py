@@ -13,9 +13,9 @@ from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.errors import AccessRefusedError, SupersededError, UnavailableError
 from indextts_job.storage import files
+from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.remote_files import PART_BYTES
 from indextts_job.storage.remote_storage import RemoteStorage, open_storage
-from indextts_job.storage.retry import StorageConfig
 from tests.support.servers import Server, client_environment, free_ports, running, seaweedfs
 from tests.support.stores import reopened, save
 

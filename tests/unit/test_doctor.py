@@ -13,7 +13,7 @@ from indextts_job.doctor import machine
 from indextts_job.doctor.distributions import histogram
 from indextts_job.doctor.findings import Finding, exit_code
 from indextts_job.hardware.facts import memory_limit_bytes
-from indextts_job.storage.retry import StorageConfig
+from indextts_job.storage.config import StorageConfig
 
 GIB = 2**30
 

@@ -110,7 +110,7 @@ def test_a_large_array_is_read_as_far_as_the_model_could_take_it(tmp_path: Path)
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 def test_an_endpoint_of_the_environment_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    from indextts_job.storage.retry import StorageConfig
+    from indextts_job.storage.config import StorageConfig
 
     monkeypatch.setenv(variable, "nonsense")
     with pytest.raises(ConfigError, match=f"{variable} is 'nonsense'"):

@@ -128,7 +128,9 @@ def test_another_version_alone_is_told(what: str) -> None:
     here = {"torch": "2.13.0", "cuda": "13.0"}
     shown = {"torch": "torch", "cuda": "CUDA"}[what]
     plan = make_plan(A100, AUTO, needs(700))
-    assert changes(Environment(**{**here, what: "12.8"}), A100, plan, here) == [f"{shown} 12.8 -> {here[what]}"]
+    then = {**here, what: "12.8"}
+    before = Environment(torch=then["torch"], cuda=then["cuda"])
+    assert changes(before, A100, plan, here) == [f"{shown} 12.8 -> {here[what]}"]
 
 
 class WithAnOlderGpu(SingleProcess):

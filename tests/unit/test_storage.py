@@ -12,8 +12,8 @@ from indextts_job.checkpoint.attempt_record import AttemptRecord
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.errors import AccessRefusedError, ConfigError, DataError, SupersededError, UnavailableError
+from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.remote_storage import open_storage
-from indextts_job.storage.retry import StorageConfig
 from indextts_job.storage.run_storage import RunStorage
 from tests.support.stores import disk_full, fresh_url, save
 

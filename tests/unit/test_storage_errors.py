@@ -14,7 +14,7 @@ from s3fs.errors import translate_boto_error
 from yarl import URL
 
 from indextts_job.errors import AccessRefusedError, ConfigError, IndexTTSJobError, UnavailableError
-from indextts_job.storage import retry
+from indextts_job.storage import patience
 from indextts_job.storage.errors import patiently
 from indextts_job.storage.remote_files import CALL_TIMEOUT_S, LEAST_TIMEOUT_S, RemoteFileSystem
 
@@ -137,4 +137,4 @@ def test_a_call_is_bounded_by_the_time_that_is_left_but_always_has_some_seconds(
     for limit_s, least_s, most_s in ((30.0, 25.0, 30.0), (0.0, LEAST_TIMEOUT_S, LEAST_TIMEOUT_S), (1e6, 75.0, 75.0)):
         patiently("looking", lambda: filesystem.exists("a"), limit_s)
         assert least_s <= recording.timeouts[-1] <= most_s
-    assert retry.seconds_left() == float("inf")
+    assert patience.seconds_left() == float("inf")

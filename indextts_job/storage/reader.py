@@ -1,0 +1,74 @@
+"""The one place where bytes of remote files are read: as ranges, tried again, and in parallel where files are large."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from indextts_job.storage.errors import patiently
+from indextts_job.storage.remote_files import PARALLEL, PART_BYTES, Bytes, RemoteFileSystem
+from indextts_job.waiting import pause
+
+
+class RemoteReader:
+    """Reads the files below one URL. Its threads are started when they are first needed."""
+
+    def __init__(self, url: str, patience_s: float, sleep: Callable[[float], object] = pause) -> None:
+        """Opens the URL; asks nothing of the server yet.
+
+        Args:
+            url: A folder, or one file.
+            patience_s: How long each request is tried again.
+            sleep: Waits between two tries.
+
+        Raises:
+            ConfigError: The URL is none that may be opened.
+        """
+        self._url = url.rstrip("/")
+        self._patience_s = patience_s
+        self._sleep = sleep
+        self.filesystem, self.root = RemoteFileSystem.of(self._url)
+        self._pool: ThreadPoolExecutor | None = None
+
+    def read_range(self, start: int, stop: int, name: str = "") -> bytes:
+        """Bytes [start, stop) of a file; fewer where the file ends before.
+
+        Args:
+            start: First byte.
+            stop: Byte behind the last one.
+            name: Of the file below the URL; empty = the URL is the file.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            IndexTTSJobError: It cannot be read; see `errors.translated`.
+        """
+        path = f"{self.root}/{name}" if name else self.root
+        return patiently(
+            f"reading {self._url}/{name}" if name else f"reading {self._url}",
+            lambda: self.filesystem.read_range(path, start, stop),
+            self._patience_s,
+            sleep=self._sleep,
+        )
+
+    def read_sized(self, size_bytes: int, name: str = "") -> Bytes:
+        """A file whose size is known, in parts that are requested in parallel; shorter where the file is shorter.
+
+        Args:
+            size_bytes: Expected size.
+            name: See `read_range`.
+        """
+        content = np.empty(size_bytes, np.uint8)
+
+        def place(start: int) -> int:
+            part = self.read_range(start, min(start + PART_BYTES, size_bytes), name)
+            content[start : start + len(part)] = np.frombuffer(part, np.uint8)
+            return len(part)
+
+        starts = range(0, size_bytes, PART_BYTES)
+        if len(starts) == 1:
+            received = place(0)  # most files are smaller than a part, and a thread costs more than it gives
+        else:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="parts")
+            received = sum(self._pool.map(place, starts))
+        return content[:received]
