@@ -1,16 +1,18 @@
 """Attempt numbers: above everything that the run knows of, whatever was lost or damaged."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from indextts_job.checkpoint.attempt_record import AttemptRecord, parse_record
-from indextts_job.checkpoint.fence import FOLDER, Fence
+from indextts_job.checkpoint.fence import FOLDER, MOST_TRIES, Fence
 from indextts_job.checkpoint.store import CheckpointStore
-from indextts_job.errors import ConfigError, SupersededError
+from indextts_job.errors import ConfigError, IndexTTSJobError, SupersededError, UnavailableError
 from indextts_job.storage.remote_storage import open_storage
-from tests.support.stores import save
+from indextts_job.storage.run_storage import RunStorage
+from tests.support.stores import FaultyStorage, save
 
 
 def test_the_next_number_is_above_every_checkpoints(tmp_path: Path) -> None:
@@ -49,3 +51,129 @@ def test_a_place_that_is_no_folder_is_named_and_not_searched_for_ever(tmp_path: 
 def test_a_record_keeps_what_it_should_be_and_nothing_else() -> None:
     record = {"pid": 7, "node": "n", "step": -1, "started": 3, "scheduler": {"kind": "slurm", "x": 1}, "device": None}
     assert parse_record(json.dumps(record).encode()) == AttemptRecord(pid=7, node="n", scheduler={"kind": "slurm"})
+
+
+def of_job(chain: str) -> AttemptRecord:
+    return AttemptRecord(scheduler={"kind": "slurm", "chain": chain}) if chain else AttemptRecord()
+
+
+def test_attempts_count_from_one_and_write_down_who_they_are(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    record = AttemptRecord(node="n1", pid=7)
+    assert [Fence(storage, record).attempt for _ in range(3)] == [1, 2, 3]
+    assert sorted(storage.list(FOLDER)) == ["0001.json", "0002.json", "0003.json"]
+    content = storage.read(f"{FOLDER}/0002.json")
+    assert parse_record(content) == record
+    assert content.startswith(b'{\n "')  # a line for each value: people read it
+    tokens = {json.loads(storage.read(f"{FOLDER}/{name}"))["token"] for name in storage.list(FOLDER)}
+    assert len(tokens) == 3
+    assert all(re.fullmatch("[0-9a-f]{32}", token) for token in tokens)
+
+
+def test_files_of_other_names_are_no_attempts(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    for name in ("notes-0009.json", "0009.json.bak", "009.json", "0009"):
+        storage.write(f"{FOLDER}/{name}", b"{}")
+    storage.write(f"{FOLDER}/12345.json", b"{}")
+    assert Fence(storage, AttemptRecord()).attempt == 12346
+
+
+@pytest.mark.parametrize(
+    ("mine", "newer", "error"),
+    [
+        ("7", "8", ConfigError),
+        ("7", "7", SupersededError),  # the same job, started again
+        ("", "8", SupersededError),  # a person started this one
+        ("7", "", SupersededError),
+    ],
+)
+def test_who_has_to_leave_is_told_why(tmp_path: Path, mine: str, newer: str, error: type[IndexTTSJobError]) -> None:
+    storage = open_storage(str(tmp_path))
+    fence = Fence(storage, of_job(mine))
+    fence.check()
+    successor = Fence(storage, of_job(newer))
+    successor.check()
+    with pytest.raises(error) as caught:
+        fence.check()
+    message = {
+        ConfigError: f"two jobs were started for the run {storage.url}: slurm job 8, which goes on as attempt 2, and "
+        "slurm job 7, which ends here without writing. Nothing is lost.",
+        SupersededError: f"attempt 2 of {storage.url} has started; this is attempt 1 and it stops without writing, so "
+        "that one run has one writer. Nothing is lost: the newer attempt goes on.",
+    }[error]
+    assert str(caught.value) == message
+
+
+class TakenBy:
+    """Others take the first numbers that this attempt tries, in the moment between its look and its try."""
+
+    def __init__(self, inner: RunStorage, numbers: int, *, exclusive: bool = True) -> None:
+        self._inner = inner
+        self.left = numbers
+        self.exclusive = exclusive
+        self.tried: list[str] = []
+
+    def __call__(self, _number: int, verb: str, key: str) -> None:
+        if verb == "create":
+            self.tried.append(key)
+            if self.left and self.exclusive:
+                self.left -= 1
+                self._inner.create(key, b"{}")
+        elif verb == "read" and key.startswith(FOLDER) and self.left and not self.exclusive:
+            self.left -= 1
+            self._inner.write(key, b"{}")
+
+
+def test_a_number_that_another_takes_in_the_same_moment_is_left_to_it(tmp_path: Path) -> None:
+    inner = open_storage(str(tmp_path))
+    others = TakenBy(inner, 2)
+    fence = Fence(FaultyStorage(inner, others), AttemptRecord(node="mine"))
+    assert fence.attempt == 3
+    assert others.tried == [f"{FOLDER}/000{number}.json" for number in (1, 2, 3)]
+    assert [parse_record(inner.read(f"{FOLDER}/000{number}.json")).node for number in (1, 2, 3)] == ["", "", "mine"]
+
+
+class Careless(FaultyStorage):
+    """A store that ignores the condition of a write: the last one wins."""
+
+    def excludes_creators(self) -> bool:
+        return False
+
+    def create(self, key: str, content: bytes) -> None:
+        self._count("create", key)
+        self._inner.write(key, content)
+
+
+def test_a_store_that_keeps_nobody_out_is_told_of_and_looked_at_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    inner = open_storage(str(tmp_path))
+    fence = Fence(Careless(inner, TakenBy(inner, 1, exclusive=False)), AttemptRecord(node="mine"))
+    assert not fence.exclusive
+    assert fence.attempt == 2
+    assert caplog.messages == [
+        f"{inner.url} ignores conditional writes: two attempts that start in the same moment may both believe to be "
+        "the only one. Start one job per run, or use a store that honours If-None-Match."
+    ]
+
+
+def test_an_exclusive_store_is_not_complained_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert Fence(open_storage(str(tmp_path)), AttemptRecord()).exclusive
+    assert not caplog.messages
+
+
+def test_the_search_for_a_number_ends(tmp_path: Path) -> None:
+    inner = open_storage(str(tmp_path))
+    save(CheckpointStore(inner), 5, attempt=4)
+
+    def full(_number: int, verb: str, _key: str) -> None:
+        if verb == "create":
+            raise FileExistsError
+
+    faulty = FaultyStorage(inner, full)
+    with pytest.raises(UnavailableError) as caught:
+        Fence(faulty, AttemptRecord())
+    assert str(caught.value) == (
+        f"{inner.url}/{FOLDER}: none of the numbers 5 to {4 + MOST_TRIES} could be taken. Something there refuses new "
+        "files, or very many attempts start at the same time."
+    )
