@@ -19,9 +19,19 @@ T = TypeVar("T")
 BOUND_S = 60.0
 
 
+class _NoTurn:
+    """For ranks that compute at the same time."""
+
+    def acquire(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+
 class _Meeting:
     def __init__(self, ranks: int) -> None:
-        self.turn = threading.Lock()
+        self.turn: threading.Lock | _NoTurn = threading.Lock()
         self.met = threading.Barrier(ranks, timeout=BOUND_S)
         self.brought: list[Any] = [None] * ranks
 
@@ -81,12 +91,14 @@ def on_ranks(world_size: int, work: Callable[[ProcessGroup], T]) -> list[T]:
     meeting = _Meeting(world_size)
 
     def run(rank: int) -> T:
-        with meeting.turn:
-            try:
-                return work(LockstepGroup(rank, world_size, meeting))
-            except BaseException:
-                meeting.met.abort()
-                raise
+        meeting.turn.acquire()
+        try:
+            return work(LockstepGroup(rank, world_size, meeting))
+        except BaseException:
+            meeting.met.abort()
+            raise
+        finally:
+            meeting.turn.release()
 
     with ThreadPoolExecutor(world_size) as pool:
         futures = [pool.submit(run, rank) for rank in range(world_size)]
@@ -95,3 +107,10 @@ def on_ranks(world_size: int, work: Callable[[ProcessGroup], T]) -> list[T]:
         if error is not None and not isinstance(error, threading.BrokenBarrierError):
             raise error
     return [future.result(timeout=0) for future in futures]
+
+
+def side_by_side(world_size: int) -> list[LockstepGroup]:
+    """Groups for threads that nobody here started, and that may compute at the same time."""
+    meeting = _Meeting(world_size)
+    meeting.turn = _NoTurn()
+    return [LockstepGroup(rank, world_size, meeting) for rank in range(world_size)]
