@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from indextts_job.checkpoint.retention import CheckpointName, current, to_delete
 from indextts_job.checkpoint.store import SAFE_AGE_S, CheckpointStore
 from indextts_job.errors import DataError, SupersededError
 from indextts_job.storage.remote_storage import open_storage
-from tests.support.stores import content, fresh_url, reopened, save
+from indextts_job.storage.run_storage import RunStorage, StoredFile
+from tests.support.stores import FaultyStorage, content, fresh_url, reopened, save
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -327,3 +329,100 @@ def test_an_object_that_somebody_removed_is_found_although_this_process_wrote_it
     assert store.damaged(manifest.objects.values()) == []
     store.storage.delete(gone.key)
     assert store.damaged(manifest.objects.values()) == [gone]
+
+
+def test_damage_is_found_among_whole_objects_in_their_order(store: CheckpointStore) -> None:
+    manifest = store.manifest(save(store, 1))
+    every = list(manifest.objects.values())
+    assert len(every) == 4
+    good = {stored.key: store.storage.read(stored.key) for stored in every}
+    store.storage.delete(every[0].key)
+    store.storage.write(every[2].key, good[every[2].key][:-1] + b"x")
+    store.storage.write(every[3].key, good[every[3].key][:-1])
+    # Who wrote them reads none of them again; who did not finds what was altered too.
+    assert store.damaged(every) == [every[0], every[3]]
+    other = reopened(store)
+    assert other.damaged(every) == [every[0], every[2], every[3]]
+    for stored in every:
+        assert other.restore(stored, good[stored.key])
+    assert other.damaged(every) == []
+    reopened(store).verify(manifest)
+
+
+def test_an_object_that_was_found_whole_is_not_read_again(tmp_path: Path) -> None:
+    manifest = (inner := CheckpointStore(open_storage(str(tmp_path)))).manifest(save(inner, 1))
+    reads: list[str] = []
+
+    def note(_number: int, verb: str, key: str) -> None:
+        if verb == "read":
+            reads.append(key)
+
+    store = CheckpointStore(FaultyStorage(inner.storage, note))
+    for _ in range(2):
+        assert store.damaged(manifest.objects.values()) == []
+    assert sorted(reads) == sorted(manifest.objects)
+    store.look_again()
+    assert store.damaged(manifest.objects.values()) == []
+    assert sorted(reads) == sorted([*manifest.objects] * 2)
+
+
+def test_what_was_removed_and_found_missing_is_written_by_the_process_that_wrote_it_first(
+    store: CheckpointStore,
+) -> None:
+    manifest = store.manifest(save(store, 1))
+    stored = manifest.objects[manifest.files["tokenizer.model"]]
+    store.storage.delete(stored.key)
+    assert store.damaged([stored]) == [stored]
+    assert store.restore(stored, b"pieces")
+    assert store.read_file(manifest, "tokenizer.model") == b"pieces"
+
+
+class Aged(FaultyStorage):
+    """All files of a folder are as old as the test says."""
+
+    def __init__(self, inner: RunStorage, age_s: float) -> None:
+        super().__init__(inner, lambda _number, _verb, _key: None)
+        self.age_s = age_s
+        self.tidied: list[tuple[str, float]] = []
+
+    def list(self, folder: str) -> dict[str, StoredFile]:
+        return {file: replace(info, age_s=self.age_s) for file, info in super().list(folder).items()}
+
+    def remove_temporary(self, folder: str, older_than_s: float) -> None:
+        self.tidied.append((folder, older_than_s))
+
+
+def test_an_orphan_goes_when_it_is_older_than_any_save(tmp_path: Path) -> None:
+    storage = Aged(open_storage(str(tmp_path)), SAFE_AGE_S)
+    store = CheckpointStore(storage)
+    manifest = store.manifest(save(store, 1))
+    store.write([{"model/lost": torch.ones(3)}, {"model/lost too": torch.ones(4)}])
+    assert store.collect_orphans() == 0
+    storage.age_s += 1
+    assert store.collect_orphans() == 2
+    store.verify(manifest)
+    assert {f"objects/{file}" for file in storage.list("objects")} == set(manifest.objects)
+    folders = ("", "checkpoints", "objects", "attempts", "hardware")
+    assert storage.tidied == [(folder, SAFE_AGE_S) for folder in folders] * 2
+    # It comes back in the process that has removed it.
+    (lost,) = store.write([{"model/lost": torch.ones(3)}]).objects.values()
+    assert storage.read(lost.key)
+
+
+def test_an_orphan_that_was_collected_is_written_when_it_is_wanted_again(tmp_path: Path) -> None:
+    storage = Aged(open_storage(str(tmp_path)), SAFE_AGE_S + 1)
+    store = CheckpointStore(storage)
+    save(store, 1)
+    (lost,) = store.write([{"model/lost": torch.ones(3)}]).objects.values()
+    data = storage.read(lost.key)
+    assert store.collect_orphans() == 1
+    assert store.restore(lost, data)
+    assert storage.read(lost.key) == data
+
+
+def test_without_a_manifest_no_object_is_an_orphan(tmp_path: Path) -> None:
+    storage = Aged(open_storage(str(tmp_path)), SAFE_AGE_S + 1)
+    store = CheckpointStore(storage)
+    (lost,) = store.write([{"model/lost": torch.ones(3)}]).objects.values()
+    assert store.collect_orphans() == 0
+    assert storage.read(lost.key)
