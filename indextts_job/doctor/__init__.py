@@ -1,1 +1,1 @@
-"""Checks that people run before they spend money: each finding says what was found, and what to do about it."""
+"""Checks to run before a training is paid for: each finding says what was found and what to do about it."""

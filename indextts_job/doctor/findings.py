@@ -1,4 +1,4 @@
-"""What a doctor finds."""
+"""A finding of `indextts-job doctor`: a check with its result and the advice that follows from it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,31 +11,31 @@ Level = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     subject: str
     level: Level
     found: str
     advice: str = ""
     details: tuple[str, ...] = ()
-    """Each place by itself: file, line, id."""
+    """The places of a fault, one each: file, line, id."""
     picture: tuple[str, ...] = ()
-    """Lines of text to look at."""
+    """A histogram as lines of text."""
     exit_code: int = EXIT_CONFIG
-    """What an attempt would end with; counts for an error only."""
+    """The exit code that an attempt would have; of use for an error only."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; what is no error ends nothing and has no exit code."""
+        """Plain values; findings that are no errors have no exit code."""
         return {**asdict(self), "exit_code": self.exit_code if self.level == "error" else None}
 
 
 def data_finding(subject: str, level: Level, found: str, advice: str = "", details: Sequence[str] = ()) -> Finding:
-    """About data: training would end with 65."""
+    """A finding about data: as an error it has exit code 65, as training would."""
     return Finding(
         subject=subject, level=level, found=found, advice=advice, details=tuple(details), exit_code=EXIT_DATA
     )
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """That of the first error; 0 if there is none."""
+    """The exit code of the first error; 0 if there is none."""
     return next((finding.exit_code for finding in findings if finding.level == "error"), EXIT_OK)

@@ -1,4 +1,4 @@
-"""Whether this machine can train: GPU, CPUs, memory, disk, and the bucket. Changes nothing that stays."""
+"""Checks of this machine: GPU, CPUs, memory, disk and the storage of a run. What they write is removed again."""
 
 import contextlib
 import shutil
@@ -6,7 +6,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,25 +18,28 @@ from indextts_job.report.console import human_bytes
 from indextts_job.storage import files
 from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.remote_storage import open_storage
+from indextts_job.storage.run_storage import RunStorage
 
 GIB = 2**30
 LEAST_GPU_BYTES = 16 * GIB
 """float32 weights, gradients and two moments of 527 M trained parameters take 8 GiB, the rest is for activations."""
 LEAST_MEMORY_BYTES = 12 * GIB
-"""The base as it is read, the model, and a copy of what a checkpoint saves."""
+"""Room for the base checkpoint, the model, and the copy of the state that is being saved."""
 LEAST_SHARED_BYTES = 512 * 2**20
+"""Containers have 64 MiB by default, with which data workers and NCCL fail."""
 LEAST_SCRATCH_BYTES = 10 * GIB
 PROBE_BYTES = 8 * 2**20
 PROBE_FOLDER = "doctor"
 RETRY_S = 5.0
+"""Bound of the retries here: a person waits for the answer."""
 
 
 def examine(run: str, storage: StorageConfig | None = None) -> Iterator[Finding]:
-    """Look at everything, the slowest last.
+    """Run all checks, the slowest last.
 
     Args:
-        run: Folder or URL of a run, whose storage is tried too; empty = none.
-        storage: How to reach it.
+        run: Folder or URL of a run whose storage is checked too; empty = none.
+        storage: Settings of object stores.
     """
     yield from _gpu()
     yield _cpus()
@@ -48,30 +51,16 @@ def examine(run: str, storage: StorageConfig | None = None) -> Iterator[Finding]
 
 
 def _gpu() -> Iterator[Finding]:
-    driver = driver_version()
     if not torch.cuda.is_available():
-        if torch.version.cuda is None:
-            advice = f"torch {torch.__version__} is a CPU build: install the one from the default index, or the image."
-        elif not driver:
-            advice = "No NVIDIA driver is visible. In a container: docker run --gpus all, or nvidia.com/gpu in limits."
-        else:
-            advice = f"Driver {driver} is there, but torch (CUDA {torch.version.cuda}) cannot use it: is it too old?"
-        yield Finding(subject="GPU", level="error", found="torch sees none", advice=advice)
+        yield Finding(subject="GPU", level="error", found="torch sees none", advice=_advice_without_gpu())
         return
     facts = read_facts("cuda")
-    free, total = torch.cuda.mem_get_info()
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
     count = torch.cuda.device_count()
     name = f"{count} x {facts.name}" if count > 1 else facts.name
     found = f"{name}, capability {capability}, driver {facts.driver or 'unknown'}, CUDA {torch.version.cuda}"
     yield Finding(subject="GPU", level="ok", found=found)
-    small = total < LEAST_GPU_BYTES
-    yield Finding(
-        subject="GPU memory",
-        level="warning" if small or free < 0.9 * total else "ok",
-        found=f"{human_bytes(free)} free of {human_bytes(total)}",
-        advice="Micro-batches will be small." if small else "Somebody else uses this GPU: look with nvidia-smi.",
-    )
+    yield _gpu_memory()
     yield Finding(
         subject="bfloat16",
         level="ok" if facts.bfloat16 else "warning",
@@ -81,8 +70,28 @@ def _gpu() -> Iterator[Finding]:
     yield _kernels()
 
 
+def _advice_without_gpu() -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a CPU build: install the one from the default index, or the image."
+    if not (driver := driver_version()):
+        return "No NVIDIA driver is visible. In a container: docker run --gpus all, or nvidia.com/gpu in limits."
+    return f"Driver {driver} is there, but torch (CUDA {torch.version.cuda}) cannot use it: is it too old?"
+
+
+def _gpu_memory() -> Finding:
+    free, total = torch.cuda.mem_get_info()
+    small = total < LEAST_GPU_BYTES
+    return Finding(
+        subject="GPU memory",
+        # The driver and our own CUDA context take less than a tenth.
+        level="warning" if small or free < 0.9 * total else "ok",
+        found=f"{human_bytes(free)} free of {human_bytes(total)}",
+        advice="Micro-batches will be small." if small else "Somebody else uses this GPU: look with nvidia-smi.",
+    )
+
+
 def _kernels() -> Finding:
-    """A wheel that lacks the kernels of this card is found out by the first of them."""
+    """Run one kernel: a build of torch without kernels for this card fails only then."""
     try:
         one = torch.full((256, 256), 0.5, device="cuda", dtype=torch.float16)
         value = float((one @ one).sum())
@@ -90,7 +99,7 @@ def _kernels() -> Finding:
         advice = "This build of torch does not fit the card or the driver."
         found = str(error).splitlines()[0]
         return Finding(subject="kernels", level="error", found=found, advice=advice, exit_code=EXIT_SOFTWARE)
-    right = value == 256**3 / 4
+    right = value == 256**3 / 4  # 256 x 256 results, each a sum of 256 times 1/4
     return Finding(subject="kernels", level="ok" if right else "error", found=f"a product gives {value:.0f}")
 
 
@@ -108,7 +117,7 @@ def _memory() -> Finding:
     return Finding(subject="memory", level="warning" if little else "ok", found=human_bytes(limit), advice=advice)
 
 
-def _shared_memory(folder: Path = Path("/dev/shm")) -> Finding:  # noqa: S108  # looked at, not written
+def _shared_memory(folder: Path = Path("/dev/shm")) -> Finding:  # noqa: S108  # nothing is written there
     if not folder.is_dir():
         return Finding(subject="shared memory", level="warning", found=f"no {folder}", advice="Mount a tmpfs there.")
     size = shutil.disk_usage(folder).total
@@ -136,46 +145,63 @@ def _storage(run: str, config: StorageConfig) -> Iterator[Finding]:
     """Write, read back, list and delete one object, as a checkpoint would."""
     config = replace(config, retry_seconds=min(RETRY_S, config.retry_seconds))
     files.configure_object_stores(config)
-    key = f"{PROBE_FOLDER}/{uuid.uuid4().hex}"
     made = _missing_folders(run)
     try:
-        storage = open_storage(run, config)
-        content = uuid.uuid4().bytes * (PROBE_BYTES // 16)
-        write_s = _timed(lambda: storage.write(key, content))
-        read_s = _timed(lambda: storage.read_large(key, len(content)))
-        same = bytes(storage.read_large(key, len(content))) == content
-        listed = key.rpartition("/")[2] in storage.list(PROBE_FOLDER)
-        storage.delete(key)
-        exclusive = storage.excludes_creators()
+        probe = _probe(open_storage(run, config))
     except IndexTTSJobError as error:
         yield Finding(subject="storage", level="error", found=str(error), exit_code=error.exit_code)
-        return
     except OSError as error:
-        found = f"{run}: {error.strerror or error}"
+        found, advice = f"{run}: {error.strerror or error}", "Choose another folder, or its permissions."
+        yield Finding(subject="storage", level="error", found=found, advice=advice)
+    else:
+        yield _probe_finding(run, probe)
         yield Finding(
-            subject="storage", level="error", found=found, advice="Choose another folder, or its permissions."
+            subject="conditional writes",
+            level="ok" if probe.exclusive else "warning",
+            found="honoured" if probe.exclusive else "ignored",
+            advice="Two attempts that start in one moment may both go on: start one job per run.",
         )
-        return
     finally:
+        # Folders that something else has used meanwhile are not empty and stay.
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
-    rates = f"wrote {human_bytes(PROBE_BYTES / write_s)}/s, read {human_bytes(PROBE_BYTES / read_s)}/s"
-    if same and listed:
-        yield Finding(subject="storage", level="ok", found=f"{run}: {rates}")
-    else:
-        found = f"{run}: what was written is {'not listed' if same else 'read back differently'}"
-        yield Finding(subject="storage", level="error", found=found, advice="Do not keep a run there.")
-    yield Finding(
-        subject="conditional writes",
-        level="ok" if exclusive else "warning",
-        found="honoured" if exclusive else "ignored",
-        advice="Two attempts that start in one moment may both go on: start one job per run.",
-    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Probe:
+    """The result of writing and reading one object."""
+
+    write_s: float
+    read_s: float
+    same: bool
+    """Whether the bytes read are the bytes written."""
+    listed: bool
+    exclusive: bool
+    """Whether of several creators of one object only one succeeds."""
+
+
+def _probe(storage: RunStorage) -> _Probe:
+    key = f"{PROBE_FOLDER}/{uuid.uuid4().hex}"
+    content = uuid.uuid4().bytes * (PROBE_BYTES // 16)
+    write_s = _timed(lambda: storage.write(key, content))
+    read_s = _timed(lambda: storage.read_large(key, len(content)))
+    same = bytes(storage.read_large(key, len(content))) == content
+    listed = key.rpartition("/")[2] in storage.list(PROBE_FOLDER)
+    storage.delete(key)
+    return _Probe(write_s=write_s, read_s=read_s, same=same, listed=listed, exclusive=storage.excludes_creators())
+
+
+def _probe_finding(run: str, probe: _Probe) -> Finding:
+    if probe.same and probe.listed:
+        rates = f"wrote {human_bytes(PROBE_BYTES / probe.write_s)}/s, read {human_bytes(PROBE_BYTES / probe.read_s)}/s"
+        return Finding(subject="storage", level="ok", found=f"{run}: {rates}")
+    found = f"{run}: what was written is {'not listed' if probe.same else 'read back differently'}"
+    return Finding(subject="storage", level="error", found=found, advice="Do not keep a run there.")
 
 
 def _missing_folders(run: str) -> list[Path]:
-    """Folders that a write into a local run would make, the innermost first."""
+    """The folders that a write into a local run would create, the innermost first."""
     if not files.is_local(run):
         return []
     path = files.local_path(run).absolute()
@@ -185,4 +211,4 @@ def _missing_folders(run: str) -> list[Path]:
 def _timed(work: Callable[[], object]) -> float:
     began_s = time.monotonic()
     work()
-    return max(time.monotonic() - began_s, 1e-9)
+    return max(time.monotonic() - began_s, 1e-9)  # a rate is computed from it

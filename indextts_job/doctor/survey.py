@@ -1,4 +1,4 @@
-"""Everything that manifests and their arrays say, read once and in parallel, the bad parts too."""
+"""Everything in a dataset's manifests and arrays, including the faulty parts, read once and in parallel."""
 
 import multiprocessing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -6,60 +6,62 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from indextts_job.data.checking import BadArrayError, Progress, check_ids, check_vector
+from indextts_job.data.array_files import BadArrayError, Kind, Progress, check_array
+from indextts_job.data.checking import array_kinds, record_fault
+from indextts_job.data.dataset import Ids, Limits, Vector
 from indextts_job.data.manifest import PairRecord, parse_source, scan_manifest
 from indextts_job.data.shards import is_sharded
 from indextts_job.errors import DataError
 from indextts_job.hardware.facts import usable_cpus
-from indextts_job.model.config import CONDITION_LATENTS, GPTConfig
+from indextts_job.model.config import GPTConfig
 from indextts_job.storage import files
 
-Kind = Literal["text", "codes", "condition", "emotion"]
 UNKNOWN_ID = 2
-"""Of the released tokenizer, and of every extension of it."""
+"""The unknown id of the released tokenizer, and of every extension of it."""
 CHUNK = 200
-"""Arrays that a process looks at per message."""
+"""Number of arrays that a process checks per message: single ones would cost more to send than to check."""
 MANY = 20_000
-"""Arrays from which on processes are worth their start."""
+"""With fewer arrays, starting processes takes longer than they save."""
 LONGEST_CLIP_S = 1e6
-"""A longer duration is no duration."""
+"""A longer duration is a wrong value, and is treated as unknown."""
 THREADS, REMOTE_READERS = 4, 64
 
 
 @dataclass(frozen=True, slots=True)
 class SeenArray:
-    """What was seen of one file."""
+    """The properties of one file that findings need; small, since a dataset has millions of files."""
 
     fault: str = ""
     """Why it cannot be trained on."""
     length: int = 0
+    """Number of ids; 0 for a vector."""
     digest: bytes = b""
     unknown: int = 0
-    """Text ids that stand for no piece."""
+    """Number of text ids that stand for no piece."""
     marks: int = 0
-    """Start or stop ids inside a text."""
+    """Number of start or stop ids inside a text."""
     ids: bytes = b""
-    """Of a text: int32."""
+    """The ids of a text, as int32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A record, and what it says beyond what training needs."""
+    """A record with those fields of its line that training does not need."""
 
     record: PairRecord
     validation: bool
     speaker: str
     speakers: tuple[str, str]
-    """Of prompt and target, as far as they are told apart; empty where not."""
+    """Speakers of prompt and target; empty where the line does not tell them apart."""
     target_id: str
     prompt_id: str
     text: str
     duration_s: float | None
-    """Of the target."""
+    """Duration of the target."""
 
     @property
     def where(self) -> str:
@@ -71,41 +73,42 @@ class Pair:
 class Survey:
     """All pairs of a training and a validation set, and the arrays that they name."""
 
-    model: GPTConfig
-    pieces: int
+    limits: Limits
     pairs: list[Pair] = field(default_factory=list)
     arrays: dict[str, SeenArray] = field(default_factory=dict)
     malformed: list[str] = field(default_factory=list)
+    """Lines that are no records: file, line and reason."""
     single: list[str] = field(default_factory=list)
+    """Lines with one utterance instead of a pair."""
+
+    def faults(self) -> list[str]:
+        """For each pair, why training would refuse it; empty for a good one."""
+        lengths = {path: seen.length for path, seen in self.arrays.items() if seen.length}
+        faults = {path: seen.fault for path, seen in self.arrays.items() if seen.fault}
+        return [record_fault(pair.record, lengths, faults) for pair in self.pairs]
 
 
 def survey(
     train: Sequence[str], validation: Sequence[str], model: GPTConfig, pieces: int, progress: Progress
 ) -> Survey:
-    """Read all of it.
+    """Read manifests and all arrays that they name.
 
     Args:
         train: Paired manifests, as for training.
-        validation: The same, to validate on.
+        validation: Paired manifests of the validation set.
         model: Limits of lengths and codes, widths of vectors.
-        pieces: Of the tokenizer.
-        progress: Told how many arrays have been looked at.
+        pieces: Number of pieces of the tokenizer.
+        progress: Called after every `CHUNK` arrays.
 
     Raises:
         DataError: A manifest cannot be read at all, or is a sharded dataset.
     """
-    found = Survey(model=model, pieces=pieces)
+    found = Survey(limits=Limits(model, pieces))
     for arguments, is_validation in ((train, False), (validation, True)):
         for argument in arguments:
             _read_manifest(argument, found, validation=is_validation)
-    kinds: dict[str, Kind] = {}
-    for pair in found.pairs:
-        record = pair.record
-        kinds[record.text_ids_path] = "text"
-        kinds[record.codes_path] = "codes"
-        kinds[record.condition_path] = "condition"
-        kinds[record.emotion_path] = "emotion"
-    look = partial(look_at, model=model, pieces=pieces)
+    kinds = array_kinds(pair.record for pair in found.pairs)
+    look = partial(look_at, limits=found.limits)
     with _workers(kinds) as run:
         for done, (path, seen) in enumerate(zip(kinds, run(look, kinds.items()), strict=True), start=1):
             found.arrays[path] = seen
@@ -114,20 +117,26 @@ def survey(
     return found
 
 
-def look_at(item: tuple[str, Kind], model: GPTConfig, pieces: int) -> SeenArray:
-    """One array, in whatever process."""
+def look_at(item: tuple[str, Kind], limits: Limits) -> SeenArray:
+    """Check one array, in any process.
+
+    Args:
+        item: Path and use of the array.
+        limits: The sizes that model and tokenizer allow.
+    """
     path, kind = item
     try:
-        if kind == "condition":
-            return SeenArray(digest=check_vector(path, (CONDITION_LATENTS, model.model_dim)).digest)
-        if kind == "emotion":
-            return SeenArray(digest=check_vector(path, (model.model_dim,)).digest)
-        if kind == "codes":
-            codes = check_ids(path, model.number_codes, model.max_mel_tokens, "code")
-            return SeenArray(length=len(codes.values), digest=codes.digest)
-        text = check_ids(path, pieces, model.max_text_tokens, "text id")
+        array = check_array(path, kind, limits)
     except BadArrayError as error:
         return SeenArray(fault=str(error))
+    if isinstance(array, Vector):
+        return SeenArray(digest=array.digest)
+    if kind == "codes":
+        return SeenArray(length=len(array.values), digest=array.digest)
+    return _seen_text(array, limits.model)
+
+
+def _seen_text(text: Ids, model: GPTConfig) -> SeenArray:
     values = text.values
     return SeenArray(
         length=len(values),
@@ -153,32 +162,43 @@ def _read_manifest(argument: str, found: Survey, *, validation: bool) -> None:
 
 
 def _pair(record: PairRecord, document: Mapping[str, object], *, validation: bool) -> Pair:
-    def text(key: str) -> str:
-        value = document.get(key)
-        # Half of a surrogate pair, which JSON can spell, has no bytes to show or to tokenize.
-        return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
-
-    speaker = text("speaker")
-    speakers = (text("prompt_speaker"), text("target_speaker"))
-    if not speaker and not all(speakers):
-        speakers = (_speaker_of(text("prompt_audio_path")), _speaker_of(text("target_audio_path")))
+    speaker, speakers = _text(document, "speaker"), _speakers(document)
+    # The pairing tool names a pair TARGET__PROMPT.
     target, _, prompt = record.id.partition("__")
-    duration = document.get("target_duration", document.get("duration"))
-    known = isinstance(duration, int | float) and not isinstance(duration, bool) and 0 < duration < LONGEST_CLIP_S
     return Pair(
         record=record,
         validation=validation,
         speaker=speaker or speakers[1],
         speakers=speakers,
-        target_id=text("target_id") or target,
-        prompt_id=text("prompt_id") or prompt,
-        text=text("target_text"),
-        duration_s=float(duration) if known else None,  # type: ignore[arg-type]  # known says so
+        target_id=_text(document, "target_id") or target,
+        prompt_id=_text(document, "prompt_id") or prompt,
+        text=_text(document, "target_text"),
+        duration_s=_duration_s(document.get("target_duration", document.get("duration"))),
     )
 
 
+def _text(document: Mapping[str, object], key: str) -> str:
+    value = document.get(key)
+    # JSON can spell half of a surrogate pair, which has no UTF-8 bytes to show or to tokenize.
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def _duration_s(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 < value < LONGEST_CLIP_S else None
+
+
+def _speakers(document: Mapping[str, object]) -> tuple[str, str]:
+    """The speakers of prompt and target."""
+    speakers = (_text(document, "prompt_speaker"), _text(document, "target_speaker"))
+    if all(speakers) or _text(document, "speaker"):
+        return speakers
+    return _speaker_of(_text(document, "prompt_audio_path")), _speaker_of(_text(document, "target_audio_path"))
+
+
 def _speaker_of(audio_path: str) -> str:
-    """As the pairing tool reads it from a file name: what stands before the first `_`, after `JA_`."""
+    """The speaker in a file name, by the rule of the pairing tool: what stands before the first `_`, after `JA_`."""
     name = audio_path.replace("\\", "/").rpartition("/")[2].removeprefix("JA_")
     speaker, separator, _ = name.partition("_")
     return speaker if separator else ""
@@ -189,12 +209,13 @@ Run = Callable[[Callable[[tuple[str, Kind]], SeenArray], Iterable[tuple[str, Kin
 
 @contextmanager
 def _workers(paths: Collection[str]) -> Iterator[Run]:
-    """Processes for local files, which cost computing; threads for remote ones, which cost waiting."""
+    """Processes for many local files, whose checks take computing; threads for remote files, which take waiting."""
     local = all(files.is_local(path) for path in paths)
     several = local and len(paths) > MANY
     pool: Executor
     if several:
-        context = multiprocessing.get_context("spawn")  # the parent has threads, which a fork does not survive
+        # The parent has threads: a fork could copy a lock that one of them holds, for ever.
+        context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(usable_cpus(), mp_context=context)
     else:
         pool = ThreadPoolExecutor(THREADS if local else REMOTE_READERS)

@@ -1,4 +1,4 @@
-"""Whether a tokenizer is a sound extension of its base, and how well it reads the new language."""
+"""Checks of an extended tokenizer: does it leave the base as it was, and how well does it read the new language?"""
 
 import itertools
 import unicodedata
@@ -19,27 +19,28 @@ BASE_TEXT = (
     "你 吃 饭 了 吗 ? 还 没 有 , 一 起 去 吧 !",
     "XIAO3 MAO1 ZAI4 MEN2 KOU3 SHUI4 JIAO4 .",
 )
-"""English, Chinese and pinyin as the front end hands them over; of our own making."""
+"""English, Chinese and pinyin in the form that the text front end gives to the tokenizer."""
 UNKNOWN_SHARE = 0.01
-"""Of a text's tokens; more means another tokenizer or lost characters."""
+"""A larger share of unknown tokens comes from another tokenizer or from characters without a piece."""
 SHOWN = 3
+SHOWN_CHARACTERS = 40
 
 
 def examine_extension(
     base: bytes, extended: bytes, corpus: Sequence[str] = (), base_text: Sequence[str] = ()
 ) -> Iterator[Finding]:
-    """Look at an extension.
+    """Examine an extension.
 
     Args:
         base: Model file of the base tokenizer.
-        extended: Model file to look at.
+        extended: Model file of the extended tokenizer.
         corpus: Normalised text of the new language.
-        base_text: Normalised text of the base's languages, besides a few lines of our own.
+        base_text: Normalised text of the base's languages, in addition to `BASE_TEXT`.
     """
     old, new = parse_model(base, "base tokenizer"), parse_model(extended, "tokenizer")
     yield data_finding("pieces", "ok", f"{len(new.pieces)}, of which the base has {len(old.pieces)}")
     yield from _same_base(old, new)
-    yield from _appended(old, new)
+    yield from _new_pieces(old, new)
     try:
         _processor(extended)
     except RuntimeError as error:
@@ -64,26 +65,41 @@ def _same_base(old: Any, new: Any) -> Iterator[Finding]:  # noqa: ANN401
         yield data_finding("base pieces", "ok", f"all {len(old.pieces)} with their scores, byte for byte")
 
 
-def _appended(old: Any, new: Any) -> Iterator[Finding]:  # noqa: ANN401
-    appended = new.pieces[len(old.pieces) :]
+def _new_pieces(old: Any, new: Any) -> Iterator[Finding]:  # noqa: ANN401
     names = Counter(piece.piece for piece in new.pieces)
     twice = [name for name, times in names.items() if times > 1]
-    strange = [piece.piece for piece in appended if piece.type != NORMAL]
-    if twice or strange:
-        wrong = ", ".join(map(repr, (twice or strange)[:SHOWN]))
-        kind = "occur twice" if twice else "are of a special type"
-        text = f"{len(twice or strange)} pieces {kind}: {wrong}"
+    appended = new.pieces[len(old.pieces) :]
+    special = [piece.piece for piece in appended if piece.type != NORMAL]
+    appended_names = [piece.piece for piece in appended]
+    yield from _wrong_pieces(twice, special)
+    yield from _lower_case_pieces(appended_names)
+    yield _scripts(appended_names)
+    yield from _pieces_in_base_text(appended_names, characters_of(old))
+
+
+def _wrong_pieces(twice: Sequence[str], special: Sequence[str]) -> Iterator[Finding]:
+    wrong, kind = (twice, "occur twice") if twice else (special, "are of a special type")
+    if wrong:
+        text = f"{len(wrong)} pieces {kind}: {', '.join(map(repr, wrong[:SHOWN]))}"
         yield data_finding("new pieces", "error", text, "Extend again, with `indextts-job tokenizer extend`.")
-    lower = [piece.piece for piece in appended if piece.piece != piece.piece.upper()]
+
+
+def _lower_case_pieces(appended: Sequence[str]) -> Iterator[Finding]:
+    # Published inference puts every text into upper case before it is tokenized.
+    lower = [piece for piece in appended if piece != piece.upper()]
     if lower:
         text = f"{len(lower)} hold lower-case letters, which never reach the tokenizer: {', '.join(lower[:SHOWN])}"
         yield data_finding("new pieces", "warning", text, "Dead rows. `indextts-job tokenizer extend` makes none.")
-    scripts = Counter(_script(piece.piece) for piece in appended)
-    shares = ", ".join(f"{script} {count}" for script, count in scripts.most_common())
+
+
+def _scripts(appended: Sequence[str]) -> Finding:
+    shares = ", ".join(f"{script} {count}" for script, count in Counter(map(_script, appended)).most_common())
     text = f"{len(appended)}: {shares}" if appended else "none: the base tokenizer itself"
-    yield data_finding("new pieces", "ok", text)
-    known = characters_of(old)
-    able = [piece.piece for piece in appended if known.issuperset(piece.piece)]
+    return data_finding("new pieces", "ok", text)
+
+
+def _pieces_in_base_text(appended: Sequence[str], base_characters: set[str]) -> Iterator[Finding]:
+    able = [piece for piece in appended if base_characters.issuperset(piece)]
     if able:
         shown = ", ".join(map(repr, able[:SHOWN]))
         text = f"{len(able)} new pieces can be formed in base text, and change how it reads: {shown}"
@@ -92,6 +108,7 @@ def _appended(old: Any, new: Any) -> Iterator[Finding]:  # noqa: ANN401
 
 
 def _script(piece: str) -> str:
+    """The script of a piece's first letter: Unicode names of letters begin with it."""
     letters = [letter for letter in piece if letter != SPACE]
     named = (unicodedata.name(letter, "").partition(" ")[0].capitalize() for letter in letters if letter.isalpha())
     return next(named, "other") or "other"
@@ -100,9 +117,8 @@ def _script(piece: str) -> str:
 def _base_text(base: bytes, extended: bytes, lines: Sequence[str]) -> Finding:
     one, two = _processor(base), _processor(extended)
     pairs = zip(lines, one.EncodeAsIds(list(lines)), two.EncodeAsIds(list(lines)), strict=True)
-    changed = [line for line, before, after in pairs if before != after]
-    # A line that holds letters unknown to the base is no base text.
-    changed = [line for line in changed if one.unk_id() not in one.EncodeAsIds(line)]
+    # A line with letters that the base does not know is not text of a base language.
+    changed = [line for line, before, after in pairs if before != after and one.unk_id() not in before]
     if changed:
         text = f"{len(changed)} of {len(lines)} lines encode differently: {changed[0]!r}"
         return data_finding("base text", "error", text, "The base languages would suffer. Extend it again.")
@@ -110,28 +126,29 @@ def _base_text(base: bytes, extended: bytes, lines: Sequence[str]) -> Finding:
 
 
 def _reading(base: bytes, extended: bytes, corpus: Sequence[str]) -> Iterator[Finding]:
-    letters = sum(map(len, corpus))
-    rates = []
-    for content in (base, extended):
-        processor = _processor(content)
-        encoded = processor.EncodeAsIds(list(corpus))
-        tokens = sum(map(len, encoded))
-        unknown = sum(ids.count(processor.unk_id()) for ids in encoded)
-        rates.append((tokens / letters, unknown / max(1, tokens)))
-    (before, unknown_before), (after, unknown_after) = rates
+    old, new = _processor(base), _processor(extended)
+    (before, unknown_before), (after, unknown_after) = _rates(old, corpus), _rates(new, corpus)
     yield data_finding("fertility", "ok", f"{before:.3f} tokens per character with the base, {after:.3f} now")
     text = f"{unknown_before:.2%} of the tokens with the base, {unknown_after:.2%} now"
-    processor = _processor(extended)
-    lost = sorted({letter for line in corpus for letter in line if letter != " "} - _readable(processor))
+    lost = sorted(set("".join(corpus)) - {" "} - _readable(new))
     if lost:
-        text += f"; {len(lost)} characters have no piece: {''.join(lost[:40])}"
+        text += f"; {len(lost)} characters have no piece: {''.join(lost[:SHOWN_CHARACTERS])}"
     level: Level = "warning" if unknown_after > UNKNOWN_SHARE else "ok"
     yield data_finding("unknown", level, text, "Extend with text that holds all characters, or clean the text.")
     for line in itertools.islice(corpus, SHOWN):
-        yield data_finding("sample", "ok", " ".join(processor.EncodeAsPieces(line)))
+        yield data_finding("sample", "ok", " ".join(new.EncodeAsPieces(line)))
+
+
+def _rates(processor: sentencepiece.SentencePieceProcessor, corpus: Sequence[str]) -> tuple[float, float]:
+    """Tokens per character, and the share of unknown tokens."""
+    encoded = processor.EncodeAsIds(list(corpus))
+    tokens = sum(map(len, encoded))
+    unknown = sum(ids.count(processor.unk_id()) for ids in encoded)
+    return tokens / sum(map(len, corpus)), unknown / max(1, tokens)
 
 
 def _readable(processor: sentencepiece.SentencePieceProcessor) -> set[str]:
+    """The characters with a piece of their own."""
     pieces = (processor.IdToPiece(number) for number in range(processor.GetPieceSize()))
     return {piece for piece in pieces if len(piece) == 1}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indextts_job.data.checking import BadArrayError, check_ids
+from indextts_job.data.array_files import BadArrayError, check_ids
 from indextts_job.errors import ConfigError, DataError, IndexTTSJobError
 from indextts_job.storage import files
 from indextts_job.storage.remote_files import RemoteFileSystem

@@ -1,0 +1,122 @@
+"""The findings about the texts of a dataset: their ids, lengths and letters."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import sentencepiece
+
+from indextts_job.doctor.findings import Finding, Level, data_finding
+from indextts_job.doctor.survey import Pair, SeenArray, Survey
+from indextts_job.tokenizer.normalize import AMHARIC, normalize
+
+LONG_TEXT_TOKENS = 120
+"""Published inference cuts a text into segments of at most this length, so longer ones never occur there."""
+UNKNOWN_SHARE = 0.01
+OTHER_IDS_SHARE = 0.02
+"""Tolerated share of texts with ids that the tokenizer does not give: another version of the text clean-up makes a
+few."""
+SCRIPT_SHARE = 0.9
+SHOWN_CHARACTERS = 60
+_ETHIOPIC = re.compile("[\u1200-\u139f\u2d80-\u2ddf\uab00-\uab2f]")
+_DIGIT = re.compile(r"\d")
+
+Texts = Mapping[str, Pair]
+"""One pair for each text, by the path of its ids: many pairs may share a target."""
+
+
+def examine_texts(pairs: Sequence[Pair], found: Survey, tokenizer: bytes) -> Iterator[Finding]:
+    """Examine the texts of pairs without faults.
+
+    Args:
+        pairs: Pairs whose arrays are good.
+        found: The content of their arrays.
+        tokenizer: Model file of the tokenizer that training will use.
+    """
+    texts = {pair.record.text_ids_path: pair for pair in pairs}
+    yield from _start_and_stop_ids(texts, found)
+    yield _unknown_ids(texts, found)
+    yield from _other_tokenizer(texts, found, tokenizer)
+    yield from _long_texts(texts, found)
+    yield from _scripts(list(texts.values()))
+
+
+def _listed(texts: Texts, found: Survey, fault_of: Callable[[SeenArray], str]) -> list[str]:
+    return [f"{pair.where}: {fault}" for path, pair in texts.items() if (fault := fault_of(found.arrays[path]))]
+
+
+def _start_and_stop_ids(texts: Texts, found: Survey) -> Iterator[Finding]:
+    marked = _listed(texts, found, lambda seen: f"{seen.marks} start or stop ids inside the text" if seen.marks else "")
+    if marked:
+        advice = "Ids 0 and 1 frame a text, they have no place in it. Tokenize again without them."
+        yield data_finding("text ids", "warning", f"{len(marked)} texts hold start or stop ids", advice, marked)
+
+
+def _unknown_ids(texts: Texts, found: Survey) -> Finding:
+    seen = {path: found.arrays[path] for path in texts}
+    tokens = sum(array.length for array in seen.values())
+    share = sum(array.unknown for array in seen.values()) / tokens
+    text = f"{share:.2%} of {tokens} text ids"
+    advice = "Another tokenizer made these ids, or characters have no piece: `indextts-job tokenizer check`."
+    if share <= UNKNOWN_SHARE:
+        return data_finding("unknown ids", "ok", text, advice)
+    affected = [path for path, array in seen.items() if array.unknown]
+    worst_first = sorted(affected, key=lambda path: -seen[path].unknown / seen[path].length)
+    details = [
+        f"{texts[path].where}: {seen[path].unknown} of {seen[path].length}: {texts[path].text[:SHOWN_CHARACTERS]}"
+        for path in worst_first
+    ]
+    return data_finding("unknown ids", "warning", text, advice, details)
+
+
+def _other_tokenizer(texts: Texts, found: Survey, tokenizer: bytes) -> Iterator[Finding]:
+    """Compare the ids of texts with those that the tokenizer gives."""
+    compared = {path: pair for path, pair in texts.items() if _can_be_encoded(pair)}
+    if not compared:
+        return
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(tokenizer)
+    encoded = processor.EncodeAsIds([normalize(pair.text, pair.record.language) for pair in compared.values()])
+    other = [
+        f"{pair.where}: {pair.text[:SHOWN_CHARACTERS]}"
+        for (path, pair), ids in zip(compared.items(), encoded, strict=True)
+        if np.asarray(ids, np.int32).tobytes() != found.arrays[path].ids
+    ]
+    share = len(other) / len(compared)
+    if share > OTHER_IDS_SHARE:
+        text = f"{share:.0%} of {len(compared)} texts have other ids than this tokenizer gives them"
+        yield data_finding("tokenizer", "warning", text, "Use the tokenizer that the dataset was made with.", other)
+    else:
+        text = f"{len(compared) - len(other)} of {len(compared)} texts have the ids that this tokenizer gives them"
+        yield data_finding("tokenizer", "ok", text, details=other)
+
+
+def _can_be_encoded(pair: Pair) -> bool:
+    """Whether we clean the text up in the same way as the tool that made the dataset."""
+    # The text front ends of other languages spell out numbers, which `normalize` does not.
+    return bool(pair.text) and (pair.record.language in AMHARIC or not _DIGIT.search(pair.text))
+
+
+def _long_texts(texts: Texts, found: Survey) -> Iterator[Finding]:
+    long = _listed(texts, found, lambda seen: f"{seen.length} tokens" if seen.length > LONG_TEXT_TOKENS else "")
+    if long:
+        advice = f"Inference reads at most {LONG_TEXT_TOKENS} tokens at a time. Cut these utterances."
+        yield data_finding("long texts", "warning", f"{len(long)} of {len(texts)} texts", advice, long)
+
+
+def _scripts(pairs: Sequence[Pair]) -> Iterator[Finding]:
+    amharic = [pair for pair in pairs if pair.record.language in AMHARIC and pair.text]
+    if not amharic:
+        return
+    foreign = [
+        f"{pair.where}: {pair.text[:SHOWN_CHARACTERS]}" for pair in amharic if _ethiopic_share(pair.text) < SCRIPT_SHARE
+    ]
+    share = 1 - len(foreign) / len(amharic)
+    level: Level = "warning" if share < SCRIPT_SHARE else "ok"
+    text = f"{share:.1%} of the Amharic texts are in Ethiopic letters"
+    yield data_finding("script", level, text, "Latin text under an Amharic label teaches neither.", foreign)
+
+
+def _ethiopic_share(text: str) -> float:
+    letters = [letter for letter in text if letter.isalpha()]
+    return sum(bool(_ETHIOPIC.match(letter)) for letter in letters) / max(1, len(letters))
