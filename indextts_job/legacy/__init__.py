@@ -1,1 +1,1 @@
-"""The old trainer's command line."""
+"""The old trainer's command line, configuration files and checkpoints."""

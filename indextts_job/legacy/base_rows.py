@@ -1,7 +1,8 @@
 """The base rows of an old checkpoint: untouched, only shrunk by weight decay, or trained.
 
-The public trainer applies weight decay to every parameter. With its frozen rows masked by gradient hooks, AdamW still
-multiplies them by 1 - rate x decay at every step. Such rows hold nothing new, and the base's own values replace them.
+The public trainer applies weight decay to every parameter. It masks the gradients of its frozen rows, but AdamW still
+multiplies these rows by 1 - rate x decay at every step. Such rows have learned nothing, and the base's own values
+replace them.
 """
 
 from collections.abc import Mapping
@@ -11,22 +12,23 @@ import torch
 from torch import Tensor
 
 SMALLEST_RATIO = 0.9
-"""Of an element to the base's. 20,000 steps at a rate of 2e-5 and a decay of 0.01 leave 0.996, by simulation."""
+"""Smallest ratio of an element to the base's that counts as decay. By simulation, 20,000 steps at a rate of 2e-5 and a
+decay of 0.01 leave 0.996."""
 LEAST_COSINE = 0.9999
-"""Between a row and the base's. float32 rounds the decay of each element to whole units of its last place, so the
-ratios of one row differ a little; training turns the row."""
+"""Smallest cosine between a row and the base's that counts as decay. Decay keeps the direction but for float32, which
+rounds the change of each element to whole units of its last place; training turns the row."""
 
 
 @dataclass(frozen=True, slots=True)
 class BaseRows:
-    """What became of the base rows of one table or of several."""
+    """How the base rows of one or more tables differ from the base checkpoint."""
 
     decayed: int
-    """Rows that weight decay alone has changed."""
+    """Number of rows that only weight decay has changed."""
     shrunk_ratio: float
     """Mean share by which the decayed elements became smaller; 0 when there are none."""
     trained: tuple[str, ...]
-    """The rows that really moved: `text_head.weight, row 17`."""
+    """The rows that training has changed: `text_head.weight, row 17`."""
 
 
 def judge(old: Mapping[str, Tensor], base: Mapping[str, Tensor], pieces: int) -> BaseRows:
@@ -34,15 +36,16 @@ def judge(old: Mapping[str, Tensor], base: Mapping[str, Tensor], pieces: int) ->
 
     Args:
         old: Tables [rows, dim] or [rows] by name.
-        base: The same tables of the base checkpoint, at least `pieces` rows.
-        pieces: Rows that were to be frozen, from the first on.
+        base: The same tables of the base checkpoint, with at least `pieces` rows.
+        pieces: Number of rows, from the first on, that were meant to be frozen.
     """
     decayed, trained, shrunk = torch.zeros(pieces, dtype=torch.bool), [], []
     for name, table in base.items():
+        # A bias [rows] becomes a table with one column.
         now = old[name][:pieces].double().reshape(pieces, -1)
         before = table[:pieces].double().reshape(pieces, -1)
         changed = (now != before).any(dim=1)
-        # Where the base is 0, decay leaves 0, and any other value is training.
+        # Decay leaves 0 at 0, so any other value there comes from training.
         ratio = torch.where(before == 0, torch.where(now == 0, 1.0, torch.inf), now / before)
         within = ((ratio >= SMALLEST_RATIO) & (ratio <= 1)).all(dim=1)
         cosine = torch.nn.functional.cosine_similarity(now, before, dim=1)

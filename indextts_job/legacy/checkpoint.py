@@ -1,8 +1,8 @@
-"""Checkpoints of the old trainer (`latest.pth`, `model_step*.pth`), read without running anything from them.
+"""Read checkpoints of the old trainer (`latest.pth`, `model_step*.pth`) without running code from them.
 
-Weights, moments and the step can be trusted; the position cannot: it is a batch index into a shuffle that nobody can
-rebuild. Formats and defects: the public trainer `train_gpt_v2.py`; moments are keyed by the index of a parameter in the
-order of the state dict without its two `pe` buffers.
+Weights, moments and the step are used. The position in the data is not: it is a batch index into a shuffle that cannot
+be reproduced. The format is that of the public trainer `train_gpt_v2.py`: moments are keyed by the index of a parameter
+in the order of the state dict without its two `pe` buffers.
 """
 
 from collections.abc import Mapping
@@ -23,16 +23,17 @@ _POSITION_BUFFER = ".embed.pos_enc.pe"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LegacyCheckpoint:
-    """What an old checkpoint holds that can be used."""
+    """The usable content of an old checkpoint."""
 
     tensors: Mapping[str, Tensor]
     """The full state dict under its published names."""
     text_pieces: int
+    """Rows of its text tables - 1."""
     step: int
     moments: Mapping[str, tuple[Tensor, Tensor]] | None
     """(exp_avg, exp_avg_sq) by published name; None when they are missing or do not fit."""
     notes: tuple[str, ...]
-    """What is not taken over, and why."""
+    """A line for each part that is not used, with the reason."""
 
 
 def read_legacy_checkpoint(url: str, config: GPTConfig) -> LegacyCheckpoint:
@@ -40,13 +41,14 @@ def read_legacy_checkpoint(url: str, config: GPTConfig) -> LegacyCheckpoint:
 
     Args:
         url: Path or URL.
-        config: The model.
+        config: The model's sizes.
 
     Raises:
-        ConfigError: It is not there.
-        DataError: It is not a checkpoint of the old trainer, or does not fit the model.
+        ConfigError: The file does not exist.
+        DataError: It is not a checkpoint of the old trainer, or it does not fit the model.
     """
     content = _load(url)
+    # The public trainer and its full-layer script use different keys.
     model = content.get("model", content.get("model_state_dict"))
     if not isinstance(model, Mapping):
         raise DataError(f"{url}: neither `model` nor `model_state_dict`. Expected a checkpoint of the old trainer.")
@@ -57,8 +59,10 @@ def read_legacy_checkpoint(url: str, config: GPTConfig) -> LegacyCheckpoint:
         notes.append(f"the step is {step!r}: not used, the run starts at 0")
         step = 0
     optimizer = content.get("optimizer", content.get("optimizer_state_dict"))
+    # Buffers have no moments and no index among the parameters.
     moments, reason = _moments(optimizer, [key for key in model if not key.endswith(_POSITION_BUFFER)], tensors)
     if moments is None:
+        # Without moments the optimizer needs its warmup again, which the schedule puts at step 0.
         notes.append(f"moments are not taken over ({reason}): the run starts at step 0 with its warmup")
         step = 0
     notes.append("the old schedule is not taken over: the learning rate is a function of the step")
@@ -72,10 +76,10 @@ def read_legacy_checkpoint(url: str, config: GPTConfig) -> LegacyCheckpoint:
 
 
 def _load(url: str) -> Mapping[str, Any]:
-    # Random states and versions lie beside the tensors; these harmless types are all that the old trainer wrote.
+    # Besides tensors the old trainer wrote random states (numpy arrays) and versions. These types run no code.
     reconstruct: Any = np.empty(0).__reduce__()[0]
     allowed: list[Any] = [torch.torch_version.TorchVersion, np.ndarray, np.dtype, type(np.dtype("uint32")), reconstruct]
-    allowed.append((reconstruct, "numpy.core.multiarray._reconstruct"))  # as older numpy spelt it
+    allowed.append((reconstruct, "numpy.core.multiarray._reconstruct"))  # its name before numpy 2
     with torch.serialization.safe_globals(allowed):
         content = read_torch_file(url, "checkpoint of the old trainer", "resume.source")
     if not isinstance(content, Mapping):
@@ -86,6 +90,7 @@ def _load(url: str) -> Mapping[str, Any]:
 def _moments(
     optimizer: object, names: list[str], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, tuple[Tensor, Tensor]] | None, str]:
+    """The moments of an optimizer's state by the names of the parameters, or None and the reason."""
     if not isinstance(optimizer, Mapping) or not isinstance(optimizer.get("state"), Mapping):
         return None, "there are none"
     moments = {}
@@ -94,7 +99,11 @@ def _moments(
             return None, f"parameter {index!r} of {len(names)}"
         name = names[index]
         pair = (entry.get("exp_avg"), entry.get("exp_avg_sq"))
-        if any(not isinstance(part, Tensor) or part.shape != tensors[name].shape for part in pair):
+        if not all(_has_shape(part, tensors[name]) for part in pair):
             return None, f"those of {name} do not have its shape"
         moments[name] = pair
     return moments, ""
+
+
+def _has_shape(value: object, like: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == like.shape

@@ -1,4 +1,4 @@
-"""Which files of a folder are checkpoints of the old trainers, and which of them to go on from. Pure."""
+"""Find the checkpoints of the old trainers among the files of a folder. Pure."""
 
 import re
 from collections.abc import Iterable
@@ -10,15 +10,14 @@ _NUMBERED = re.compile(r"(?:model_(?:epoch\d+_)?step|full_training_checkpoint_st
 
 
 def old_checkpoints(names: Iterable[str]) -> list[str]:
-    """The checkpoints of an old trainer in a folder, the one to go on from first.
-
-    `latest.pth` is what the old trainer itself resumed from. It was written in place, so a kill may have cut it: the
-    numbered ones follow, the highest step first.
+    """The checkpoints of an old trainer in a folder, in the order in which they should be tried.
 
     Args:
-        names: Files of the folder.
+        names: Names of the files in the folder.
     """
     found = list(names)
+    # The old trainer itself resumed from latest.pth. It wrote the file in place, so a kill may have truncated it: the
+    # numbered ones follow, the highest step first.
     numbered = [(int(match[1]), name) for name in found if (match := _NUMBERED.fullmatch(name))]
     return [LATEST] * (LATEST in found) + [name for _, name in sorted(numbered, reverse=True)]
 

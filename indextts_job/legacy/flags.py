@@ -1,7 +1,7 @@
-"""The old trainer's command line as a configuration: the closed list of its flags.
+"""The flags of the old trainer, as keys of the configuration. The list is closed.
 
-An old command line works with only the program's name changed. A flag that has become meaningless is honoured in its
-intent and explained in one line. New settings are configuration keys, never new flags.
+An old command line works with only the program's name changed. A flag without a meaning of its own here sets what it
+was meant for, and a line explains it. New settings are configuration keys, never new flags.
 """
 
 import argparse
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from indextts_job.errors import ConfigError
 
 MICRO_BATCH_OF_OLD_TRAINER = 8
-"""What it chose on a 24 GB card; its validation batches were twice that."""
+"""Its micro-batch on a 24 GB card; its validation batches were twice as large."""
+VALIDATION_BATCHES_OF_OLD_TRAINER = 200
+"""Its default of `--max-val-batches`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ _LINE_CONTINUATIONS = {"^": "Windows' cmd.exe", "`": "PowerShell"}
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:
-    """Old spellings as today's: underscores in flags become hyphens, renamed flags their new name.
+    """The arguments with hyphens for underscores in flags, and with the new names of renamed flags.
 
     Raises:
         ConfigError: The command line is written for a Windows shell.
@@ -75,7 +77,8 @@ def normalise(arguments: Sequence[str]) -> list[str]:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Declare every flag of the old trainer; none has a default, so only given ones override the file."""
+    """Declare every flag of the old trainer."""
+    # No flag has a default: only those that are given override the configuration file.
     group = parser.add_argument_group("flags of the old trainer", "each sets the configuration key it names")
     for flag in _FLAGS:
         metavar = flag.name.removeprefix("--").rpartition("-")[2].upper()
@@ -111,33 +114,53 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def overrides(given: argparse.Namespace, environment: Mapping[str, str]) -> tuple[dict[str, object], list[str]]:
-    """Given flags as dotted keys.
+    """The given flags as dotted keys of the configuration.
 
     Args:
-        given: Parsed by a parser with `add_flags`.
-        environment: `INDEXTTS_RUN_NAME` names the TensorBoard curve.
+        given: Arguments parsed by a parser with `add_flags`.
+        environment: Environment variables; `INDEXTTS_RUN_NAME` names the TensorBoard curve.
 
     Returns:
-        The keys, and one line for every flag whose meaning changed.
+        The keys with their values, and one line for every flag whose meaning changed.
 
     Raises:
         ConfigError: A path is written as on Windows.
     """
-    keys: dict[str, object] = {}
-    for flag in _FLAGS:
-        value = getattr(given, flag.name.removeprefix("--").replace("-", "_"))
-        if value is not None:
-            keys[flag.key] = value
-    if given.train_manifest:
-        keys["data.train_manifests"] = given.train_manifest
-    if given.val_manifest:
-        keys["data.validation_manifests"] = given.val_manifest
+    keys = _given_keys(given)
     if given.load_optimizer is False or given.load_scheduler is False:
         keys["resume.weights_only"] = True
     if environment.get("INDEXTTS_RUN_NAME"):
         keys["report.run_name"] = environment["INDEXTTS_RUN_NAME"]
     _refuse_backslashes(keys)
     notes = [*_global_batch(given, keys), *_validation(given, keys), *_fresh_state(given)]
+    return keys, [*notes, *_without_effect(given)]
+
+
+def _given_keys(given: argparse.Namespace) -> dict[str, object]:
+    """The keys that flags set directly."""
+    values = {flag.key: getattr(given, flag.name.removeprefix("--").replace("-", "_")) for flag in _FLAGS}
+    keys = {key: value for key, value in values.items() if value is not None}
+    if given.train_manifest:
+        keys["data.train_manifests"] = given.train_manifest
+    if given.val_manifest:
+        keys["data.validation_manifests"] = given.val_manifest
+    return keys
+
+
+def _refuse_backslashes(keys: Mapping[str, object]) -> None:
+    # On Linux a backslash is a letter of a file name. In an old command line it comes from Windows.
+    paths = [(key, path) for key, value in keys.items() for path in (value if isinstance(value, list) else [value])]
+    for key, path in paths:
+        if isinstance(path, str) and "\\" in path:
+            raise ConfigError(
+                f"{key}: {path} has backslashes, which separate folders on Windows only. Write "
+                f"{path.replace(chr(92), '/')}"
+            )
+
+
+def _without_effect(given: argparse.Namespace) -> list[str]:
+    """A line for each given flag that sets nothing here."""
+    notes = []
     if given.num_workers is not None:
         notes.append("--num-workers: one prefetch thread feeds the step; batches are assembled without workers")
     if given.amp:
@@ -148,21 +171,11 @@ def overrides(given: argparse.Namespace, environment: Mapping[str, str]) -> tupl
         )
     if given.use_wandb:
         notes.append("--use-wandb: not sent anywhere; the curves are TensorBoard's, below the run's folder in logs/")
-    return keys, notes
-
-
-def _refuse_backslashes(keys: Mapping[str, object]) -> None:
-    """Here a backslash is a letter of a name; nobody means that in a command line that is from Windows."""
-    for key, value in keys.items():
-        for path in value if isinstance(value, list) else [value]:
-            if isinstance(path, str) and "\\" in path:
-                raise ConfigError(
-                    f"{key}: {path} has backslashes, which separate folders on Windows only. Write "
-                    f"{path.replace(chr(92), '/')}"
-                )
+    return notes
 
 
 def _fresh_state(given: argparse.Namespace) -> list[str]:
+    # Only one of the two is to be loaded: the old trainer could do that, and we cannot.
     chosen = {"optimizer": given.load_optimizer, "scheduler": given.load_scheduler}
     if set(chosen.values()) != {True, False}:
         return []
@@ -194,8 +207,9 @@ def _global_batch(given: argparse.Namespace, keys: dict[str, object]) -> list[st
 def _validation(given: argparse.Namespace, keys: dict[str, object]) -> list[str]:
     if given.max_val_batches is None and given.val_batch_size is None:
         return []
-    batches = 200 if given.max_val_batches is None else given.max_val_batches
+    batches = VALIDATION_BATCHES_OF_OLD_TRAINER if given.max_val_batches is None else given.max_val_batches
     size = given.val_batch_size or 2 * (given.batch_size or MICRO_BATCH_OF_OLD_TRAINER)
+    # In samples, because batches follow the memory here. 0 samples mean the whole set, as 0 batches did.
     keys["validation.max_samples"] = batches * size
     if not batches:
         return ["--max-val-batches 0: the whole validation set is used"]

@@ -1,7 +1,7 @@
-"""The settings that the full-layer script kept beside the model in its `--config` file. Pure.
+"""The training settings in the `--config` file of the full-layer script. Pure.
 
-That file is a model configuration with sections `training`, `model_paths` and `output`. The script's flags are
-stronger than the file, as here.
+That file is a model configuration with the additional sections `training`, `model_paths` and `output`. Flags override
+the file, as in the script.
 """
 
 from collections.abc import Mapping
@@ -27,16 +27,23 @@ def settings_of(document: object) -> dict[str, object]:
     Args:
         document: The parsed file.
     """
-    if not isinstance(document, Mapping) or "gpt" not in document or not isinstance(document.get("training"), Mapping):
+    if not isinstance(document, Mapping) or not _has_training_settings(document):
         return {}
     keys = {ours: value for theirs, ours in _KEYS.items() if (value := _at(document, theirs)) is not None}
     batch, cycles = (_at(document, f"training.{name}") for name in ("batch_size", "gradient_accumulation_steps"))
+    # One of the two alone does not give the global batch: the script's default for the other is not in the file.
     if isinstance(batch, int) and isinstance(cycles, int):
         keys["recipe.global_batch_samples"] = batch * cycles
     return keys
 
 
+def _has_training_settings(document: Mapping[str, object]) -> bool:
+    # The config.yaml of a release has a `gpt` section only; some other file may have a `training` section only.
+    return "gpt" in document and isinstance(document.get("training"), Mapping)
+
+
 def _at(document: Mapping[str, object], path: str) -> object:
+    """The value of `section.name`; None where there is none."""
     section, _, name = path.partition(".")
     values = document.get(section)
     return values.get(name) if isinstance(values, Mapping) else None
