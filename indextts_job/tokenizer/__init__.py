@@ -1,1 +1,1 @@
-"""The SentencePiece tokenizer before training: text cleanup, extension to a new language, and what must hold then."""
+"""The SentencePiece tokenizer: load it, normalise text for it, extend it to a new language."""

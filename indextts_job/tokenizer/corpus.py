@@ -1,4 +1,4 @@
-"""Text of manifests and text files, as the tokenizer gets to see it."""
+"""The texts of manifests and text files, normalised as the tokenizer reads them."""
 
 import json
 import re
@@ -11,11 +11,9 @@ from indextts_job.storage import files
 from indextts_job.tokenizer.normalize import normalize
 
 TEXT_KEYS = ("target_text", "text")
-"""Of paired and of single records."""
-
-
+"""Keys of the text in paired and in single records."""
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-"""JSON can spell half of a surrogate pair, which no tokenizer takes."""
+"""Half of a surrogate pair: JSON can escape it, but it has no UTF-8 for a tokenizer."""
 
 
 def read_corpus(
@@ -26,13 +24,13 @@ def read_corpus(
     Args:
         sources: Manifests (`.jsonl`, with `text` or `target_text`) or text files with a text per line; `path::am` gives
             the language of one.
-        language: Of those that give none.
-        progress: Told what is being read.
+        language: Language of the sources that name none.
+        progress: Called with a line that says what is being read.
 
     Raises:
         DataError: A line is no record with a text, or there is no text at all.
     """
-    texts: dict[str, None] = {}
+    texts: dict[str, None] = {}  # a dict keeps the order, which a set does not
     for argument in sources:
         source = parse_source(argument, files.exists)
         progress(f"reading {source.shown}")
@@ -49,20 +47,19 @@ def read_corpus(
 
 
 def _texts_of_records(lines: Sequence[str], url: str) -> list[str]:
-    texts, findings = [], []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            text = next((record[key] for key in TEXT_KEYS if record.get(key)), None)
-        except (ValueError, AttributeError, RecursionError):
-            text = None
-        if isinstance(text, str) and not _HALF_CHARACTER.search(text):
-            texts.append(text)
-        else:
-            findings.append(f"{url}:{number}: no {' or '.join(TEXT_KEYS)}")
+    records = {number: _text_of(line) for number, line in enumerate(lines, start=1) if line.strip()}
+    findings = [f"{url}:{number}: no {' or '.join(TEXT_KEYS)}" for number, text in records.items() if text is None]
     if findings:
-        headline = f"{len(findings)} of {len(findings) + len(texts)} records have no text"
+        headline = f"{len(findings)} of {len(records)} records have no text"
         raise DataError(findings_message(headline, findings, "Records of a manifest are JSON objects with a text."))
-    return texts
+    return [text for text in records.values() if text is not None]
+
+
+def _text_of(line: str) -> str | None:
+    """The text of a record; None if the line is no record with a text."""
+    try:
+        record = json.loads(line)
+        text = next((record[key] for key in TEXT_KEYS if record.get(key)), None)
+    except (ValueError, AttributeError, RecursionError):  # no JSON, no object, nested too deeply
+        return None
+    return text if isinstance(text, str) and not _HALF_CHARACTER.search(text) else None

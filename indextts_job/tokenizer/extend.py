@@ -1,9 +1,11 @@
-"""More pieces for a new language, behind those of the base tokenizer, without touching what these do.
+"""Append pieces for a new language to a base tokenizer, without changing how base text is tokenized.
 
-A byte-pair tokenizer merges the best-scored adjacent pair, so a new piece changes the reading of base text only if it
-can be formed there. Every appended piece therefore holds at least one character that no base piece holds: in a text
-of base characters it can never come about. Characters come first, since the candidates list them last and a cut of
-the list would lose them; merges follow in the order in which they were learned.
+A byte-pair tokenizer merges the adjacent pair with the best score, so a new piece changes base text only if it can be
+formed there. Every appended piece therefore contains at least one character that no base piece contains, and can never
+be formed in a text of base characters.
+
+New characters are appended first and merges after them, in the order in which they were learned. (SentencePiece lists
+characters last, so a shortened list of its candidates would lose them.)
 """
 
 import io
@@ -19,11 +21,13 @@ from sentencepiece import sentencepiece_model_pb2
 from indextts_job.errors import ConfigError, DataError, findings_message
 
 NORMAL, BPE = 1, 2
-"""Of the format: an ordinary piece; a model of byte pairs."""
+"""Values of the format's enums: the type of an ordinary piece, and the type of a byte-pair model."""
 CANDIDATES_PER_PIECE = 2
-"""Learned pieces for each that is wanted: many are no use behind the base."""
+"""Number of learned candidates per wanted piece: many of them are base pieces, or have no new character."""
 SPACE = "\u2581"
+"""SentencePiece writes a space as this character."""
 _LONGEST_LINE_BYTES = 1 << 20
+"""SentencePiece silently leaves out lines longer than its own limit of 4192 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,47 +39,38 @@ class Extension:
     base_pieces: int
     pieces: int
     characters: int
-    """Of the new ones, single characters."""
+    """Number of new pieces that are single characters."""
 
 
 def extend(
     base: bytes, lines: Sequence[str], pieces: int, progress: Callable[[str], None] = lambda _doing: None
 ) -> Extension:
-    """Append pieces that a new language needs.
+    """Append pieces for a new language.
 
     Args:
-        base: Model file of the base tokenizer, byte pairs.
+        base: Model file of the base tokenizer, which has to be a byte-pair model.
         lines: Normalised text of the new language.
-        pieces: Of the result.
-        progress: Told what is being done.
+        pieces: Number of pieces of the result.
+        progress: Called with a line that says what is being done.
 
     Returns:
-        The same bytes for the same arguments.
+        The extension; the same bytes for the same arguments.
 
     Raises:
-        ConfigError: The base is of another kind, or has as many pieces already.
-        DataError: The text does not hold enough for so many pieces.
+        ConfigError: The base is no byte-pair model, or it has so many pieces already.
+        DataError: The text does not give so many useful pieces.
     """
     model = parse_model(base, "base tokenizer")
-    known = {piece.piece for piece in model.pieces}
-    if model.trainer_spec.model_type != BPE:
-        raise ConfigError("the base tokenizer is no byte-pair model; only such a model can be extended piece by piece.")
-    if pieces <= len(model.pieces):
-        raise ConfigError(
-            f"the base tokenizer has {len(model.pieces)} pieces, {pieces} are wanted. An extension is larger."
-        )
+    _demand_extendable(model, pieces)
     wanted = pieces - len(model.pieces)
-    old_characters = characters_of(model)
-    new_characters = sorted({letter for line in lines for letter in line} - old_characters - {" "})
+    new_characters = sorted(set().union(*lines) - characters_of(model) - {" "})
     if not new_characters:
         raise DataError(
             "the text has no character that the base tokenizer lacks: there is nothing to extend it for. Use the base "
             "tokenizer as it is."
         )
     progress(f"learning candidates from {len(lines)} lines")
-    learned = _candidates(lines, model, CANDIDATES_PER_PIECE * pieces)
-    alone = set(new_characters)
-    merges = [text for text in learned if len(text) > 1 and text not in known and alone.intersection(text)]
+    merges = _merges(lines, model, CANDIDATES_PER_PIECE * pieces, set(new_characters))
     chosen = _used(model, lines, new_characters, merges, wanted, progress)
     if len(chosen) < wanted:
         most = len(model.pieces) + len(chosen)
@@ -87,35 +82,51 @@ def extend(
     return Extension(content, len(model.pieces), pieces, len(new_characters))
 
 
+def _demand_extendable(model: Any, pieces: int) -> None:  # noqa: ANN401
+    if model.trainer_spec.model_type != BPE:
+        raise ConfigError("the base tokenizer is no byte-pair model; only such a model can be extended piece by piece.")
+    if pieces <= len(model.pieces):
+        raise ConfigError(
+            f"the base tokenizer has {len(model.pieces)} pieces, {pieces} are wanted. An extension is larger."
+        )
+
+
 def parse_model(content: bytes, what: str) -> Any:  # noqa: ANN401  # classes of the format are made at import
     """A SentencePiece model, with its pieces.
 
     Args:
         content: The model file.
-        what: Names it in messages.
+        what: Name of the file in messages.
 
     Raises:
-        DataError: It is none.
+        DataError: The content is no SentencePiece model.
     """
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         model.ParseFromString(content)
         for piece in model.pieces:
-            piece.piece.encode()  # texts are decoded when they are asked for, and may be none
+            piece.piece.encode()  # strings are decoded at the first access, so wrong UTF-8 is found only here
     except Exception as error:
         raise DataError(f"{what}: not a SentencePiece model ({len(content)} bytes). Expected a .model file.") from error
-    if not model.pieces:
+    if not model.pieces:  # an empty file is a valid message of the format
         raise DataError(f"{what}: a SentencePiece model without pieces.")
     return model
 
 
 def characters_of(model: Any) -> set[str]:  # noqa: ANN401
-    """Every character that some ordinary piece of a model holds."""
+    """Every character that occurs in an ordinary piece of a model."""
     return {letter for piece in model.pieces if piece.type == NORMAL for letter in piece.piece}
 
 
+def _merges(lines: Sequence[str], base: Any, count: int, new_characters: set[str]) -> list[str]:  # noqa: ANN401
+    """Learned pieces of several characters with a new one among them, in the order in which they were learned."""
+    known = {piece.piece for piece in base.pieces}
+    learned = _candidates(lines, base, count)
+    return [text for text in learned if len(text) > 1 and text not in known and new_characters.intersection(text)]
+
+
 def _candidates(lines: Sequence[str], base: Any, count: int) -> list[str]:  # noqa: ANN401
-    """Pieces that the new language would have of its own, in the order in which they were learned."""
+    """The pieces of a tokenizer of the new language alone, in the order in which they were learned."""
     stream = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -125,13 +136,13 @@ def _candidates(lines: Sequence[str], base: Any, count: int) -> list[str]:  # no
             vocab_size=count,
             hard_vocab_limit=False,
             character_coverage=1.0,
-            normalization_rule_name="identity",
+            normalization_rule_name="identity",  # the lines are normalised already
             split_digits=base.trainer_spec.split_digits,
             split_by_unicode_script=base.trainer_spec.split_by_unicode_script,
             split_by_number=base.trainer_spec.split_by_number,
             max_sentencepiece_length=base.trainer_spec.max_sentencepiece_length,
             max_sentence_length=_LONGEST_LINE_BYTES,
-            num_threads=1,
+            num_threads=1,  # the same pieces on every machine
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -147,11 +158,13 @@ def _used(
     wanted: int,
     progress: Callable[[str], None],
 ) -> list[str]:
-    """Characters, and as many merges as have room and occur when the text is encoded; the rest would be dead rows.
+    """All characters, and the first `wanted - characters` merges that are of use when the text is encoded.
 
-    A merge that always goes on into a longer one does not occur itself, but there would be no longer one without it.
+    The row of a piece that never occurs would never be trained. A merge is of use if it occurs, or if a longer one
+    that occurs is made from it.
     """
-    if len(characters) > wanted:
+    room = wanted - len(characters)
+    if room < 0:
         raise DataError(
             findings_message(
                 f"the text has {len(characters)} characters that the base lacks, and room is for {wanted} pieces",
@@ -159,27 +172,25 @@ def _used(
                 "Ask for more pieces.",
             )
         )
-    chosen, dead = list(merges[: wanted - len(characters)]), set[str]()
-    waiting = iter(merges[len(chosen) :])
+    chosen, waiting = list(merges[:room]), iter(merges[room:])
+    # Candidates take the places of useless pieces. Each change may make others useless, so it is tried again.
     while True:
         progress(f"encoding the text with {len(characters) + len(chosen)} new pieces")
         model = _with(base, [*characters, *chosen])
         needed = _with_steps(occurring(model.SerializeToString(), lines), model)
-        useless = [text for text in chosen if text not in needed]
-        dead.update(useless)
-        chosen = [text for text in chosen if text not in dead]
-        more = [text for _, text in zip(range(wanted - len(characters) - len(chosen)), waiting, strict=False)]
-        chosen += more
-        if not more and not useless:
+        useful = [text for text in chosen if text in needed]
+        more = list(itertools.islice(waiting, room - len(useful)))
+        if not more and len(useful) == len(chosen):
             return [*characters, *chosen]
+        chosen = [*useful, *more]
 
 
 def occurring(content: bytes, lines: Sequence[str]) -> set[str]:
-    """Pieces that occur when text is encoded.
+    """The pieces that occur when text is encoded.
 
     Args:
         content: A model file.
-        lines: The text.
+        lines: The text to encode.
     """
     processor = sentencepiece.SentencePieceProcessor()
     processor.LoadFromSerializedProto(content)
@@ -188,15 +199,19 @@ def occurring(content: bytes, lines: Sequence[str]) -> set[str]:
 
 
 def _with_steps(texts: Iterable[str], model: Any) -> set[str]:  # noqa: ANN401
-    """Pieces, and those that they are merged from on the way."""
+    """Pieces, and the shorter pieces that they are merged from."""
     scores = {piece.piece: piece.score for piece in model.pieces}
     return {step for text in texts for step in _steps(text, scores)}
 
 
 def _steps(text: str, scores: Mapping[str, float]) -> list[str]:
-    """All symbols of the byte-pair merges that end in a piece: the best-scored adjacent pair first, then the left."""
+    """A piece and all symbols on the way to it: byte-pair encoding merges the adjacent pair with the best score.
+
+    Of pairs with the same score the leftmost is merged first.
+    """
     symbols, seen = list(text), [text]
     while len(symbols) > 1:
+        # The negative index makes max() choose the leftmost pair.
         pairs = [(scores.get(a + b, -math.inf), -at) for at, (a, b) in enumerate(itertools.pairwise(symbols))]
         score, place = max(pairs)
         if score == -math.inf:
@@ -207,7 +222,7 @@ def _steps(text: str, scores: Mapping[str, float]) -> list[str]:
 
 
 def _with(base: Any, texts: Sequence[str]) -> Any:  # noqa: ANN401
-    """The base and further pieces, scored below all of its own, in their order."""
+    """The base with further pieces, whose scores are below all scores of the base and fall in their order."""
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     model.CopyFrom(base)
     lowest = min(piece.score for piece in base.pieces)

@@ -1,4 +1,4 @@
-"""The SentencePiece model as far as training depends on it: how many pieces, and which."""
+"""Load a SentencePiece model and identify it by its pieces."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from indextts_job.redaction import redacted
 from indextts_job.storage import files
 
 LARGEST_MODEL_BYTES = 2**28
-"""The released tokenizer has half a megabyte."""
+"""A larger file is refused unread; the released tokenizer has half a megabyte."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """A tokenizer's identity."""
+    """A model file and its pieces."""
 
     content: bytes
     """The model file."""
@@ -27,10 +27,8 @@ class Tokenizer:
         return len(self.piece_names)
 
     def fingerprint(self, pieces: int | None = None) -> str:
-        """Hash of the first `pieces` pieces in order (all by default).
-
-        An extension keeps the fingerprint of its first pieces, whatever else the file says.
-        """
+        """SHA-256 of the names of the first `pieces` pieces in order (all by default)."""
+        # Names and not the file's bytes: the first pieces of an extension have the fingerprint of the base.
         names = self.piece_names[:pieces]
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
@@ -39,7 +37,7 @@ def load_tokenizer(url: str) -> Tokenizer:
     """Read a SentencePiece model.
 
     Raises:
-        ConfigError: It is not there.
+        ConfigError: The file does not exist.
         DataError: It is not a SentencePiece model.
     """
     content = files.read_input(url, "tokenizer", "inputs.tokenizer", LARGEST_MODEL_BYTES)
@@ -50,7 +48,7 @@ def parse_tokenizer(content: bytes, source: str) -> Tokenizer:
     """A tokenizer from the bytes of its model file.
 
     Raises:
-        DataError: They are none, or a piece is no text.
+        DataError: They are no SentencePiece model, or the name of a piece is not UTF-8.
     """
     processor = sentencepiece.SentencePieceProcessor()
     try:
@@ -67,7 +65,7 @@ def demand_base_pieces(tokenizer: Tokenizer, base_pieces: int, source: str) -> N
     """Refuse a tokenizer smaller than the base checkpoint's.
 
     Raises:
-        ConfigError: Naming both sizes.
+        ConfigError: The tokenizer is smaller; the message names both sizes.
     """
     if tokenizer.pieces < base_pieces:
         raise ConfigError(

@@ -1,7 +1,6 @@
-"""Text as the published front end hands it to the tokenizer: cleaned, punctuation mapped, upper-cased.
+"""Normalise text as the published front end does before tokenization: clean it, map punctuation, upper-case it.
 
-Numbers and abbreviations are left as they are: the front end spells them out for Chinese and English only, with
-tools of its own.
+Numbers and abbreviations stay: the front end spells them out for Chinese and English only, with tools of its own.
 """
 
 import re
@@ -13,7 +12,7 @@ _SPEAKER = re.compile(r"(?:speaker|spk|ተናጋሪ)\s*\d+\s*[:：]\s*", re.IGNO
 _CJK = re.compile(
     "([\u1100-\u11ff\u2e80-\ua4cf\ua840-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff65-\uffdc\U00020000-\U0002ffff])"
 )
-"""Set apart one by one by the front end, Ethiopic Extended-A among them."""
+"""Characters between which the front end puts spaces; its range includes Ethiopic Extended-A."""
 _COMMON = {
     **dict.fromkeys(["...", ",,,", "……"], "…"),
     **dict.fromkeys("：；;，、:", ","),  # noqa: RUF001
@@ -33,19 +32,24 @@ _PATTERNS = {False: (_COMMON, _pattern(_COMMON)), True: (_AMHARIC_MAP, _pattern(
 
 
 def normalize(text: str, language: str = "") -> str:
-    """What the tokenizer gets to see of a text.
+    """A text in the form that the tokenizer reads.
 
     Args:
-        text: As it stands in a manifest.
-        language: `am` or `amh` for Amharic; otherwise any Ethiopic letter tells.
+        text: The text of a manifest.
+        language: `am` or `amh` for Amharic; without it a text with an Ethiopic letter is Amharic.
     """
     amharic = language.lower() in AMHARIC or bool(_ETHIOPIC.search(text))
-    text = text.replace("\u3000", " ").replace("\xa0", " ").strip()
-    text = _SPEAKER.sub("", text, count=1) if _SPEAKER.match(text) else text
-    text = unicodedata.normalize("NFC" if amharic else "NFKC", text)
-    text = " ".join(text.split())
+    text = _cleaned(text, amharic=amharic)
     mapping, pattern = _PATTERNS[amharic]
     text = pattern.sub(lambda found: mapping[found[0]], text).strip()
     if len(text) == 1:
-        return text
+        return text  # the front end leaves a single character in lower case
     return " ".join(part.strip() for part in _CJK.split(text.upper()) if part.strip())
+
+
+def _cleaned(text: str, *, amharic: bool) -> str:
+    text = text.replace("\u3000", " ").replace("\xa0", " ").strip()
+    # Transcripts may begin with `Speaker 1:`, which nobody says.
+    text = _SPEAKER.sub("", text, count=1) if _SPEAKER.match(text) else text
+    text = unicodedata.normalize("NFC" if amharic else "NFKC", text)
+    return " ".join(text.split())
