@@ -1,4 +1,4 @@
-"""What this machine has, read anew on every start."""
+"""The facts about this machine: GPU, CPUs and memory that this process may use. Read again at every start."""
 
 import math
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from indextts_job.hardware.plan import HardwareFacts
 
 BFLOAT16_CAPABILITY = (8, 0)
-"""Ampere: the first compute capability with native bfloat16. `is_bf16_supported` counts emulation on older ones."""
+"""Ampere: the first compute capability with native bfloat16. torch's `is_bf16_supported` is also true for emulation."""
 
 
 def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
@@ -17,10 +17,10 @@ def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
 
     Args:
         device: `auto`, `cpu` or `cuda`.
-        gpu: Which of the visible ones.
-        processes: That share this machine's CPUs.
+        gpu: Index of a visible GPU.
+        processes: Number of processes that share this machine's CPUs.
     """
-    import torch  # noqa: PLC0415  # a login node plans without it
+    import torch  # noqa: PLC0415  # the rest of this module works on login nodes without torch
 
     cpus = max(1, usable_cpus() // processes)
     if device != "cpu" and torch.cuda.is_available():
@@ -47,20 +47,29 @@ def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
 
 
 def wanted_threads(environment: Mapping[str, str]) -> int:
-    """What OMP_NUM_THREADS asks for; 0 where it is not set, or holds what OpenMP would ignore too.
+    """The number of threads in OMP_NUM_THREADS; 0 where it is not set, or holds a value that OpenMP ignores too.
 
-    On a CPU that is shared, as many threads as there are CPUs wait for each other.
+    The user's number counts, because on a shared CPU a thread for each core makes all of them wait for each other.
 
     Args:
-        environment: Of the process.
+        environment: Environment variables of the process.
     """
     first = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list has a number for each level
     return int(first) if first.isascii() and first.isdigit() and len(first) <= 6 else 0
 
 
 def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPUs that this process may use: its affinity, bounded by the quota of its cgroup (v2, then v1)."""
+    """CPUs that this process may use: its affinity, bounded by the quota of its cgroup (version 2 or 1)."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, period = _cpu_quota(cgroup)
+    # Containers have no quota ("max" in version 2, -1 in version 1) unless somebody sets one.
+    if quota in ("max", "-1"):
+        return cpus
+    return max(1, min(cpus, math.ceil(int(quota) / int(period))))
+
+
+def _cpu_quota(cgroup: Path) -> tuple[str, str]:
+    """CPU time per period, both in microseconds."""
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -68,26 +77,25 @@ def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
             quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
             period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
         except OSError:
-            return cpus
-    if quota in ("max", "-1"):
-        return cpus
-    return max(1, min(cpus, math.ceil(int(quota) / int(period))))
+            return "max", "1"
+    return quota, period
 
 
 def memory_limit_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Host memory that this process may use: what is installed, bounded by its cgroup (v2, then v1)."""
+    """Host memory that this process may use: the installed memory, bounded by its cgroup (version 2 or 1)."""
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
             limit = (cgroup / name).read_text(encoding="utf-8").strip()
         except OSError:
             continue
+        # Without a limit version 2 says "max", and version 1 a number larger than any memory.
         return min(installed, int(limit)) if limit.isdigit() else installed
     return installed
 
 
 def driver_version() -> str:
-    """Of NVIDIA's kernel module; empty where none is visible."""
+    """Version of NVIDIA's kernel module; empty where none is visible."""
     try:
         line = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0]
     except (OSError, IndexError):

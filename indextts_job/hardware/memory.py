@@ -1,11 +1,11 @@
-"""Peak memory of a step as a line over its packed tokens, fitted to what was measured."""
+"""Peak memory of a step as a linear function of its packed tokens, fitted to two measurements."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 MEASURED_SHARE = 0.9
-"""Share of the device's memory to use by a measured line: what it cannot know is fragmentation."""
+"""Share of the device's memory to use by a measured line. The rest is for fragmentation, which the line leaves out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,15 +13,15 @@ class MemoryLine:
     """Peak = fixed + tokens x per token."""
 
     fixed_bytes: float
-    """Weights, gradients, moments and whatever else does not depend on the micro-batch."""
+    """Memory that does not depend on the micro-batch: weights, gradients, moments, workspaces."""
     bytes_per_token: float
 
     def capacity_tokens(self, usable_bytes: float) -> int:
-        """How many tokens fit."""
+        """Number of tokens that fit into `usable_bytes`."""
         return max(0, int((usable_bytes - self.fixed_bytes) / self.bytes_per_token))
 
     def to_json(self) -> dict[str, Any]:
-        """As it is kept in a run's folder."""
+        """Plain values, for the file in a run's folder."""
         return asdict(self)
 
 
@@ -29,13 +29,14 @@ def fit(one: tuple[int, float], other: tuple[int, float]) -> MemoryLine | None:
     """The line through two measured points.
 
     Args:
-        one: Tokens, and bytes at the peak.
-        other: Likewise, with more tokens.
+        one: Tokens of a micro-batch, and bytes at the peak.
+        other: The same of a micro-batch with more tokens.
 
     Returns:
-        None when the larger one took no more: whatever was measured, it was not the micro-batch.
+        None when the larger micro-batch took no more memory.
     """
     (few, low), (many, high) = one, other
+    # Then something else made the peak, and a line without a slope would let any micro-batch fit.
     if many <= few or high <= low:
         return None
     slope = (high - low) / (many - few)
@@ -43,7 +44,7 @@ def fit(one: tuple[int, float], other: tuple[int, float]) -> MemoryLine | None:
 
 
 def line_from_json(document: object) -> MemoryLine | None:
-    """A line that was kept; None for anything else."""
+    """A line from its plain values; None for anything else: a damaged file only means to measure again."""
     if not isinstance(document, Mapping):
         return None
     try:

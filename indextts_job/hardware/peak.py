@@ -1,4 +1,4 @@
-"""What a GPU could compute at best: the divisor of MFU (model FLOPs utilisation)."""
+"""The peak operations per second of a GPU: the divisor of MFU (model FLOPs utilisation)."""
 
 from indextts_job.hardware.plan import HardwareFacts, Precision
 
@@ -20,26 +20,25 @@ TENSOR_TFLOPS = {
     "RTX 3090": 71.0,
     "RTX 4090": 165.2,
 }
-"""10^12 operations per second in 16 bit with float32 sums, dense, from NVIDIA's datasheets; by words of the name."""
+"""10^12 operations per second in 16 bit with float32 accumulation, dense, from NVIDIA's datasheets; by words of the
+name that CUDA reports."""
 OTHER_CARDS = frozenset({"MIG", "Ti", "SUPER", "D", "Laptop"})
-"""Words that make a name that of a slice, or of a relative with other figures."""
+"""Words in the name of a slice of a GPU, or of a variant with other figures."""
 
 
 def peak_flops(facts: HardwareFacts, precision: Precision) -> float:
-    """Operations per second of one device; 0 when not known: a CPU, a slice of a GPU, a card that is not in the table.
+    """Operations per second of one device; 0 when unknown: a CPU, a slice of a GPU, a card that is not in the table.
 
     Args:
-        facts: Which device.
-        precision: float32 has no entry: TF32 and plain float32 differ by an order of magnitude.
+        facts: The facts about the device.
+        precision: The precision of the training.
     """
+    # float32 has no entry: TF32 and plain float32 differ by an order of magnitude.
     if facts.device != "cuda" or precision == "float32":
         return 0.0
-    words = facts.name.replace("-", " ").split()
-    if OTHER_CARDS.intersection(words):
+    words = set(facts.name.replace("-", " ").split())
+    if OTHER_CARDS & words:
         return 0.0
-    found = [name for name in TENSOR_TFLOPS if _contains(words, name.split())]
+    found = [name for name in TENSOR_TFLOPS if words.issuperset(name.split())]
+    # The longest is the most exact: "H100 PCIe" before "H100".
     return 1e12 * TENSOR_TFLOPS[max(found, key=len)] if found else 0.0
-
-
-def _contains(words: list[str], wanted: list[str]) -> bool:
-    return all(word in words for word in wanted)

@@ -1,6 +1,6 @@
-"""How this hardware runs the job: a pure function of facts, model and configuration.
+"""The plan of an attempt, a pure function of hardware facts, model and configuration.
 
-A plan never changes what a step computes (I3), only how it is cut and in which precision.
+A plan never changes what a step computes (I3), only its precision and how it is cut into micro-batches.
 """
 
 import math
@@ -20,19 +20,19 @@ CPU_CAPACITY_TOKENS = 4096
 MEMORY_SHARE = 0.85
 """Share of the device's memory that the plan uses; the rest is for kernels' workspace and fragmentation."""
 FREE_SHARE = 0.92
-"""The same of what is free, where others have taken some of it: the driver's own share is out already."""
+"""Share of the free memory that the plan uses. It is larger, because the driver's memory is no part of the free one."""
 ACTIVATION_BYTES_PER_WIDTH = 34
 """Bytes of activations per token, layer and unit of width in 16-bit training with fused attention: Korthikanti et
 al. 2022, "Reducing Activation Recomputation in Large Transformer Models", equation 1 without its attention term."""
 WEIGHT_BYTES_PER_PARAMETER, MOMENT_BYTES_PER_PARAMETER = 8, 8
-"""float32 weight and gradient; two moments, which several processes may share among them."""
+"""float32 weight and gradient; two float32 moments, which several processes may shard."""
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "bfloat16")
-"""What a GPU can compute in, the oldest ones' first: processes on unlike GPUs take what all of them can."""
+"""In the order in which GPUs learned them: processes on different GPUs use the lowest one that any of them plans."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HardwareConfig:
-    """Wishes about the hardware; everything may stay automatic."""
+    """How the hardware is used; by default everything is chosen automatically."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto = the GPU if there is one."""
@@ -58,39 +58,39 @@ class HardwareConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HardwareFacts:
-    """What one machine has."""
+    """The facts about one machine."""
 
     device: Literal["cpu", "cuda"]
     name: str
     memory_bytes: int
-    """Of the GPU, or of the host that the process may use."""
+    """Memory of the GPU, or on a CPU the host memory that the process may use."""
     bfloat16: bool
     """Whether bfloat16 is native, not emulated."""
     cpus: int
     """CPUs that the process may use, by affinity and cgroup quota."""
     threads: int = 0
-    """CPU threads that the environment asks for; 0 = it does not say."""
+    """CPU threads that the environment asks for; 0 = it asks for none."""
     driver: str = ""
     capability: str = ""
-    """Compute capability of a GPU: "8.9", say."""
+    """Compute capability of a GPU, for example "8.9"."""
     free_bytes: int = 0
-    """Of the GPU's memory, when it was looked at; 0 = not known. Others may use it too."""
+    """Free memory of the GPU when the facts were read; 0 = unknown. Other processes may use the GPU too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What is to be computed."""
+    """The sizes of a training that decide about memory."""
 
     model: GPTConfig
-    """Shapes, for the memory that a token takes."""
+    """Shapes, for the memory of a token."""
     trained_parameters: int
     longest_tokens: int
-    """Of the longest sample: the capacity is never below it."""
+    """Tokens of the longest sample: the capacity is never below it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How an attempt computes."""
+    """How an attempt uses its hardware."""
 
     device: Literal["cpu", "cuda"]
     precision: Precision
@@ -106,57 +106,71 @@ def make_plan(
     needs: Needs,
     world_size: int = 1,
 ) -> Plan:
-    """The plan for one attempt.
+    """The plan of an attempt.
 
     Args:
-        facts: What is here.
-        config: What the user wishes.
-        needs: What is to be computed.
-        world_size: Processes that train together.
+        facts: The facts about this machine.
+        config: The user's configuration.
+        needs: The sizes of the training.
+        world_size: Number of processes that train together.
 
     Raises:
-        ConfigError: A wish that this machine or this dataset cannot fulfil.
+        ConfigError: This machine or this dataset does not allow what the configuration asks for.
     """
+    _demand_possible(facts, config, needs)
+    plan = Plan(
+        device=facts.device,
+        precision=_precision(facts, config),
+        capacity_tokens=config.capacity_tokens,
+        threads=config.threads or facts.threads or facts.cpus,
+        recompute=config.recompute == "always",
+        shard_optimizer=config.shard_optimizer == "always" and world_size > 1,
+    )
+    ways = _ways_to_fit(plan, config, world_size)
+    estimates = [(way, way.capacity_tokens or estimated_capacity(facts, way, needs, world_size)) for way in ways]
+    chosen, tokens = next((found for found in estimates if found[1] >= needs.longest_tokens), estimates[-1])
+    # If nothing fits by the estimate, the plan is tried all the same: estimates are careful, and a sample is never cut.
+    return replace(chosen, capacity_tokens=max(needs.longest_tokens, tokens))
+
+
+def _demand_possible(facts: HardwareFacts, config: HardwareConfig, needs: Needs) -> None:
     if config.device == "cuda" and facts.device != "cuda":
         raise ConfigError("hardware.device is cuda, but torch sees no GPU here. Check the driver, or use auto.")
-    precision: Precision = "float32"
-    if config.precision != "auto":
-        precision = config.precision
-    elif facts.device == "cuda":
-        precision = "bfloat16" if facts.bfloat16 else "float16"
     longest = needs.longest_tokens
     if config.capacity_tokens and config.capacity_tokens < longest:
         raise ConfigError(
             f"hardware.capacity_tokens is {config.capacity_tokens}, but the longest sample has {longest} "
             "tokens. Use at least that, or 0 for automatic."
         )
-    plan = Plan(
-        device=facts.device,
-        precision=precision,
-        capacity_tokens=config.capacity_tokens,
-        threads=config.threads or facts.threads or facts.cpus,
-        recompute=config.recompute == "always",
-        shard_optimizer=config.shard_optimizer == "always" and world_size > 1,
-    )
-    # The cheap way to fit comes first: a share of the moments costs a broadcast, recomputation a third of the speed.
+
+
+def _precision(facts: HardwareFacts, config: HardwareConfig) -> Precision:
+    if config.precision != "auto":
+        return config.precision
+    if facts.device != "cuda":
+        return "float32"
+    return "bfloat16" if facts.bfloat16 else "float16"
+
+
+def _ways_to_fit(plan: Plan, config: HardwareConfig, world_size: int) -> list[Plan]:
+    """The plan, and the plans that need less memory, in the order in which they are tried."""
+    # The cheapest comes first: sharded moments cost a broadcast, recomputation costs a third of the speed.
     ways = [plan]
     if config.shard_optimizer == "auto" and world_size > 1:
         ways.append(replace(ways[-1], shard_optimizer=True))
     if config.recompute == "auto":
         ways.append(replace(ways[-1], recompute=True))
-    estimates = [(way, way.capacity_tokens or estimated_capacity(facts, way, needs, world_size)) for way in ways]
-    chosen, tokens = next((found for found in estimates if found[1] >= longest), estimates[-1])
-    return replace(chosen, capacity_tokens=max(longest, tokens))
+    return ways
 
 
 def in_samples(capacity_tokens: int, mean_tokens: float, global_batch_samples: int, world_size: int) -> str:
-    """The shape of a step in the words of those who count sequences.
+    """The size of a step in sequences and micro-batches, for users who think in batch sizes.
 
     Args:
-        capacity_tokens: Of a micro-batch.
-        mean_tokens: Of a sample.
+        capacity_tokens: Tokens of a micro-batch.
+        mean_tokens: Mean tokens of a sample.
         global_batch_samples: Samples of a step.
-        world_size: Processes that share it.
+        world_size: Number of processes that share a step.
     """
     turns = math.ceil(global_batch_samples * mean_tokens / (capacity_tokens * world_size))
     each = global_batch_samples / (turns * world_size)
@@ -165,13 +179,13 @@ def in_samples(capacity_tokens: int, mean_tokens: float, global_batch_samples: i
 
 
 def changes(before: Environment, facts: HardwareFacts, plan: Plan, versions: Mapping[str, Any]) -> list[str]:
-    """What is different from the attempt that wrote a checkpoint, for people.
+    """The differences from the attempt that wrote a checkpoint, a line for each.
 
     Args:
-        before: As that checkpoint records it.
-        facts: What is here.
-        plan: Made from it.
-        versions: Of `torch` and `cuda` here.
+        before: The environment that the checkpoint records.
+        facts: The facts about this machine.
+        plan: The plan of this attempt.
+        versions: Versions of `torch` and `cuda` on this machine.
     """
     hardware, planned = before.hardware, before.plan
     pairs = (
@@ -185,20 +199,23 @@ def changes(before: Environment, facts: HardwareFacts, plan: Plan, versions: Map
 
 
 def usable_bytes(facts: HardwareFacts, share: float = MEMORY_SHARE) -> float:
-    """Of the device's memory, for this process."""
+    """The part of the device's memory that this process may plan with."""
     usable = share * facts.memory_bytes
     return min(usable, FREE_SHARE * facts.free_bytes) if facts.free_bytes else usable
 
 
 def estimated_capacity(facts: HardwareFacts, plan: Plan, needs: Needs, world_size: int) -> int:
-    """Tokens of a micro-batch, by arithmetic: what is planned with until it is measured."""
+    """Tokens of a micro-batch by a formula, used until a measurement is there."""
     if facts.device == "cpu":
         return CPU_CAPACITY_TOKENS
-    wide = 2 if plan.precision == "float32" else 1
-    model = needs.model
-    per_token = ACTIVATION_BYTES_PER_WIDTH * model.model_dim * model.layers * wide
-    if plan.recompute:  # the float32 input of every block, and all of the one that is computed again
-        per_token = (4 * model.layers + ACTIVATION_BYTES_PER_WIDTH * wide) * model.model_dim
     moments = MOMENT_BYTES_PER_PARAMETER / (world_size if plan.shard_optimizer else 1)
     free = usable_bytes(facts) - (WEIGHT_BYTES_PER_PARAMETER + moments) * needs.trained_parameters
-    return max(0, int(free / per_token))
+    return max(0, int(free / _activation_bytes_per_token(plan, needs.model)))
+
+
+def _activation_bytes_per_token(plan: Plan, model: GPTConfig) -> int:
+    wide = 2 if plan.precision == "float32" else 1
+    if plan.recompute:
+        # The float32 input of every block, and all activations of the one block that is computed again.
+        return (4 * model.layers + ACTIVATION_BYTES_PER_WIDTH * wide) * model.model_dim
+    return ACTIVATION_BYTES_PER_WIDTH * model.model_dim * model.layers * wide

@@ -1,4 +1,4 @@
-"""How many GPUs this process may use, before torch is there to ask: from device files and the usual variables."""
+"""The number of GPUs that this process may use, from device files and environment variables, without torch."""
 
 import re
 from collections.abc import Mapping
@@ -9,36 +9,46 @@ _ENTRY = re.compile(r"\d+|GPU-\S+|MIG-\S+")
 
 
 def visible_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> int:
-    """GPUs that CUDA will show to this process; 0 where nothing tells of any.
-
-    A container gets device files of the GPUs that it was given, while `/proc/driver/nvidia/gpus` may list all of the
-    machine. Where no device file is there (WSL has none) the variables alone count.
+    """The number of GPUs that CUDA will show to this process; 0 if there is no sign of any.
 
     Args:
-        environment: Of this process.
+        environment: Environment variables of this process.
         devices: Folder of the device files.
     """
-    files = sum(bool(_DEVICE_FILE.fullmatch(path.name)) for path in devices.iterdir()) if devices.is_dir() else 0
+    # Not /proc/driver/nvidia/gpus: in a container it may list all GPUs of the machine, while only those that the
+    # container was given have device files.
+    files = _device_files(devices)
     chosen = environment.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return _bounded(_listed(chosen), files)
     given = _listed(environment.get("NVIDIA_VISIBLE_DEVICES", ""))
-    # `all`, `void` and `none` name no GPU: the device files tell then, also those that CDI puts into a container whose
-    # variable says `void`.
+    # `all`, `void` and `none` name no GPU, so the device files decide. CDI gives GPUs to containers whose variable
+    # says `void`.
     if not given:
         return files
     # CUDA shows one slice of a MIG partition to a process that has not chosen several by CUDA_VISIBLE_DEVICES.
-    return 1 if any(entry.startswith("MIG-") for entry in given) else _bounded(given, files)
+    return 1 if _has_slices(given) else _bounded(given, files)
+
+
+def _device_files(folder: Path) -> int:
+    return sum(bool(_DEVICE_FILE.fullmatch(path.name)) for path in folder.iterdir()) if folder.is_dir() else 0
 
 
 def _bounded(entries: list[str], files: int) -> int:
-    """A list may be older than the container: GPUs without a device file cannot be used. MIG slices share a file."""
-    sliced = any(entry.startswith("MIG-") for entry in entries)
-    return len(entries) if sliced or not files else min(len(entries), files)
+    """The number of listed GPUs that can be used."""
+    # MIG slices share the device file of their GPU, and WSL has no device files: then the list alone counts.
+    if _has_slices(entries) or not files:
+        return len(entries)
+    # A variable may be inherited from outside the container: GPUs without a device file cannot be used.
+    return min(len(entries), files)
+
+
+def _has_slices(entries: list[str]) -> bool:
+    return any(entry.startswith("MIG-") for entry in entries)
 
 
 def _listed(value: str) -> list[str]:
-    """GPUs of a list; CUDA reads it up to the first entry that is none, which is how a -1 ends it."""
+    """The GPUs of a list. Like CUDA, it ends at the first entry that names no GPU, for example at -1."""
     found = []
     for entry in value.split(","):
         if not _ENTRY.fullmatch(entry.strip()):
