@@ -1,1 +1,1 @@
-"""Stop requests: signals and notices that ask for a stop, and the time that is left."""
+"""Stop requests: signals and clouds' notices that ask for a stop, and the deadline that they set."""

@@ -1,4 +1,4 @@
-"""Stop requests and the time that is left, as values. Decides whether a cycle in flight is finished or discarded."""
+"""Stop requests as values, and the decision whether a started accumulation cycle is finished or discarded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from indextts_job.bounds import Bounds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreemptionConfig:
-    """What the platform promises."""
+    """How the platform ends an attempt."""
 
     grace_seconds: Annotated[float, Bounds(0, 1e8)] = 30.0
     """Seconds between the signal and the kill: the scheduler's grace period. AWS spot gives 120, GCP and Azure 30."""
@@ -19,22 +19,22 @@ class PreemptionConfig:
 
 @dataclass(frozen=True, slots=True)
 class StopRequest:
-    """Somebody asked the attempt to end."""
+    """A request to end the attempt."""
 
     reason: str
     requested_at_s: float
-    """Instant of the monotonic clock."""
+    """Instant of the request, on the monotonic clock."""
     deadline_at_s: float
-    """Instant at which the kill is expected."""
+    """Instant of the expected kill, on the monotonic clock."""
 
 
 Stop = Callable[[], StopRequest | None]
-"""Asked between micro-batches; the same answer on every rank."""
+"""Called between micro-batches; returns the same on every rank."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Measured durations that the decision rests on; 0 where nothing is known yet."""
+    """Measured durations of this attempt; 0 where nothing has been measured."""
 
     micro_batch_s: float = 0.0
     update_s: float = 0.0
@@ -42,16 +42,16 @@ class Pace:
 
 
 SAFETY_RATIO = 1.5
-"""Estimates are multiplied by this: a save that is late by a second is a save that never happened."""
+"""Estimates are multiplied by this, because a save that misses the deadline by a second is lost altogether."""
 
 
 def finishes_in_time(stop: StopRequest, now_s: float, micro_batches_left: int, pace: Pace) -> bool:
-    """Whether the cycle in flight and the save after it fit before the deadline.
+    """Whether the rest of the cycle and the save after it are done before the deadline.
 
     Args:
-        stop: The request.
-        now_s: The monotonic clock.
-        micro_batches_left: Micro-batches that the cycle still needs.
+        stop: The stop request.
+        now_s: The present instant of the monotonic clock.
+        micro_batches_left: Number of micro-batches that the cycle still needs.
         pace: Measured durations.
     """
     needed_s = micro_batches_left * pace.micro_batch_s + pace.update_s + pace.save_s

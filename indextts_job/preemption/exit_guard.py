@@ -1,11 +1,12 @@
-"""Ends the process after a stop request when the main thread cannot: it waits for a read that hangs, say.
+"""A thread that ends the process after a stop request if the main thread cannot, for example in a read that hangs.
 
-Python runs a signal handler in the main thread, and only between two of its instructions. While that thread is inside
-a read of a file system that does not answer, or joins a group of ranks that never comes, no handler runs and no wait
-is interrupted. The C level writes the signal's number into a descriptor all the same, and a thread reads it here.
+Python runs signal handlers in the main thread, and only between two of its bytecode instructions. While that thread is
+in a read of a file system that does not answer, or waits for ranks that never join, no handler runs and no wait is
+interrupted. Python's C code still writes the number of the signal into the wakeup descriptor (`signal.set_wakeup_fd`),
+and the guard's thread reads it from there.
 
-Three phases have three bounds. While the attempt starts there is nothing to save. While it trains, everything up to
-the deadline belongs to the last save. Once it leaves, everything is committed.
+The bound depends on the phase of the attempt. While it starts, there is nothing to save, and the process ends soon.
+While it trains, the time up to the deadline belongs to the last save. Once it leaves, everything is committed.
 """
 
 import contextlib
@@ -25,19 +26,23 @@ from indextts_job.preemption.deadline import StopRequest
 from indextts_job.preemption.signals import StopSignals
 
 LEAVE_S = 2.0
-"""The main thread has so long to leave by itself where there is nothing more to save."""
+"""Time that the main thread has to leave by itself when there is nothing more to save."""
 BEFORE_DEADLINE_S = 0.3
-"""So long before the deadline the process ends: 75 asks for another start, the kill at the deadline does not."""
+"""The process ends this long before the deadline: exit code 75 requests another start, a kill at the deadline does not
+everywhere."""
+POLL_S = 0.2
+"""How often the bound is computed again after a request: a change of phase moves it."""
 
 
 def end_process(code: int) -> None:
-    """End without the interpreter's shutdown, after flushing what was printed.
+    """End the process without the interpreter's shutdown; the standard streams are flushed.
 
-    At shutdown the interpreter waits for threads, and libraries destroy threads of theirs that still run, which ends
-    the process with 134. Everything that has to be durable is durable before this is called.
+    Everything that has to be durable must be durable before the call.
     """
+    # The shutdown would wait for threads that hang. It also destroys libraries' threads that still run, which can end
+    # the process with SIGABRT (134) instead of its exit code.
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that has gone, or a full disk: there is nobody left to tell.
+        # A closed terminal or a full disk must not change the exit code.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(code)
@@ -45,14 +50,14 @@ def end_process(code: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Leaving:
-    """The attempt is over."""
+    """The attempt is over: its exit code, and the instant since which it is over."""
 
     code: int
     since_s: float
 
 
 class ExitGuard:
-    """Knows in which phase the attempt is, and ends the process when its bound has passed."""
+    """Follows the phase of the attempt, and ends the process when the bound of that phase has passed."""
 
     def __init__(
         self,
@@ -60,12 +65,12 @@ class ExitGuard:
         end: Callable[[int], None] = end_process,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """A guard that does nothing until `watch`.
+        """Create a guard that does nothing before `watch`.
 
         Args:
             stop: The stop requests of the process.
             end: Ends the process with an exit code.
-            clock: The monotonic clock that requests are measured by.
+            clock: The monotonic clock of the requests.
         """
         self._stop = stop
         self._end = end
@@ -75,30 +80,31 @@ class ExitGuard:
         self._dismissed = False
 
     def watch(self) -> None:
-        """Begin to guard, in a thread of its own. The main thread calls it, after the handlers are installed."""
+        """Start the guard's thread. Only the main thread may call this, after the signal handlers are installed."""
         reading, writing = os.pipe()
+        # Python's C handler writes into the pipe and must not wait when it is full.
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         self._stop.wake = writing
         threading.Thread(target=self._run, args=(reading,), name="exit guard", daemon=True).start()
 
     def dismiss(self) -> None:
-        """Stop guarding: somebody else answers for the end of this process."""
+        """Stop guarding, for a process whose end is handled elsewhere."""
         signal.set_wakeup_fd(-1)
         self._stop.wake = None
         self._dismissed = True
 
     def leaves(self, code: int) -> None:
-        """Everything is committed; what is left may take `LEAVE_S` once a stop is requested.
+        """Begin the last phase: everything is committed, and after a stop request the rest may take `LEAVE_S`.
 
         Args:
-            code: The exit code of the attempt.
+            code: Exit code of the attempt.
         """
         self._leaving = _Leaving(code, self._clock())
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Inside there is something to save."""
+        """The phase in which there is something to save."""
         self._training = True
         try:
             yield
@@ -106,11 +112,7 @@ class ExitGuard:
             self._training = False
 
     def bound_s(self, request: StopRequest) -> float:
-        """Instant at which the process ends if the main thread does not end it before.
-
-        Args:
-            request: The stop request.
-        """
+        """The instant at which the guard ends the process, if the main thread has not ended it before."""
         soon_s = request.requested_at_s + LEAVE_S
         if self._leaving:
             return max(soon_s, self._leaving.since_s + LEAVE_S)
@@ -120,25 +122,26 @@ class ExitGuard:
 
     def _run(self, reading: int) -> None:
         interrupts = 0
-        while True:
-            if self._dismissed:
-                return
+        while not self._dismissed:
             request = self._stop()
             left_s = self.bound_s(request) - self._clock() if request else math.inf
             if request and left_s <= 0:
                 self._give_up(request)
                 return
-            # A change of phase makes the bound later or sooner, so it is looked at again now and then.
-            timeout_s = None if request is None else min(max(left_s, 0.0), 0.2)
+            timeout_s = min(left_s, POLL_S) if request else None
             if select.select([reading], [], [], timeout_s)[0]:
-                for number in os.read(reading, 64):
-                    if number:
-                        self._stop.record(number, self._clock())
-                    interrupts += number == signal.SIGINT
-                # The first handler puts the default action back, which ends the process; but it has not run.
-                if interrupts > 1:
-                    self._end(EXIT_INTERRUPTED)
-                    return
+                interrupts += self._record_signals(os.read(reading, 64))
+            # After the first Ctrl+C a handler restores the default action, so that a second one ends the process. If
+            # the second one comes here, the main thread has not run that handler.
+            if interrupts > 1:
+                self._end(EXIT_INTERRUPTED)
+                return
+
+    def _record_signals(self, numbers: bytes) -> int:
+        """Record signals; returns how many of them are Ctrl+C."""
+        for number in filter(None, numbers):  # 0 only wakes this thread, for a notice of the cloud
+            self._stop.record(number, self._clock())
+        return numbers.count(signal.SIGINT)
 
     def _give_up(self, request: StopRequest) -> None:
         code = EXIT_STOPPED
@@ -153,6 +156,6 @@ class ExitGuard:
 
 
 def _say(text: str) -> None:
-    # The main thread may hold the lock of sys.stderr for as long as its write hangs.
+    # Not through sys.stderr: the main thread may hold its lock in a write that hangs.
     with contextlib.suppress(OSError):
         os.write(2, f"{text}\n".encode())

@@ -1,8 +1,8 @@
-"""Stop signals on their way through a launcher to the processes that it started.
+"""Pass stop signals on from a launcher to the processes that it started.
 
-A launcher does not decide what a stop means. It passes the signal on, waits for the exit code, and knows which exit
-codes come of the signal itself. The handler stores the signal and nothing else: the loop that waits for the children
-passes it on, so no child can be missed while it is being started, and none gets a signal twice.
+The launcher does not decide what a stop means: it passes the signal on and waits for the exit code. The signal handler
+only stores the signal. The loop that waits for the children passes it on, so that a child which is just being started
+gets it too, and no child gets it twice.
 """
 
 import signal
@@ -16,64 +16,65 @@ if TYPE_CHECKING:
     import subprocess
 
 FORWARDED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR2", "SIGHUP") if hasattr(signal, name))
-"""Signals that ask for a stop: of schedulers and people, the notice before a time limit, a terminal that was closed."""
+"""Signals that request a stop: SIGTERM from schedulers, SIGINT from a person, SIGUSR2 before a time limit, SIGHUP from
+a closed terminal."""
 UNHANDLED_CODES = (129, 130, 138, 140, 143)
-"""128 + SIGHUP, SIGINT, SIGUSR1, SIGUSR2, SIGTERM: how a trainer ends that got the signal before it could listen."""
+"""128 + SIGHUP, SIGINT, SIGUSR1, SIGUSR2, SIGTERM: exit codes of a trainer that got the signal before its handlers
+were installed."""
 POLL_S = 0.05
-"""How late a signal or an end is noticed: much less than a save takes."""
+"""Largest delay until a signal or the end of a child is noticed: much less than a save takes."""
 
 
 class StopRelay:
-    """What was asked of this process, and the children that are to hear of it."""
+    """The stop signals that this process has received, and the children that get them."""
 
     def __init__(self) -> None:
         self._received: list[int] = []
         self._children: list[subprocess.Popen[bytes]] = []
         self._told: dict[int, int] = {}
-        """How many of the received signals each child has got, by process id."""
+        """Number of the received signals that were sent to each child, by process id."""
 
     @property
     def requested(self) -> bool:
-        """Whether anybody has asked for a stop."""
+        """Whether a stop was requested."""
         return bool(self._received)
 
     @property
     def insisted(self) -> bool:
-        """Whether somebody has pressed Ctrl+C twice: nothing more is to be waited for."""
+        """Whether Ctrl+C was pressed twice: then nothing more is waited for."""
         return self._received.count(signal.SIGINT) > 1
 
     def listen(self) -> None:
-        """Take the stop signals of this process from here on. Only the main thread may.
-
-        A signal that the process was started to ignore stays ignored, here and in its children: nohup does that with
-        SIGHUP, so that a program outlives its terminal, and a shell with SIGINT for what it puts into the background.
-        """
+        """Install the signal handlers. Only the main thread may call this."""
+        # A signal that the process was started with as ignored stays ignored, here and in the children: nohup does
+        # that with SIGHUP, and a shell with SIGINT for a background command.
         for number in FORWARDED:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self.note)
 
     def note(self, number: int, _frame: FrameType | None = None) -> None:
-        """Keep a signal for the children that are there and for those that come."""
+        """Store a signal for the present and for future children."""
         self._received.append(number)
 
     def add(self, child: "subprocess.Popen[bytes]") -> None:
-        """A child that hears of everything that was asked for so far, and will be."""
+        """Add a child, which gets all signals received so far and all later ones."""
         self._children.append(child)
         self._told[child.pid] = 0
         self.pass_on()
 
     def pass_on(self) -> None:
-        """Send the children what they have not got yet. Whoever waits for them calls this again and again."""
+        """Send the children the signals that they have not got yet. Has to be called repeatedly while waiting."""
         for child in self._children:
             if child.poll() is not None:
                 continue
             while self._told[child.pid] < len(self._received):
                 number = self._received[self._told[child.pid]]
+                # Counted first: an error of the call must not send the signal a second time.
                 self._told[child.pid] += 1
                 child.send_signal(number)
 
     def wait_for(self, child: "subprocess.Popen[bytes]") -> int:
-        """Wait for the end of one child, passing signals on; returns its code as `subprocess` gives it."""
+        """Wait for the end of a child and pass signals on meanwhile; returns its `returncode`."""
         self.add(child)
         while (code := child.poll()) is None:
             self.pass_on()
@@ -82,17 +83,15 @@ class StopRelay:
         return code
 
     def pause(self, seconds: float) -> bool:
-        """Wait, but not longer than until a stop is requested; returns whether one is."""
+        """Wait until the time is over or a stop is requested; returns whether a stop is requested."""
         pause(seconds, lambda: self.requested)
         return self.requested
 
     def meaning(self, exit_code: int) -> int:
-        """An exit code in the light of what was asked for.
-
-        A trainer that a stop signal ended before it listened had nothing to save: after a stop that went through here
-        this is a stop (75), and not a failure.
+        """The exit code of a trainer, or 75 if the signal that we passed on has ended it.
 
         Args:
-            exit_code: Of a trainer, as a shell would report it.
+            exit_code: Exit code of the trainer, as a shell reports it.
         """
+        # A trainer that a signal ends had no handlers yet and so nothing to save: a stop, and no failure.
         return EXIT_STOPPED if self.requested and exit_code in UNHANDLED_CODES else exit_code
