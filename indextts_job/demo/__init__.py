@@ -1,1 +1,1 @@
-"""A small world in the real formats, and a run in it that is preempted and compared bit for bit."""
+"""A small dataset and model in the real formats, and two runs on them that are compared bit for bit."""

@@ -1,4 +1,4 @@
-"""The demo: one run undisturbed, one preempted and killed; both must end with the same bits."""
+"""The demo: two equal runs, of which one is preempted and killed; both must end with the same bits."""
 
 import json
 import math
@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,14 +36,14 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def run_demo(folder: Path, url: str = "") -> int:
-    """Show what the trainer promises, on real processes and real signals.
+    """Run the demo with real processes and real signals.
 
     Args:
-        folder: Where to work; must be new, or an earlier demo's.
-        url: Where the runs go, below a new name; empty = the folder.
+        folder: Working folder; must be new, or the folder of an earlier demo, which is removed.
+        url: Folder or URL below which the runs get a new folder; empty = the working folder.
 
     Returns:
-        0 when both runs end with the same bits, else 70.
+        0 when both runs end with the same bits, otherwise 70.
     """
     console = Console(highlight=False, soft_wrap=True)
     _demand_own_folder(folder)
@@ -69,6 +71,8 @@ def run_demo(folder: Path, url: str = "") -> int:
 
 
 class _Headings:
+    """Prints numbered headings."""
+
     def __init__(self, console: Console) -> None:
         self._console = console
         self._number = 0
@@ -79,7 +83,8 @@ class _Headings:
 
 
 def _demand_own_folder(folder: Path) -> None:
-    """Refuse a folder with anything but an earlier demo in it; remove that."""
+    """Make an empty folder of it: remove an earlier demo, refuse anything else."""
+    # Only a folder that a demo has marked as its own may be emptied.
     mark = folder / ".indextts-job-demo"
     if folder.exists() and any(folder.iterdir()):
         if not mark.exists():
@@ -127,19 +132,14 @@ def _train(console: Console, config: Path, run: str) -> None:
 
 
 def _disturb(storage: RunStorage) -> None:
-    """Do to the trainer what a spot node does: a signal in the middle of a cycle, later a kill."""
+    """Do what a spot node does: a signal in the middle of a cycle, and in the next attempt a kill."""
     _signal_after(storage, 1, PREEMPT_AFTER_STEP, signal.SIGTERM)
     _signal_after(storage, 2, KILL_AFTER_STEP, signal.SIGKILL)
 
 
 def _signal_after(storage: RunStorage, attempt: int, step: int, number: signal.Signals) -> None:
-    seen: list[tuple[int, float]] = []
-    while not seen or seen[-1][0] < step:
-        pause(0.002 if files.is_local(storage.url) else 0.05)
-        done = _last_step(storage, f"{SAMPLES}/attempt-{attempt:04d}.jsonl")
-        if done and (not seen or done > seen[-1][0]):
-            seen.append((done, time.monotonic()))
-    # Half a step later the next cycle is in the middle of its micro-batches.
+    seen = _watch_steps(storage, f"{SAMPLES}/attempt-{attempt:04d}.jsonl", step)
+    # Half a step later the trainer is in the middle of the next cycle's micro-batches.
     if len(seen) > 10:
         (first, since_s), (last, now_s) = seen[-10], seen[-1]
         pause((now_s - since_s) / (last - first) / 2)
@@ -147,12 +147,26 @@ def _signal_after(storage: RunStorage, attempt: int, step: int, number: signal.S
     os.kill(record["pid"], number)
 
 
+def _watch_steps(storage: RunStorage, key: str, until: int) -> list[tuple[int, float]]:
+    """Wait until a sample log has the step `until`; gives the steps seen and the instants at which they were seen."""
+    seen: list[tuple[int, float]] = []
+    last = 0
+    while last < until:
+        pause(0.002 if files.is_local(storage.url) else 0.05)
+        done = _last_step(storage, key)
+        if done > last:
+            seen.append((done, time.monotonic()))
+            last = done
+    return seen
+
+
 def _last_step(storage: RunStorage, key: str) -> int:
-    """The last step that a sample log tells of; 0 as long as there is none."""
+    """The last step in a sample log; 0 while there is none."""
     try:
         lines = storage.read(key).splitlines(keepends=True)
     except FileNotFoundError:
         return 0
+    # The trainer may be writing the last line at this moment.
     whole = [line for line in lines if line.endswith(b"\n")]
     return int(json.loads(whole[-1]).get("step", 0)) if whole else 0
 
@@ -165,47 +179,66 @@ def _final(storage: RunStorage) -> CheckpointManifest:
 def _verdict(console: Console, undisturbed: str, preempted: str, config: Path) -> int:
     storages = open_storage(undisturbed), open_storage(preempted)
     one, two = (_final(storage) for storage in storages)
-    samples = [committed_samples(_logs(storage, SAMPLES)) for storage in storages]
-    positions = [[name for _, names in sorted(steps.items()) for name in names] for steps in samples]
-    # Every sample is due once per epoch; anything else was repeated or lost.
+    samples_one, samples_two = (committed_samples(_logs(storage, SAMPLES)) for storage in storages)
+    names_one, names_two = _in_order(samples_one), _in_order(samples_two)
     epochs = yaml.safe_load(config.read_text(encoding="utf-8"))["schedule"]["epochs"]
-    counts = {name: positions[1].count(name) for name in set(positions[0])}
-    repeated = sum(max(0, count - epochs) for count in counts.values())
-    missing = sum(max(0, epochs - count) for count in counts.values())
+    repeated, missing = _miscounted(names_one, names_two, epochs)
+    same_order = names_one == names_two
+    # Objects are named by the hash of their bytes, so equal names are equal bits.
     same_bits = one.objects == two.objects
     same_history = one.values.history == two.values.history
     attempts = len(storages[1].list("attempts"))
-    events = [json.loads(line) for log in _logs(storages[0], EVENTS) for line in log.splitlines()]
-    losses = [event["losses"]["mel_loss"] for event in events if event["event"] == "TrainLine"]
     rows = [
-        ("mel_loss", f"{losses[0]:.3f} {_curve(losses)} {losses[-1]:.3f}: it learns to read"),
+        ("mel_loss", f"{_learning_curve(storages[0])}: it learns to read"),
         ("interrupted", f"{attempts - 1} times, {attempts} attempts"),
-        ("samples", f"{len(positions[1])} used in {len(samples[1])} steps: {repeated} repeated, {missing} missing"),
-        ("order", _yes(positions[0] == positions[1], "the same samples in the same steps")),
+        ("samples", f"{len(names_two)} used in {len(samples_two)} steps: {repeated} repeated, {missing} missing"),
+        ("order", _yes(same_order, "the same samples in the same steps")),
         ("weights", _yes(same_bits, f"bit for bit the same: {_digest(one)} = {_digest(two)}")),
         ("history", _yes(same_history, "the same losses, validations and best checkpoint")),
     ]
     for name, text in rows:
         console.print(f"  {name:<12} {text}")
-    good = same_bits and same_history and positions[0] == positions[1] and not repeated and not missing
-    program, board = _command("indextts-job"), _command("tensorboard")
-    console.print(
-        f"\n  [bold]{'The interruptions left no trace.' if good else 'THE RUNS DIFFER: this is a defect.'}[/]\n"
-        f"  Look around:  {program} status {preempted} --html {config.parent / 'run.html'}\n"
-        f"                {program} checkpoints list {preempted}\n"
-        f"                {board} --logdir {preempted}\n"
-        f"                {program} export {preempted} --output-dir {config.parent / 'export'}"
-    )
+    good = all((same_bits, same_history, same_order, not repeated, not missing))
+    _print_conclusion(console, preempted, config.parent, good=good)
     return EXIT_OK if good else EXIT_SOFTWARE
 
 
+def _in_order(samples: Mapping[int, Sequence[str]]) -> list[str]:
+    """The sample ids of all steps, one step after the other."""
+    return [name for _, names in sorted(samples.items()) for name in names]
+
+
+def _miscounted(expected: Sequence[str], used: Sequence[str], epochs: int) -> tuple[int, int]:
+    """How often samples were repeated, and how often they are missing: each is due once per epoch."""
+    counts = Counter(used)
+    surplus = [counts[name] - epochs for name in set(expected)]
+    return sum(max(0, more) for more in surplus), sum(max(0, -more) for more in surplus)
+
+
+def _learning_curve(storage: RunStorage) -> str:
+    events = [json.loads(line) for log in _logs(storage, EVENTS) for line in log.splitlines()]
+    losses = [event["losses"]["mel_loss"] for event in events if event["event"] == "TrainLine"]
+    return f"{losses[0]:.3f} {_curve(losses)} {losses[-1]:.3f}"
+
+
+def _print_conclusion(console: Console, preempted: str, folder: Path, *, good: bool) -> None:
+    program, board = _command("indextts-job"), _command("tensorboard")
+    console.print(
+        f"\n  [bold]{'The interruptions left no trace.' if good else 'THE RUNS DIFFER: this is a defect.'}[/]\n"
+        f"  Look around:  {program} status {preempted} --html {folder / 'run.html'}\n"
+        f"                {program} checkpoints list {preempted}\n"
+        f"                {board} --logdir {preempted}\n"
+        f"                {program} export {preempted} --output-dir {folder / 'export'}"
+    )
+
+
 def _command(name: str) -> str:
-    """How to call an installed program from here, inside its virtual environment or not."""
+    """The command that starts an installed program: its name, or its path outside an active virtual environment."""
     return name if shutil.which(name) else os.path.relpath(Path(sys.executable).parent / name)
 
 
 def _logs(storage: RunStorage, folder: str) -> list[bytes]:
-    """Logs of all attempts, oldest first."""
+    """The logs of all attempts, oldest first."""
     return [storage.read(f"{folder}/{name}") for name in sorted(storage.list(folder))]
 
 
@@ -215,6 +248,7 @@ def _curve(values: list[float]) -> str:
 
 
 def _digest(manifest: CheckpointManifest) -> str:
+    """The first digits of the hash of an object with weights."""
     stored = next(tensor.object for key, tensor in manifest.tensors.items() if key.startswith("model/"))
     return manifest.objects[stored].sha256[:16]
 

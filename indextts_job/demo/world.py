@@ -1,7 +1,7 @@
-"""A small dataset, base checkpoint and tokenizers in the real formats, made on the spot.
+"""Make a small dataset, base checkpoint and tokenizers in the real formats.
 
-Codes really depend on the text: each token sounds as its own run of codes, so a falling loss means that the model
-learns to read. The language is Amharic script, unknown to the base tokenizer, as in the use this project is for.
+The codes depend on the text: each token has its own sequence of codes, so a falling loss means that the model learns to
+read. The texts are in Amharic, which the base tokenizer does not know, as in the training that this project is for.
 """
 
 import io
@@ -15,8 +15,9 @@ import numpy as np
 import sentencepiece
 import torch
 import yaml
+from torch import Tensor
 
-from indextts_job.model.config import CONDITION_LATENTS, carried_shapes, gpt_config, trained_shapes
+from indextts_job.model.config import CONDITION_LATENTS, Shape, carried_shapes, gpt_config, trained_shapes
 from indextts_job.tokenizer.extend import extend
 
 CODES = 128
@@ -33,9 +34,12 @@ _WORDS = (
 )
 
 
+_NORMS = ("ln_", "norm", "final_norm", "after_norm")
+
+
 @dataclass(frozen=True, slots=True)
 class World:
-    """Paths of what was made."""
+    """The paths of a dataset, its model and its tokenizers."""
 
     folder: Path
 
@@ -51,7 +55,7 @@ class World:
 
     @property
     def base_tokenizer(self) -> Path:
-        """The tokenizer that the base checkpoint knows."""
+        """The tokenizer of the base checkpoint."""
         return self.folder / "checkpoints/bpe.model"
 
     @property
@@ -61,18 +65,18 @@ class World:
 
     @property
     def train_manifest(self) -> Path:
-        """Paired records to train on."""
+        """The manifest of the training set."""
         return self.folder / "processed/gpt_pairs_train.jsonl"
 
     @property
     def validation_manifest(self) -> Path:
-        """Paired records to validate on."""
+        """The manifest of the validation set."""
         return self.folder / "processed/gpt_pairs_val.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorldSize:
-    """How small the world is."""
+    """The sizes of dataset and model."""
 
     samples: int = 240
     validation_samples: int = 24
@@ -80,18 +84,18 @@ class WorldSize:
     layers: int = 2
     heads: int = 4
     words: tuple[int, int] = (2, 6)
-    """Words of a sentence, from and to."""
+    """Least and largest number of words in a sentence."""
     extended: bool = True
-    """Whether the dataset uses the extended tokenizer; else base text with the base tokenizer."""
+    """Amharic texts with the extended tokenizer; otherwise English texts with the base tokenizer."""
 
 
 def make_world(folder: Path, size: WorldSize, seed: int = 7) -> World:
-    """Write a world into a folder.
+    """Write dataset, base checkpoint and tokenizers into a folder.
 
     Args:
-        folder: Made if missing; files in it are written over.
-        size: How small.
-        seed: Of everything random in it.
+        folder: Created if missing; files of these names are overwritten.
+        size: The sizes of dataset and model.
+        seed: Seed of weights, texts and vectors.
     """
     world = World(folder)
     for path in (world.base_checkpoint, world.tokenizer, world.train_manifest):
@@ -166,25 +170,26 @@ def _model_document(size: WorldSize, base_pieces: int) -> dict[str, Any]:
 
 
 def _write_base_checkpoint(path: Path, document: dict[str, Any], seed: int) -> None:
-    """A freshly initialised model, spread as the published one is at birth."""
+    """Write a model with the initial values of GPT-2."""
     config = gpt_config(document, str(path))
     generator = torch.Generator().manual_seed(seed)
     shapes = trained_shapes(config, config.number_text_tokens + 1) | carried_shapes(config)
-    state = {}
-    for key, shape in shapes.items():
-        module = key.split(".")[-2]
-        if module.startswith(("ln_", "norm", "final_norm", "after_norm")) or key.endswith("gamma"):
-            state[key] = torch.ones(shape) if key.endswith(("weight", "gamma")) else torch.zeros(shape)
-        elif key.endswith("bias"):
-            state[key] = torch.zeros(shape)
-        else:
-            std = 0.02 / math.sqrt(2 * config.layers) if module == "c_proj" else 0.02
-            state[key] = torch.randn(shape, generator=generator) * std
-    torch.save(state, path)
+    torch.save({key: _initial(key, shape, config.layers, generator) for key, shape in shapes.items()}, path)
+
+
+def _initial(key: str, shape: Shape, layers: int, generator: torch.Generator) -> Tensor:
+    module = key.split(".")[-2]
+    if key.endswith("bias"):
+        return torch.zeros(shape)
+    if module.startswith(_NORMS) or key.endswith("gamma"):
+        return torch.ones(shape)
+    # The outputs of a block are added up over all layers, two per block (Radford et al. 2019, section 2.3).
+    std = 0.02 / math.sqrt(2 * layers) if module == "c_proj" else 0.02
+    return torch.randn(shape, generator=generator) * std
 
 
 def codes_of(text_ids: list[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """What a text sounds like: every token is a run of codes that starts at its own place."""
+    """The codes of a text: for each token a sequence that starts at a place of its own."""
     return np.array(
         [(17 * token + 5 * j) % CODES for token in text_ids for j in range(CODES_PER_TOKEN)], dtype=np.int32
     )
@@ -214,6 +219,7 @@ def _write_dataset(world: World, size: WorldSize, processor: sentencepiece.Sente
             np.save(folder / "codes" / name, codes)
             np.save(folder / "condition" / name, condition.astype(np.float32))
             np.save(folder / "emo_vec" / name, emotion.astype(np.float32))
+            # The prompt is the next utterance of the same speaker.
             records.append(_pair(name, f"{prefix}_{(number + SPEAKERS) % count:05d}", text, len(ids), len(codes)))
         manifest.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What a run has measured so far: its pace, how long its attempts lived, and its goodput."""
+"""The inputs of a simulation as measured by a run: its pace, the lives of its attempts, and its goodput."""
 
 import itertools
 import statistics
@@ -11,14 +11,15 @@ from indextts_job.simulation.world import Life, RunPace
 
 
 def pace_of(rows: Sequence[Attempt]) -> tuple[RunPace, int, float]:
-    """Pace, steps and kills per day that a run has had so far.
+    """Pace, number of steps and kills per day of a run so far.
 
     Args:
-        rows: Oldest first; at least one has trained and saved.
+        rows: The attempts, oldest first; at least one has trained and saved.
     """
+    # Attempts that ended before their first step have measured nothing.
     known = [row for row in rows if row.launched and row.trained and row.spent]
     accounts = [row.spent[-1].event for row in known]
-    steps = sum(max(0, account.step - row.from_step) for row, account in zip(known, accounts, strict=True)) or 1
+    steps = _computed_steps(known)
     saves = [row.checkpoint.event for row in known if row.checkpoint]
     pace = RunPace(
         step_s=sum(account.steps_s for account in accounts) / steps,
@@ -28,8 +29,18 @@ def pace_of(rows: Sequence[Attempt]) -> tuple[RunPace, int, float]:
         start_s=_mean(seconds_between(row.launched, row.trained) for row in known),
         requeue_s=max(0.0, _mean(_pauses_s(known))),
     )
-    killed, ran_s = kills(known[:-1])
-    return pace, total_steps(known) or 0, 86400 * killed / ran_s if ran_s else 0.0
+    return pace, total_steps(known) or 0, _kills_per_day(known)
+
+
+def _computed_steps(rows: Sequence[Attempt]) -> int:
+    """Steps that attempts have computed, those done again included; at least 1, since pace is divided by it."""
+    return sum(max(0, row.spent[-1].event.step - row.from_step) for row in rows) or 1
+
+
+def _kills_per_day(rows: Sequence[Attempt]) -> float:
+    # The last attempt is still running, or it has reached the end: no machine was taken away from it.
+    killed, ran_s = kills(rows[:-1])
+    return 86400 * killed / ran_s if ran_s else 0.0
 
 
 def _between_s(account: TimeSpent) -> float:
@@ -37,18 +48,18 @@ def _between_s(account: TimeSpent) -> float:
 
 
 def _pauses_s(rows: Sequence[Attempt]) -> list[float]:
-    """From the end of each attempt to the launch of the next one."""
+    """Seconds from the end of each attempt to the launch of the next one."""
     return [seconds_between(row.end_or_heard, after.launched) for row, after in itertools.pairwise(rows)]
 
 
 def _mean(values: Iterable[float]) -> float:
-    """The mean; 0 of nothing."""
+    """The mean of the values; 0 if there are none."""
     known = list(values)
     return statistics.mean(known) if known else 0.0
 
 
 def lives_of(rows: Sequence[Attempt]) -> list[Life]:
-    """How long a run's attempts lived, as far as they told; the last one, which came to the end, is left out."""
+    """The lives of a run's attempts, except the last one, which reached the end of the run."""
     return [
         Life(seconds_between(row.launched, row.end_or_heard), noticed=bool(row.outcome))
         for row in rows[:-1]
@@ -57,6 +68,6 @@ def lives_of(rows: Sequence[Attempt]) -> list[Life]:
 
 
 def measured_goodput(rows: Sequence[Attempt]) -> float:
-    """Share of a run's wall time that went into steps that count."""
+    """Share of a run's wall time in steps that were not done again."""
     spent = where_time_went(rows)
     return spent["steps"] / sum(spent.values())

@@ -1,66 +1,67 @@
-"""What a run on machines that vanish will take: goodput, hours and money for an interval between saves. Pure."""
+"""Simulate a run on machines that are taken away: goodput, hours and money for an interval between saves. Pure."""
 
 import random
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from indextts_job.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPace:
-    """How long things take."""
+    """The durations that a simulation needs."""
 
     step_s: float
     """One optimizer step."""
     between_s: float = 0.0
-    """What comes on top of every step on average: waiting for data, validation."""
+    """Mean time that is added to every step: waiting for data, validation."""
     stall_s: float = 0.0
-    """What training waits for a save."""
+    """Time that training stands still for a save."""
     save_s: float = 0.0
-    """From the begin of a save until it counts."""
+    """Time from the start of a save until it is committed."""
     start_s: float = 60.0
-    """From the launch of an attempt to its first step."""
+    """Time from the launch of an attempt to its first step."""
     requeue_s: float = 60.0
-    """From the end of an attempt to the launch of the next one."""
+    """Time from the end of an attempt to the launch of the next one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """How long a machine lives, from the launch of an attempt on."""
+    """The time that a machine is there, from the launch of an attempt on."""
 
     seconds: float
     noticed: bool = False
-    """Whether its end is told early enough for a last save."""
+    """Whether its end is announced early enough for a last save."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a run."""
+    """The result of a simulated run."""
 
     wall_s: float
-    """From the first launch to the end."""
+    """Time from the first launch to the end."""
     machine_s: float
-    """Of it, on a machine: what is paid."""
+    """The part of it on a machine, which is paid for."""
     useful_s: float
-    """Of it, in steps that count."""
+    """The part of it in steps that were not done again."""
     attempts: float
+    """Number of attempts; a mean need not be whole."""
     redone_steps: float
 
     @property
     def goodput(self) -> float:
-        """Share of wall time in steps that count."""
+        """Share of the wall time in steps that were not done again."""
         return self.useful_s / self.wall_s
 
 
 def lives_by_rate(per_day: float, seed: int, *, noticed_share: float = 0.0) -> Iterator[Life]:
-    """Lives of exponential length.
+    """Endless lives of exponential length: the risk of an end is the same at every moment.
 
     Args:
-        per_day: Ends of machines in a day of running; 0 = never.
-        seed: Of the lengths.
-        noticed_share: Of the ends that come with enough notice.
+        per_day: Mean number of ends in a day of running; 0 = never.
+        seed: Seed of the lengths.
+        noticed_share: Share of the ends that are announced early enough.
     """
     chance = random.Random(seed)  # noqa: S311  # a simulation
     while True:
@@ -69,16 +70,13 @@ def lives_by_rate(per_day: float, seed: int, *, noticed_share: float = 0.0) -> I
 
 
 def simulate(total_steps: int, interval_steps: int, pace: RunPace, lives: Iterable[Life]) -> Outcome:
-    """Play a run through.
+    """Simulate one run.
 
     Args:
-        total_steps: Of the run.
-        interval_steps: Between saves; 0 = only at the end and when an end is noticed.
-        pace: How long things take.
-        lives: Of the machines, one per attempt; where they end, the last attempt lives for ever.
-
-    Returns:
-        What it took.
+        total_steps: Steps of the run.
+        interval_steps: Steps between saves; 0 = only at the end of the run and at announced ends of machines.
+        pace: Durations of steps, saves and starts.
+        lives: Lives of the machines, one per attempt; after the last one a machine that never ends.
     """
     done = redone = attempts = 0
     wall_s = machine_s = 0.0
@@ -104,66 +102,79 @@ def simulate(total_steps: int, interval_steps: int, pace: RunPace, lives: Iterab
 
 
 def _attempt(done: int, total: int, interval: int, pace: RunPace, life: Life) -> tuple[int, int, float]:
-    """Step reached, step committed, and seconds that an attempt ran."""
+    """Step reached, step committed, and seconds that an attempt ran, from the step `done` on."""
     each_s = pace.step_s + pace.between_s
     now_s, step, committed = pace.start_s, done, done
-    saving: tuple[int, float] | None = None  # step, and when it counts
+    saving: _Save | None = None
     while step < total:
-        goal = min(total, (step // interval + 1) * interval if interval else total)
+        goal = _next_save(step, total, interval)
         there_s = now_s + (goal - step) * each_s
         if there_s > life.seconds:
             step += max(0, int((life.seconds - now_s) / each_s))
-            if saving and saving[1] <= life.seconds:
-                committed = saving[0]
             if life.noticed and now_s <= life.seconds:
                 return step, step, life.seconds + pace.save_s
-            return step, committed, life.seconds
+            return step, _committed(saving, committed, life.seconds), life.seconds
         now_s, step = there_s, goal
         if step == total:
             break
-        if saving:  # one save at a time: the one before is waited for
-            now_s = max(now_s, saving[1])
-            committed = saving[0]
-        saving = (step, now_s + pace.save_s)
+        if saving:  # there is one save at a time, so a new one waits for the one before
+            now_s = max(now_s, saving.committed_at_s)
+            committed = saving.step
+        saving = _Save(step, now_s + pace.save_s)
         now_s += pace.stall_s
     now_s += pace.save_s
     if now_s > life.seconds and not life.noticed:
-        if saving and saving[1] <= life.seconds:
-            committed = saving[0]
-        return step, committed, life.seconds
+        return step, _committed(saving, committed, life.seconds), life.seconds
     return total, total, now_s
 
 
 @dataclass(frozen=True, slots=True)
+class _Save:
+    """A save that runs beside the training."""
+
+    step: int
+    committed_at_s: float
+
+
+def _next_save(step: int, total: int, interval: int) -> int:
+    return min(total, (step // interval + 1) * interval if interval else total)
+
+
+def _committed(saving: _Save | None, before: int, at_s: float) -> int:
+    """The committed step at an instant: a running save counts only if it is done by then."""
+    return saving.step if saving and saving.committed_at_s <= at_s else before
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
-    """A machine that could be rented."""
+    """A kind of machine that could be rented."""
 
     name: str
     price: float
-    """Per hour."""
+    """Price of an hour."""
     speed: float
-    """As a multiple of the machine whose pace is given."""
+    """Speed as a multiple of the machine whose pace is given."""
     kills_per_day: float
 
 
 def parse_offer(text: str) -> Offer:
-    """`NAME:PRICE:SPEED:KILLS`.
+    """The offer in a text `NAME:PRICE:SPEED:KILLS`.
 
     Raises:
-        ConfigError: It is not that.
+        ConfigError: The text has another form, or a number is out of range.
     """
     try:
         name, price, speed, per_day = text.split(":")
         offer = Offer(name, float(price), float(speed), float(per_day))
     except ValueError:
-        offer = Offer("", -1.0, 0.0, 0.0)
+        offer = Offer("", -1.0, 0.0, 0.0)  # is refused below, with the same message as wrong numbers
     if offer.price < 0 or offer.speed <= 0 or offer.kills_per_day < 0:
         raise ConfigError(f"--offer {text}: expected NAME:PRICE:SPEED:KILLS, `L4:0.28:1:4` say.")
     return offer
 
 
 def scaled(pace: RunPace, speed: float) -> RunPace:
-    """The pace on a machine that computes so many times as fast; saves and starts stay."""
+    """The pace on a machine that is `speed` times as fast; the durations of saves and starts stay."""
     return replace(pace, step_s=pace.step_s / speed)
 
 
@@ -176,17 +187,19 @@ def average(  # noqa: PLR0913, PLR0917  # what a simulation is made of
     trials: int,
     lives: Sequence[Life] | None = None,
 ) -> Outcome:
-    """Mean of several plays with random lives, or one with given lives."""
+    """The mean outcome of `trials` simulations with random lives, or the outcome of one with given lives."""
     if lives is not None:
         return simulate(total_steps, interval_steps, pace, lives)
+    # The seeds are the same for every interval and offer, so that differences do not come from the random lives.
     outcomes = [
         simulate(total_steps, interval_steps, pace, lives_by_rate(kills_per_day, seed, noticed_share=noticed_share))
         for seed in range(trials)
     ]
-    return Outcome(
-        wall_s=statistics.mean(one.wall_s for one in outcomes),
-        machine_s=statistics.mean(one.machine_s for one in outcomes),
-        useful_s=outcomes[0].useful_s,
-        attempts=statistics.mean(one.attempts for one in outcomes),
-        redone_steps=statistics.mean(one.redone_steps for one in outcomes),
-    )
+    return _mean(outcomes)
+
+
+def _mean(outcomes: Sequence[Outcome]) -> Outcome:
+    values = {
+        field.name: statistics.mean(getattr(outcome, field.name) for outcome in outcomes) for field in fields(Outcome)
+    }
+    return Outcome(**values)
