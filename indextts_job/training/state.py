@@ -52,31 +52,41 @@ def build_optimizer(
         moments_of: Names of the parameters that are updated here; None = of all.
         new_rows_factor: See `ScheduleConfig.new_rows_factor`; the group of the new rows carries it.
     """
-    named = dict(model.named_parameters())
-    new_rows = [p for name, p in named.items() if name.endswith(NEW_ROWS_SUFFIX)]
-    decayed = [p for name, p in named.items() if _DECAYED.fullmatch(name)]
-    others = [p for name, p in named.items() if not _DECAYED.fullmatch(name) and not name.endswith(NEW_ROWS_SUFFIX)]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay, RATE_FACTOR: 1.0},
-        {"params": others, "weight_decay": 0.0, RATE_FACTOR: 1.0},
-        {"params": new_rows, "weight_decay": 0.0, RATE_FACTOR: new_rows_factor},
-    ]
     optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        _parameter_groups(model, config.weight_decay, new_rows_factor),
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
         fused=True,
     )
-    # Now, not in the first update, where running out of memory would leave one of the groups updated.
+    # Moments are made now. The first update would make them group by group, and an out of memory in its middle would
+    # leave one group updated and the other not.
     for name, parameter in model.named_parameters():
-        if moments_of is not None and name not in moments_of:
-            continue
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
+        if moments_of is None or name in moments_of:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
     return optimizer
+
+
+def _parameter_groups(model: UnifiedVoice, weight_decay: float, new_rows_factor: float) -> list[dict[str, Any]]:
+    """Parameters by decay and learning rate; a group without parameters is left out."""
+    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "others": [], "new_rows": []}
+    for name, parameter in model.named_parameters():
+        groups[_group_of(name)].append(parameter)
+    settings = {
+        "decayed": {"weight_decay": weight_decay, RATE_FACTOR: 1.0},
+        "others": {"weight_decay": 0.0, RATE_FACTOR: 1.0},
+        "new_rows": {"weight_decay": 0.0, RATE_FACTOR: new_rows_factor},
+    }
+    return [{"params": members, **settings[key]} for key, members in groups.items() if members]
+
+
+def _group_of(name: str) -> str:
+    if name.endswith(NEW_ROWS_SUFFIX):
+        return "new_rows"
+    return "decayed" if _DECAYED.fullmatch(name) else "others"
 
 
 @dataclass(slots=True)
@@ -111,17 +121,29 @@ class TrainState:
 
     def tensor_groups(self) -> list[dict[str, Tensor]]:
         """What this process writes of a checkpoint, by full name; each group goes into objects of its own."""
-        trained = {n: value for n, value in self.model.named_parameters() if self.own is None or n in self.own}
+        groups = [*self._trained_groups(), *self._carried_groups()]
+        return [group for group in groups if group]
+
+    def _trained_groups(self) -> list[dict[str, Tensor]]:
+        """Weights, and after the first update both moments."""
+        parameters = self.model.named_parameters()
+        trained = {name: value for name, value in parameters if self.own is None or name in self.own}
         groups = [{WEIGHTS + name: value.detach() for name, value in trained.items()}]
         if self.step:
-            groups += [
-                {prefix + name: self.optimizer.state[value][key] for name, value in trained.items()}
-                for prefix, key in ((FIRST_MOMENT, "exp_avg"), (SECOND_MOMENT, "exp_avg_sq"))
-            ]
-        # Frozen text tables are read at every start, the other base tensors only by an export: objects of their own.
-        frozen = {BASE + name: value for name, value in self.carried.tensors.items() if name in TEXT_TABLES}
-        others = {BASE + name: value for name, value in self.carried.tensors.items() if name not in TEXT_TABLES}
-        return [group for group in (*groups, frozen, others) if group]
+            for prefix, key in ((FIRST_MOMENT, "exp_avg"), (SECOND_MOMENT, "exp_avg_sq")):
+                groups.append({prefix + name: self.optimizer.state[value][key] for name, value in trained.items()})
+        return groups
+
+    def _carried_groups(self) -> list[dict[str, Tensor]]:
+        """Base tensors that the run does not hold yet.
+
+        Every start reads the frozen text tables, only an export the others: so they are objects of their own.
+        """
+        tables: dict[str, Tensor] = {}
+        others: dict[str, Tensor] = {}
+        for name, value in self.carried.tensors.items():
+            (tables if name in TEXT_TABLES else others)[BASE + name] = value
+        return [tables, others]
 
     def scaler_values(self) -> dict[str, Any] | None:
         """Scale and growth counter of float16; None in other precisions."""

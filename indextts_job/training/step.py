@@ -26,12 +26,12 @@ from indextts_job.training.schedule import RATE_FACTOR
 
 AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SMALLEST_SCALE = 1.0
-"""Below it float16 gradients overflow without any scaling: the step itself is not finite."""
+"""At this scale gradients are not scaled at all. If they overflow even so, the step itself is not finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """What a step works on."""
+    """What a step works on: model, optimizer, and how and with whom to compute."""
 
     model: UnifiedVoice
     optimizer: torch.optim.Optimizer
@@ -72,7 +72,7 @@ class Discarded:
 
 @dataclass(frozen=True, slots=True)
 class TargetCounts:
-    """Of the whole global batch: the divisors of the loss."""
+    """Numbers of text and code targets, and of packed rows, of the whole global batch: the divisors of the loss."""
 
     text: float
     mel: float
@@ -89,10 +89,9 @@ def train_step(
     """Apply one optimizer step.
 
     Args:
-        engine: Model, optimizer and how to compute.
         batches: This rank's micro-batches of the step; all ranks have the same number of them.
         step: The position; keys dropout.
-        learning_rate: Of this update.
+        learning_rate: Of this update; each parameter group multiplies it by its own factor.
         discard: Asked before every micro-batch with the number still to do; True gives the cycle up.
 
     Raises:
@@ -100,60 +99,118 @@ def train_step(
         torch.OutOfMemoryError: On this or another rank. Nothing was applied; `reset_step` comes before another try.
         DeviceMemoryError: In the update, where other ranks may be done with theirs.
     """
-    group = engine.group
-    counts = TargetCounts(
-        *group.all_reduce_sum(
-            [
-                sum(len(batch.text_targets) for batch in batches),
-                sum(len(batch.code_targets) for batch in batches),
-                sum(batch.num_tokens for batch in batches),
-            ]
-        )
-    )
+    counts = _target_counts(engine, batches)
     skips = 0
     while True:
-        started_s = time.monotonic()
-        engine.optimizer.zero_grad(set_to_none=True)
-        sums: list[LossSums] = []
-        out_of_memory = False
-        for index, batch in enumerate(batches):
-            if discard(len(batches) - index):
-                engine.optimizer.zero_grad(set_to_none=True)
-                return Discarded(index)
-            # Dropout is a function of (seed, step, micro-batch): a repeated step draws the same masks (I2).
-            torch.manual_seed(derive_seed(engine.recipe.seed, step, index * group.world_size + group.rank))
-            # Who has run out of memory goes on to ask with the others, and to tell them in the end.
-            if batch.num_samples and not out_of_memory:
-                done = _accumulate_if_it_fits(engine, batch, counts)
-                out_of_memory = done is None
-                sums += [done] if done else []
-        if group.any_rank(out_of_memory):
-            raise torch.OutOfMemoryError("out of memory in a micro-batch, on this or another rank")
-        losses = mean_losses(sums, counts.text, counts.mel, engine)
-        computed_s = time.monotonic()
-        with _final_on_several_ranks(engine):
-            group.all_reduce_gradients(engine.model.parameters())
-            grad_norm = _unscaled_norm(engine)
-            finite = math.isfinite(grad_norm) and math.isfinite(losses.total)
-            if finite:
-                _apply(engine, learning_rate)
-        if finite:
-            return Updated(
-                losses=losses,
-                grad_norm=grad_norm,
-                samples=tuple(
-                    chain.from_iterable(group.all_gather([int(i) for b in batches for i in b.sample_indices]))
-                ),
-                tokens=int(counts.tokens),
-                scaler_skips=skips,
-                micro_batch_s=(computed_s - started_s) / len(batches),
-                update_s=time.monotonic() - computed_s,
-            )
+        tried = _tried(engine, batches, step, counts, learning_rate, discard)
+        if isinstance(tried, Discarded):
+            return tried
+        if tried.finite:
+            return _updated(engine, batches, counts, tried, skips)
         # float16 overflowed: the same step again with a smaller scale, so that its samples are not lost.
         if not _scale_lowered(engine.scaler):
             engine.optimizer.zero_grad(set_to_none=True)
-            raise _non_finite(step, batches, sums, grad_norm)
+            raise _non_finite(step, batches, tried)
         skips += 1
+
+
+def _target_counts(engine: Engine, batches: Sequence[PackedBatch]) -> TargetCounts:
+    text, mel, tokens = engine.group.all_reduce_sum(
+        [
+            sum(len(batch.text_targets) for batch in batches),
+            sum(len(batch.code_targets) for batch in batches),
+            sum(batch.num_tokens for batch in batches),
+        ]
+    )
+    return TargetCounts(text=text, mel=mel, tokens=tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tried:
+    """One try of a step, which is applied if everything was finite."""
+
+    sums: Sequence[LossSums]
+    """Of this rank's micro-batches that have samples."""
+    losses: Losses
+    grad_norm: float
+    finite: bool
+    computed_s: float
+    """Duration of all micro-batches."""
+    update_s: float
+
+
+def _tried(  # the step's own
+    engine: Engine,
+    batches: Sequence[PackedBatch],
+    step: int,
+    counts: TargetCounts,
+    learning_rate: float,
+    discard: Callable[[int], bool],
+) -> _Tried | Discarded:
+    """Compute the gradient of the whole global batch, and apply it if it is finite."""
+    started_s = time.monotonic()
+    engine.optimizer.zero_grad(set_to_none=True)
+    sums = _accumulated(engine, batches, step, counts, discard)
+    if isinstance(sums, Discarded):
+        engine.optimizer.zero_grad(set_to_none=True)
+        return sums
+    losses = mean_losses(sums, counts.text, counts.mel, engine)
+    computed_at_s = time.monotonic()
+    with _fatal_out_of_memory(engine):
+        engine.group.all_reduce_gradients(engine.model.parameters())
+        grad_norm = _unscaled_norm(engine)
+        finite = math.isfinite(grad_norm) and math.isfinite(losses.total)
+        if finite:
+            _apply(engine, learning_rate)
+    return _Tried(
+        sums=sums,
+        losses=losses,
+        grad_norm=grad_norm,
+        finite=finite,
+        computed_s=computed_at_s - started_s,
+        update_s=time.monotonic() - computed_at_s,
+    )
+
+
+def _accumulated(
+    engine: Engine, batches: Sequence[PackedBatch], step: int, counts: TargetCounts, discard: Callable[[int], bool]
+) -> list[LossSums] | Discarded:
+    """Forward and backward of all micro-batches.
+
+    Raises:
+        torch.OutOfMemoryError: On this or another rank.
+    """
+    group = engine.group
+    sums: list[LossSums] = []
+    out_of_memory = False
+    for index, batch in enumerate(batches):
+        if discard(len(batches) - index):
+            return Discarded(index)
+        # Dropout is a function of (seed, step, micro-batch): a repeated step draws the same masks (I2).
+        torch.manual_seed(derive_seed(engine.recipe.seed, step, index * group.world_size + group.rank))
+        # A rank without memory computes nothing more, but still calls `discard`: all ranks decide there together.
+        if batch.num_samples and not out_of_memory:
+            done = _accumulate_if_it_fits(engine, batch, counts)
+            out_of_memory = done is None
+            sums += [done] if done else []
+    if group.any_rank(out_of_memory):
+        raise torch.OutOfMemoryError("out of memory in a micro-batch, on this or another rank")
+    return sums
+
+
+def _updated(
+    engine: Engine, batches: Sequence[PackedBatch], counts: TargetCounts, tried: _Tried, skips: int
+) -> Updated:
+    own = [int(index) for batch in batches for index in batch.sample_indices]
+    return Updated(
+        losses=tried.losses,
+        grad_norm=tried.grad_norm,
+        samples=tuple(chain.from_iterable(engine.group.all_gather(own))),
+        tokens=int(counts.tokens),
+        scaler_skips=skips,
+        micro_batch_s=tried.computed_s / len(batches),
+        update_s=tried.update_s,
+    )
 
 
 def accumulate(engine: Engine, batch: PackedBatch, counts: TargetCounts) -> LossSums:
@@ -168,8 +225,8 @@ def accumulate(engine: Engine, batch: PackedBatch, counts: TargetCounts) -> Loss
 
 
 @contextlib.contextmanager
-def _final_on_several_ranks(engine: Engine) -> Iterator[None]:
-    """From here on one rank cannot go back by itself."""
+def _fatal_out_of_memory(engine: Engine) -> Iterator[None]:
+    """Report an out of memory inside as final on several ranks: the others may have applied their update."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -182,14 +239,15 @@ def _final_on_several_ranks(engine: Engine) -> Iterator[None]:
 
 
 def reset_step(engine: Engine, step: int) -> None:
-    """Put away what a step left that broke off anywhere, so that it can be done again from its start.
+    """Undo what an interrupted step has left, so that it can be repeated from its start.
 
-    Gradients go. Moments and weights change in kernels that allocate nothing, so these have not run. The counts of
-    updates that the optimizer keeps beside each moment may have been raised before them; they are the step (R19).
+    Gradients are removed. Weights and moments change only in kernels that allocate nothing, so a step that ran out of
+    memory has not changed them. But the optimizer may have raised the update count that it keeps beside each moment;
+    that count is the step, so it is set again.
 
     Args:
         engine: What the step worked on.
-        step: The position; as many updates are done.
+        step: The position, which is the number of updates done.
     """
     engine.optimizer.zero_grad(set_to_none=True)
     for values in engine.optimizer.state.values():
@@ -272,20 +330,24 @@ def _scale_lowered(scaler: torch.amp.GradScaler) -> bool:
     return scaler.get_scale() < scale
 
 
-def _non_finite(
-    step: int, batches: Sequence[PackedBatch], sums: Sequence[LossSums], grad_norm: float
-) -> NonFiniteError:
-    computed = [batch for batch in batches if batch.num_samples]
-    bad = [
-        batch
-        for batch, part in zip(computed, sums, strict=True)
-        if not bool(torch.isfinite(part.text) & torch.isfinite(part.mel))
-    ]
+def _non_finite(step: int, batches: Sequence[PackedBatch], tried: _Tried) -> NonFiniteError:
+    bad = _non_finite_batches(batches, tried.sums)
     names = [name for batch in bad or batches for name in batch.sample_ids]
     shown = ", ".join(names[:MAX_FINDINGS_SHOWN]) + (" …" if len(names) > MAX_FINDINGS_SHOWN else "")
-    what = f"the loss of {len(bad)} of {len(batches)} micro-batches is" if bad else f"the gradient norm is {grad_norm},"
+    what = f"the gradient norm is {tried.grad_norm},"
+    if bad:
+        what = f"the loss of {len(bad)} of {len(batches)} micro-batches is"
     return NonFiniteError(
         f"step {step}: {what} not finite. The weights were not touched. Samples: {shown}. Look at these samples "
         "(codes that do not belong to the text, say), lower schedule.learning_rate, or use bfloat16 or float32 "
         "(hardware.precision). The last checkpoint is intact."
     )
+
+
+def _non_finite_batches(batches: Sequence[PackedBatch], sums: Sequence[LossSums]) -> list[PackedBatch]:
+    computed = [batch for batch in batches if batch.num_samples]  # the others have no sums
+    return [
+        batch
+        for batch, part in zip(computed, sums, strict=True)
+        if not bool(torch.isfinite(part.text) & torch.isfinite(part.mel))
+    ]
