@@ -1,6 +1,6 @@
 """Whether going on at a checkpoint's exact place means what it meant, and what changed since."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,13 @@ from indextts_job.redaction import redacted_values
 from indextts_job.tokenizer.loading import Tokenizer
 
 POSITION_KEYS = ("recipe.global_batch_samples", "recipe.seed")
-"""They decide which samples a step holds; a run keeps them for life."""
+"""Keys that decide which samples a step holds. A run never changes them."""
 MATHEMATICS = ("recipe.", "optimizer.", "schedule.")
 """Sections whose change alters the update of a step."""
 WITHOUT_EFFECT = ("recipe.new_rows",)
-"""Looked at once, when rows are made."""
+"""Keys of these sections that are used only when a run begins."""
 BEFORE_THEY_WERE_KEYS = {"schedule.new_rows_factor": 1.0}
-"""What a checkpoint that does not record a key was trained with."""
+"""Values that a checkpoint was trained with if it was written before the key existed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,23 +67,44 @@ def demand_same_run(values: CheckpointValues, present: Present, where: str) -> l
     """
     new_run = f"To train on from its weights in a new run: --resume {where} --no-load-optimizer --output-dir NEW."
     _demand_same_model(values, present, where)
-    old = {**BEFORE_THEY_WERE_KEYS, **flatten(values.config)}
-    new = redacted_values(flatten(present.config.to_json()))
-    changes = {
-        key: f"{key}: {old.get(key)} in the checkpoint, {new[key]} now" for key in new if old.get(key) != new[key]
-    }
+    changes = _changes(values, present)
     _demand_same_position(changes, present, new_run)
     _demand_same_dataset(values, present, where, new_run)
+    _demand_same_mathematics(changes, values, present, where)
+    return [f"{change.key}: {change.old} -> {change.new}" for change in changes if not change.key.startswith("resume.")]
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A setting that is not what the checkpoint records."""
+
+    key: str
+    old: object
+    new: object
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} in the checkpoint, {self.new} now"
+
+
+def _changes(values: CheckpointValues, present: Present) -> list[_Change]:
+    old = {**BEFORE_THEY_WERE_KEYS, **flatten(values.config)}
+    # The checkpoint's configuration is recorded without secrets.
+    new = redacted_values(flatten(present.config.to_json()))
+    return [_Change(key, old.get(key), new[key]) for key in new if old.get(key) != new[key]]
+
+
+def _demand_same_mathematics(
+    changes: Sequence[_Change], values: CheckpointValues, present: Present, where: str
+) -> None:
     harmless = set(WITHOUT_EFFECT)
     if not values.vocabulary.new_rows:
-        harmless.add("schedule.new_rows_factor")  # there are none
-    mathematics = [key for key in changes if key.startswith(MATHEMATICS) and key not in harmless]
-    refused = [changes[key] for key in mathematics if key not in present.config.resume.accept]
+        harmless.add("schedule.new_rows_factor")
+    decisive = [change for change in changes if change.key.startswith(MATHEMATICS) and change.key not in harmless]
+    refused = [str(change) for change in decisive if change.key not in present.config.resume.accept]
     if refused:
-        accept = f"resume.accept=[{','.join(mathematics)}]"
+        accept = f"resume.accept=[{','.join(change.key for change in decisive)}]"
         advice = f"They change the update of every step. If that is intended, say so: {accept}"
         raise ConfigError(findings_message(f"settings differ from those of {where}", refused, advice))
-    return [f"{key}: {old.get(key)} -> {new[key]}" for key in changes if not key.startswith("resume.")]
 
 
 def _demand_same_model(values: CheckpointValues, present: Present, where: str) -> None:
@@ -97,8 +118,8 @@ def _demand_same_model(values: CheckpointValues, present: Present, where: str) -
         raise ConfigError(f"inputs.model_config does not describe the model of {where}: {', '.join(changed)}.")
 
 
-def _demand_same_position(changes: Mapping[str, str], present: Present, new_run: str) -> None:
-    fixed = [text for key, text in changes.items() if key in POSITION_KEYS]
+def _demand_same_position(changes: Sequence[_Change], present: Present, new_run: str) -> None:
+    fixed = [str(change) for change in changes if change.key in POSITION_KEYS]
     if fixed:
         advice = f"They decide which samples a step holds, so a run keeps them. {new_run}"
         raise ConfigError(findings_message(f"settings that belong to the run {present.config.run}", fixed, advice))

@@ -1,8 +1,8 @@
-"""Whether what was loaded is what was saved: looked at before the first step after a resume, changing nothing.
+"""Checks that what was loaded is what was saved. They run before the first step after a resume and change nothing.
 
-A checkpoint's bytes are verified when they are read. These checks are about everything behind that: that the state got
-to the device, that moments belong to weights, and above all that the model still computes what it did when it was
-saved, on a few samples whose losses the checkpoint records.
+A checkpoint's bytes are verified when they are read. These checks cover what comes after that: the state is on the
+device, moments belong to their weights, and the model computes the same losses as when it was saved, on a few samples
+whose losses the checkpoint records.
 """
 
 import math
@@ -57,7 +57,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     passed: bool
@@ -71,13 +71,14 @@ def consistency(
     values: CheckpointValues,
     frozen: Mapping[str, Tensor],
 ) -> Iterator[Check]:
-    """Look at a state that was loaded.
+    """Check a state that was loaded; each check is made when it is asked for.
 
     Args:
         state: On the device.
-        engine: That will train it.
-        reference: Samples to compute.
-        frozen: Frozen tables as the checkpoint has them, `base/…`.
+        engine: Computes the losses.
+        reference: Samples whose losses the checkpoint records.
+        values: What the checkpoint records.
+        frozen: Frozen text tables as the checkpoint has them, `base/…`.
     """
     yield _computes_the_same(engine, reference, values.reference)
     yield _finite(state)
@@ -94,13 +95,12 @@ def _computes_the_same(engine: Engine, reference: Reference, recorded: Reference
     if now is None:
         return Check("loss", passed=True, found="no memory to compute it")
     tolerance = max(TOLERANCES[engine.precision], TOLERANCES.get(recorded.precision, 0.0))
-    pairs = [(name, getattr(recorded, name), getattr(now, name)) for name in ("text_loss", "mel_loss")]
+    pairs = (("text_loss", recorded.text_loss, now.text_loss), ("mel_loss", recorded.mel_loss, now.mel_loss))
     apart = max(abs(after - before) / max(abs(before), 1e-12) for _, before, after in pairs)
     shown = ", ".join(f"{name} {before:.6g} then, {after:.6g} now" for name, before, after in pairs)
     same = recorded.samples == now.samples
-    other = "" if same else "; of other samples"
-    text = f"{shown}: {apart:.2g} apart, {tolerance:.2g} allowed{other}"
-    return Check("loss", passed=same and apart <= tolerance, found=text)  # NaN is not within
+    text = f"{shown}: {apart:.2g} apart, {tolerance:.2g} allowed" + ("" if same else "; of other samples")
+    return Check("loss", passed=same and apart <= tolerance, found=text)  # a NaN is never within
 
 
 def _finite(state: TrainState) -> Check:
@@ -124,17 +124,23 @@ def _frozen(state: TrainState, tables: Mapping[str, Tensor]) -> Check:
 def _moments(state: TrainState) -> Check:
     names = {id(value): name for name, value in state.model.named_parameters()}
     for value, kept in state.optimizer.state.items():
-        name = names.get(id(value), "a tensor that is not in the model")
-        if kept["exp_avg"].shape != value.shape or kept["exp_avg_sq"].shape != value.shape:
-            return Check("moments", passed=False, found=f"{name}: shapes differ")
-        if int(kept["step"]) != state.step:
-            return Check("moments", passed=False, found=f"{name}: {int(kept['step'])} updates, step {state.step}")
-        if not bool(torch.isfinite(kept["exp_avg"]).all() & torch.isfinite(kept["exp_avg_sq"]).all()):
-            return Check("moments", passed=False, found=f"{name}: NaN or infinity")
-        if bool((kept["exp_avg_sq"] < 0).any()):
-            return Check("moments", passed=False, found=f"{name}: a negative second moment")
+        if problem := _moment_problem(value, kept, state.step):
+            name = names.get(id(value), "a tensor that is not in the model")
+            return Check("moments", passed=False, found=f"{name}: {problem}")
     text = f"of {len(state.optimizer.state)} tensors, {state.step} updates each"
     return Check("moments", passed=True, found=text)
+
+
+def _moment_problem(value: Tensor, kept: Mapping[str, Tensor], step: int) -> str:
+    """What is wrong with the moments of one parameter; empty if nothing is."""
+    first, second = kept["exp_avg"], kept["exp_avg_sq"]
+    if first.shape != value.shape or second.shape != value.shape:
+        return "shapes differ"
+    if int(kept["step"]) != step:
+        return f"{int(kept['step'])} updates, step {step}"
+    if not bool(torch.isfinite(first).all() & torch.isfinite(second).all()):
+        return "NaN or infinity"
+    return "a negative second moment" if bool((second < 0).any()) else ""
 
 
 def _position(state: TrainState, values: CheckpointValues) -> Check:

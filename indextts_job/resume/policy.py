@@ -1,4 +1,4 @@
-"""What to do when a state that was loaded is not what was saved."""
+"""What happens when a check after loading fails: abort, warn, or ask."""
 
 import sys
 import time
@@ -12,6 +12,10 @@ from indextts_job.resume.consistency import Check
 from indextts_job.waiting import pause
 
 COUNTDOWN_S = 10
+ADVICE = (
+    "Nothing was changed. Go back to an older checkpoint (--resume RUN/checkpoints/….json), start anew in another "
+    "folder (--output-dir), or train on all the same with resume.checks=warn."
+)
 
 
 def admit(checks: Iterable[Check], policy: ChecksPolicy, stop: Stop, emit: Emit, step: int) -> None:
@@ -32,29 +36,33 @@ def admit(checks: Iterable[Check], policy: ChecksPolicy, stop: Stop, emit: Emit,
     def say(message: str, *, warning: bool = False) -> None:
         emit(Notice(step=step, topic="check", message=message, warning=warning))
 
-    started_s = time.monotonic()
-    say("is what was loaded what was saved?")
-    seen = []
-    for check in checks:
-        seen.append(check)
-        say(f"{check.name:<14}{'passed' if check.passed else 'FAILED'}: {check.found}", warning=not check.passed)
-    failed = [f"{check.name}: {check.found}" for check in seen if not check.passed]
+    failed = _run(checks, say)
     if not failed:
-        say(f"all {len(seen)} checks passed in {time.monotonic() - started_s:.1f} s")
         return
     if policy == "auto":
         policy = "ask" if sys.stdin.isatty() and sys.stdout.isatty() else "abort"
-    advice = (
-        "Nothing was changed. Go back to an older checkpoint (--resume RUN/checkpoints/….json), start anew in another "
-        "folder (--output-dir), or train on all the same with resume.checks=warn."
-    )
     if policy == "abort":
-        raise DataError(findings_message("the state that was loaded is not the one that was saved", failed, advice))
+        raise DataError(findings_message("the state that was loaded is not the one that was saved", failed, ADVICE))
     if policy == "warn":
         say(f"{len(failed)} checks failed; training goes on, as resume.checks=warn asks", warning=True)
         return
-    say(f"{len(failed)} checks failed. {advice}", warning=True)
+    say(f"{len(failed)} checks failed. {ADVICE}", warning=True)
     _count_down(stop, say)
+
+
+def _run(checks: Iterable[Check], say: Callable[..., None]) -> list[str]:
+    """Make the checks, report each, and return those that failed."""
+    started_s = time.monotonic()
+    say("is what was loaded what was saved?")
+    failed, count = [], 0
+    for check in checks:
+        count += 1
+        say(f"{check.name:<14}{'passed' if check.passed else 'FAILED'}: {check.found}", warning=not check.passed)
+        if not check.passed:
+            failed.append(f"{check.name}: {check.found}")
+    if not failed:
+        say(f"all {count} checks passed in {time.monotonic() - started_s:.1f} s")
+    return failed
 
 
 def _count_down(stop: Stop, say: Callable[[str], None]) -> None:

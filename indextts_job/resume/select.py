@@ -39,24 +39,19 @@ class Selection:
 def select(config: ResumeConfig, own: CheckpointStore, repair: Repair | None = None) -> Selection:
     """Pick and verify the checkpoint that a configuration asks for.
 
-    A requeued job repeats its command line. So `resume` naming another run counts only while this run has no
-    checkpoint, and naming an older one of this run counts only until the run has committed behind it.
+    A requeued job repeats its command line. So a `resume` that names another run counts only while this run has no
+    checkpoint, and one that names an older checkpoint of this run counts only until the run has committed behind it.
 
     Args:
         config: What is asked for.
         own: The run's checkpoints.
-        repair: See `read`.
+        repair: See `points.read`.
 
     Raises:
         ConfigError: The request cannot be fulfilled, or would overwrite something.
         DataError: There are checkpoints, but none can be read.
     """
-    names = retention.current(own.names())
-    if not names and _has_had_checkpoints(own):
-        # An older attempt that is still ending may have committed its first one behind the listing.
-        names = retention.current(own.names())
-        if not names:
-            raise _lost_checkpoints(own.storage.url)
+    names = _own_names(own)
     if config.source in ("none", "auto", "own"):
         return _own_or_fresh(config, own, names, repair)
     if is_old_checkpoint(config.source):
@@ -66,6 +61,27 @@ def select(config: ResumeConfig, own: CheckpointStore, repair: Repair | None = N
         return _within_own_run(config, own, names, name, repair)
     if names:
         return _after_a_requeue(config, own, source.storage.url, repair)
+    return _fork(config, source, name)
+
+
+def _own_names(own: CheckpointStore) -> list[CheckpointName]:
+    """The run's current checkpoints, newest first.
+
+    Raises:
+        DataError: The run has had checkpoints, and has none now.
+    """
+    names = retention.current(own.names())
+    if names or not _has_had_checkpoints(own):
+        return names
+    # An older attempt that is still ending may have committed its first checkpoint after the listing.
+    names = retention.current(own.names())
+    if not names:
+        raise _lost_checkpoints(own.storage.url)
+    return names
+
+
+def _fork(config: ResumeConfig, source: CheckpointStore, name: CheckpointName | None) -> Selection:
+    """Start this run from a checkpoint of another one."""
     if name is None and not files.exists(config.source):
         raise no_such_run(config.source)
     if name and name not in source.names():
@@ -77,6 +93,7 @@ def select(config: ResumeConfig, own: CheckpointStore, repair: Repair | None = N
 def _own_or_fresh(
     config: ResumeConfig, own: CheckpointStore, names: list[CheckpointName], repair: Repair | None
 ) -> Selection:
+    """`auto`, `own` or `none`."""
     if not names:
         return _before_the_first_checkpoint(config, own)
     if config.source == "none":
@@ -85,11 +102,12 @@ def _own_or_fresh(
             "--resume auto to go on, or another run folder (--output-dir) for a new run; nothing is overwritten."
         )
     if config.weights_only:
-        raise ConfigError(
-            f"{own.storage.url} already holds checkpoints. Weights with fresh moments need a new run folder: "
-            f"--resume {own.storage.url} --output-dir NEW."
-        )
+        raise _needs_new_folder(own.storage.url, f"--resume {own.storage.url} --output-dir NEW")
     return Selection(point=_newest_of_own(own, repair))
+
+
+def _needs_new_folder(run: str, how: str) -> ConfigError:
+    return ConfigError(f"{run} already holds checkpoints. Weights with fresh moments need a new run folder: {how}.")
 
 
 def _before_the_first_checkpoint(config: ResumeConfig, own: CheckpointStore) -> Selection:
@@ -113,25 +131,25 @@ def _old_checkpoint(
         return Selection(point=None, legacy=(config.source,), weights_only=config.weights_only)
     folder = config.source.rpartition("/")[0] or "."
     if same_place(folder, own.storage.url) and not files.exists(config.source):
-        # Commands of the old trainer name the file that it would have written there.
+        # Commands for the old trainer name the file that it would have written there.
         note = f"there is no {config.source}; this run has checkpoints of its own, as with --resume auto"
         return Selection(point=_newest_of_own(own, repair), notes=(note,))
     return _after_a_requeue(config, own, config.source, repair)
 
 
 def _after_a_requeue(config: ResumeConfig, own: CheckpointStore, origin: str, repair: Repair | None) -> Selection:
-    """The command names where this run once came from, and the run has checkpoints of its own by now."""
+    """The command names the origin of this run, which has checkpoints of its own by now."""
     point = _newest_of_own(own, repair)
     began_from = point.manifest.values.lineage.run or ""
-    # Recorded without secrets; and the same place may be spelled in other ways.
-    if not same_place(began_from, redacted(origin)):
-        if not is_old_checkpoint(origin) and not files.exists(config.source):
-            raise no_such_run(config.source)
-        raise ConfigError(
-            f"{own.storage.url} already holds checkpoints of a run that did not start from {origin}. Use another run "
-            "folder (--output-dir)."
-        )
-    return Selection(point=point, notes=(f"this run has its own checkpoints; {config.source} is not needed",))
+    # The lineage is recorded without secrets, and the command may spell the same place in another way.
+    if same_place(began_from, redacted(origin)):
+        return Selection(point=point, notes=(f"this run has its own checkpoints; {config.source} is not needed",))
+    if not is_old_checkpoint(origin) and not files.exists(config.source):
+        raise no_such_run(config.source)
+    raise ConfigError(
+        f"{own.storage.url} already holds checkpoints of a run that did not start from {origin}. Use another run "
+        "folder (--output-dir)."
+    )
 
 
 def _within_own_run(
@@ -141,25 +159,29 @@ def _within_own_run(
     name: CheckpointName | None,
     repair: Repair | None,
 ) -> Selection:
+    """The command names this run, or one of its checkpoints."""
     if config.weights_only:
-        raise ConfigError(
-            f"{own.storage.url} already holds checkpoints. Weights with fresh moments need a new run folder "
-            "(--output-dir)."
-        )
+        raise _needs_new_folder(own.storage.url, "--output-dir NEW")
     if name is None:
         return Selection(point=newest(own, repair))
-    went_back = [n for n in names if n.attempt > name.attempt and n.attempt_start == name.step < n.step]
-    if went_back:
-        note = (
-            f"attempt {went_back[0].attempt} went back to step {name.step} already; going on from the newest. To go "
-            "back again, fork: give another --output-dir"
-        )
+    if note := _already_went_back(names, name):
         return Selection(point=newest(own, repair), notes=(note,))
     if name not in own.names():
         raise no_such_checkpoint(config.source, own.storage.url)
-    later = [n for n in names if n.step > name.step]
+    later = [other for other in names if other.step > name.step]
     note = f"going back to step {name.step}; {len(later)} later checkpoints stay until this line has passed them"
     return Selection(point=read(own, name, repair), notes=(note,) if later else ())
+
+
+def _already_went_back(names: list[CheckpointName], name: CheckpointName) -> str:
+    """What to tell when an earlier start of this command has gone back to a checkpoint already; empty otherwise."""
+    for other in names:
+        if other.attempt > name.attempt and other.attempt_start == name.step < other.step:
+            return (
+                f"attempt {other.attempt} went back to step {name.step} already; going on from the newest. To go "
+                "back again, fork: give another --output-dir"
+            )
+    return ""
 
 
 def _newest_of_own(own: CheckpointStore, repair: Repair | None) -> ResumePoint:
