@@ -1,96 +1,40 @@
 """One process per GPU of this node: started, signalled and ended together. Imports no torch.
 
-Does what torchrun does with a fixed number of nodes, and keeps what torchrun loses: the exit code (I8), and the whole
-grace period.
+This does what torchrun does with a fixed number of nodes. Besides, it gives the launcher the exit code of the rank that
+failed (I8), and the ranks the whole grace period; torchrun loses both.
 """
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from indextts_job import terminal
-from indextts_job.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, EXIT_UNAVAILABLE, ConfigError
-from indextts_job.hardware.plan import HardwareConfig
-from indextts_job.hardware.visible import visible_gpus
+from indextts_job.attempt.nodes import Nodes
+from indextts_job.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_STOPPED, EXIT_UNAVAILABLE
 from indextts_job.preemption.relay import POLL_S, StopRelay
-from indextts_job.scheduler import (
-    MEETING_VARIABLE,
-    NODE_INDEX_VARIABLE,
-    NODES_VARIABLE,
-    RENDEZVOUS_VARIABLE,
-    whole_number,
-)
+from indextts_job.scheduler import RENDEZVOUS_VARIABLE
 from indextts_job.waiting import pause
 
 LINGER_S = 30.0
-"""After a rank has ended, the others have so long to end too; if it failed, rank 0 may be in the middle of a save."""
+"""After a rank has ended, the others get this long to end too. If it failed, rank 0 may be in the middle of a save."""
 STOPPED_LINGER_S = 5.0
-"""The same once a stop is requested: the first rank ends when everything is committed, or when the time is up."""
+"""The same once a stop is requested: then the first rank ends when everything is committed, or when the time is up."""
 INSISTED_S = 1.0
-"""The same after a second Ctrl+C, whether a rank has ended or not."""
+"""Time for all ranks to end after a second Ctrl+C."""
 KILLED_S = 5.0
-"""How long the end of a killed process is waited for: the kernel may hold it while a read hangs."""
+"""Time to wait for the end of a killed process: the kernel may hold it while a read hangs."""
 SHOWN_BYTES = 4000
 ENDED_WELL = (EXIT_OK, EXIT_STOPPED)
 _PR_SET_PDEATHSIG = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nodes:
-    """Which of several nodes this is. All of them have the same number of processes."""
-
-    count: int = 1
-    index: int = 0
-    meeting: str = ""
-    """`host:port` on the first of them; unused for one node."""
-
-
-def read_nodes(environment: Mapping[str, str]) -> Nodes:
-    """From what the launchers set; the index is SLURM's, or that of an Indexed Job.
-
-    Raises:
-        ConfigError: Several nodes and no place to meet, or a variable that holds something else than it should.
-    """
-    count = whole_number(environment, NODES_VARIABLE, 1, least=1)
-    if count == 1:
-        return Nodes()
-    meeting = environment.get(MEETING_VARIABLE, "")
-    host, _, port = meeting.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit()):
-        raise ConfigError(
-            f"{NODES_VARIABLE} is {count}, but {MEETING_VARIABLE} is {meeting!r}, expected host:port on the first node."
-        )
-    sources = (NODE_INDEX_VARIABLE, "JOB_COMPLETION_INDEX", "SLURM_NODEID")
-    source = next((name for name in sources if name in environment), None)
-    if source is None:  # two nodes that take themselves for the first would wait for each other
-        raise ConfigError(f"{NODES_VARIABLE} is {count}, but none of {', '.join(sources)} says which of them this is.")
-    index = whole_number(environment, source, 0)
-    if index >= count:
-        raise ConfigError(f"{source} is {index}, but {NODES_VARIABLE} is {count}: expected 0 … {count - 1}.")
-    return Nodes(count=count, index=index, meeting=meeting)
-
-
-def wanted_processes(config: HardwareConfig, environment: Mapping[str, str], devices: Path = Path("/dev")) -> int:
-    """How many processes to start here; 1 also where somebody else has started several already.
-
-    Args:
-        config: What the user wishes.
-        environment: Of this process.
-        devices: Folder of the device files.
-    """
-    if "RANK" in environment:
-        return 1
-    if config.processes or config.device == "cpu":
-        return max(1, config.processes)
-    return max(1, visible_gpus(environment, devices))
 
 
 def die_with_parent() -> None:
@@ -104,13 +48,24 @@ class _Rank:
     number: int
     process: "subprocess.Popen[bytes]"
     errors: Path | None
-    """What it says on its standard error; rank 0 shares ours."""
+    """File with its standard error; None for rank 0, which shares ours."""
     code: int | None = None
     killed_by_us: bool = False
     unheard: bool = False
     """Whether a stop signal ended it before it listened."""
 
+    @property
+    def failed(self) -> bool:
+        """Whether it ended by itself, and not well."""
+        return self.code not in ENDED_WELL and not self.killed_by_us
+
+    @property
+    def left_well(self) -> bool:
+        """Whether its end explains that other ranks lost it."""
+        return (self.number == 0 or self.unheard) and self.code in ENDED_WELL
+
     def last_words(self) -> str:
+        """The end of its standard error."""
         if self.errors is None:
             return ""
         return self.errors.read_bytes()[-SHOWN_BYTES:].decode(errors="replace").strip()
@@ -127,6 +82,8 @@ class ProcessesOfNode:
     nodes: Nodes = field(default_factory=Nodes)
     _ranks: list[_Rank] = field(default_factory=list)
     _stops: StopRelay = field(default_factory=StopRelay)
+    _ending_since_s: float | None = None
+    """When the first rank ended, or a second Ctrl+C asked for the end of all."""
 
     def run(self) -> int:
         """Start all, and wait for their end.
@@ -180,38 +137,50 @@ class ProcessesOfNode:
                 rank.process.wait(KILLED_S)
 
     def _wait(self) -> list[_Rank]:
-        """Until all have ended; returns those that failed, in the order of their ends."""
-        first_ended_at_s: float | None = None
+        """Wait until all ranks have ended; returns those that failed, in the order of their ends."""
         failed: list[_Rank] = []
         while any(rank.code is None for rank in self._ranks):
             self._stops.pass_on()
-            for rank in self._newly_ended():
-                if rank.code not in ENDED_WELL and not rank.killed_by_us:
-                    failed.append(rank)
-                # They wait for the last save before they end, so after the first nobody is needed any more. Who has
-                # not come to train yet does not notice that the others have left.
-                first_ended_at_s = first_ended_at_s or time.monotonic()
-            linger_s = STOPPED_LINGER_S if self._stops.requested else LINGER_S
-            if self._stops.insisted:
-                first_ended_at_s, linger_s = first_ended_at_s or time.monotonic(), INSISTED_S
-            if first_ended_at_s is not None and time.monotonic() > first_ended_at_s + linger_s:
-                for rank in self._ranks:
-                    if rank.code is None:
-                        rank.killed_by_us = True
-                        rank.process.kill()
-                if time.monotonic() > first_ended_at_s + linger_s + KILLED_S:
-                    break
+            failed += [rank for rank in self._newly_ended() if rank.failed]
+            overdue_s = self._overdue_s()
+            if overdue_s > 0:
+                self._kill_the_rest()
+            if overdue_s > KILLED_S:
+                break
             pause(POLL_S)
         return failed
+
+    def _overdue_s(self) -> float:
+        """Seconds since the ranks that still run should have ended; not positive while they may run.
+
+        A rank ends only after the last save, so once one has ended no other is needed. A rank that has not begun to
+        train yet does not notice that the others have left.
+        """
+        now_s = time.monotonic()
+        if self._ending_since_s is None and (self._stops.insisted or any(r.code is not None for r in self._ranks)):
+            self._ending_since_s = now_s
+        if self._ending_since_s is None:
+            return -math.inf
+        return now_s - self._ending_since_s - self._linger_s()
+
+    def _linger_s(self) -> float:
+        if self._stops.insisted:
+            return INSISTED_S
+        return STOPPED_LINGER_S if self._stops.requested else LINGER_S
+
+    def _kill_the_rest(self) -> None:
+        for rank in self._ranks:
+            if rank.code is None:
+                rank.killed_by_us = True
+                rank.process.kill()
 
     def _exit_code(self, failed: list[_Rank]) -> int:
         if self._stops.insisted and any(rank.killed_by_us or rank.unheard for rank in self._ranks):
             return EXIT_INTERRUPTED
-        # To have lost another rank is never the cause: also not when rank 0 has left for a newer attempt, nor when a
-        # stop signal ended a rank before it listened.
+        # A rank that lost another one is never the cause of a failure, not even when it is the only one that failed:
+        # rank 0 may have left for a newer attempt, or a stop signal may have ended a rank before it listened.
         causes = [rank for rank in failed if rank.code != EXIT_UNAVAILABLE]
-        left_well = any((rank.number == 0 or rank.unheard) and rank.code in ENDED_WELL for rank in self._ranks)
-        if not causes and (not failed or left_well):
+        if not causes and (not failed or any(rank.left_well for rank in self._ranks)):
             return EXIT_STOPPED if any(rank.code == EXIT_STOPPED for rank in self._ranks) else EXIT_OK
         cause = (causes or failed)[0]
         self._report(cause)

@@ -4,6 +4,7 @@ Objects first, then one manifest: a checkpoint is visible exactly when all of it
 hash of their bytes, so what did not change is not written again and an interrupted save costs nothing but space.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from indextts_job.errors import DataError
 from indextts_job.storage.run_storage import RunStorage
 
 FURTHER_FOLDERS = ("attempts", "hardware")
-"""Of a run, where killed writers may leave temporary files too."""
+"""Other folders of a run in which killed writers may leave temporary files."""
 SAFE_AGE_S = 3600.0
 """Objects that no manifest names are removed only when older: they may belong to a save in progress."""
 
@@ -51,7 +52,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Tensors that lie in the run by now, of which no checkpoint tells yet."""
+    """Tensors that are in the run by now, and that no checkpoint names yet."""
 
     objects: Mapping[str, StoredObject]
     tensors: Mapping[str, StoredTensor]
@@ -103,7 +104,7 @@ class CheckpointStore:
         """Write tensors that `publish` will name; until then nobody sees them.
 
         Args:
-            groups: See `Content.groups`.
+            groups: Tensors by full name; tensors of different groups never share an object.
             go_on: Raises when the save is to be given up; asked before every object.
         """
         self._objects.forget_the_lost()
@@ -122,9 +123,9 @@ class CheckpointStore:
 
         Args:
             name: Its step, attempt and tags.
-            content: All of it but the groups, which `parts` have become.
-            parts: What was written.
-            fence: See `commit`.
+            content: Everything but its tensor groups.
+            parts: Those tensor groups, as each process has written them.
+            fence: Raises when this attempt may not write any more; asked right before the manifest appears.
         """
         before = self._objects.known().copy()
         objects, tensors = dict(content.carried_objects), dict(content.carried)
@@ -157,7 +158,7 @@ class CheckpointStore:
             Its new name.
 
         Raises:
-            DataError: It is gone or damaged, or a training removes it at this moment.
+            DataError: It does not exist, is damaged, or a training removes it at this moment.
         """
         if retention.KEEP in name.tags:
             return name
@@ -202,31 +203,31 @@ class CheckpointStore:
         return [stored for stored in manifest.objects.values() if there.get(stored.key) != stored.size_bytes]
 
     def damaged(self, stored: Iterable[StoredObject]) -> list[StoredObject]:
-        """Those of some objects that are not whole. Reads the ones that this process has neither written nor read."""
-        found = []
+        """Those objects that are not whole. Objects that this process has written or verified are not read again."""
         there = self._objects.sizes()
-        for one in stored:
-            if there.get(one.key) != one.size_bytes:
-                self._objects.forget(one.key)  # also one that this process has written: somebody removed it
-                found.append(one)
-                continue
-            if self._objects.known().get(one.key) == one.size_bytes:
-                continue
-            try:
-                self._objects.read(one)
-            except DamagedCheckpointError:
-                found.append(one)
-        return found
+        return [one for one in stored if not self._is_whole(one, there)]
+
+    def _is_whole(self, stored: StoredObject, there: Mapping[str, int]) -> bool:
+        if there.get(stored.key) != stored.size_bytes:
+            self._objects.forget(stored.key)  # this process may have written it, and somebody has removed it
+            return False
+        if self._objects.known().get(stored.key) == stored.size_bytes:
+            return True
+        try:
+            self._objects.read(stored)
+        except DamagedCheckpointError:
+            return False
+        return True
 
     def restore(self, stored: StoredObject, data: bytes) -> bool:
         """Write an object again.
 
         Args:
             stored: What it was.
-            data: Its bytes, as far as the caller knows; those of tensors are `serialised`.
+            data: Its bytes as the caller has made them again; tensors as `objects.serialised` gives them.
 
         Returns:
-            False when these are not the bytes that it held; nothing is written then.
+            False when these are not its bytes by their hash; then nothing is written.
         """
         if hashlib.sha256(data).hexdigest() != stored.sha256:
             return False
@@ -253,14 +254,14 @@ class CheckpointStore:
         try:
             return parse_manifest(self.storage.read(key), where)
         except DataError:
-            return parse_manifest(self.storage.read(key), where)  # as with objects: the line may be to blame
+            return parse_manifest(self.storage.read(key), where)  # the network may have damaged it on its way
 
     def load(self, manifest: CheckpointManifest, prefixes: Sequence[str] = ("",)) -> dict[str, Tensor]:
         """Tensors of a checkpoint, every byte verified.
 
         Args:
             manifest: The checkpoint.
-            prefixes: Of the names to load.
+            prefixes: Beginnings of the names to load.
 
         Returns:
             Tensors on the CPU, by full name.
@@ -290,28 +291,36 @@ class CheckpointStore:
 
         Args:
             keep: Newest checkpoints to keep.
-            untouchable: Checkpoints that could not be read: never deleted by who could not read them.
+            untouchable: Checkpoints that could not be read; another program may be able to.
 
         Returns:
             The removed ones.
         """
-        names = self.names()
-        spared = set(untouchable)
+        names, spared = self.names(), set(untouchable)
         doomed = [name for name in retention.to_delete(names, keep) if name not in spared]
         if not doomed:
             return []
-        # Only objects that a removed manifest names can go, so those of a manifest that is damaged itself stay.
-        kept_objects = {key for name in names if name not in doomed for key in self._objects_if_readable(name)}
-        doomed_objects = {key for name in doomed for key in self._objects_if_readable(name)} - kept_objects
+        # Only objects that a removed manifest names can go, so those of a manifest that cannot be read stay.
+        doomed_objects = self._objects_of(doomed) - self._objects_of(name for name in names if name not in doomed)
         for name in doomed:
             self.storage.delete(f"{MANIFESTS}/{file_name(name)}")
         # A person may have tagged one of them meanwhile, and another process may have committed.
-        appeared = [name for name in self.names() if name not in names]
-        doomed_objects -= {key for name in appeared for key in self._objects_if_readable(name)}
-        for key in doomed_objects:
+        doomed_objects -= self._objects_of(name for name in self.names() if name not in names)
+        self._remove(doomed_objects)
+        return doomed
+
+    def _objects_of(self, names: Iterable[CheckpointName]) -> set[str]:
+        """Keys of all objects that some checkpoints name; a manifest that cannot be read names none."""
+        keys: set[str] = set()
+        for name in names:
+            with contextlib.suppress(DataError):
+                keys |= self.manifest(name).objects.keys()
+        return keys
+
+    def _remove(self, keys: Iterable[str]) -> None:
+        for key in keys:
             self._objects.forget(key)
             self.storage.delete(key)
-        return doomed
 
     def collect_orphans(self) -> int:
         """Remove what interrupted saves left: old temporary files, and old objects that no manifest names.
@@ -327,30 +336,20 @@ class CheckpointStore:
         """
         for folder in ("", MANIFESTS, OBJECTS, *FURTHER_FOLDERS):
             self.storage.remove_temporary(folder, SAFE_AGE_S)
+        # The listing comes first: an object that a save adds behind it is none of ours to judge.
         stored = self.storage.list(OBJECTS)
         names = self.names()
         if not names:
             return 0
         named = {key for name in names for key in self.manifest(name).objects}
-        orphans = [
-            f"{OBJECTS}/{file}"
-            for file, info in stored.items()
-            if f"{OBJECTS}/{file}" not in named and info.age_s > SAFE_AGE_S and is_object_key(f"{OBJECTS}/{file}")
-        ]
-        for key in orphans:
-            self._objects.forget(key)
-            self.storage.delete(key)
+        old = (f"{OBJECTS}/{file}" for file, info in stored.items() if info.age_s > SAFE_AGE_S)
+        orphans = [key for key in old if key not in named and is_object_key(key)]
+        self._remove(orphans)
         return len(orphans)
 
     def look_again(self) -> None:
         """Forget which objects are there: another process has removed some."""
         self._objects.look_again()
-
-    def _objects_if_readable(self, name: CheckpointName) -> Iterable[str]:
-        try:
-            return self.manifest(name).objects.keys()
-        except DataError:
-            return ()
 
 
 def _new_bytes(objects: Mapping[str, StoredObject], before: Mapping[str, int]) -> int:

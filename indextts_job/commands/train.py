@@ -10,6 +10,7 @@ import time
 
 from indextts_job import errors
 from indextts_job.attempt import processes
+from indextts_job.attempt.nodes import read_nodes, wanted_processes
 from indextts_job.background import begin
 from indextts_job.commands import checkpoints
 from indextts_job.commands.parser import Commands
@@ -62,8 +63,8 @@ def _train(given: argparse.Namespace) -> int:
     configured = configuration(given.settings, keys)
     config = configured.config
     processes.die_with_parent()
-    count = processes.wanted_processes(config.hardware, os.environ)
-    nodes = processes.read_nodes(os.environ)
+    count = wanted_processes(config.hardware, os.environ)
+    nodes = read_nodes(os.environ)
     if "RANK" not in os.environ and max(count, nodes.count) > 1:
         guard.dismiss()  # the ranks have guards of their own, and this process waits for them
         command = [sys.executable, "-m", "indextts_job", *given.raw]

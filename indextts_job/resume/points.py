@@ -31,8 +31,9 @@ class ResumePoint:
     manifest: CheckpointManifest
     tensors: Mapping[str, Tensor]
     passed_over: tuple[str, ...] = ()
-    """Newer checkpoints that could not be read, and why."""
+    """Why each newer checkpoint could not be read."""
     unreadable: tuple[CheckpointName, ...] = ()
+    """Names of those checkpoints; this attempt never deletes them."""
     repaired: tuple[str, ...] = ()
     """What was damaged in it, and what was done about it."""
 
@@ -48,9 +49,9 @@ class ResumePoint:
 
 
 def newest(store: CheckpointStore, repair: Repair | None = None) -> ResumePoint:
-    """The newest checkpoint that verifies; those passed over are named and left alone.
+    """The newest checkpoint that can be read and verified. Others are named and left alone.
 
-    A checkpoint that cannot be read ranks below every one that can: it may carry any number in its name.
+    A checkpoint that cannot be read ranks below every one that can, because its name may hold any number.
 
     Args:
         store: The run.
@@ -87,27 +88,32 @@ def read(store: CheckpointStore, name: CheckpointName, repair: Repair | None = N
 
     Args:
         store: The run.
-        name: Of the checkpoint.
-        repair: Writes what all checkpoints share again, when it is damaged; gives what there is to be told.
+        name: The checkpoint.
+        repair: Writes objects that all checkpoints share again, when they are damaged. Tells what it did.
 
     Raises:
         DataError: It is not whole.
     """
     manifest = store.manifest(name)
-    frozen = tuple(BASE + key for key in TEXT_TABLES)
-    wanted = (WEIGHTS, FIRST_MOMENT, SECOND_MOMENT, *frozen)
-    found: tuple[str, ...] = ()
+    tensors, repaired = _loaded(store, manifest, repair)
+    # Training does not read every object. A hole in the others would stay for ever in a run that is complete.
+    if not repaired and repair and store.missing(manifest):
+        repaired = repair(store, manifest).told
+    return ResumePoint(store=store, manifest=manifest, tensors=tensors, repaired=repaired)
+
+
+def _loaded(
+    store: CheckpointStore, manifest: CheckpointManifest, repair: Repair | None
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors that training needs, and what had to be repaired for them."""
+    wanted = (WEIGHTS, FIRST_MOMENT, SECOND_MOMENT, *(BASE + key for key in TEXT_TABLES))
     try:
-        tensors = store.load(manifest, wanted)
+        return store.load(manifest, wanted), ()
     except DamagedCheckpointError as error:
         told = repair(store, manifest).told if repair else ()
         if not told:
             raise
-        tensors, found = store.load(manifest, wanted), (str(error), *told)
-    # Also what training does not read: a run that is complete would otherwise keep the hole.
-    if not found and repair and store.missing(manifest):
-        found = repair(store, manifest).told
-    return ResumePoint(store=store, manifest=manifest, tensors=tensors, repaired=found)
+        return store.load(manifest, wanted), (str(error), *told)
 
 
 def locate(
@@ -118,7 +124,7 @@ def locate(
     Args:
         source: Path or URL.
         storage: How patient to be with remote storage.
-        may_be_gone: Accept what is not there any more: a run needs its origin only once.
+        may_be_gone: Accept a name of something that does not exist any more: a run needs its origin only once.
 
     Raises:
         ConfigError: It is neither.
@@ -128,15 +134,21 @@ def locate(
             f"{source} is a checkpoint of the old trainer. `train --resume` takes it over; give a run here."
         )
     if source.endswith(".json"):
-        folder, _, file = source.rpartition("/")
-        name = parse_file_name(file)
-        run = folder.rpartition("/")[0] or "."
-        if name is None or not (may_be_gone or files.exists(source)):
-            raise no_such_checkpoint(source, run)
-        return CheckpointStore(open_storage(run, storage)), name
+        return _located_checkpoint(source, storage, may_be_gone=may_be_gone)
     if not (may_be_gone or files.exists(source)):
         raise no_such_run(source)
     return CheckpointStore(open_storage(source.rstrip("/"), storage)), None
+
+
+def _located_checkpoint(
+    source: str, storage: StorageConfig | None, *, may_be_gone: bool
+) -> tuple[CheckpointStore, CheckpointName]:
+    folder, _, file = source.rpartition("/")
+    name = parse_file_name(file)
+    run = folder.rpartition("/")[0] or "."
+    if name is None or not (may_be_gone or files.exists(source)):
+        raise no_such_checkpoint(source, run)
+    return CheckpointStore(open_storage(run, storage)), name
 
 
 def recorded_config(run: str) -> dict[str, Any] | None:
@@ -145,9 +157,9 @@ def recorded_config(run: str) -> dict[str, Any] | None:
     Raises:
         DataError: There are checkpoints, but no manifest can be read.
     """
-    store, name = locate(run) if files.exists(run) else (None, None)
-    if store is None:
+    if not files.exists(run):
         return None
+    store, name = locate(run)
     manifest = store.manifest(name) if name else store.newest()
     return dict(manifest.values.config) if manifest else None
 

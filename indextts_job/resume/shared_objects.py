@@ -1,12 +1,11 @@
-"""What all checkpoints of a run share, compared with its hashes and written again where damaged.
+"""The objects that all checkpoints of a run share: compared with their hashes, and written again where damaged.
 
-That is the base's tensors and the tokenizer. They are stored once and never change, so one lost object would be a hole
-in every checkpoint to come: training does not read most of them, and an export would fail weeks later.
+These are the base's tensors and the tokenizer. They are stored once and never change, so one lost object is a hole in
+every later checkpoint. Training does not read most of them, and an export would fail weeks later.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from indextts_job.checkpoint.manifest import CheckpointManifest, StoredObject
@@ -21,77 +20,88 @@ from indextts_job.training.state import BASE
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What became of the objects that all checkpoints share."""
+    """The result of a comparison, and of a repair if one was needed."""
 
     told: tuple[str, ...] = ()
     """What the user should know; nothing when nothing was damaged."""
     whole: bool = True
-    """Whether they are what they should be now."""
+    """Whether all shared objects are as they should be now."""
 
 
 ADVICE = "Restore these files from a copy of the run; until then an export of it fails."
 
 
 def repair(base_checkpoint: str, tokenizer: str) -> Callable[[CheckpointStore, CheckpointManifest], Repaired]:
-    """A function that mends the shared objects of a checkpoint from the files that the run started from.
+    """A function that writes the shared objects of a checkpoint again, from the files that the run started from.
 
     Args:
         base_checkpoint: Path or URL of the base's `gpt.pth`.
         tokenizer: Path or URL of the tokenizer.
     """
 
-    def mend(store: CheckpointStore, manifest: CheckpointManifest) -> Repaired:
-        of_files = set(manifest.files.values())
-        of_base = {entry.object for key, entry in manifest.tensors.items() if key.startswith(BASE)}
-        damaged = store.damaged(manifest.objects[key] for key in sorted(of_base | of_files))
-        parts = [
-            _mended(what, url, [one for one in damaged if one.key in keys], partial(restored, store, manifest, url))
-            for what, url, keys, restored in (
-                ("tensors of the base", base_checkpoint, of_base, _restored_tensors),
-                ("the tokenizer", tokenizer, of_files, _restored_file),
-            )
-        ]
-        return Repaired(tuple(told for part in parts for told in part.told), all(part.whole for part in parts))
+    def run(store: CheckpointStore, manifest: CheckpointManifest) -> Repaired:
+        kinds = (
+            _Kind("tensors of the base", base_checkpoint, _objects_of_base(manifest), _base_objects),
+            _Kind("the tokenizer", tokenizer, set(manifest.files.values()), _tokenizer_objects),
+        )
+        shared = set().union(*(kind.keys for kind in kinds))
+        damaged = store.damaged(manifest.objects[key] for key in sorted(shared))
+        results = [_repaired(store, manifest, kind, damaged) for kind in kinds]
+        return Repaired(tuple(told for result in results for told in result.told), all(one.whole for one in results))
 
-    return mend
+    return run
 
 
-def _mended(
-    what: str, url: str, damaged: list[StoredObject], restored: Callable[[list[StoredObject]], list[StoredObject]]
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Objects that can be made again from one file."""
+
+    what: str
+    url: str
+    keys: set[str]
+    made: "Callable[[CheckpointManifest, str, Sequence[StoredObject]], Iterator[tuple[StoredObject, bytes]]]"
+    """From the file at `url`: the bytes of each object that it can make."""
+
+
+def _objects_of_base(manifest: CheckpointManifest) -> set[str]:
+    return {entry.object for key, entry in manifest.tensors.items() if key.startswith(BASE)}
+
+
+def _repaired(
+    store: CheckpointStore, manifest: CheckpointManifest, kind: _Kind, all_damaged: Sequence[StoredObject]
 ) -> Repaired:
-    """What became of damaged objects of one kind; `restored` gives those that it could write again."""
+    """Write the damaged objects of one kind again."""
+    damaged = [one for one in all_damaged if one.key in kind.keys]
     if not damaged:
         return Repaired()
     names = ", ".join(Path(one.key).name[:20] + "…" for one in damaged[:3])
-    lost = f"{len(damaged)} objects with {what} were lost or damaged ({names})"
+    lost = f"{len(damaged)} objects with {kind.what} were lost or damaged ({names})"
     try:
-        left = len(damaged) - len(restored(damaged))
+        # `restore` compares the hash, so a file that is not the original writes nothing.
+        restored = sum(store.restore(stored, data) for stored, data in kind.made(manifest, kind.url, damaged))
     except IndexTTSJobError as error:
         return Repaired((f"{lost} and could not be written again: {error} {ADVICE}",), whole=False)
+    left = len(damaged) - restored
     if not left:
-        return Repaired((f"{lost}; written again from {url}, every byte as before",))
-    why = f"{url} is not what this run started from"
+        return Repaired((f"{lost}; written again from {kind.url}, every byte as before",))
+    why = f"{kind.url} is not what this run started from"
     return Repaired((f"{lost}; {left} could not be written again: {why}. {ADVICE}",), whole=False)
 
 
-def _restored_tensors(
-    store: CheckpointStore, manifest: CheckpointManifest, url: str, damaged: list[StoredObject]
-) -> list[StoredObject]:
+def _base_objects(
+    manifest: CheckpointManifest, url: str, damaged: Sequence[StoredObject]
+) -> Iterator[tuple[StoredObject, bytes]]:
     config = gpt_config(manifest.values.model_config, "the checkpoint")
-    tensors = load_base_checkpoint(url, config).tensors
-    done = []
+    tensors = {BASE + key: value for key, value in load_base_checkpoint(url, config).tensors.items()}
     for stored in damaged:
         names = [key for key, entry in manifest.tensors.items() if entry.object == stored.key]
-        if all(name.removeprefix(BASE) in tensors for name in names):
-            data = serialised({name: tensors[name.removeprefix(BASE)] for name in names})
-            if store.restore(stored, data):
-                done.append(stored)
-    return done
+        if tensors.keys() >= set(names):
+            yield stored, serialised({name: tensors[name] for name in names})
 
 
-def _restored_file(
-    store: CheckpointStore, manifest: CheckpointManifest, url: str, damaged: list[StoredObject]
-) -> list[StoredObject]:
-    del manifest
+def _tokenizer_objects(
+    _manifest: CheckpointManifest, url: str, damaged: Sequence[StoredObject]
+) -> Iterator[tuple[StoredObject, bytes]]:
     data = files.read_input(url, "tokenizer", "inputs.tokenizer")
-    return [stored for stored in damaged if store.restore(stored, data)]
+    for stored in damaged:
+        yield stored, data

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from indextts_job.attempt import processes
-from indextts_job.attempt.processes import Nodes, ProcessesOfNode, read_nodes, wanted_processes
+from indextts_job.attempt.nodes import Nodes, read_nodes, wanted_processes
+from indextts_job.attempt.processes import ProcessesOfNode
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareConfig
 from indextts_job.preemption.relay import FORWARDED

@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from indextts_job.attempt.processes import Nodes, read_nodes, wanted_processes
+from indextts_job.attempt.nodes import Nodes, read_nodes, wanted_processes
 from indextts_job.data.cache import default_folder
 from indextts_job.errors import EXIT_CONFIG, EXIT_DATA, EXIT_REFUSED, EXIT_STOPPED, ConfigError
 from indextts_job.hardware.plan import HardwareConfig
