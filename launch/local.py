@@ -16,6 +16,7 @@ from pathlib import Path
 from indextts_job.errors import EXIT_STOPPED, ConfigError
 from indextts_job.preemption.relay import StopRelay
 from indextts_job.scheduler import LAUNCHER_VARIABLE, PROGRESS_VARIABLE
+from indextts_job.storage.patience import backoff_s
 from launch.job import Failures, Job, decide, describe, read_progress, shell_code
 
 RETRY_BASE_S = 2.0
@@ -98,10 +99,7 @@ def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
 
 
 def _pause_s(times: int) -> float:
-    """Seconds to wait before restart number `times`: exponential backoff with jitter; 0 for `times` below 1.
-
-    The jitter spreads many jobs that lost the same storage, so that they do not all return at the same moment.
-    """
+    """Seconds to wait before restart number `times`; 0 for `times` below 1."""
     if times < 1:
         return 0.0
-    return min(RETRY_LIMIT_S, RETRY_BASE_S * 2.0 ** (times - 1)) * random.uniform(0.5, 1.0)  # noqa: S311
+    return backoff_s(times, RETRY_BASE_S, RETRY_LIMIT_S, random.Random())  # noqa: S311  # jitter

@@ -1,6 +1,7 @@
 """How long an operation on remote storage is tried again: pauses, deadlines, and a limit for the whole process."""
 
 import contextlib
+import itertools
 import math
 import random
 import time
@@ -11,22 +12,35 @@ FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 15.0
 
 
+def backoff_s(number: int, first_s: float, longest_s: float, chance: random.Random) -> float:
+    """The pause before a further try: exponential with jitter, so that many nodes do not hit a sick store in step.
+
+    At least half of each step is waited (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog 2015).
+
+    Args:
+        number: Of the pause, from 1.
+        first_s: Upper bound of the first pause; each further one is twice as long.
+        longest_s: Upper bound of every pause.
+        chance: Source of the jitter.
+    """
+    # A float power overflows at 1024, long after the bound is reached.
+    return min(first_s * 2.0 ** min(number - 1, 100), longest_s) * chance.uniform(0.5, 1.0)
+
+
 def delays(limit_s: float, chance: random.Random) -> Iterator[float]:
     """Seconds to wait before each further try, until their sum would pass the limit.
-
-    Exponential with full jitter, so that many nodes do not hit a sick store in step (Brooker, "Exponential Backoff
-    And Jitter", AWS Architecture Blog 2015); at least half of each step is waited.
 
     Args:
         limit_s: Bound of the sum.
         chance: Source of the jitter.
     """
-    waited_s, step_s = 0.0, FIRST_DELAY_S
-    while waited_s < limit_s:
-        delay_s = min(step_s * chance.uniform(0.5, 1.0), limit_s - waited_s)
+    waited_s = 0.0
+    for number in itertools.count(1):
+        if waited_s >= limit_s:
+            return
+        delay_s = min(backoff_s(number, FIRST_DELAY_S, LONGEST_DELAY_S, chance), limit_s - waited_s)
         yield delay_s
         waited_s += delay_s
-        step_s = min(2 * step_s, LONGEST_DELAY_S)
 
 
 _deadline_at_s: ContextVar[float] = ContextVar("deadline_at_s", default=math.inf)

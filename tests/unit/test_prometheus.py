@@ -11,7 +11,8 @@ from indextts_job.report.events import AttemptEnded, AttemptStarted, Committed, 
 from indextts_job.report.prometheus import PrometheusFile
 
 LOSSES = Losses(text_loss=3.0, mel_loss=4.0, mel_top1=0.25, total=3.8)
-LINE = re.compile(r'([a-z0-9_]+)\{([a-z]+="(?:[^"\\\n]|\\.)*"(?:,[a-z]+="[^"]*")*)\} (-?[0-9.e+-]+)')
+LINE = re.compile(r'([a-z0-9_]+)\{((?:[a-z]+="(?:[^"\\\n]|\\.)*",?)+)\} (-?[0-9.e+-]+)')
+RUN = re.compile(r',?run="(?:[^"\\\n]|\\.)*",?')
 
 
 def numbers(path: Path) -> dict[str, float]:
@@ -20,7 +21,9 @@ def numbers(path: Path) -> dict[str, float]:
         if not line.startswith("#"):
             match = LINE.fullmatch(line)
             assert match, line
-            found[f"{match[1]}{{{match[2].partition(',')[2]}}}"] = float(match[3])
+            assert 'run="s3://b/am\\"har\\\\ic"' in match[2]
+            others = ",".join(filter(None, RUN.split(match[2])))
+            found[f"{match[1]}{{{others}}}"] = float(match[3])
     return found
 
 
