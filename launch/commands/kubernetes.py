@@ -113,7 +113,14 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
 
 
 def _cluster(given: argparse.Namespace) -> "KubernetesCluster":
-    from launch.kubernetes.cluster import KubernetesCluster
+    try:
+        from launch.kubernetes.cluster import KubernetesCluster
+    except ModuleNotFoundError as error:
+        # The client is 120 MB that training never needs, so it is no dependency of the package.
+        raise ConfigError(
+            f"the Kubernetes client is not installed here ({error}). Install it: pip install "
+            "'indextts-job[kubernetes]'. `submit --dry-run` and kubectl work without it."
+        ) from error
 
     return KubernetesCluster(given.namespace, given.context, say=say)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from indextts_job.errors import ConfigError
+from indextts_job.errors import EXIT_CONFIG, ConfigError
 from indextts_job.preemption.relay import FORWARDED, UNHANDLED_CODES, StopRelay
 from launch import local
 from launch.cli import main
@@ -248,3 +248,14 @@ def test_a_launcher_that_cannot_speak_goes_on(target: str) -> None:
     for descriptor in {out, writer}:
         os.close(descriptor)
     assert (done.returncode, done.stderr) == (0, "went on\n")
+
+
+def test_a_missing_kubernetes_client_is_named_with_what_to_install() -> None:
+    script = "import sys; sys.modules['kubernetes'] = None; from launch.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "kubernetes"]
+    ended = subprocess.run([*command, "status", "am"], capture_output=True, text=True, check=False)
+    assert ended.returncode == EXIT_CONFIG
+    assert "pip install 'indextts-job[kubernetes]'" in ended.stderr
+    config = Path(__file__).parents[2] / "k8s/base/run.yaml"
+    rendered = [*command, "submit", "--dry-run", "--image", "i", "--", str(config)]
+    assert "kind: Job" in subprocess.run(rendered, capture_output=True, text=True, check=True).stdout
