@@ -1,1 +1,1 @@
-"""Dataset manifests, the order of samples, packing, and prefetching."""
+"""Datasets: manifests, checks, shards, the order of samples, packing, and prefetching."""

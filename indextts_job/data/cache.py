@@ -1,9 +1,9 @@
-"""Shards where they are used: read in place from a local disk, or through a node-local copy from a bucket.
+"""Read rows of shards: directly from a local disk, or from a bucket with copies on this node.
 
-A row that is not here yet is one ranged request, so training starts with the first of them. The shards follow behind
-it in the order in which rows were asked for, in parts that serve rows as soon as they are here; then there is no more
-traffic. A copy is optional: a full disk or a lost file costs requests, never a run. Copies are named by the hash of
-their content, so a changed dataset never meets them, and jobs of one node share them.
+A row that has no copy yet is one ranged request, so training starts at once. Whole shards are downloaded in the
+background, in the order in which their rows were first read, and serve rows from every part that has arrived. Copies
+are optional: a full disk or a lost file costs requests and never ends a run. They are named by the hash of their
+content, so they cannot be mixed up with those of a changed dataset, and the jobs of a node share them.
 """
 
 import contextlib
@@ -20,20 +20,20 @@ from indextts_job.storage import files
 from indextts_job.storage.reader import RemoteReader
 
 MAPPED_COPIES = 256
-"""Copies mapped at a time: each holds an open file, of which a process may have 1,024 in some containers."""
+"""Number of copies mapped at a time: each holds an open file, and some containers allow a process only 1,024."""
 
 
 def default_folder() -> Path:
-    """Where copies lie unless the configuration says otherwise."""
+    """The folder of copies, unless the configuration gives another one."""
     return Path(tempfile.gettempdir()) / "indextts-job-cache"
 
 
 def shard_reader(folder: str, cache_folder: Path, free_ratio: float) -> ReadRange:
-    """How the shards in a folder are read.
+    """The function that reads ranges of the shards in a folder.
 
     Args:
         folder: Path or URL of the sharded dataset.
-        cache_folder: For copies of remote shards; made when missing.
+        cache_folder: Folder for copies of remote shards; created when missing.
         free_ratio: Share of the disk that the copies leave free.
     """
     if files.is_local(folder):
@@ -48,8 +48,8 @@ class LocalShards:
         self._folder = folder
 
     def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> memoryview:
-        """Bytes [start, stop) of a shard; it is no copy, so it cannot be fresher."""
-        del fresh
+        """Bytes [start, stop) of a shard."""
+        del fresh  # there is no copy to skip
         return memoryview(_read_range(self._folder / shard.name, start, stop))
 
 
@@ -66,12 +66,14 @@ class CachedShards:
         """Ranged requests made for single rows."""
 
     def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> memoryview:
-        """Bytes [start, stop) of a shard; `fresh` asks the bucket whatever is here."""
+        """Bytes [start, stop) of a shard; with `fresh` from the bucket, and a copy is removed."""
         if fresh:
+            # The caller has found wrong bytes, so the copy must not serve other rows either.
             copy_path(self._cache, shard).unlink(missing_ok=True)
             self._mapped.cache_clear()
         else:
-            with contextlib.suppress(OSError, ValueError):  # not here yet, evicted, or cut off: the bucket has it
+            # Any failure of a copy (missing, evicted, truncated) is ignored: the bucket has the bytes.
+            with contextlib.suppress(OSError, ValueError):
                 return self._from_copy(shard, start, stop)
         self._downloads.want(shard)
         if not fresh and self._downloads.wait_for(shard, start, stop):
@@ -81,13 +83,15 @@ class CachedShards:
         return memoryview(self._fetch(shard, start, stop))
 
     def _from_copy(self, shard: Shard, start: int, stop: int) -> memoryview:
+        # A partial copy is read and not mapped: if its download is given up, another process truncates the file, and
+        # a page of the mapping that is gone ends this process with SIGBUS.
         path = self._downloads.partial_with(shard, start, stop)
         if path:
             return memoryview(_read_range(path, start, stop))
         return self._mapped(shard)[start:stop]
 
     def _map(self, shard: Shard) -> memoryview:
-        # Whole copies are only ever renamed here and unlinked, so a mapping stays good.
+        # A whole copy is never written again, only renamed into place and unlinked, so a mapping stays valid.
         mapped = np.memmap(copy_path(self._cache, shard), np.uint8, mode="r").data
         if len(mapped) != shard.size_bytes:
             raise ValueError(f"the copy of {shard.name} is cut off")

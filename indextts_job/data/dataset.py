@@ -1,7 +1,7 @@
-"""A dataset in memory: ids of all samples, and vectors that are read when they are needed.
+"""A dataset in memory: the ids of all samples, and vectors that are read when they are needed.
 
-Where a vector lies, in a file of its own or in a shard, does not matter here: its digest is compared whenever it is
-read. Content that changes under a running job is an error, not another sample.
+A vector may be in a file of its own or in a shard; its digest is compared whenever it is read. Content that changes
+during a run is an error and never silently another sample.
 """
 
 import hashlib
@@ -18,26 +18,26 @@ from indextts_job.model.batch import Floats, Sample
 from indextts_job.model.config import GPTConfig
 
 DIGEST_BYTES = 16
-"""Of BLAKE2b: 128 bits make an accidental collision among millions of arrays impossible in practice."""
+"""Length of the BLAKE2b digests: with 128 bits, an accidental collision among millions of arrays does not happen."""
 
 
 def content_digest(array: npt.NDArray[np.generic]) -> bytes:
-    """Digest of an array's values in C order; ids are taken as int32, vectors as float32."""
+    """Digest of an array's values in C order. Callers pass ids as int32 and vectors as float32."""
     return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=DIGEST_BYTES).digest()
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a sample may hold."""
+    """The limits of a sample's lengths, ids and shapes."""
 
     model: GPTConfig
     text_pieces: int
-    """Pieces of the tokenizer in use."""
+    """Number of pieces of the tokenizer in use."""
 
 
 @dataclass(frozen=True, slots=True)
 class SkippedSample:
-    """A sample left out on request."""
+    """A bad sample that was left out because the user asked for it."""
 
     id: str
     reason: str
@@ -53,13 +53,14 @@ class Ids:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """A conditioning array or an emotion vector, not read yet."""
+    """A conditioning array or an emotion vector that is read when it is needed."""
 
     where: str
     """File, or shard and row."""
     digest: bytes
     load: Callable[[bool], Floats]
-    """Reads it, past any copy when the argument is true; raises FileNotFoundError or ValueError when it is gone."""
+    """Reads the values, without any local copy if the argument is true; raises FileNotFoundError or ValueError when
+    they are gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class Entry:
     id: str
     language: str
     origin: str
-    """Where it was named, for messages."""
+    """Manifest and line, or index and pair, for messages."""
     text_ids: Ids
     codes: Ids
     condition: Vector
@@ -77,7 +78,7 @@ class Entry:
 
 
 READERS = 32
-"""Samples read at a time from remote storage, to hide its latency."""
+"""Number of samples read at a time from remote storage, to hide its latency."""
 
 
 class Dataset:
@@ -95,10 +96,8 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """Hash over ids and content of all samples in order.
-
-        Paths do not enter: a moved dataset is the same, and so is one that was sharded.
-        """
+        """Hash over the ids and the content of all samples in order."""
+        # Without paths: a dataset that was moved or sharded is still the same.
         return fingerprint(
             (entry.id, (entry.text_ids.digest, entry.codes.digest, entry.condition.digest, entry.emotion.digest))
             for entry in self.entries
@@ -106,11 +105,12 @@ class Dataset:
 
     @property
     def languages(self) -> dict[str, int]:
-        """Samples by language; an empty key where none is given."""
+        """Number of samples by language; the empty key stands for no language."""
         return dict(Counter(entry.language for entry in self.entries))
 
     def samples(self, indices: Sequence[int]) -> list[Sample]:
-        """Several samples; from remote storage, many at a time."""
+        """Several samples; from remote storage, `READERS` at a time."""
+        # Threads hide the latency of remote storage; a local disk has little.
         if not any("://" in self.entries[index].condition.where for index in indices):
             return [self.sample(index) for index in indices]
         if self._pool is None:
@@ -121,8 +121,8 @@ class Dataset:
         """One sample with its vectors read from storage.
 
         Raises:
-            DataError: A vector changed since it was checked.
-            UnavailableError: A vector cannot be read any more.
+            DataError: A vector has changed since it was checked.
+            UnavailableError: A vector can no longer be read.
         """
         entry = self.entries[index]
         return Sample(
@@ -146,14 +146,15 @@ def fingerprint(samples: Iterable[tuple[str, Sequence[bytes]]]) -> str:
 
 
 def read_vector(vector: Vector, owner: str) -> Floats:
-    """A vector from storage, verified.
+    """Read a vector and compare its digest.
 
     Args:
-        vector: What to read.
-        owner: Whose it is, for messages.
+        vector: The vector to read.
+        owner: The sample that it belongs to, for messages.
     """
     try:
-        for fresh in (False, True, True):  # a copy on this node may have rotted, or the line may lie
+        # A copy on this node may be damaged, and so may a transfer; both are cured by another read from the source.
+        for fresh in (False, True, True):
             values = vector.load(fresh)
             if content_digest(values) == vector.digest:
                 return values

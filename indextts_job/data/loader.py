@@ -1,7 +1,7 @@
-"""Micro-batches of a step, and prefetching: the next steps are built while the current one is computed.
+"""Build the micro-batches of a step, and prefetch: the next steps are built while the current one is computed.
 
-What a step holds is decided by `build(step)` alone. The thread runs ahead by a bounded number of steps and hands
-them over in order, so it can be late but never wrong.
+The content of a step is a function of the step alone. The thread builds a bounded number of steps ahead and hands them
+over in order, so its timing has no influence on what is trained.
 """
 
 import queue
@@ -20,12 +20,12 @@ from indextts_job.waiting import Stopped, hand_over, never, take
 
 T = TypeVar("T")
 LONG_WAIT_S = 60.0
-"""A wait for data that is worth a line: then a read hangs, or the storage cannot keep up."""
+"""A longer wait for data is reported: a read hangs, or the storage is too slow."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """`build` raised."""
+    """The error that `build` raised."""
 
     error: Exception
 
@@ -34,9 +34,9 @@ class Prefetcher(Generic[T]):
     """Calls `build(step)` for consecutive steps in a thread of its own.
 
     Args:
-        build: A function of the step alone.
-        steps: The steps that will be asked for, in order.
-        depth: How many finished results may wait.
+        build: Function of the step alone.
+        steps: The steps that will be requested, in order.
+        depth: Number of finished results that may wait.
     """
 
     def __init__(self, build: Callable[[int], T], steps: range, depth: int = 2) -> None:
@@ -53,15 +53,16 @@ class Prefetcher(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The thread is not waited for: it may be inside a read that hangs, and it ends with the process.
+        # Nothing waits for the thread: it may be in a read that hangs, and it ends with the process.
         self._closed.set()
 
     def restart(self, step: int) -> None:
-        """Build again from a step on: what `build` does has changed.
+        """Discard what is built and build again, because `build` gives something else now.
 
         Args:
-            step: The one that is asked for next.
+            step: The step that is requested next.
         """
+        # A new event and a new queue: the old thread may still finish a step, and must not deliver it.
         self._closed.set()
         self._closed = threading.Event()
         self._ready = queue.Queue(self._depth)
@@ -75,16 +76,16 @@ class Prefetcher(Generic[T]):
         """The result for `step`; waits until it is built.
 
         Args:
-            step: The next one in order.
-            stopped: Ends the wait.
-            tell: Called once when the wait becomes long.
+            step: The next step in order.
+            stopped: Ends the wait when it returns something true.
+            tell: Called once when the wait is longer than `LONG_WAIT_S`.
 
         Returns:
-            None when the wait was ended.
+            The result; None when `stopped` ended the wait.
 
         Raises:
-            Exception: Whatever `build` raised for this step.
-            LookupError: Steps were asked for out of order.
+            Exception: The error that `build` raised for this step.
+            LookupError: The steps were not requested in order.
         """
         taken = take(self._ready, stopped, LONG_WAIT_S, tell)
         if taken is None:
@@ -101,7 +102,7 @@ class Prefetcher(Generic[T]):
             result: T | _Failed
             try:
                 result = self._build(step)
-            except Exception as error:  # noqa: BLE001  # handed to the thread that asks for this step
+            except Exception as error:  # noqa: BLE001  # raised again in the thread that requests this step
                 result = _Failed(error)
             if not hand_over(ready, (step, result), closed.is_set) or isinstance(result, _Failed):
                 return
@@ -111,15 +112,16 @@ def step_batches(dataset: Dataset, order: Order, config: GPTConfig, cut: Cut, st
     """The packed micro-batches of one step on one rank; all ranks have the same number of them.
 
     Args:
-        dataset: Where the samples are.
-        order: Which samples the step holds.
-        config: The model.
-        cut: How this rank cuts a step.
-        step: The position.
+        dataset: The samples.
+        order: The order in which the run uses them.
+        config: The model's sizes.
+        cut: Capacity of a micro-batch, and this rank's share.
+        step: The optimizer step, from 0.
     """
     indices = [int(index) for index in order.samples_of(step)]
     lengths = [config.sample_tokens(dataset.text_lengths[i], dataset.code_lengths[i]) for i in indices]
     mine = bins_of_rank(pack(lengths, cut.capacity_tokens, cut.world_size), cut.rank, cut.world_size)
+    # Only the samples of this rank are read, and all of them at once.
     slots = [slot for taken in mine for slot in taken]
     samples = dict(zip(slots, dataset.samples([indices[slot] for slot in slots]), strict=True))
     return [collate([samples[slot] for slot in taken], config) for taken in mine]

@@ -1,7 +1,6 @@
 """Dataset manifests: JSON lines that name the arrays of each utterance pair.
 
-Parsing is pure: text in, records out, every bad line named. Whether the arrays exist and hold what the record says
-is `data/dataset.py`'s concern.
+Parsing is pure: text in, records out, and every bad line is reported. `data/checking.py` checks the arrays.
 """
 
 import json
@@ -17,17 +16,18 @@ from indextts_job.storage.urls import file_path, resolved
 
 _LANGUAGE_CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
 _WHOLE = re.compile(r"\s*(\d{1,15})(\.0*)?\s*")
-"""A length as programs write it that know no integers: pandas makes `5.0` or `"5"` of a column with gaps."""
+"""A length as some programs write it: pandas makes `5.0` or `"5"` of an integer column with missing values."""
 _MOST_TOKENS = 10**15
 _UNENCODABLE = re.compile("[\x00\ud800-\udfff]")
+"""NUL, which no path may have, and halves of surrogate pairs, which have no UTF-8."""
 SUFFIXES = (".jsonl", ".json")
-"""Of manifests; a sharded dataset is a folder."""
+"""Endings of manifests; a sharded dataset is a folder."""
 LONGEST_SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """Which samples are trained and validated on."""
+    """The samples to train and validate on."""
 
     train_manifests: tuple[str, ...] = ()
     """Paired manifests, `path` or `path::language`, or folders of sharded datasets; paths or URLs, in this order."""
@@ -43,10 +43,11 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class ManifestSource:
-    """A manifest argument taken apart."""
+    """A manifest and the language that its argument gives."""
 
     url: str
     language: str
+    """Language code in lower case; empty if the argument gives none."""
 
     @property
     def shown(self) -> str:
@@ -56,7 +57,10 @@ class ManifestSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairRecord:
-    """One line of a paired manifest: the prompt gives condition and emotion, the target text and codes."""
+    """One line of a paired manifest.
+
+    The prompt has the conditioning array and the emotion vector, the target has the text ids and the codes.
+    """
 
     id: str
     condition_path: str
@@ -71,17 +75,15 @@ class PairRecord:
 
 
 def parse_source(argument: str, exists: Callable[[str], bool]) -> ManifestSource:
-    """Take `path`, `path::am`, `path@am` or `path=am` apart.
-
-    The separators are tried in this order and split at their last occurrence. The suffix counts only when it looks
-    like a language code, and behind `@` and `=` only when the whole argument is not itself something that exists:
-    `data/lang=am/train.jsonl` and `s3://bucket/run@v2` are paths. The query of a signed link is full of `=`, so only
-    `::` is looked for behind one.
+    """Split `path`, `path::am`, `path@am` or `path=am` into path and language.
 
     Args:
-        argument: What the user gave.
-        exists: Whether a path or URL exists; asked at most once.
+        argument: The argument of the user.
+        exists: Whether a path or URL exists; called at most once.
     """
+    # Each separator is looked for from the right. The suffix has to look like a language code, and after `@` or `=`
+    # the whole argument must not exist: `data/lang=am/train.jsonl` and `s3://bucket/run@v2` are paths. The query of a
+    # signed link is full of `=`, so there only `::` counts.
     separators = ("::", "@", "=") if file_path(argument) == argument else ("::",)
     for separator in separators:
         path, found, suffix = argument.rpartition(separator)
@@ -100,19 +102,19 @@ def is_manifest(url: str) -> bool:
 
 @dataclass(slots=True)
 class ScannedManifest:
-    """What the lines of a manifest hold, the bad ones too."""
+    """The good and the bad lines of a manifest."""
 
     records: list[PairRecord] = field(default_factory=list)
     documents: list[Mapping[str, object]] = field(default_factory=list)
-    """All fields of each record."""
+    """All fields of each record, in the order of `records`."""
     malformed: list[str] = field(default_factory=list)
-    """Lines that are no records, and why."""
+    """Findings about lines that are no records."""
     single: list[str] = field(default_factory=list)
-    """Lines that are records of single utterances."""
+    """Findings about lines that are records of single utterances."""
 
 
 def scan_manifest(lines: Iterable[str], source: ManifestSource) -> ScannedManifest:
-    """Every line of a manifest. Blank lines and unknown fields are ignored."""
+    """Parse every line of a manifest. Blank lines and unknown fields are ignored."""
     scanned = ScannedManifest()
     shown = source.shown
     for number, line in enumerate(lines, start=1):
@@ -125,7 +127,7 @@ def parse_records(lines: Iterable[str], source: ManifestSource) -> list[PairReco
     """All records of one manifest.
 
     Raises:
-        DataError: Malformed lines, single instead of paired records, or no record at all. Names every line.
+        DataError: Malformed lines, single instead of paired records, or no record at all. Names the lines.
     """
     scanned = scan_manifest(lines, source)
     if scanned.single:
@@ -147,6 +149,7 @@ def parse_records(lines: Iterable[str], source: ManifestSource) -> list[PairReco
 
 
 def _scan_line(line: str, origin: str, source: ManifestSource, scanned: ScannedManifest) -> None:
+    """Parse one line and add it to the list that it belongs to."""
     try:
         document = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -169,12 +172,7 @@ def _scan_line(line: str, origin: str, source: ManifestSource, scanned: ScannedM
 
 
 def _record(document: Mapping[str, object], origin: str, source: ManifestSource) -> PairRecord:
-    emotion = "prompt_emo_vec_path" if document.get("prompt_emo_vec_path") else "target_emo_vec_path"
-    if not document.get(emotion):
-        raise TypeError("no emotion path: expected prompt_emo_vec_path or target_emo_vec_path")
-    language = document.get("target_language") or document.get("language") or source.language
-    if not isinstance(language, str) or _UNENCODABLE.search(language):
-        raise TypeError(f"the language is {_shown(language)}, expected a text")
+    emotion, language = _emotion_key(document), _language(document, source)
     return PairRecord(
         id=_text(document, "id"),
         condition_path=_path(document, "prompt_condition_path", source),
@@ -183,9 +181,24 @@ def _record(document: Mapping[str, object], origin: str, source: ManifestSource)
         codes_path=_path(document, "target_codes_path", source),
         text_tokens=_length(document, "target_text_len"),
         code_tokens=_length(document, "target_code_len"),
-        language=language.strip().lower(),
+        language=language,
         origin=origin,
     )
+
+
+def _emotion_key(document: Mapping[str, object]) -> str:
+    # The prompt's emotion counts; manifests without it have only the target's.
+    for key in ("prompt_emo_vec_path", "target_emo_vec_path"):
+        if document.get(key):
+            return key
+    raise TypeError("no emotion path: expected prompt_emo_vec_path or target_emo_vec_path")
+
+
+def _language(document: Mapping[str, object], source: ManifestSource) -> str:
+    language = document.get("target_language") or document.get("language") or source.language
+    if not isinstance(language, str) or _UNENCODABLE.search(language):
+        raise TypeError(f"the language is {_shown(language)}, expected a text")
+    return language.strip().lower()
 
 
 def _text(document: Mapping[str, object], key: str) -> str:
@@ -206,7 +219,7 @@ def _path(document: Mapping[str, object], key: str, source: ManifestSource) -> s
 
 def _length(document: Mapping[str, object], key: str) -> int:
     value = document.get(key)
-    if type(value) is int and 0 <= value < _MOST_TOKENS:  # as nearly all are written
+    if type(value) is int and 0 <= value < _MOST_TOKENS:  # the usual case, without a regular expression
         return value
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         match = _WHOLE.fullmatch(str(value))
@@ -216,9 +229,9 @@ def _length(document: Mapping[str, object], key: str) -> int:
 
 
 def _shown(value: object) -> str:
-    """A wrong value for a message, not as long as a file and without secrets."""
+    """A wrong value for a message: shortened, and without secrets."""
     try:
         text = redacted(repr(value)[: 10 * LONGEST_SHOWN])
-    except RecursionError:  # JSON may be nested a little deeper than can be written
+    except RecursionError:  # json parses deeper nesting than repr can print
         return f"a deep {type(value).__name__}"
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

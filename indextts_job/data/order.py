@@ -1,11 +1,11 @@
-"""The samples of step k: a pure function of (dataset size, seed, global batch size, k). I1 rests on it.
+"""The samples of step k: a pure function of (dataset size, seed, global batch size, k), which I1 depends on.
 
-One endless stream of positions: position p lies in epoch p div N, at slot p mod N of a permutation keyed by
-(seed, epoch). Step k takes the positions k·G … (k+1)·G - 1, so a global batch may cross the edge of an epoch;
-only the very last one of a run may be short, and nothing is dropped or repeated.
+Positions form one endless stream: position p is in epoch p div N, at slot p mod N of a permutation keyed by
+(seed, epoch). Step k has the positions k·G … (k+1)·G - 1, so a global batch may cross the edge of an epoch. Only the
+last global batch of a run may be short; no sample is dropped or repeated.
 
-The permutation is a stable argsort of a keyed 64-bit hash, specified in integers down to the last bit, because
-neither `torch.randperm` nor numpy's `permutation` promise the same order across versions.
+The permutation is a stable argsort of a keyed 64-bit hash, specified in integer arithmetic, because neither
+`torch.randperm` nor numpy's `permutation` promises the same order in other versions.
 """
 
 from dataclasses import dataclass, field
@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 ORDER_VERSION = 1
-"""Stored in every checkpoint. Another algorithm is another version, and never continues an older run."""
+"""Stored in every checkpoint. Another algorithm needs another version, and cannot continue an older run."""
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, the increment of splitmix64 (Steele et al., OOPSLA 2014)
+# Multipliers of splitmix64's finalizer: variant 13 of Stafford, "Better Bit Mixing", 2011.
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 
@@ -32,7 +33,7 @@ def mix64(value: int) -> int:
 
 
 def derive_seed(*parts: int) -> int:
-    """One 63-bit seed from several integers, each position counting: (seed, step, micro-batch, rank)."""
+    """One 63-bit seed from several integers in their order, for example (seed, step, micro-batch, rank)."""
     key = 0
     for part in parts:
         key = mix64((key + _GOLDEN + part) & _MASK)
@@ -40,18 +41,19 @@ def derive_seed(*parts: int) -> int:
 
 
 def permutation(seed: int, epoch: int, num_samples: int) -> npt.NDArray[np.int64]:
-    """Order of one epoch.
+    """The order of the samples in one epoch.
 
     Args:
         seed: The run's seed.
-        epoch: Counted from 0.
-        num_samples: Size of the dataset.
+        epoch: The epoch, from 0.
+        num_samples: Number of samples in the dataset.
 
     Returns:
         Dataset indices [num_samples], each exactly once.
     """
     key = np.uint64(mix64(mix64(seed + _GOLDEN) + (epoch + 1) * _GOLDEN))
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # the arithmetic is modulo 2^64
+        # `mix64` on arrays: splitmix64 started at the key, one output per sample.
         value = key + np.arange(1, num_samples + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
         value = (value ^ (value >> np.uint64(30))) * np.uint64(_MIX_1)
         value = (value ^ (value >> np.uint64(27))) * np.uint64(_MIX_2)
@@ -61,9 +63,9 @@ def permutation(seed: int, epoch: int, num_samples: int) -> npt.NDArray[np.int64
 
 @lru_cache(maxsize=4)
 def _cached_permutation(seed: int, epoch: int, num_samples: int) -> npt.NDArray[np.int64]:
-    # A step looks at one epoch, or two at an edge; computing 200,000 slots takes 15 ms, so a few are kept.
+    # A step reads one epoch, or two at an edge. Computing 200,000 slots takes 15 ms, so a few permutations are kept.
     order = permutation(seed, epoch, num_samples)
-    order.flags.writeable = False
+    order.flags.writeable = False  # all callers share it
     return order
 
 
@@ -75,7 +77,7 @@ class Order:
     seed: int
     global_batch_samples: int
     total_samples: int = field(default=0)
-    """Length of the stream (epochs x num_samples), so that the last step may be short. 0: endless."""
+    """Length of the stream (epochs x num_samples), so that the last step may be short; 0 = endless."""
 
     def samples_of(self, step: int) -> npt.NDArray[np.int64]:
         """Dataset indices of one step, [global_batch_samples] or fewer at the end of the stream."""
@@ -93,9 +95,9 @@ class Order:
 
     @property
     def total_steps(self) -> int:
-        """Steps until the stream ends, the short last one included; 0 when it is endless."""
-        return -(-self.total_samples // self.global_batch_samples)
+        """Number of steps until the stream ends, with the short last one; 0 when it is endless."""
+        return -(-self.total_samples // self.global_batch_samples)  # rounded up
 
     def epoch_of(self, step: int) -> tuple[int, int]:
-        """Where a step starts: (epoch, samples of that epoch already used)."""
+        """The start of a step: (epoch, samples of that epoch that earlier steps have used)."""
         return divmod(step * self.global_batch_samples, self.num_samples)

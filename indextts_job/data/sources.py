@@ -1,4 +1,4 @@
-"""What the configuration names as data: manifests with their files, or sharded datasets, in the order given."""
+"""Load a dataset from the manifests and sharded datasets that a configuration names, in the given order."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,14 +26,14 @@ def load_dataset(
 
     Args:
         arguments: Manifests or sharded datasets, as the user gave them.
-        limits: What model and tokenizer allow.
+        limits: The sizes that model and tokenizer allow.
         skip_bad_samples: Leave bad samples out instead of raising.
-        cache_folder: For node-local copies of remote shards; empty = the default.
-        cache_free_ratio: Share of its disk that they leave free.
+        cache_folder: Folder for copies of remote shards; empty = the default.
+        cache_free_ratio: Share of its disk that the copies leave free.
         progress: Called with (arrays checked, arrays in all).
 
     Raises:
-        DataError: A manifest, a shard or a sample is bad; all bad samples are named at once.
+        DataError: A manifest, a shard or a sample is bad; the message names all bad samples of a manifest.
     """
     entries: list[Entry] = []
     skipped: list[SkippedSample] = []
