@@ -5,6 +5,7 @@
 # make check   format, lint, types, import layers, spelling
 # make image   the container image; make image-report what is in it, by size
 # make fuzz    input from outside, for about an hour: other examples than in the tests, each time
+# make mutants do the tests notice what is wrong? Half an hour; goes on where it was stopped
 # make bench   the measurements behind the README's figures
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +14,7 @@ IMAGE ?= indextts-job
 ENGINE ?= $(shell command -v docker || command -v podman)
 export PYTHONUTF8 := 1
 
-.PHONY: demo demo-s3 test fuzz long check lint format bench goldens constraints image image-report clean
+.PHONY: demo demo-s3 test fuzz mutants long check lint format bench goldens constraints image image-report clean
 
 demo: $(VENV)/ready-run
 	$(BIN)/indextts-job demo
@@ -26,6 +27,12 @@ test: check
 
 fuzz: $(VENV)/ready-dev
 	$(BIN)/pytest tests/fuzz --hypothesis-profile fuzz --numprocesses auto --maxprocesses 4
+
+# tests/mutants.md lists the mutants that cannot be killed.
+mutants: $(VENV)/ready-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run
+	$(BIN)/python -m tests.support.mutants
 
 # The full matrices that `make test` runs a part of.
 long: $(VENV)/ready-dev
