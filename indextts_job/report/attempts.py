@@ -1,5 +1,6 @@
 """The attempts of a run, from their records and journals: where each ran, how far it came, how it ended."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -129,33 +130,39 @@ def _events(storage: RunStorage, number: str) -> Iterable[Logged[Event]]:
 
 
 def _with_events(attempt: Attempt, events: Iterable[Logged[Event]], *, curves: bool) -> Attempt:
-    train_lines: list[Logged[TrainLine]] = []
-    validations: list[Logged[Validated]] = []
-    spent: list[Logged[TimeSpent]] = []
+    """An attempt with what its journal tells."""
+    told: dict[type[Event], list[Any]] = defaultdict(list)
     for logged in events:
-        step = logged.event.step
-        attempt = replace(attempt, last_step=max(attempt.last_step, step), heard=logged.time)
-        match logged.event:
-            case TrainLine() as event:
-                train_lines.append(Logged(logged.time, event))
-            case Validated() as event:
-                validations.append(Logged(logged.time, event))
-            case TimeSpent() as event:
-                spent.append(Logged(logged.time, event))
-            case Committed() as event:
-                attempt = replace(attempt, checkpoint=Logged(logged.time, event), committed_step=step)
-            case AttemptStarted() as event:
-                attempt = replace(attempt, total_steps=event.total_steps, trained=logged.time)
-            case AttemptEnded() as event:
-                attempt = replace(attempt, ended=logged.time, outcome=event.outcome, exit_code=event.exit_code)
-    return replace(
+        told[type(logged.event)].append(logged)
+        attempt = replace(attempt, last_step=max(attempt.last_step, logged.event.step), heard=logged.time)
+    train, validations, checkpoints = told[TrainLine], told[Validated], told[Committed]
+    attempt = replace(
         attempt,
-        train=train_lines[-1] if train_lines else None,
-        validation=validations[-1] if validations else None,
-        spent=tuple(spent),
-        train_lines=tuple(train_lines) if curves else (),
+        train=_last(train),
+        validation=_last(validations),
+        checkpoint=_last(checkpoints),
+        committed_step=checkpoints[-1].event.step if checkpoints else None,
+        spent=tuple(told[TimeSpent]),
+        train_lines=tuple(train) if curves else (),
         validations=tuple(validations) if curves else (),
     )
+    return _with_end(_with_begin(attempt, _last(told[AttemptStarted])), _last(told[AttemptEnded]))
+
+
+def _last(logged: Sequence[Any]) -> Any:  # noqa: ANN401  # of the type that it is given
+    return logged[-1] if logged else None
+
+
+def _with_begin(attempt: Attempt, began: Logged[AttemptStarted] | None) -> Attempt:
+    if began is None:
+        return attempt
+    return replace(attempt, total_steps=began.event.total_steps, trained=began.time)
+
+
+def _with_end(attempt: Attempt, ended: Logged[AttemptEnded] | None) -> Attempt:
+    if ended is None:
+        return attempt
+    return replace(attempt, ended=ended.time, outcome=ended.event.outcome, exit_code=ended.event.exit_code)
 
 
 def _side_record(storage: RunStorage, key: str) -> bytes:

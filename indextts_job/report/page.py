@@ -2,25 +2,21 @@
 
 import html
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from indextts_job.report.attempts import Attempt
+from indextts_job.report.chart import Curve, StepAxis, chart
 from indextts_job.report.console import human_seconds
 from indextts_job.report.events import Event
 from indextts_job.report.goodput import PARTS, where_time_went
 from indextts_job.report.journal import Logged
 from indextts_job.report.standing import how_it_ended, lost_steps, standing
 
-Point = tuple[float, float]
 E = TypeVar("E", bound=Event)
-WIDTH, HEIGHT = 640.0, 240.0
-LEFT, RIGHT, TOP, BOTTOM = 64.0, 8.0, 16.0, 26.0
-MOST_POINTS = 500
-"""Of a curve; more are averaged."""
-TICKS = 5
+LEAST_SHARE = 0.0005
+"""Smaller parts would be shown as 0.0 %."""
 PART_NAMES = {
     "steps": "steps that count",
     "not committed": "not committed yet",
@@ -33,16 +29,6 @@ PART_NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A line of a chart."""
-
-    name: str
-    points: Sequence[Point]
-    marks: bool = False
-    """Whether each point is a dot too: of a few validations, not of thousands of train lines."""
-
-
 def render(run: str, rows: Sequence[Attempt], now: datetime, *, running: bool | None = None) -> str:
     """The page.
 
@@ -52,29 +38,8 @@ def render(run: str, rows: Sequence[Attempt], now: datetime, *, running: bool | 
         now: With a time zone.
         running: Whether the process of the last attempt is there; None if that is not known.
     """
-    train = _counting(rows, lambda row: row.train_lines)
-    validation = _counting(rows, lambda row: row.validations)
-
-    def both(key: str) -> list[Curve]:
-        train_points = [(line.step, getattr(line.losses, key)) for line in train]
-        validation_points = [(one.step, getattr(one.losses, key)) for one in validation]
-        return [Curve("train", train_points), Curve("validation", validation_points, marks=True)]
-
-    def plain(key: str) -> list[Point]:
-        return [(line.step, getattr(line, key)) for line in train]
-
-    starts = [(row.from_step, row.number) for row in rows]
-    last = max([1, *(row.last_step for row in rows)])
-    charts = [
-        _chart("Text loss", both("text_loss"), starts, last),
-        _chart("Mel loss", both("mel_loss"), starts, last),
-        _chart("Mel top-1", both("mel_top1"), starts, last),
-        _chart("Learning rate", [Curve("train", plain("learning_rate"))], starts, last),
-        _chart("Samples per second", [Curve("train", plain("samples_per_s"))], starts, last),
-        _chart("Gradient norm", [Curve("train", plain("grad_norm"))], starts, last),
-    ]
     stands = standing(rows, now, running=running)
-    known = [(name, text) for name, text in stands.lines() if name != "goodput"]  # has a section of its own
+    known = [(name, text) for name, text in stands.lines() if name != "goodput"]  # goodput has a section of its own
     facts = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd></div>" for name, text in known)
     progress = min(1.0, rows[-1].last_step / stands.total_steps) if stands.total_steps else 0.0
     return f"""<!doctype html>
@@ -95,13 +60,36 @@ def render(run: str, rows: Sequence[Attempt], now: datetime, *, running: bool | 
 <main>
 <section><dl>{facts}</dl></section>
 {_goodput(rows)}
-<section class="charts">{"".join(charts)}</section>
+<section class="charts">{"".join(_charts(rows))}</section>
 <section><h2>Attempts</h2>{_attempts(rows, running)}</section>
 </main>
 <footer>Bands in the charts are attempts; a dot is a validation.</footer>
 </body>
 </html>
 """
+
+
+def _charts(rows: Sequence[Attempt]) -> list[str]:
+    train = _counting(rows, lambda row: row.train_lines)
+    validation = _counting(rows, lambda row: row.validations)
+    axis = StepAxis(last=max([1, *(row.last_step for row in rows)]), starts=[(r.from_step, r.number) for r in rows])
+
+    def losses(title: str, key: str) -> str:
+        train_points = [(line.step, getattr(line.losses, key)) for line in train]
+        validation_points = [(one.step, getattr(one.losses, key)) for one in validation]
+        return chart(title, [Curve("train", train_points), Curve("validation", validation_points, marks=True)], axis)
+
+    def of_train(title: str, key: str) -> str:
+        return chart(title, [Curve("train", [(line.step, getattr(line, key)) for line in train])], axis)
+
+    return [
+        losses("Text loss", "text_loss"),
+        losses("Mel loss", "mel_loss"),
+        losses("Mel top-1", "mel_top1"),
+        of_train("Learning rate", "learning_rate"),
+        of_train("Samples per second", "samples_per_s"),
+        of_train("Gradient norm", "grad_norm"),
+    ]
 
 
 def _counting(rows: Sequence[Attempt], events_of: Callable[[Attempt], Sequence[Logged[E]]]) -> list[E]:
@@ -113,92 +101,25 @@ def _counting(rows: Sequence[Attempt], events_of: Callable[[Attempt], Sequence[L
     return sorted(kept, key=lambda event: event.step)
 
 
-def _chart(title: str, curves: Sequence[Curve], starts: Sequence[tuple[int, int]], last: int) -> str:
-    values = [value for curve in curves for _, value in curve.points]
-    if not values:
-        return ""
-    low, high = min(values), max(values)
-    if low == high:
-        low, high = low - abs(low) / 10 - 1e-9, high + abs(high) / 10 + 1e-9
-    ticks = _ticks(low, high)
-    low, high = min(low, ticks[0]), max(high, ticks[-1])
-
-    def x(step: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * step / last
-
-    def y(value: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
-
-    parts = [_bands(starts, last, x)]
-    for tick in ticks:
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
-    for tick in _ticks(0, last):
-        if tick <= last:
-            anchor = "end" if tick > 0.95 * last else "middle"
-            parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{tick:.0f}</text>')
-    for number, curve in enumerate(curves):
-        thin = _thinned(curve.points)
-        path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in thin)
-        parts.append(f'<polyline class="curve c{number}" points="{path}"/>')
-        if curve.marks:
-            parts += [
-                f'<circle class="c{number}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="3">'
-                f"<title>step {step:.0f}: {value:.4g}</title></circle>"
-                for step, value in thin
-            ]
-    shown = [(n, curve) for n, curve in enumerate(curves) if curve.points]
-    legend = " ".join(
-        f'<span class="key c{n}">{html.escape(curve.name)} <b>{curve.points[-1][1]:.4g}</b></span>'
-        for n, curve in shown
-    )
-    picture = f'<svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img" aria-label="{html.escape(title)}">'
-    return f"<figure><figcaption>{html.escape(title)} {legend}</figcaption>{picture}{''.join(parts)}</svg></figure>"
-
-
-def _bands(starts: Sequence[tuple[int, int]], last: int, x: Any) -> str:  # noqa: ANN401  # a function of a chart
-    bands = []
-    for index, (start, attempt) in enumerate(starts):
-        end = min([last, *(other for other, _ in starts[index + 1 :])])
-        if end > start:
-            width = x(end) - x(start)
-            bands.append(
-                f'<rect class="band b{index % 2}" x="{x(start):.1f}" y="{TOP}" width="{width:.1f}" '
-                f'height="{HEIGHT - TOP - BOTTOM}"><title>attempt {attempt}, from step {start}</title></rect>'
-            )
-    return "".join(bands)
-
-
-def _thinned(points: Sequence[Point]) -> list[Point]:
-    size = -(-len(points) // MOST_POINTS) or 1
-    groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    step = 10.0 ** math.floor(math.log10((high - low) / TICKS))
-    step = next(factor * step for factor in (1, 2, 5, 10) if (high - low) / (factor * step) <= TICKS)
-    first, after = math.floor(low / step), math.ceil(high / step)
-    return [number * step for number in range(first, after + 1)]
-
-
 def _goodput(rows: Sequence[Attempt]) -> str:
     spent = where_time_went(rows)
     total = sum(spent.values())
     if not total:
         return ""
-    parts = [(part, spent[part]) for part in PARTS if spent[part] / total >= 0.0005]
-    bar = "".join(
-        f'<span class="p-{_css(part)}" style="width:{seconds / total:.3%}" title="{PART_NAMES[part]}"></span>'
-        for part, seconds in parts
-    )
-    keys = "".join(
-        f'<li><span class="swatch p-{_css(part)}"></span>{PART_NAMES[part]} <b>{seconds / total:.1%}</b> '
-        f"{human_seconds(seconds)}</li>"
-        for part, seconds in parts
-    )
+    parts = [(part, spent[part]) for part in PARTS if spent[part] / total >= LEAST_SHARE]
+    bar = "".join(_bar_part(part, seconds / total) for part, seconds in parts)
+    keys = "".join(_key(part, seconds, seconds / total) for part, seconds in parts)
     share = f"{spent['steps'] / total:.1%}"
     return f'<section><h2>Goodput {share}</h2><div class="goodput">{bar}</div><ul class="keys">{keys}</ul></section>'
+
+
+def _bar_part(part: str, share: float) -> str:
+    return f'<span class="p-{_css(part)}" style="width:{share:.3%}" title="{PART_NAMES[part]}"></span>'
+
+
+def _key(part: str, seconds: float, share: float) -> str:
+    swatch = f'<span class="swatch p-{_css(part)}"></span>'
+    return f"<li>{swatch}{PART_NAMES[part]} <b>{share:.1%}</b> {human_seconds(seconds)}</li>"
 
 
 def _css(part: str) -> str:
@@ -206,17 +127,23 @@ def _css(part: str) -> str:
 
 
 def _attempts(rows: Sequence[Attempt], running: bool | None) -> str:  # noqa: FBT001  # private
-    lines = []
+    """The table of attempts, newest first."""
+    names = ("", "started", "node", "device", "steps", "lost", "committed", "end")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    lines = [
+        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>"
+        for cells in _attempt_cells(rows, running)
+    ]
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def _attempt_cells(rows: Sequence[Attempt], running: bool | None) -> Iterator[tuple[object, ...]]:  # noqa: FBT001
     for row, lost in reversed(list(zip(rows, lost_steps(rows), strict=True))):
         how = how_it_ended(row, newest=row is rows[-1], running=running)
         started = row.record.started.replace("T", " ").partition("+")[0]
         committed = "" if row.committed_step is None else row.committed_step
         steps = f"{row.from_step} … {row.last_step}"
-        cells = (row.number, started, row.record.node, row.record.device, steps, lost or "", committed, how)
-        lines.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
-    names = ("", "started", "node", "device", "steps", "lost", "committed", "end")
-    head = "".join(f"<th>{name}</th>" for name in names)
-    return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+        yield (row.number, started, row.record.node, row.record.device, steps, lost or "", committed, how)
 
 
 _STYLE = """

@@ -9,10 +9,11 @@ from typing import Any
 from indextts_job.parsing import plain
 from indextts_job.report.attempts import Attempt, total_steps
 from indextts_job.report.console import human_seconds
+from indextts_job.report.events import TrainLine
 from indextts_job.report.goodput import goodput_text, where_time_went
 
 SILENT_S = 300.0
-"""An attempt that has said nothing for so long, and no end, was killed, or hangs, or has very long steps."""
+"""An attempt that has reported nothing for this long, and no end, was killed, hangs, or has very long steps."""
 TRAINING, SILENT, KILLED = "training", "silent", "killed"
 
 
@@ -55,27 +56,47 @@ class Standing:
         return values
 
     def lines(self) -> list[tuple[str, str]]:
-        """A name and a text each; what is not known has no line."""
-        lines = [("state", self._state())]
-        if self.total_steps:
-            epoch = "" if self.epoch is None else f", epoch {self.epoch:.2f}"
-            lines.append(("step", f"{self.step} of {self.total_steps} ({self.step / self.total_steps:.0%}){epoch}"))
-        if self.losses is not None:
-            text, mel, top1 = (self.losses[key] for key in ("text_loss", "mel_loss", "mel_top1"))
-            losses = f"text {text:.4f}, mel {mel:.4f}, top-1 {top1:.1%}"
-            lines.append(("losses", f"{losses}, learning rate {self.learning_rate:.3g}"))
-        if self.validation_total is not None:
-            best = " (the best so far)" if self.validation_is_best else ""
-            lines.append(("validation", f"{self.validation_total:.4f} at step {self.validation_step}{best}"))
-        if self.left_seconds is not None:
-            rate = f"{self.samples_per_second:.1f} samples/s, {self.tokens_per_second:.0f} tokens/s"
-            lines.append(("rate", f"{rate}, left {human_seconds(self.left_seconds)}"))
-        if self.checkpoint_age_seconds is not None:
-            lines.append(("checkpoint", f"step {self.checkpoint_step}, {_ago(self.checkpoint_age_seconds)}"))
-        lines.append(("attempts", f"{self.attempts}, {self.steps_done_again} steps done again"))
-        if self.goodput_words:
-            lines.append(("goodput", self.goodput_words))
-        return lines
+        """A name and a text for each line; what is not known has no line."""
+        lines = {
+            "state": self._state(),
+            "step": self._step(),
+            "losses": self._losses(),
+            "validation": self._validation(),
+            "rate": self._rate(),
+            "checkpoint": self._checkpoint(),
+            "attempts": f"{self.attempts}, {self.steps_done_again} steps done again",
+            "goodput": self.goodput_words,
+        }
+        return [(name, text) for name, text in lines.items() if text]
+
+    def _step(self) -> str:
+        if not self.total_steps:
+            return ""
+        epoch = "" if self.epoch is None else f", epoch {self.epoch:.2f}"
+        return f"{self.step} of {self.total_steps} ({self.step / self.total_steps:.0%}){epoch}"
+
+    def _losses(self) -> str:
+        if self.losses is None:
+            return ""
+        text, mel, top1 = (self.losses[key] for key in ("text_loss", "mel_loss", "mel_top1"))
+        return f"text {text:.4f}, mel {mel:.4f}, top-1 {top1:.1%}, learning rate {self.learning_rate:.3g}"
+
+    def _validation(self) -> str:
+        if self.validation_total is None:
+            return ""
+        best = " (the best so far)" if self.validation_is_best else ""
+        return f"{self.validation_total:.4f} at step {self.validation_step}{best}"
+
+    def _rate(self) -> str:
+        if self.left_seconds is None:
+            return ""
+        rate = f"{self.samples_per_second:.1f} samples/s, {self.tokens_per_second:.0f} tokens/s"
+        return f"{rate}, left {human_seconds(self.left_seconds)}"
+
+    def _checkpoint(self) -> str:
+        if self.checkpoint_age_seconds is None:
+            return ""
+        return f"step {self.checkpoint_step}, {_ago(self.checkpoint_age_seconds)}"
 
     def _state(self) -> str:
         ago = _ago(self.since_seconds)
@@ -105,9 +126,10 @@ def standing(rows: Sequence[Attempt], now: datetime, *, running: bool | None = N
         since_seconds=_seconds_since(last.ended if last.outcome else last.heard, now),
         step=last.last_step,
         total_steps=total_steps(rows),
-        **_of_training(rows, live=not last.outcome and running is not False),
-        **_of_validation(rows),
-        **_of_checkpoint(rows, now),
+        **_training_values(rows),
+        **_rate_values(rows, live=not last.outcome and running is not False),
+        **_validation_values(rows),
+        **_checkpoint_values(rows, now),
         attempts=len(rows),
         steps_done_again=sum(lost_steps(rows)),
         goodput=spent["steps"] / total_s if total_s else None,
@@ -115,35 +137,42 @@ def standing(rows: Sequence[Attempt], now: datetime, *, running: bool | None = N
     )
 
 
-def _of_training(rows: Sequence[Attempt], *, live: bool) -> dict[str, Any]:
-    """The last train line; its rates only while an attempt runs."""
-    line = next((row.train.event for row in reversed(rows) if row.train), None)
-    rates = line if live else None
+def _train_line(rows: Sequence[Attempt]) -> TrainLine | None:
+    """The last train line of any attempt."""
+    return next((row.train.event for row in reversed(rows) if row.train), None)
+
+
+def _training_values(rows: Sequence[Attempt]) -> dict[str, Any]:
+    line = _train_line(rows)
+    if line is None:
+        return dict.fromkeys(("epoch", "losses", "learning_rate"))
+    return {"epoch": line.epoch, "losses": plain(line.losses), "learning_rate": line.learning_rate}
+
+
+def _rate_values(rows: Sequence[Attempt], *, live: bool) -> dict[str, Any]:
+    """Rates are known only while an attempt runs."""
+    line = _train_line(rows) if live else None
+    if line is None:
+        return dict.fromkeys(("samples_per_second", "tokens_per_second", "left_seconds"))
     return {
-        "epoch": line.epoch if line else None,
-        "losses": plain(line.losses) if line else None,
-        "learning_rate": line.learning_rate if line else None,
-        "samples_per_second": rates.samples_per_s if rates else None,
-        "tokens_per_second": rates.tokens_per_s if rates else None,
-        "left_seconds": rates.eta_s if rates else None,
+        "samples_per_second": line.samples_per_s,
+        "tokens_per_second": line.tokens_per_s,
+        "left_seconds": line.eta_s,
     }
 
 
-def _of_validation(rows: Sequence[Attempt]) -> dict[str, Any]:
+def _validation_values(rows: Sequence[Attempt]) -> dict[str, Any]:
     last = next((row.validation.event for row in reversed(rows) if row.validation), None)
-    return {
-        "validation_total": last.losses.total if last else None,
-        "validation_step": last.step if last else None,
-        "validation_is_best": last.best if last else None,
-    }
+    if last is None:
+        return dict.fromkeys(("validation_total", "validation_step", "validation_is_best"))
+    return {"validation_total": last.losses.total, "validation_step": last.step, "validation_is_best": last.best}
 
 
-def _of_checkpoint(rows: Sequence[Attempt], now: datetime) -> dict[str, Any]:
+def _checkpoint_values(rows: Sequence[Attempt], now: datetime) -> dict[str, Any]:
     last = next((row.checkpoint for row in reversed(rows) if row.checkpoint), None)
-    return {
-        "checkpoint_step": last.event.step if last else None,
-        "checkpoint_age_seconds": _seconds_since(last.time, now) if last else None,
-    }
+    if last is None:
+        return dict.fromkeys(("checkpoint_step", "checkpoint_age_seconds"))
+    return {"checkpoint_step": last.event.step, "checkpoint_age_seconds": _seconds_since(last.time, now)}
 
 
 def _state_of_silence(row: Attempt, now: datetime, running: bool | None) -> str:  # noqa: FBT001  # private

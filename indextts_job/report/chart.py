@@ -1,0 +1,135 @@
+"""A line chart over optimizer steps, as SVG text. Pure."""
+
+import html
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+Point = tuple[float, float]
+WIDTH, HEIGHT = 640.0, 240.0
+LEFT, RIGHT, TOP, BOTTOM = 64.0, 8.0, 16.0, 26.0
+MOST_POINTS = 500
+"""Points drawn of one curve; a longer curve is averaged."""
+TICKS = 5
+"""Lines of the grid, at most one more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A line of a chart."""
+
+    name: str
+    points: Sequence[Point]
+    marks: bool = False
+    """Whether each point is a dot too: of a few validations, not of thousands of train lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepAxis:
+    """The horizontal axis, the same for all charts of a run."""
+
+    last: int
+    """Step at its right end."""
+    starts: Sequence[tuple[int, int]]
+    """First step and number of each attempt; attempts are bands in the background."""
+
+    def x(self, step: float) -> float:
+        """Where a step is drawn."""
+        return LEFT + (WIDTH - LEFT - RIGHT) * step / self.last
+
+
+@dataclass(frozen=True, slots=True)
+class _ValueAxis:
+    """The vertical axis."""
+
+    low: float
+    high: float
+    ticks: Sequence[float]
+
+    @classmethod
+    def over(cls, values: Sequence[float]) -> "_ValueAxis":
+        low, high = min(values), max(values)
+        if low == high:  # a line in the middle
+            low, high = low - abs(low) / 10 - 1e-9, high + abs(high) / 10 + 1e-9
+        ticks = _ticks(low, high)
+        return cls(min(low, ticks[0]), max(high, ticks[-1]), ticks)
+
+    def y(self, value: float) -> float:
+        """Where a value is drawn."""
+        return TOP + (HEIGHT - TOP - BOTTOM) * (self.high - value) / (self.high - self.low)
+
+
+def chart(title: str, curves: Sequence[Curve], steps: StepAxis) -> str:
+    """A figure with its legend; empty when no curve has a point.
+
+    Args:
+        title: For people, and for screen readers.
+        curves: Drawn in the order given; each has a colour of its own.
+        steps: The horizontal axis.
+    """
+    values = [value for curve in curves for _, value in curve.points]
+    if not values:
+        return ""
+    axis = _ValueAxis.over(values)
+    parts = [*_bands(steps), *_grid(axis), *_step_labels(steps)]
+    for number, curve in enumerate(curves):
+        parts += _drawn(number, curve, steps, axis)
+    legend = " ".join(_key(number, curve) for number, curve in enumerate(curves) if curve.points)
+    picture = f'<svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img" aria-label="{html.escape(title)}">'
+    return f"<figure><figcaption>{html.escape(title)} {legend}</figcaption>{picture}{''.join(parts)}</svg></figure>"
+
+
+def _key(number: int, curve: Curve) -> str:
+    return f'<span class="key c{number}">{html.escape(curve.name)} <b>{curve.points[-1][1]:.4g}</b></span>'
+
+
+def _bands(steps: StepAxis) -> Iterator[str]:
+    for index, (start, attempt) in enumerate(steps.starts):
+        # An attempt that went back ends where the earliest of its successors began.
+        end = min([steps.last, *(other for other, _ in steps.starts[index + 1 :])])
+        if end > start:
+            width = steps.x(end) - steps.x(start)
+            yield (
+                f'<rect class="band b{index % 2}" x="{steps.x(start):.1f}" y="{TOP}" width="{width:.1f}" '
+                f'height="{HEIGHT - TOP - BOTTOM}"><title>attempt {attempt}, from step {start}</title></rect>'
+            )
+
+
+def _grid(axis: _ValueAxis) -> Iterator[str]:
+    for tick in axis.ticks:
+        y = axis.y(tick)
+        yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>'
+
+
+def _step_labels(steps: StepAxis) -> Iterator[str]:
+    for tick in _ticks(0, steps.last):
+        if tick <= steps.last:
+            anchor = "end" if tick > 0.95 * steps.last else "middle"  # a centred number would leave the picture
+            yield f'<text x="{steps.x(tick):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{tick:.0f}</text>'
+
+
+def _drawn(number: int, curve: Curve, steps: StepAxis, axis: _ValueAxis) -> Iterator[str]:
+    points = _thinned(curve.points)
+    path = " ".join(f"{steps.x(step):.1f},{axis.y(value):.1f}" for step, value in points)
+    yield f'<polyline class="curve c{number}" points="{path}"/>'
+    if curve.marks:
+        for step, value in points:
+            yield (
+                f'<circle class="c{number}" cx="{steps.x(step):.1f}" cy="{axis.y(value):.1f}" r="3">'
+                f"<title>step {step:.0f}: {value:.4g}</title></circle>"
+            )
+
+
+def _thinned(points: Sequence[Point]) -> list[Point]:
+    size = -(-len(points) // MOST_POINTS) or 1
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers from below `low` to above `high`."""
+    step = 10.0 ** math.floor(math.log10((high - low) / TICKS))
+    step = next(factor * step for factor in (1, 2, 5, 10) if (high - low) / (factor * step) <= TICKS)
+    first, after = math.floor(low / step), math.ceil(high / step)
+    return [number * step for number in range(first, after + 1)]
