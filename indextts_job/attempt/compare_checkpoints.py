@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from indextts_job.checkpoint.history import Losses
-from indextts_job.checkpoint.manifest import CheckpointManifest
+from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Limits
@@ -17,6 +18,7 @@ from indextts_job.model.batch import collate
 from indextts_job.model.config import GPTConfig, gpt_config
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import TEXT_TABLES, Vocabulary
+from indextts_job.parsing import plain
 from indextts_job.training.evaluate import evaluate, in_order
 from indextts_job.training.state import BASE, WEIGHTS, TrainState, build_optimizer, count_parameters
 from indextts_job.training.step import Engine
@@ -26,11 +28,23 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A checkpoint and what it gives."""
+    """A checkpoint and its losses on the validation samples."""
 
+    run: str
+    """URL of the run."""
     manifest: CheckpointManifest
     losses: Losses
     samples: int
+    """How many samples the losses are of."""
+
+    @property
+    def url(self) -> str:
+        """Path or URL of the checkpoint's manifest."""
+        return f"{self.run}/{MANIFESTS}/{file_name(self.manifest.name)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """One row for programs."""
+        return {"run": self.run, "name": file_name(self.manifest.name), "samples": self.samples, **plain(self.losses)}
 
 
 def compare(
@@ -84,7 +98,7 @@ def compare(
 
         losses = evaluate(engine, batches, interrupted)
         assert losses is not None  # noqa: S101  # nobody interrupts
-        yield Compared(manifest, losses, count)
+        yield Compared(store.storage.url, manifest, losses, count)
 
 
 def _loaded(  # of one place above

@@ -6,12 +6,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from indextts_job import errors, terminal
 from indextts_job.commands.parser import Commands, Parser, at_least
 from indextts_job.commands.storage_options import add_storage_options, configure, no_run
 from indextts_job.redaction import redacted_values
 from indextts_job.storage.config import StorageConfig
+
+if TYPE_CHECKING:
+    from indextts_job.attempt.compare_checkpoints import Compared
 
 
 def add(commands: Commands) -> None:
@@ -59,10 +63,8 @@ def print_list(run: str, *, as_json: bool, verify: bool, storage: StorageConfig 
     """
     from indextts_job.checkpoint import describe
     from indextts_job.checkpoint.fence import FOLDER
-    from indextts_job.checkpoint.manifest import MANIFESTS
     from indextts_job.checkpoint.store import CheckpointStore
     from indextts_job.legacy.discovery import old_checkpoints
-    from indextts_job.report.console import human_bytes
     from indextts_job.storage.remote_storage import open_storage
 
     store = CheckpointStore(open_storage(run, storage))
@@ -70,35 +72,43 @@ def print_list(run: str, *, as_json: bool, verify: bool, storage: StorageConfig 
     old = old_checkpoints(store.storage.list(""))
     if not rows and not old and not store.storage.list(FOLDER):
         raise no_run(run)
-    code = errors.EXIT_DATA if verify and any(row["verified"] is False for row in rows) else errors.EXIT_OK
     if as_json:
         print(json.dumps(rows, indent=1))  # noqa: T201
-        return code
+    else:
+        _print_rows(rows, run, store.storage.url)
+        _tell_of_old_ones(old)
+    damaged = verify and any(row["verified"] is False for row in rows)
+    return errors.EXIT_DATA if damaged else errors.EXIT_OK
+
+
+def _print_rows(rows: Sequence[dict[str, Any]], run: str, url: str) -> None:
+    from indextts_job.checkpoint.manifest import MANIFESTS
+
     if not rows:
         terminal.say(terminal.one_line(f"{run}: no checkpoints yet"))
-        _tell_of_old_ones(old)
-        return errors.EXIT_OK
-    shown = [
-        (
-            row["step"],
-            f"{row['epoch']:.2f}" if "epoch" in row else "",
-            ", ".join([*row["tags"], *(["superseded"] if row["superseded"] else [])]),
-            f"{row['validation']['total']:.4f}" if row.get("validation") else "",
-            human_bytes(row["bytes"]) if "bytes" in row else "",
-            terminal.short_time(row.get("created", "")),
-            row["attempt"],
-            {True: "yes", False: "NO", None: ""}[row["verified"]],
-        )
-        for row in rows
-    ]
+        return
     columns = ("step", "epoch", "tags", "val total", "size", "created (UTC)", "attempt", "verified")
     below = [(row["name"], row.get("problem", "")) for row in rows]
     out = terminal.console()
-    out.print(terminal.Listing(columns, shown, below))
-    # `inspect`, `keep` and `--resume` want the whole of it.
-    out.print(terminal.one_line(f"all of them in {store.storage.url.rstrip('/')}/{MANIFESTS}/"), soft_wrap=True)
-    _tell_of_old_ones(old)
-    return code
+    out.print(terminal.Listing(columns, [_cells(row) for row in rows], below))
+    # `inspect`, `keep` and `--resume` take a whole path.
+    out.print(terminal.one_line(f"all of them in {url.rstrip('/')}/{MANIFESTS}/"), soft_wrap=True)
+
+
+def _cells(row: dict[str, Any]) -> tuple[object, ...]:
+    from indextts_job.report.console import human_bytes
+
+    tags = [*row["tags"], *(["superseded"] if row["superseded"] else [])]
+    return (
+        row["step"],
+        f"{row['epoch']:.2f}" if "epoch" in row else "",
+        ", ".join(tags),
+        f"{row['validation']['total']:.4f}" if row.get("validation") else "",
+        human_bytes(row["bytes"]) if "bytes" in row else "",
+        terminal.short_time(row.get("created", "")),
+        row["attempt"],
+        {True: "yes", False: "NO", None: ""}[row["verified"]],
+    )
 
 
 def _tell_of_old_ones(names: Sequence[str]) -> None:
@@ -109,13 +119,10 @@ def _tell_of_old_ones(names: Sequence[str]) -> None:
 def _inspect(given: argparse.Namespace) -> int:
     import yaml
 
-    from indextts_job.checkpoint import describe, retention
-    from indextts_job.resume.points import locate
+    from indextts_job.checkpoint import describe
+    from indextts_job.resume.points import locate_all
 
-    store, name = locate(given.checkpoint, configure(given, given.checkpoint))
-    names = [name] if name else retention.current(store.names())
-    if not names:
-        raise errors.ConfigError(f"{given.checkpoint} holds no checkpoints.")
+    store, names = locate_all(given.checkpoint, configure(given, given.checkpoint))
     manifest = store.manifest(names[0])
     document = describe.details(manifest)
     if given.verify:
@@ -130,56 +137,38 @@ def _inspect(given: argparse.Namespace) -> int:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from indextts_job.attempt.compare_checkpoints import compare
-    from indextts_job.checkpoint import retention
-    from indextts_job.checkpoint.manifest import MANIFESTS, file_name
     from indextts_job.hardware.facts import read_facts
     from indextts_job.report.console import ConsoleReport
-    from indextts_job.resume.points import locate
+    from indextts_job.resume.points import locate_all
 
     storage = configure(given, given.checkpoints[0])
-    chosen = []
-    for source in given.checkpoints:
-        store, name = locate(source, storage)
-        names = [name] if name else retention.current(store.names())
-        if not names:
-            raise errors.ConfigError(f"{source} holds no checkpoints.")
-        chosen += [(store, store.manifest(each)) for each in names]
+    located = [locate_all(source, storage) for source in given.checkpoints]
+    chosen = [(store, store.manifest(name)) for store, names in located for name in names]
     with ConsoleReport(sys.stderr) as console:
-        found = [
-            (store, compared)
-            for (store, _), compared in zip(
-                chosen,
-                compare(
-                    chosen,
-                    given.validation,
-                    given.max_samples,
-                    read_facts(given.device),
-                    lambda done, total: console.progress("validating", done, total),
-                ),
-                strict=True,
-            )
-        ]
-    found.sort(key=lambda pair: pair[1].losses.total)
+
+        def progress(done: int, total: int) -> None:
+            console.progress("validating", done, total)
+
+        found = list(compare(chosen, given.validation, given.max_samples, read_facts(given.device), progress))
+    found.sort(key=lambda compared: compared.losses.total)
     if given.json:
-        rows = [
-            {"run": s.storage.url, "name": file_name(c.manifest.name), "samples": c.samples, **asdict(c.losses)}
-            for s, c in found
-        ]
-        print(json.dumps(rows, indent=1))  # noqa: T201
-        return errors.EXIT_OK
+        print(json.dumps([compared.to_json() for compared in found], indent=1))  # noqa: T201
+    else:
+        _print_comparison(found)
+    return errors.EXIT_OK
+
+
+def _print_comparison(found: "Sequence[Compared]") -> None:
     shown, below = [], []
-    for store, compared in found:
+    for compared in found:
         losses, name = compared.losses, compared.manifest.name
         numbers = [f"{losses.total:.4f}", f"{losses.text_loss:.4f}", f"{losses.mel_loss:.4f}", f"{losses.mel_top1:.1%}"]
         shown.append((*numbers, name.step, ", ".join(name.tags)))
-        below.append((f"{store.storage.url}/{MANIFESTS}/{file_name(name)}",))
+        below.append((compared.url,))
     columns = ("total", "text_loss", "mel_loss", "mel_top1", "step", "tags")
     terminal.console().print(terminal.Listing(columns, shown, below))
-    print(f"{found[0][1].samples} samples each")  # noqa: T201
-    return errors.EXIT_OK
+    print(f"{found[0].samples} samples each")  # noqa: T201
 
 
 def _keep(given: argparse.Namespace) -> int:

@@ -4,10 +4,16 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from indextts_job import errors
 from indextts_job.commands.parser import Commands
 from indextts_job.commands.storage_options import add_storage_options, configure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
 
 
 def add(commands: Commands) -> None:
@@ -21,26 +27,30 @@ def add(commands: Commands) -> None:
 
 
 def _export(given: argparse.Namespace) -> int:
-    from indextts_job.checkpoint import retention
     from indextts_job.model.export import write_export
-    from indextts_job.resume.points import locate
+    from indextts_job.resume.points import locate_all
     from indextts_job.training.state import BASE, WEIGHTS
 
-    store, name = locate(given.source, configure(given, given.source))
-    names = [name] if name else retention.current(store.names())
-    names = [entry for entry in names if given.tag is None or given.tag in entry.tags]
-    if not names:
-        tagged = f" tagged {given.tag}" if given.tag else ""
-        raise errors.ConfigError(f"{given.source} holds no checkpoint{tagged}. `checkpoints list` shows what there is.")
-    manifest = store.manifest(names[0])
+    store, names = locate_all(given.source, configure(given, given.source))
+    tagged = [name for name in names if given.tag is None or given.tag in name.tags]
+    if not tagged:
+        raise errors.ConfigError(
+            f"{given.source} holds no checkpoint tagged {given.tag}. `checkpoints list` shows what there is."
+        )
+    manifest = store.manifest(tagged[0])
     tensors = store.load(manifest, (WEIGHTS, BASE))
     written = write_export(
         Path(given.output_dir),
-        {key.removeprefix(WEIGHTS): value for key, value in tensors.items() if key.startswith(WEIGHTS)},
-        {key.removeprefix(BASE): value for key, value in tensors.items() if key.startswith(BASE)},
+        _below(WEIGHTS, tensors),
+        _below(BASE, tensors),
         manifest.values,
         store.read_file(manifest, "tokenizer.model"),
     )
     for path in written:
         print(path)  # noqa: T201
     return errors.EXIT_OK
+
+
+def _below(prefix: str, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """The tensors whose name begins with a prefix, under the rest of their name."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,8 +1,8 @@
-"""What a doctor finds, shown: a line each as it is found, or JSON for programs."""
+"""Shows what `doctor` finds: each finding as soon as it is made, or all of them as JSON for programs."""
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rich.text import Text
 
@@ -18,9 +18,9 @@ def report(findings: Iterable[Finding], *, as_json: bool, details: int = DETAILS
     """Show findings.
 
     Args:
-        findings: As they come.
-        as_json: One array at the end.
-        details: Places shown of each finding.
+        findings: Shown in this order.
+        as_json: Print one JSON array at the end instead.
+        details: How many places of each finding are shown.
 
     Returns:
         The exit code of the first error; 0 if there is none.
@@ -29,22 +29,26 @@ def report(findings: Iterable[Finding], *, as_json: bool, details: int = DETAILS
     seen = []
     for finding in findings:
         seen.append(finding)
-        if as_json:
-            continue
-        level = (f"{finding.level:<8}", STYLES[finding.level])
-        console.print(Text.assemble(level, f"{finding.subject:<20}", _clean(finding.found)), soft_wrap=True)
-        for line in finding.picture:
-            console.print(Text(f"{'':<10}{terminal.one_line(line)}"), soft_wrap=True)
-        for detail in finding.details[:details]:
-            console.print(Text(f"{'':<10}{_clean(detail)}", style="dim"), soft_wrap=True)
-        if len(finding.details) > details:
-            console.print(Text(f"{'':<10}… and {len(finding.details) - details} more", style="dim"))
-        if finding.level != "ok" and finding.advice:
-            console.print(Text(f"{'':<28}{_clean(finding.advice)}"), soft_wrap=True)
-        sys.stdout.flush()
+        if not as_json:
+            for line in _lines(finding, details):
+                console.print(line, soft_wrap=True)
+            sys.stdout.flush()  # a long examination is followed line by line, also through a pipe
     if as_json:
         print(json.dumps(redacted_values([finding.to_json() for finding in seen]), indent=1))  # noqa: T201
     return exit_code(seen)
+
+
+def _lines(finding: Finding, details: int) -> Iterator[Text]:
+    level = (f"{finding.level:<8}", STYLES[finding.level])
+    yield Text.assemble(level, f"{finding.subject:<20}", _clean(finding.found))
+    for line in finding.picture:
+        yield Text(f"{'':<10}{terminal.one_line(line)}")
+    for detail in finding.details[:details]:
+        yield Text(f"{'':<10}{_clean(detail)}", style="dim")
+    if len(finding.details) > details:
+        yield Text(f"{'':<10}… and {len(finding.details) - details} more", style="dim")
+    if finding.level != "ok" and finding.advice:
+        yield Text(f"{'':<28}{_clean(finding.advice)}")
 
 
 def _clean(text: str) -> str:

@@ -44,22 +44,29 @@ def configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> C
         ConfigError: They make no configuration.
     """
     paths, overrides = config.split_settings(settings, os.path.exists)
-    dotted = dict(overrides)
     if len(paths) > 1:
         raise errors.ConfigError(f"{len(paths)} configuration files given ({', '.join(paths)}), expected one.")
+    dotted = dict(overrides)
     layers = [("command line flags", flag_keys), ("command line", dotted)]
     given = {**flag_keys, **dotted}
     files.configure_object_stores(config.storage_config(given))
     if paths:
         return Configured(config.build_config(_run_file(paths[0]), paths[0], layers))
+    return _without_file(given, layers, from_old_flags="data.train_manifests" in flag_keys)
+
+
+def _without_file(
+    given: Mapping[str, object], layers: list[tuple[str, Mapping[str, object]]], *, from_old_flags: bool
+) -> Configured:
+    """A configuration from the command line alone, completed by what the run itself records."""
+    path, script = _training_settings(given)
     notes = []
-    path = str(given.get("inputs.model_config", ""))
-    if path and (script := settings_of(files.read_yaml(path, "model configuration", "--config"))):
+    if script:
         layers.insert(0, (path, script))
         given = {**script, **given}
         shown = ", ".join(f"{key}={value}" for key, value in script.items())
         notes.append(f"{path} also holds training settings; used where no flag says otherwise: {shown}")
-    if "data.train_manifests" in flag_keys and "resume.source" not in given:
+    if from_old_flags and "resume.source" not in given:
         # The old trainer started afresh unless --resume said otherwise; a run of ours goes on in any case.
         layers.insert(0, ("flags of the old trainer", {"resume.source": "own"}))
     where, recorded = _record(given)
@@ -68,6 +75,12 @@ def configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> C
     elif "data.train_manifests" not in given:
         _say_what_is_missing(where, str(given.get("resume.source", "auto")))
     return Configured(config.build_config(_nested(recorded), where or "command line", layers), tuple(notes))
+
+
+def _training_settings(given: Mapping[str, object]) -> tuple[str, dict[str, Any]]:
+    """Training settings that an old script's file holds beside the model; its path and their dotted keys."""
+    path = str(given.get("inputs.model_config", ""))
+    return path, settings_of(files.read_yaml(path, "model configuration", "--config")) if path else {}
 
 
 def run_of(settings: Sequence[str], flag_keys: Mapping[str, object]) -> tuple[str, StorageConfig]:
@@ -97,37 +110,58 @@ def _run_file(path: str) -> object:
 
 
 def _record(given: Mapping[str, object]) -> tuple[str, dict[str, Any]]:
-    """Where a record was found, and its dotted keys; that of the run, else of what it is to go on from."""
+    """Where a recorded configuration was found, and its dotted keys: that of the run, else of its origin."""
     run = str(given.get("run", "trained_ckpts"))
-    source = str(given.get("resume.source", "auto"))
-    sources = [run]
-    if source not in ("auto", "own", "none") and not is_old_checkpoint(source) and "data.train_manifests" not in given:
-        sources.append(source)
-    for where in sources:
-        # The record needs the readers of checkpoints, and with them torch: not where nothing is recorded.
-        if not files.exists(f"{where.rstrip('/')}/checkpoints") and not where.endswith(".json"):
-            continue
-        from indextts_job.resume.points import locate, recorded_config
-
-        document = recorded_config(where)
-        if document:
-            flat = {key: v for key, v in config.flatten(document).items() if key not in OF_THIS_ATTEMPT}
+    for where in _recorded_at(run, given):
+        if document := _recorded(where):
+            flat = {key: value for key, value in config.flatten(document).items() if key not in OF_THIS_ATTEMPT}
             if where != run and "run" not in given:
-                flat["run"] = locate(where)[0].storage.url  # named by nothing but --resume: that run goes on
+                flat["run"] = _run_at(where)  # only --resume names a run, so that run goes on
             return where, flat
     return run, {}
 
 
+def _recorded_at(run: str, given: Mapping[str, object]) -> list[str]:
+    """Where a record may be: in the run, and in what `--resume` names if no data is given."""
+    source = str(given.get("resume.source", "auto"))
+    if "data.train_manifests" in given or _names_no_run(source):
+        return [run]
+    return [run, source]
+
+
+def _names_no_run(source: str) -> bool:
+    return source in ("auto", "own", "none") or is_old_checkpoint(source)
+
+
+def _recorded(where: str) -> dict[str, Any] | None:
+    # Reading a checkpoint imports torch, which takes seconds: not where nothing can be recorded.
+    if not files.exists(f"{where.rstrip('/')}/checkpoints") and not where.endswith(".json"):
+        return None
+    from indextts_job.resume.points import recorded_config
+
+    return recorded_config(where)
+
+
+def _run_at(where: str) -> str:
+    from indextts_job.resume.points import locate
+
+    return locate(where)[0].storage.url
+
+
 def _note_of(where: str, recorded: Mapping[str, Any], given: Mapping[str, object]) -> list[str]:
-    lost = [key for key, value in recorded.items() if key not in given and STRUCK_OUT in str(value)]
+    """One line about what was taken from a record; nothing when all of it is given, or a default."""
+    taken = {key: value for key, value in recorded.items() if key not in given}
+    lost = [key for key, value in taken.items() if STRUCK_OUT in str(value)]
     if lost:
         raise errors.ConfigError(
             f"{where} records {', '.join(lost)} without the secret in it. Give it again: {lost[0]}=…"
         )
     defaults = config.flatten(config.RunConfig().to_json())
-    taken = [f"{k}={v}" for k, v in recorded.items() if k not in given and k in defaults and v != defaults[k]]
-    more = f" and {len(taken) - SHOWN_KEYS} more" if len(taken) > SHOWN_KEYS else ""
-    return [f"not given, so as {where} records it: {', '.join(taken[:SHOWN_KEYS])}{more}"] if taken else []
+    shown = [f"{key}={value}" for key, value in taken.items() if key in defaults and value != defaults[key]]
+    if not shown:
+        return []
+    more = f" and {len(shown) - SHOWN_KEYS} more" if len(shown) > SHOWN_KEYS else ""
+    return [f"not given, so as {where} records it: {', '.join(shown[:SHOWN_KEYS])}{more}"]
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,11 +173,11 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _say_what_is_missing(run: str, source: str) -> None:
-    """Nothing is recorded and no data is given: help whoever named another folder than that of the run, or none.
+    """Nothing is recorded and no data is given: raise an error that names the runs nearby, if there are any.
 
     A command that names nothing means the run of the default folder.
     """
-    if source not in ("auto", "own", "none") and not is_old_checkpoint(source):
+    if not _names_no_run(source):
         raise errors.ConfigError(
             f"{source} holds no checkpoints to go on from, and no training data is given. Give the folder or URL of a "
             "run with checkpoints, or data with --train-manifest."

@@ -3,7 +3,9 @@
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
 import argparse
+import itertools
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ from indextts_job.commands.parser import Commands, at_least
 from indextts_job.commands.storage_options import add_storage_options, open_run
 
 if TYPE_CHECKING:
-    from indextts_job.simulation.world import Life, RunPace
+    from indextts_job.simulation.world import Life, Outcome, RunPace
 
 INTERVALS = (50, 100, 250, 500, 1000, 2000, 5000)
 TRIALS = 20
@@ -56,98 +58,115 @@ def add(commands: Commands) -> None:
 
 
 def _simulate(given: argparse.Namespace) -> int:
-    from indextts_job.report.console import human_seconds
-    from indextts_job.simulation.world import Offer, average, parse_offer, scaled
-
     pace, steps, per_day = _pace(given)
-    lives = _trace(given.trace) if given.trace else None
-    offers = [parse_offer(text) for text in given.offer] or [Offer("", given.price, 1.0, per_day)]
-    rows = []
-    for offer in offers:
-        for interval in sorted(given.intervals):
-            outcome = average(
-                steps, interval, scaled(pace, offer.speed), offer.kills_per_day, given.noticed, TRIALS, lives
-            )
-            rows.append((offer, interval, outcome))
-    best = min(rows, key=lambda row: (row[0].price * row[2].machine_s, row[2].wall_s))
+    played = _played(given, pace, steps, per_day)
     if given.json:
-        print(  # noqa: T201
-            json.dumps(
-                [
-                    {
-                        **{"machine": o.name, "interval_steps": i, "goodput": r.goodput, "wall_s": r.wall_s},
-                        **{"machine_s": r.machine_s, "cost": o.price * r.machine_s / 3600},
-                        **{"attempts": r.attempts, "redone_steps": r.redone_steps, "best": (o, i, r) == best},
-                    }
-                    for o, i, r in rows
-                ],
-                indent=1,
-            )
-        )
+        print(json.dumps([one.to_json() for one in played], indent=1))  # noqa: T201
         return errors.EXIT_OK
-    shown = [
-        (
-            offer.name,
-            f"{interval} steps",
-            f"{outcome.goodput:.1%}",
-            human_seconds(outcome.wall_s),
-            f"{outcome.attempts:.1f}",
-            f"{outcome.redone_steps:.0f}",
-            f"{offer.price * outcome.machine_s / 3600:.2f}" if offer.price else "",
-            "best" if (offer, interval, outcome) == best else "",
-        )
-        for offer, interval, outcome in rows
-    ]
     columns = ("machine", "save every", "goodput", "takes", "attempts", "done again", "cost", "")
-    terminal.console().print(terminal.Listing(columns, shown))
-    how = "the lives of the trace" if lives else f"{per_day:g} ends a day, {TRIALS} times"
+    terminal.console().print(terminal.Listing(columns, [one.cells() for one in played]))
+    how = "the lives of the trace" if given.trace else f"{per_day:g} ends a day, {TRIALS} times"
     print(f"{steps} steps of {pace.step_s:.3g} s, {how}")  # noqa: T201
     return errors.EXIT_OK
 
 
+@dataclass(frozen=True, slots=True)
+class _Played:
+    """The outcome of one machine with one interval."""
+
+    machine: str
+    price: float
+    """Per hour."""
+    interval_steps: int
+    outcome: "Outcome"
+    best: bool = False
+
+    @property
+    def cost(self) -> float:
+        return self.price * self.outcome.machine_s / 3600
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "machine": self.machine,
+            "interval_steps": self.interval_steps,
+            "goodput": self.outcome.goodput,
+            "wall_s": self.outcome.wall_s,
+            "machine_s": self.outcome.machine_s,
+            "cost": self.cost,
+            "attempts": self.outcome.attempts,
+            "redone_steps": self.outcome.redone_steps,
+            "best": self.best,
+        }
+
+    def cells(self) -> tuple[str, ...]:
+        from indextts_job.report.console import human_seconds
+
+        return (
+            self.machine,
+            f"{self.interval_steps} steps",
+            f"{self.outcome.goodput:.1%}",
+            human_seconds(self.outcome.wall_s),
+            f"{self.outcome.attempts:.1f}",
+            f"{self.outcome.redone_steps:.0f}",
+            f"{self.cost:.2f}" if self.price else "",
+            "best" if self.best else "",
+        )
+
+
+def _played(given: argparse.Namespace, pace: "RunPace", steps: int, per_day: float) -> list[_Played]:
+    """Every offered machine with every interval; the cheapest is marked, the fastest of equally cheap ones."""
+    from indextts_job.simulation.world import Offer, average, parse_offer, scaled
+
+    lives = _trace(given.trace) if given.trace else None
+    offers = [parse_offer(text) for text in given.offer] or [Offer("", given.price, 1.0, per_day)]
+    played = []
+    for offer, interval in itertools.product(offers, sorted(given.intervals)):
+        outcome = average(steps, interval, scaled(pace, offer.speed), offer.kills_per_day, given.noticed, TRIALS, lives)
+        played.append(_Played(offer.name, offer.price, interval, outcome))
+    best = min(played, key=lambda one: (one.cost, one.outcome.wall_s))
+    return [replace(one, best=one is best) for one in played]
+
+
 def _pace(given: argparse.Namespace) -> "tuple[RunPace, int, float]":
     """Pace, steps and kills per day: as given, else as a run has had them."""
-    from indextts_job.simulation.measured import pace_of
-    from indextts_job.simulation.world import RunPace
-
-    pace, steps, per_day = RunPace(step_s=0.0), 0, 0.0
-    if given.run:
-        from indextts_job.report.attempts import attempts
-
-        rows = attempts(open_run(given))
-        if not any(row.spent for row in rows):
-            raise errors.ConfigError(f"{given.run}: no attempt here has trained and saved yet; give --step-seconds.")
-        pace, steps, per_day = pace_of(rows)
-    from dataclasses import replace
-
-    named = {
-        f"{name}_s": getattr(given, f"{name}_seconds")
-        for name in ("step", "stall", "save", "start", "requeue")
-        if getattr(given, f"{name}_seconds") is not None
-    }
-    pace = replace(pace, **named)
+    pace, steps, per_day = _measured(given)
+    named = {name: getattr(given, f"{name}_seconds") for name in ("step", "stall", "save", "start", "requeue")}
+    pace = replace(pace, **{f"{name}_s": seconds for name, seconds in named.items() if seconds is not None})
     steps = given.steps or steps
-    per_day = per_day if given.kills_per_day is None else given.kills_per_day
     if not steps or not pace.step_s:
         raise errors.ConfigError("give --steps and --step-seconds, or a run that has trained.")
-    return pace, steps, per_day
+    return pace, steps, per_day if given.kills_per_day is None else given.kills_per_day
+
+
+def _measured(given: argparse.Namespace) -> "tuple[RunPace, int, float]":
+    """Pace, steps and kills per day of the run that is given; zeros without one."""
+    from indextts_job.simulation.world import RunPace
+
+    if not given.run:
+        return RunPace(step_s=0.0), 0, 0.0
+    from indextts_job.report.attempts import attempts
+    from indextts_job.simulation.measured import pace_of
+
+    rows = attempts(open_run(given))
+    if not any(row.spent for row in rows):
+        raise errors.ConfigError(f"{given.run}: no attempt here has trained and saved yet; give --step-seconds.")
+    return pace_of(rows)
 
 
 def _trace(path: str) -> "list[Life]":
-    from indextts_job.simulation.world import Life
-
-    lives = []
+    """The lives in a file: a line each, seconds and perhaps `noticed`."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise errors.ConfigError(f"--trace {path}: {error.strerror}.") from error
-    for number, line in enumerate(lines, start=1):
-        words = line.split()
-        if not words:
-            continue
-        try:
-            lives.append(Life(float(words[0]), noticed=words[1:] == ["noticed"]))
-        except ValueError as error:
-            message = f"{path}:{number}: {line!r}, expected seconds, and `noticed` or nothing."
-            raise errors.ConfigError(message) from error
-    return lives
+    return [_life(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.split()]
+
+
+def _life(line: str, where: str) -> "Life":
+    from indextts_job.simulation.world import Life
+
+    seconds, *rest = line.split()
+    try:
+        return Life(float(seconds), noticed=rest == ["noticed"])
+    except ValueError as error:
+        raise errors.ConfigError(f"{where}: {line!r}, expected seconds, and `noticed` or nothing.") from error

@@ -6,7 +6,7 @@ import argparse
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from indextts_job import errors, terminal
 from indextts_job.commands.parser import Commands, at_least
@@ -14,7 +14,9 @@ from indextts_job.commands.storage_options import add_storage_options, no_run, o
 from indextts_job.waiting import pause
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from collections.abc import Callable
+
+    from rich.console import Console, RenderableType
 
     from indextts_job.report.attempts import Attempt
 
@@ -54,12 +56,7 @@ def _status(given: argparse.Namespace) -> int:
         raise no_run(given.run)
     now, running = datetime.now(UTC), is_running(rows[-1].record)
     if given.html:
-        try:
-            Path(given.html).write_text(render(given.run, rows, now, running=running), encoding="utf-8")
-        except OSError as error:
-            raise errors.ConfigError(f"--html {given.html}: {error.strerror}. Give another path.") from error
-        terminal.say(given.html)
-        return errors.EXIT_OK
+        return _write_page(given.html, render(given.run, rows, now, running=running))
     if given.json:
         shares = {part: round(seconds, 3) for part, seconds in where_time_went(rows).items()}
         stands = standing(rows, now, running=running).to_json()
@@ -67,20 +64,34 @@ def _status(given: argparse.Namespace) -> int:
         print(json.dumps(document, indent=1))  # noqa: T201
         return errors.EXIT_OK
     console = terminal.console()
-    if given.watch is None:
-        console.print(_shown(rows))
-        return errors.EXIT_OK
+    if given.watch is not None:
+        _watch(console, lambda: attempts(storage), rows, given.watch)
+    console.print(_shown(rows))
+    return errors.EXIT_OK
+
+
+def _write_page(path: str, page: str) -> int:
+    try:
+        Path(path).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise errors.ConfigError(f"--html {path}: {error.strerror}. Give another path.") from error
+    terminal.say(path)
+    return errors.EXIT_OK
+
+
+def _watch(console: "Console", look: "Callable[[], list[Attempt]]", rows: "list[Attempt]", every_s: float) -> NoReturn:
+    """Show the run again and again until Ctrl+C; into a file, one report after another."""
     from rich.live import Live
 
-    if not console.is_terminal:  # into a file, say: one report after another
+    if not console.is_terminal:
         while True:
             console.print(_shown(rows))
-            pause(given.watch)
-            rows = attempts(storage)
+            pause(every_s)
+            rows = look()
     with Live(_shown(rows), console=console, screen=True, auto_refresh=False) as live:
         while True:
-            pause(given.watch)
-            live.update(_shown(attempts(storage)), refresh=True)
+            pause(every_s)
+            live.update(_shown(look()), refresh=True)
 
 
 def _shown(rows: "list[Attempt]") -> "RenderableType":
@@ -94,12 +105,15 @@ def _shown(rows: "list[Attempt]") -> "RenderableType":
     running = is_running(rows[-1].record)
     facts = terminal.Facts(standing(rows, datetime.now(UTC), running=running).lines())
     columns = ("attempt", "started (UTC)", "ended", "steps", "lost", "committed", "how")
-    shown, below = [], []
-    for row, lost in zip(rows, lost_steps(rows), strict=True):
-        committed = "" if row.committed_step is None else row.committed_step
-        steps = f"{row.from_step} … {row.last_step}"
-        how = how_it_ended(row, newest=row is rows[-1], running=running)
-        times = (terminal.short_time(row.record.started), terminal.short_time(row.ended) if row.ended else "")
-        shown.append((row.number, *times, steps, lost or "", committed, how))
-        below.append((", ".join(filter(None, (row.record.node, row.record.device, scheduler_text(row.record)))),))
+    pairs = list(zip(rows, lost_steps(rows), strict=True))
+    shown = [_cells(row, lost, how_it_ended(row, newest=row is rows[-1], running=running)) for row, lost in pairs]
+    below = [
+        (", ".join(filter(None, (row.record.node, row.record.device, scheduler_text(row.record)))),) for row in rows
+    ]
     return Group(facts, Text(), terminal.Listing(columns, shown, below))
+
+
+def _cells(row: "Attempt", lost: int, how: str) -> tuple[object, ...]:
+    committed = "" if row.committed_step is None else row.committed_step
+    times = (terminal.short_time(row.record.started), terminal.short_time(row.ended) if row.ended else "")
+    return (row.number, *times, f"{row.from_step} … {row.last_step}", lost or "", committed, how)

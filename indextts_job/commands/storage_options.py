@@ -130,10 +130,17 @@ def _recorded(run: str) -> dict[str, Any]:
     for name in retention.current([name for name in names if name]):
         try:
             manifest = parse_manifest(storage.read(f"{MANIFESTS}/{names[name]}"), names[name])
-            endpoint = _checked(
-                {"endpoint_url": manifest.values.config_section("storage")["endpoint_url"]}, run
-            ).endpoint_url
-        except (OSError, LookupError, TypeError, errors.IndexTTSJobError):
+            return _usable_endpoint(manifest.values.config_section("storage"), run)
+        except (OSError, errors.IndexTTSJobError):
             continue
-        return {"endpoint_url": endpoint} if endpoint and STRUCK_OUT not in endpoint else {}
     return {}
+
+
+def _usable_endpoint(section: Mapping[str, Any], run: str) -> dict[str, Any]:
+    """The endpoint that a run records, if it records one and without a secret in it.
+
+    Raises:
+        ConfigError: It is no endpoint.
+    """
+    endpoint = _checked({"endpoint_url": section.get("endpoint_url", "")}, run).endpoint_url
+    return {"endpoint_url": endpoint} if endpoint and STRUCK_OUT not in endpoint else {}

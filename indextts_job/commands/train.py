@@ -7,6 +7,8 @@ import io
 import os
 import sys
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from indextts_job import errors
 from indextts_job.attempt import processes
@@ -17,6 +19,9 @@ from indextts_job.commands.parser import Commands
 from indextts_job.legacy import flags
 from indextts_job.preemption.exit_guard import ExitGuard
 from indextts_job.preemption.signals import StopSignals
+
+if TYPE_CHECKING:
+    from indextts_job.commands.settings import Configured
 
 
 def add(commands: Commands) -> None:
@@ -43,46 +48,57 @@ def add(commands: Commands) -> None:
 
 
 def _train(given: argparse.Namespace) -> int:
-    stop: StopSignals = given.stop
-    guard = given.guard or ExitGuard(stop)
     started_at_s = time.monotonic()
     if given.help_config:
         return _print_config_help()
     keys, notes = flags.overrides(given, os.environ)
-    if given.grace_seconds is not None:
-        keys["preemption.grace_seconds"] = given.grace_seconds
-    if given.skip_bad_samples:
-        keys["data.skip_bad_samples"] = True
+    keys |= _own_flags(given)
     from indextts_job.commands.settings import configuration, run_of
 
     if given.list_checkpoints:
         run, storage = run_of(given.settings, keys)
         return checkpoints.print_list(run, as_json=False, verify=False, storage=storage)
+    configured = configuration(given.settings, keys)
+    guard = given.guard or ExitGuard(given.stop)
+    processes.die_with_parent()
+    count, nodes = wanted_processes(configured.config.hardware, os.environ), read_nodes(os.environ)
+    if "RANK" not in os.environ and max(count, nodes.count) > 1:
+        guard.dismiss()  # each rank has a guard of its own, and this process only waits for them
+        command = [sys.executable, "-m", "indextts_job", *given.raw]
+        return processes.ProcessesOfNode(command, count, lambda: given.stop() is not None, nodes).run()
+    return _train_here(configured, notes, given.stop, guard, started_at_s)
+
+
+def _own_flags(given: argparse.Namespace) -> dict[str, object]:
+    """Flags of this trainer, as keys; those of the old trainer are in `legacy.flags`."""
+    keys: dict[str, object] = {}
+    if given.grace_seconds is not None:
+        keys["preemption.grace_seconds"] = given.grace_seconds
+    if given.skip_bad_samples:
+        keys["data.skip_bad_samples"] = True
+    return keys
+
+
+def _train_here(
+    configured: "Configured", notes: Sequence[str], stop: StopSignals, guard: ExitGuard, started_at_s: float
+) -> int:
+    """Train in this process, alone or as one of several ranks."""
     from indextts_job.attempt.ahead import begin_downloads
 
-    configured = configuration(given.settings, keys)
-    config = configured.config
-    processes.die_with_parent()
-    count = wanted_processes(config.hardware, os.environ)
-    nodes = read_nodes(os.environ)
-    if "RANK" not in os.environ and max(count, nodes.count) > 1:
-        guard.dismiss()  # the ranks have guards of their own, and this process waits for them
-        command = [sys.executable, "-m", "indextts_job", *given.raw]
-        return processes.ProcessesOfNode(command, count, lambda: stop() is not None, nodes).run()
-    begin_downloads(config)
-    if config.preemption.spot_notices:
+    # Downloads begin before torch is imported, which takes seconds.
+    begin_downloads(configured.config)
+    if configured.config.preemption.spot_notices:
         begin(lambda: _watch_notices(stop), "spot notices")
     from indextts_job.attempt.run import run_attempt
     from indextts_job.report.console import ConsoleReport
     from indextts_job.report.events import Notice
 
-    speaks = os.environ.get("RANK", "0") == "0"
-    with ConsoleReport(sys.stdout if speaks else io.StringIO()) as console:
-        for note in notes:
-            console(Notice(step=0, topic="flag", message=note))
-        for note in configured.notes:
-            console(Notice(step=0, topic="settings", message=note))
-        return run_attempt(config, stop, console, started_at_s, guard)
+    prints = os.environ.get("RANK", "0") == "0"
+    with ConsoleReport(sys.stdout if prints else io.StringIO()) as console:
+        for topic, messages in (("flag", notes), ("settings", configured.notes)):
+            for message in messages:
+                console(Notice(step=0, topic=topic, message=message))
+        return run_attempt(configured.config, stop, console, started_at_s, guard)
 
 
 def _watch_notices(stop: StopSignals) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.history import History, Validation
 from indextts_job.checkpoint.manifest import CheckpointManifest, file_name
 from indextts_job.checkpoint.store import CheckpointStore
@@ -20,7 +19,7 @@ from indextts_job.model.base_checkpoint import BaseCheckpoint, load_base_checkpo
 from indextts_job.model.config import gpt_config
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
 from indextts_job.report.console import human_bytes
-from indextts_job.resume.points import locate
+from indextts_job.resume.points import locate_all
 from indextts_job.storage import files
 from indextts_job.storage.config import StorageConfig
 from indextts_job.training.state import BASE, WEIGHTS
@@ -45,10 +44,7 @@ def examine_checkpoint(
     if is_old_checkpoint(source):
         yield from _legacy(source, base_checkpoint, model_config)
         return
-    store, name = locate(source, storage)
-    names = [name] if name else retention.current(store.names())
-    if not names:
-        raise ConfigError(f"{source} holds no checkpoints.")
+    store, names = locate_all(source, storage)
     try:
         manifest = store.manifest(names[0])
         yield _place(manifest)

@@ -140,6 +140,23 @@ def locate(
     return CheckpointStore(open_storage(source.rstrip("/"), storage)), None
 
 
+def locate_all(source: str, storage: StorageConfig | None = None) -> tuple[CheckpointStore, list[CheckpointName]]:
+    """The checkpoint that a user names, or all current ones of a run, newest first; at least one.
+
+    Args:
+        source: Path or URL of a run, or of one checkpoint's manifest.
+        storage: How patient to be with remote storage.
+
+    Raises:
+        ConfigError: It is neither, or the run has no checkpoint.
+    """
+    store, name = locate(source, storage)
+    names = [name] if name else retention.current(store.names())
+    if not names:
+        raise ConfigError(f"{source} holds no checkpoints.")
+    return store, names
+
+
 def _located_checkpoint(
     source: str, storage: StorageConfig | None, *, may_be_gone: bool
 ) -> tuple[CheckpointStore, CheckpointName]:
