@@ -1,10 +1,11 @@
-"""The index of a sharded dataset: parsed once, from bytes that anybody may have written, into checked values.
+"""The index of a sharded dataset: parsed once, from untrusted bytes, into checked values.
 
-It names files, bytes and rows; everything that it says is compared with everything else before any of it is used. A
-name is one of the two forms that `data/sharding.py` gives, so an index leads to no other file.
+The index names files, byte ranges and rows. All of them are checked against each other before any is used. File names
+have to be of the form that `data/sharding.py` writes, so an index cannot name a file outside its folder.
 """
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -27,7 +28,8 @@ KINDS: tuple[Kind, ...] = ("condition", "emotion")
 LARGEST_INDEX_BYTES = 2**33
 _LONGEST_HEADER_BYTES = 2**30
 _MOST = 2**40
-"""Of rows, bytes and sizes: sums and products of such numbers overflow nothing."""
+"""Bound of row counts, sizes and byte positions: sums and products of such numbers do not overflow 64 bits."""
+LARGEST_ROW_DIMENSION = 2**20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -39,7 +41,7 @@ class Shard:
     rows: int
     size_bytes: int
     data_start: int
-    """Byte of the first row."""
+    """Position of the first row's first byte."""
     sha256: str
 
 
@@ -48,7 +50,7 @@ class Table:
     """All rows of one kind of vector."""
 
     dtype: str
-    """float32 or bfloat16: how rows are stored; they are always handed over as float32."""
+    """Type of the stored rows, float32 or bfloat16; reading converts them to float32."""
     row_shape: tuple[int, ...]
     rows_per_shard: int
     shards: tuple[Shard, ...]
@@ -59,47 +61,41 @@ class Table:
         return ITEM_BYTES[self.dtype] * int(np.prod(self.row_shape))
 
     def place(self, row: int) -> tuple[Shard, int]:
-        """Shard of a row, and its first byte in it."""
+        """The shard of a row, and the position of the row's first byte in it."""
         shard = self.shards[row // self.rows_per_shard]
         return shard, shard.data_start + (row % self.rows_per_shard) * self.row_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardIndex:
-    """What an index says."""
+    """The checked content of an index."""
 
     fingerprint: str
     languages: tuple[str, ...]
     skipped: tuple[SkippedSample, ...]
     tables: Mapping[str, Table]
-    """By kind of vector."""
+    """The tables of rows by kind of vector."""
     arrays: Mapping[str, npt.NDArray[Any]]
-    """Per pair its row in each table (`pair_…` [pairs]), and per table values, offsets [rows + 1] and digests."""
+    """For each pair its row in each table (`pair_…` [pairs]), and for each table its values, offsets [rows + 1] and
+    digests [rows, DIGEST_BYTES]."""
     names: tuple[str, ...]
     """Ids of the pairs."""
 
 
 def parse_index(content: bytes, where: str) -> ShardIndex:
-    """An index from its bytes, every byte verified and every number compared with the others.
+    """Parse an index: its hashes are verified, and its numbers are checked against each other.
 
     Args:
-        content: The file.
-        where: Its path or URL, for messages.
+        content: The whole file.
+        where: Path or URL of the file, for messages.
 
     Raises:
-        DataError: It is damaged, of another format, or contradicts itself.
+        DataError: The file is damaged, of another format, or contradicts itself.
     """
     try:
-        size = int.from_bytes(content[:8], "little")
-        if size > min(len(content) - 8, _LONGEST_HEADER_BYTES):
-            raise ValueError(f"{len(content)} bytes do not hold a header of {size}")
-        digest, _, text = json.loads(content[8 : 8 + size])["__metadata__"][METADATA].partition(" ")
-        if hashlib.sha256(text.encode()).hexdigest() != digest:
-            raise ValueError("its header does not have the hash in front of it")
-        header = json.loads(text)
-        if not isinstance(header, dict):
-            raise ValueError(f"its header is a {type(header).__name__}")
+        header = _header(content)
         version = header.get("format_version")
+        # Another format may use other types of tensors; its version is reported and nothing else of it is read.
         arrays = safetensors.numpy.load(content) if version == FORMAT_VERSION else {}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError) as error:
         raise DataError(f"{where}: not an index of a sharded dataset, or damaged ({error}).") from error
@@ -116,8 +112,23 @@ def parse_index(content: bytes, where: str) -> ShardIndex:
         raise DataError(f"{where}: damaged or not ours ({error}). Shard the dataset again.") from error
 
 
+def _header(content: bytes) -> dict[str, Any]:
+    """Our header, which is one text in the metadata of the safetensors file, with its hash in front."""
+    size = int.from_bytes(content[:8], "little")
+    if size > min(len(content) - 8, _LONGEST_HEADER_BYTES):
+        raise ValueError(f"{len(content)} bytes do not hold a header of {size}")
+    digest, _, text = json.loads(content[8 : 8 + size])["__metadata__"][METADATA].partition(" ")
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise ValueError("its header does not have the hash in front of it")
+    header = json.loads(text)
+    if not isinstance(header, dict):
+        raise ValueError(f"its header is a {type(header).__name__}")
+    return header
+
+
 def tensors_hash(content: bytes) -> str:
-    """Hash of a safetensors file without its metadata: names, types, places and bytes of its tensors."""
+    """SHA-256 of a safetensors file without its metadata: names, types, positions and bytes of its tensors."""
+    # Without the metadata, because the hash is itself stored there.
     start = 8 + int.from_bytes(content[:8], "little")
     places = {name: entry for name, entry in json.loads(content[8:start]).items() if name != "__metadata__"}
     digest = hashlib.sha256(json.dumps(places, sort_keys=True).encode())
@@ -129,7 +140,7 @@ def parse_shard(entry: object, kind: Kind) -> Shard:
     """A shard from plain values.
 
     Raises:
-        ValueError: They are none.
+        ValueError: The values are not those of a shard of this kind.
     """
     known = {field.name for field in fields(Shard)}
     if not isinstance(entry, Mapping) or set(entry) != known:
@@ -149,23 +160,26 @@ def parse_shard(entry: object, kind: Kind) -> Shard:
 def _checked(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> ShardIndex:
     tables: dict[str, Table] = {kind: _table(header["tables"][kind], kind) for kind in KINDS}
     rows = {kind: sum(shard.rows for shard in table.shards) for kind, table in tables.items()}
-    for name in ("text", "codes", "id"):
-        rows[name] = _check_ragged(arrays, name)
+    rows |= {name: _checked_rows(arrays, name) for name in ("text", "codes", "id")}
+    languages = _texts(header["languages"], "languages")
     for name in ("text", "codes", *KINDS):
         if arrays[f"{name}_digests"].shape != (rows[name], DIGEST_BYTES):
             raise ValueError(f"{rows[name]} rows of {name} do not have a digest each")
-    languages = _texts(header["languages"], "languages")
-    for name, limit in (*((name, rows[name]) for name in ("text", "codes", *KINDS)), ("language", len(languages))):
-        _check_rows(arrays[f"pair_{name}"], rows["id"], limit, name)
-    offsets, values = arrays["id_offsets"].tolist(), arrays["id_values"].tobytes()
+        _check_pairs(arrays[f"pair_{name}"], rows["id"], rows[name], name)
+    _check_pairs(arrays["pair_language"], rows["id"], len(languages), "language")
     return ShardIndex(
         fingerprint=_sha256(header["fingerprint"], "the dataset"),
         languages=languages,
         skipped=tuple(_skipped(entry) for entry in _sequence(header["skipped"], "skipped")),
         tables=tables,
         arrays=arrays,
-        names=tuple(values[offsets[i] : offsets[i + 1]].decode() for i in range(rows["id"])),
+        names=_names(arrays),
     )
+
+
+def _names(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[str, ...]:
+    offsets, values = arrays["id_offsets"].tolist(), arrays["id_values"].tobytes()
+    return tuple(values[start:stop].decode() for start, stop in itertools.pairwise(offsets))
 
 
 def _table(entry: Any, kind: Kind) -> Table:  # noqa: ANN401  # plain values
@@ -173,7 +187,7 @@ def _table(entry: Any, kind: Kind) -> Table:  # noqa: ANN401  # plain values
     if dtype not in ITEM_BYTES:
         raise ValueError(f"rows of {kind} are of type {dtype!r:.40}")
     shape = tuple(_whole(size, f"row shape of {kind}") for size in _sequence(entry["row_shape"], "row_shape"))
-    if not shape or len(shape) > 2 or max(shape) > 2**20:
+    if not shape or len(shape) > 2 or max(shape) > LARGEST_ROW_DIMENSION:
         raise ValueError(f"rows of {kind} have the shape {list(shape)}")
     table = Table(
         dtype=dtype,
@@ -181,30 +195,46 @@ def _table(entry: Any, kind: Kind) -> Table:  # noqa: ANN401  # plain values
         rows_per_shard=_whole(entry["rows_per_shard"], f"rows per shard of {kind}"),
         shards=tuple(parse_shard(shard, kind) for shard in _sequence(entry["shards"], "shards")),
     )
-    for place, shard in enumerate(table.shards):
-        last = place == len(table.shards) - 1
-        if shard.rows != table.rows_per_shard and not (last and shard.rows < table.rows_per_shard):
-            raise ValueError(f"{shard.name} has {shard.rows} rows, expected {table.rows_per_shard}")
+    _check_shards(table, kind)
+    return table
+
+
+def _check_shards(table: Table, kind: Kind) -> None:
+    # `Table.place` computes the shard of a row, so all shards but the last must be full.
+    wrong = [shard for shard in table.shards[:-1] if shard.rows != table.rows_per_shard]
+    wrong += [shard for shard in table.shards[-1:] if shard.rows > table.rows_per_shard]
+    if wrong:
+        raise ValueError(f"{wrong[0].name} has {wrong[0].rows} rows, expected {table.rows_per_shard}")
+    for shard in table.shards:
         if shard.size_bytes != shard.data_start + shard.rows * table.row_bytes:
             raise ValueError(f"{shard.name} has {shard.size_bytes} bytes, which its {shard.rows} rows do not fill")
     if len({shard.name for shard in table.shards}) < len(table.shards):
         raise ValueError(f"two shards of {kind} have one name")
-    return table
 
 
-def _check_ragged(arrays: Mapping[str, npt.NDArray[Any]], name: str) -> int:
-    """Compare offsets with values; gives the number of rows, of which none is empty."""
+def _checked_rows(arrays: Mapping[str, npt.NDArray[Any]], name: str) -> int:
+    """The number of rows of different lengths, after their offsets were checked against the values."""
     values, offsets = arrays[f"{name}_values"], arrays[f"{name}_offsets"]
-    if values.ndim != 1 or values.dtype.kind not in "iu" or offsets.ndim != 1 or offsets.dtype != np.int64:
+    if not _is_list_of_integers(values) or offsets.ndim != 1 or offsets.dtype != np.int64:
         raise ValueError(f"{name}: values and offsets are no lists of integers")
     if name == "id" and values.dtype != np.uint8:
         raise ValueError("ids are no bytes")
-    if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(values) or (offsets[1:] <= offsets[:-1]).any():
+    if not _cuts(offsets, len(values)):
         raise ValueError(f"{name}: offsets do not cut {len(values)} values into rows")
     return len(offsets) - 1
 
 
-def _check_rows(rows: npt.NDArray[Any], pairs: int, limit: int, name: str) -> None:
+def _is_list_of_integers(array: npt.NDArray[Any]) -> bool:
+    return array.ndim == 1 and array.dtype.kind in "iu"
+
+
+def _cuts(offsets: npt.NDArray[np.int64], num_values: int) -> bool:
+    """Whether offsets [rows + 1] cut values into at least one row, of which none is empty."""
+    covers = len(offsets) >= 2 and offsets[0] == 0 and offsets[-1] == num_values
+    return bool(covers and (offsets[1:] > offsets[:-1]).all())
+
+
+def _check_pairs(rows: npt.NDArray[Any], pairs: int, limit: int, name: str) -> None:
     if rows.shape != (pairs,) or rows.dtype.kind not in "iu":
         raise ValueError(f"pairs do not name one row of {name} each")
     if rows.min() < 0 or rows.max() >= limit:

@@ -1,8 +1,8 @@
-"""Sharded datasets, read: an index of everything small, shards of everything large.
+"""Read sharded datasets.
 
-`index.safetensors` holds all ids, the table of pairs and a digest of every row; it is fetched whole. Vectors lie once
-each in `condition-NNNNN.safetensors` and `emotion-NNNNN.safetensors`, however many pairs use them, and a row is one
-byte range. `data/shard_index.py` is the format, `data/sharding.py` writes it.
+`index.safetensors` holds all ids, the table of pairs and a digest of every row; it is read as a whole. The shards
+`condition-NNNNN.safetensors` and `emotion-NNNNN.safetensors` hold each vector once, however many pairs use it, and a
+row is one byte range. `data/shard_index.py` describes the format, `data/sharding.py` writes it.
 """
 
 import itertools
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from indextts_job.data.dataset import Dataset, Entry, Ids, Limits, SkippedSample, Vector
 from indextts_job.data.manifest import is_manifest
-from indextts_job.data.shard_index import INDEX, LARGEST_INDEX_BYTES, Shard, Table, parse_index
+from indextts_job.data.shard_index import INDEX, LARGEST_INDEX_BYTES, Shard, ShardIndex, Table, parse_index
 from indextts_job.errors import AccessRefusedError, DataError, findings_message
 from indextts_job.model.batch import Floats
 from indextts_job.model.config import CONDITION_LATENTS
@@ -24,7 +24,7 @@ from indextts_job.storage import files
 
 
 class ReadRange(Protocol):
-    """Reads bytes [start, stop) of a shard; `fresh` means past any copy."""
+    """Reads bytes [start, stop) of a shard; with `fresh` from the source, without any local copy."""
 
     def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> memoryview:
         """The bytes."""
@@ -32,7 +32,7 @@ class ReadRange(Protocol):
 
 def is_sharded(url: str) -> bool:
     """Whether a manifest argument names a sharded dataset: its folder, or its index."""
-    if is_manifest(url):
+    if is_manifest(url):  # no request for the usual case
         return False
     return url.endswith(INDEX) or files.exists(f"{url.rstrip('/')}/{INDEX}")
 
@@ -43,12 +43,12 @@ def open_shards(
     """The samples of a sharded dataset.
 
     Args:
-        url: Its folder or its index.
-        limits: What model and tokenizer allow; the whole index is compared with them.
-        reader: Makes the function that reads ranges of the shards in a folder.
+        url: The dataset's folder or its index.
+        limits: The sizes that model and tokenizer allow; the whole index is compared with them.
+        reader: Gives the function that reads ranges of the shards in a folder.
 
     Raises:
-        DataError: The index is damaged, or holds what model or tokenizer do not allow.
+        DataError: The index is damaged, or the dataset does not fit model and tokenizer.
     """
     folder = url.removesuffix(f"/{INDEX}").rstrip("/")
     where = f"{folder}/{INDEX}"
@@ -56,13 +56,20 @@ def open_shards(
         index = parse_index(files.read_bytes(where, LARGEST_INDEX_BYTES), redacted(where))
     except FileNotFoundError:
         raise DataError(f"{redacted(where)}: not found. Expected the folder that `indextts-job shard` wrote.") from None
-    arrays, tables = index.arrays, index.tables
-    _demand_limits(arrays, tables, limits, where)
-    _demand_shards(folder, tables)
-    read_range = reader(folder)
+    _demand_limits(index.arrays, index.tables, limits, where)
+    _demand_shards(folder, index.tables)
+    entries = _entries(index, where, folder, reader(folder))
+    # The fingerprint is part of every checkpoint. A difference would otherwise be noticed only when a run resumes.
+    if Dataset(entries).fingerprint != index.fingerprint:
+        raise DataError(f"{where}: its content does not have the fingerprint it names. Shard the dataset again.")
+    return entries, list(index.skipped)
+
+
+def _entries(index: ShardIndex, where: str, folder: str, read_range: ReadRange) -> list[Entry]:
+    arrays = index.arrays
     ids = {name: list(_ids(arrays, name)) for name in ("text", "codes")}
-    vectors = {name: list(_vectors(arrays, name, table, folder, read_range)) for name, table in tables.items()}
-    entries = [
+    vectors = {name: list(_vectors(arrays, name, table, folder, read_range)) for name, table in index.tables.items()}
+    return [
         Entry(
             id=name,
             language=index.languages[arrays["pair_language"][i]],
@@ -74,23 +81,19 @@ def open_shards(
         )
         for i, name in enumerate(index.names)
     ]
-    if Dataset(entries).fingerprint != index.fingerprint:
-        raise DataError(f"{where}: its content does not have the fingerprint it names. Shard the dataset again.")
-    return entries, list(index.skipped)
 
 
 def _demand_shards(folder: str, tables: Mapping[str, Table]) -> None:
-    """Find out before hours of work that a shard is missing."""
+    """Refuse a dataset whose shards are missing or truncated, which training would notice only hours later."""
     try:
         there = files.sizes(folder)
     except AccessRefusedError:
-        return  # a bucket may be read and not listed; then a missing shard is found when it is needed
+        return  # some accounts may read a bucket and not list it: then a missing shard is noticed when it is read
+    expected = {shard.name: shard.size_bytes for table in tables.values() for shard in table.shards}
     findings = [
-        f"{shard.name}: {'missing' if shard.name not in there else f'{there[shard.name]} bytes'}, "
-        f"expected {shard.size_bytes} bytes"
-        for table in tables.values()
-        for shard in table.shards
-        if there.get(shard.name) != shard.size_bytes
+        f"{name}: {f'{there[name]} bytes' if name in there else 'missing'}, expected {size} bytes"
+        for name, size in expected.items()
+        if there.get(name) != size
     ]
     if findings:
         advice = "Run `indextts-job shard` again with the same arguments: it writes what is missing."
@@ -101,23 +104,26 @@ def _demand_limits(
     arrays: Mapping[str, npt.NDArray[Any]], tables: Mapping[str, Table], limits: Limits, where: str
 ) -> None:
     model = limits.model
-    findings = []
-    for name, count, longest in (
-        ("text", limits.text_pieces, model.max_text_tokens),
-        ("codes", model.number_codes, model.max_mel_tokens),
-    ):
-        values = arrays[f"{name}_values"]
-        if values.min() < 0 or values.max() >= count:
-            findings.append(f"{name}: ids from {values.min()} to {values.max()}, expected 0 … {count - 1}")
-        most = int(np.diff(arrays[f"{name}_offsets"]).max())
-        if most > longest:
-            findings.append(f"{name}: an utterance of {most}, the model's limit is {longest}")
+    findings = [
+        *_ids_beyond(arrays, "text", limits.text_pieces, model.max_text_tokens),
+        *_ids_beyond(arrays, "codes", model.number_codes, model.max_mel_tokens),
+    ]
     for name, shape in (("condition", (CONDITION_LATENTS, model.model_dim)), ("emotion", (model.model_dim,))):
         if tables[name].row_shape != shape:
             findings.append(f"{name}: rows of shape {list(tables[name].row_shape)}, expected {list(shape)}")
     if findings:
         advice = "Use the tokenizer and model configuration that the dataset was made for."
         raise DataError(findings_message(f"{where} does not fit", findings, advice))
+
+
+def _ids_beyond(arrays: Mapping[str, npt.NDArray[Any]], name: str, count: int, longest: int) -> Iterator[str]:
+    """Ids outside 0 .. count - 1, and rows that are too long. All rows are compared at once, in numpy."""
+    values = arrays[f"{name}_values"]
+    if values.min() < 0 or values.max() >= count:
+        yield f"{name}: ids from {values.min()} to {values.max()}, expected 0 … {count - 1}"
+    most = int(np.diff(arrays[f"{name}_offsets"]).max())
+    if most > longest:
+        yield f"{name}: an utterance of {most}, the model's limit is {longest}"
 
 
 def _slices(arrays: Mapping[str, npt.NDArray[Any]], name: str) -> Iterator[npt.NDArray[Any]]:
