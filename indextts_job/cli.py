@@ -1,16 +1,15 @@
-"""The command line: arguments to calls, exceptions to exit codes (I8).
+"""The command line: calls the function of a command, and turns exceptions into exit codes (I8).
 
-Heavy imports wait until the command is known and, for training, until the signal handlers are in place: a SIGTERM
-that finds no handler ends the process with nothing committed.
+Imports that take long come after the command is known and, for training, after the signal handlers are installed: a
+SIGTERM without a handler ends the process with nothing committed.
 """
 
 import errno
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from indextts_job import errors
 from indextts_job.preemption.signals import StopSignals
@@ -26,7 +25,7 @@ def run_process(early: Sequence[tuple[int, float]]) -> None:
     """Run the command line of this process, and end the process with its exit code.
 
     Args:
-        early: Stop signals that came before this, with the instants of the monotonic clock.
+        early: Stop signals that were received before, with the instants of the monotonic clock.
     """
     from indextts_job.preemption.exit_guard import ExitGuard, end_process
     from indextts_job.report.quiet import QuietStream
@@ -34,7 +33,7 @@ def run_process(early: Sequence[tuple[int, float]]) -> None:
     stop = StopSignals()
     guard = ExitGuard(stop)
     if sys.argv[1:2] == ["train"]:
-        # A terminal that is closed, a disk that is full of its log: training goes on, and says nothing more.
+        # A closed terminal, or a disk that is full of the log, must not end a training: its output is dropped then.
         sys.stdout, sys.stderr = QuietStream(sys.stdout), QuietStream(sys.stderr)
         stop.install(early)
         guard.watch()
@@ -51,9 +50,9 @@ def main(
     """Run one command.
 
     Args:
-        arguments: Without the program's name; the process's own by default.
-        stop: The stop requests of the process, installed already; None = installed here for `train`.
-        guard: Ends the process when a stop cannot be obeyed; None = nobody does.
+        arguments: Arguments without the program's name; by default those of the process.
+        stop: The stop requests of the process, with handlers installed; None = they are installed here, for `train`.
+        guard: Ends the process when the main thread cannot; None = there is no such guard.
 
     Returns:
         The exit code.
@@ -69,21 +68,23 @@ def main(
         sys.stdout.flush()
     except KeyboardInterrupt:
         return errors.EXIT_INTERRUPTED
-    except Exception as error:  # noqa: BLE001  # the last resort: an exit code that launchers retry
+    except Exception as error:  # noqa: BLE001  # without this a bug ends with 1, which no launcher knows
         return _explain(error)
     return code
 
 
 def _explain(error: Exception) -> int:
-    """Say what ended a command, and give its exit code."""
+    """Print the error that ended a command; returns the exit code."""
     if isinstance(error, errors.IndexTTSJobError):
         _tell(f"{'stopped' if isinstance(error, errors.StoppedError) else 'error'}: {error}")
         return error.exit_code
     if isinstance(error, BrokenPipeError):
-        # The reader of our output has gone (`… | head`): nothing is wrong, and nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from indextts_job.terminal import silence
+
+        # The program that reads our output has closed the pipe (`… | head`), which is no error.
+        silence(sys.stdout)
         return errors.EXIT_OK
-    if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
+    if _is_failed_output(error):
         _tell(f"error: the output cannot be written: {error.strerror}. Nothing else is wrong.")
         return errors.EXIT_UNAVAILABLE
     traceback.print_exception(error)
@@ -95,11 +96,16 @@ def _explain(error: Exception) -> int:
     return errors.EXIT_SOFTWARE
 
 
+def _is_failed_output(error: Exception) -> TypeGuard[OSError]:
+    # Errors of files have a name. Those of our standard output have none.
+    return isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO)
+
+
 def _tell(text: str) -> None:
     from indextts_job.redaction import redacted
     from indextts_job.terminal import lines
 
-    # A line behind the first begins with a space: an id from a data set with a line break in it forges no message.
+    # Every line but the first begins with a space, so that an id with a line break in it cannot forge a message.
     first, *further = redacted(lines(text)).split("\n")
     indented = [line if line[:1].isspace() else f"  {line}" for line in further]
     print("\n".join((first, *indented)), file=sys.stderr)  # noqa: T201
@@ -110,7 +116,7 @@ def _dispatch(arguments: Sequence[str], stop: StopSignals, guard: "ExitGuard | N
 
     parser = build_parser()
     given, rest = parser.parse_known_args(flags.normalise(arguments))
-    # argparse takes positional arguments in one place only; settings may stand anywhere among the flags.
+    # argparse accepts positional arguments in one place only, but settings may be anywhere among the flags.
     unknown = [argument for argument in rest if argument.startswith("-") or given.command != "train"]
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
@@ -123,7 +129,7 @@ def _dispatch(arguments: Sequence[str], stop: StopSignals, guard: "ExitGuard | N
 
 
 def build_parser() -> "Parser":
-    """The command line's grammar."""
+    """The argument parser with all commands."""
     from indextts_job.commands import checkpoints, demo, doctor, export, shard, simulate, status, tokenizer, train
     from indextts_job.commands.parser import Parser, ShowVersion
 

@@ -1,4 +1,4 @@
-"""Single values of the configuration: plain values as the types of their fields, or an error that says which."""
+"""Convert single values of the configuration to the types of their fields."""
 
 import math
 import typing
@@ -9,19 +9,19 @@ from indextts_job.errors import ConfigError
 from indextts_job.terminal import one_line
 
 LONGEST_SHOWN = 200
-"""Characters of a wrong value in a message."""
+"""Largest number of characters of a wrong value in a message."""
 
 
 def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a type, and a value of it
     """A value as the type that a field declares.
 
     Args:
-        hint: The type: a scalar, a `Literal` of texts, or a tuple of texts.
-        value: From YAML, a flag or a checkpoint.
+        hint: The type of the field: a scalar, a `Literal` of texts, or a tuple of texts.
+        value: A value from YAML, a flag or a checkpoint.
         where: Origin and key, for messages.
 
     Raises:
-        ConfigError: It is of another type; says what was found and expected.
+        ConfigError: The value has another type; the message says what was found and what was expected.
     """
     if typing.get_origin(hint) is typing.Literal:
         choices = typing.get_args(hint)
@@ -36,12 +36,13 @@ def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a
 
 
 def shown(value: object) -> str:
-    """A value for a message: on one line, and not as long as a file."""
+    """A value for a message: on one line, and shortened."""
     text = one_line(repr(value))
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def _whole(value: Any) -> int:  # noqa: ANN401
+    # 1.0 is a whole number too: JSON makes no difference. `True` and "1" are no numbers, though Python converts them.
     if isinstance(value, (bool, str)) or int(value) != value:
         raise ValueError
     return int(value)
@@ -63,6 +64,7 @@ def _exactly(kind: type) -> Callable[[object], object]:
 
 
 def _texts(value: object) -> tuple[str, ...]:
+    # One text stands for a list with one entry.
     entries = [value] if isinstance(value, str) else value
     if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, str) for entry in entries):
         raise TypeError

@@ -1,7 +1,8 @@
-"""The console script: takes note of stop signals before anything else, and ends the process itself.
+"""The console script: stores stop signals before anything else is imported.
 
-Only modules that the interpreter has loaded anyway, and `signal`, are imported at the top. On a slow file system the
-imports of a package take seconds, and a SIGTERM in them would end the process with 143: a crash for its launcher.
+Only `signal` and modules that the interpreter has loaded anyway are imported at the top. On a slow file system the
+imports of the package take seconds, and a SIGTERM during them would end the process with 143, which launchers count as
+a crash.
 """
 
 import signal
@@ -13,10 +14,12 @@ import time
 
 def entry() -> None:
     """Run one command of `indextts-job` and end the process with its exit code."""
+    # Only a training has something to commit; other commands end at once by the default actions.
     early: list[tuple[int, float]] = []
     if sys.argv[1:2] == ["train"]:
         for name in ("SIGTERM", "SIGINT", "SIGUSR2", "SIGHUP"):
             number = getattr(signal, name, None)
+            # As in `preemption/signals.py`, which takes over: ignored signals stay ignored.
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda received, _frame: early.append((received, time.monotonic())))
     from indextts_job.cli import run_process

@@ -1,4 +1,4 @@
-"""Errors a user can meet, each with the exit code its launcher acts on (I8, sysexits.h).
+"""The errors that a user may see, each with the exit code that a launcher acts on (I8, sysexits.h).
 
     IndexTTSJobError        70  unexpected; retried, counts against a limit
     ├── NonFiniteError      70  a loss or gradient is not finite; the weights were not touched
@@ -6,11 +6,11 @@
     ├── DataError           65  the data or a checkpoint is wrong; never retried
     ├── UnavailableError    69  storage is unreachable or full; retried, counts against a limit
     │   └── StorageFullError 69  no space is left
-    ├── StoppedError        75  stopped on request, state is committed; requeued, counts as nothing
+    ├── StoppedError        75  stopped on request, state is committed; requeued, does not count as a failure
     │   └── SupersededError 75  a newer attempt of the same run exists; this one must not write
     ├── AccessRefusedError  77  credentials refused; never retried
     ├── ConfigError         78  the configuration is wrong; never retried
-    └── GoalMissedError     79  the run has not come where it should be by now; everything is committed, never retried
+    └── GoalMissedError     79  the run missed a goal of its configuration; everything is committed, never retried
 
 A message says what was found, where, what was expected and what to do. The command line prints it without a
 traceback.
@@ -27,33 +27,33 @@ EXIT_STOPPED = 75
 EXIT_REFUSED = 77
 EXIT_CONFIG = 78
 EXIT_RULE = 79
-"""Ours, behind the last of sysexits.h: a rule of the run ended it, and everything is committed."""
+"""A rule of the run ended it, and everything is committed. Our own code: sysexits.h ends at 78."""
 EXIT_INTERRUPTED = 130
-"""Ctrl+C where nothing is committed for it: twice in a training, once in every other command."""
+"""Ended by Ctrl+C without a commit: pressed twice in a training, or once in another command. 128 + SIGINT."""
 
 MAX_FINDINGS_SHOWN = 20
 
 
 class IndexTTSJobError(Exception):
-    """Something went wrong that the user should read about in one message."""
+    """An error with a message for the user, which is printed without a traceback."""
 
     exit_code: ClassVar[int] = EXIT_SOFTWARE
 
 
 class DataError(IndexTTSJobError):
-    """A dataset, a base checkpoint or a checkpoint holds something that cannot be trained on."""
+    """A dataset, a base checkpoint or a checkpoint cannot be trained on."""
 
     exit_code = EXIT_DATA
 
 
 class GoalMissedError(IndexTTSJobError):
-    """A run has not reached what the configuration wants of it by this step; everything is committed."""
+    """A run has not reached a goal of its configuration by the step given there; everything is committed."""
 
     exit_code = EXIT_RULE
 
 
 class UnavailableError(IndexTTSJobError):
-    """Storage could not be reached or could not take what was written."""
+    """Storage could not be reached, or a write to it failed."""
 
     exit_code = EXIT_UNAVAILABLE
 
@@ -63,13 +63,13 @@ class StorageFullError(UnavailableError):
 
 
 class StoppedError(IndexTTSJobError):
-    """The attempt ended because somebody asked for it; everything worth keeping is committed."""
+    """The attempt ended because a stop was requested; everything is committed."""
 
     exit_code = EXIT_STOPPED
 
 
 class SupersededError(StoppedError):
-    """A newer attempt of this run has started, so this one may not commit any more (I5)."""
+    """A newer attempt of this run has started, so this one may no longer commit (I5)."""
 
 
 class AccessRefusedError(IndexTTSJobError):
@@ -93,12 +93,12 @@ class ConfigError(IndexTTSJobError):
 
 
 def findings_message(headline: str, findings: Sequence[str], advice: str) -> str:
-    """All findings of one kind as one message, the first ones spelled out.
+    """One message with several findings of the same kind; at most `MAX_FINDINGS_SHOWN` are listed.
 
     Args:
         headline: What is wrong, in one clause without a colon.
-        findings: One line each: file, line or key, what was found, what was expected.
-        advice: What to do about it.
+        findings: A line each: file, line or key, what was found, what was expected.
+        advice: What the user should do.
 
     Returns:
         A message of several lines.

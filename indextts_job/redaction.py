@@ -1,7 +1,7 @@
-"""Secrets taken out of what is written down or shown. Pure: text in, text out.
+"""Remove secrets from text before it is stored, printed or reported. Pure: text in, text out.
 
-Credentials reach this program inside URLs (`https://user:password@host`, signed links) and inside the messages of
-clients. Everything that is stored in a run, printed or reported passes through here.
+Credentials reach this program inside URLs (`https://user:password@host`, signed links) and inside the error messages of
+storage clients.
 """
 
 import re
@@ -15,23 +15,23 @@ _NAMES = (
     r"|[a-z0-9_.-]{0,60}(?:secret|password|passwd|api[_-]?key|access[_-]?key|private[_-]?key|account[_-]?key)[a-z0-9_-]{0,60}"
     r"|(?:[a-z0-9_.-]{0,60}[_.-])?token)"
 )
-"""Settings, variables, headers and parameters whose name says that their value is a secret. `tokens` are none."""
+"""Names of settings, variables, headers and parameters whose value is a secret. `tokens`, the plural, is a count."""
 _VALUE = r"""(?:\\?"(?:[^"\\]|\\[^"])*\\?"|'[^']*'|(?:Bearer|Basic|Token)\s+[^\s"',;]+|[^\s"',;}\]]+)"""
-"""A value in quotes, of a header with its kind, or a word."""
+"""A value: in quotes, a header's value with its scheme, or one word."""
 _HARMLESS = r"(?!(?:null|None|true|false|\d{1,9})(?![^\s\"',;}\]&]))"
-"""Values that are no secrets: `start_text_token: 0`."""
-# Repetitions at the beginning of a pattern are bounded: without bounds the time grows with the square of a text.
+"""Does not match before values that are no secrets, as in `start_text_token: 0`."""
+# Repetitions at the start of a pattern are bounded: otherwise the time grows with the square of the text's length.
 _SUBSTITUTIONS: tuple[tuple[re.Pattern[str], str], ...] = (
     # Private keys in PEM armour.
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), STRUCK_OUT),
-    # user:password@ of a URL; the password may hold @ and :, the host cannot.
+    # user:password@ of a URL. The password may contain @ and :, so everything up to the last @ is removed.
     (re.compile(r"([a-z][a-z0-9+.-]{0,30}:\\?/\\?/)[^\s\"'<>/?#]*@", re.IGNORECASE), rf"\1{STRUCK_OUT}@"),
-    # A password with / ? or # that nobody has escaped, as people write it: user:…@host.
+    # A password with / ? or # that should have been escaped: user:…@host.
     (
         re.compile(r"([a-z][a-z0-9+.-]{0,30}:\\?/\\?/)[^\s\"'<>/?#:@]{1,256}:[^\s\"'<>@]{1,256}@", re.IGNORECASE),
         rf"\1{STRUCK_OUT}@",
     ),
-    # The whole query of a URL: which of its parameters sign it differs by provider.
+    # The whole query of a URL, because the names of the parameters that sign it differ between providers.
     (
         re.compile(r"([a-z][a-z0-9+.-]{0,30}://[^\s\"'<>?#]{0,4096})(?:\?|%3F)[^\s\"#]+", re.IGNORECASE),
         rf"\1?{STRUCK_OUT}",
@@ -60,14 +60,14 @@ _SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
 
 
 def redacted(text: str) -> str:
-    """A text without the secrets in it: `***` stands in their place."""
+    """A text with `***` in place of every secret."""
     for pattern, replacement in _SUBSTITUTIONS:
         text = pattern.sub(replacement, text)
     return text
 
 
 def redacted_values(value: Any) -> Any:  # noqa: ANN401  # plain JSON values
-    """The same for plain values: every string in them, and all of a key whose name says that it is a secret."""
+    """Plain values with `***` in place of secrets inside texts, and of every text whose key names a secret."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, Mapping):

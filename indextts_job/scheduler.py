@@ -1,7 +1,6 @@
-"""Who started this process, from its environment: written into the record of every attempt.
+"""The job that started this process, from environment variables; it is recorded with every attempt.
 
-The launchers tell the trainer what they know in variables whose names begin with INDEXTTS. Each of them has one
-meaning.
+The launchers pass information to the trainer in variables whose names begin with INDEXTTS. Each has one meaning.
 """
 
 from collections.abc import Mapping
@@ -9,30 +8,33 @@ from collections.abc import Mapping
 from indextts_job.errors import ConfigError
 
 NODE_NAME_VARIABLE = "INDEXTTS_NODE_NAME"
-"""Name of the machine that a pod runs on: for people, in the record of the attempt."""
+"""Name of the machine that a pod runs on, for the record of the attempt."""
 NODE_INDEX_VARIABLE = "INDEXTTS_NODE_INDEX"
-"""Which of several nodes this is, from 0: where neither SLURM nor an Indexed Job says it."""
+"""Index of this node among several, from 0; needed where neither SLURM nor an Indexed Job gives it."""
 NODES_VARIABLE = "INDEXTTS_NODES"
 """Number of nodes that train together."""
 MEETING_VARIABLE = "INDEXTTS_MEETING"
-"""`host:port` on the first of several nodes."""
+"""`host:port` of the rendezvous, on the first of several nodes."""
 LAUNCHER_VARIABLE = "INDEXTTS_LAUNCHER"
-"""Set by `indextts-launch local` to a name of its own."""
+"""Name of the `indextts-launch local` that started the trainer."""
 PROGRESS_VARIABLE = "INDEXTTS_PROGRESS_FILE"
-"""Local file where rank 0 keeps the step of its newest checkpoint for the launcher that started it."""
+"""Local file in which rank 0 keeps the step of its newest checkpoint, for the launcher that started it."""
 RENDEZVOUS_VARIABLE = "INDEXTTS_RENDEZVOUS"
-"""Where ranks meet, set by the process that starts those of a node; without it torchrun's variables are used."""
+"""Rendezvous of the ranks, set by the process that starts the ranks of a node; without it torchrun's variables are
+used."""
 
 
 def read_scheduler(environment: Mapping[str, str]) -> dict[str, str]:
-    """What is known about the job: `kind`, `chain` (the same for every start of one submitted job) and numbers.
+    """The job that this process belongs to.
 
     Args:
-        environment: Of the process.
+        environment: Environment variables of the process.
 
     Returns:
-        Empty when nobody but a person started it.
+        `kind`, `chain` (the same for every start of one submitted job), and what the scheduler gives beyond that; empty
+        when a person started the process.
     """
+    # SLURM comes first: the local launcher and the container may also run inside one of its jobs.
     if "SLURM_JOB_ID" in environment:
         job = environment["SLURM_JOB_ID"]
         return {
@@ -57,19 +59,19 @@ def read_scheduler(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def whole_number(environment: Mapping[str, str], name: str, default: int, least: int = 0) -> int:
-    """A variable that holds a whole number.
+    """The whole number in an environment variable.
 
     Args:
-        environment: Of the process.
-        name: Of the variable.
-        default: Its value where it is not set.
-        least: Smallest value that makes sense.
+        environment: Environment variables of the process.
+        name: Name of the variable.
+        default: Value if the variable is not set.
+        least: Smallest valid value.
 
     Raises:
-        ConfigError: It holds something else.
+        ConfigError: The variable does not hold such a number.
     """
     text = environment.get(name, str(default)).strip()
-    # Not `int`: it takes signs, underscores and digits of other scripts, which no launcher writes.
+    # `int` alone also accepts signs, underscores and digits of other scripts, which no launcher writes.
     if not (text.isascii() and text.isdigit() and len(text) <= 9) or int(text) < least:
         raise ConfigError(
             f"{name} in the environment is {text!r}, expected a whole number of at least {least}. The launcher sets "

@@ -1,10 +1,11 @@
-"""YAML as this product reads it, wherever it does: the core schema of YAML 1.2, one meaning for every document.
+"""Read YAML by the core schema of YAML 1.2, with checks. Every YAML document of this program is read here.
 
-PyYAML's own loaders follow YAML 1.1: `010` is eight, `1:0` is sixty, `no` is false, a date is an object that no JSON
-can hold, the last of two equal keys wins, and a few aliases unfold to gigabytes. Here numbers are those of YAML 1.2,
-only `true` and `false` are truth values, dates are texts, and what can only be a mistake is refused.
+PyYAML's own loaders follow YAML 1.1: `010` is eight, `1:0` is sixty, `no` is false, a date is an object that JSON
+cannot hold, the last of two equal keys wins, and a few aliases can expand to gigabytes. Here numbers are those of YAML
+1.2, only `true` and `false` are truth values, dates are texts, and equal keys and aliases are refused.
 """
 
+import math
 import re
 from typing import Any
 
@@ -20,25 +21,30 @@ from indextts_job.errors import ConfigError
 from indextts_job.terminal import one_line
 
 LARGEST_BYTES = 2**22
-"""Of a file; a configuration has some thousands."""
+"""Bound of the size of a file; a configuration has some thousand bytes."""
 DEEPEST = 32
-"""Levels of nesting; a configuration has three."""
+"""Bound of the levels of nesting; a configuration has three."""
 LONGEST_NUMBER = 40
-"""Characters of a number; no key takes one that needs more."""
+"""Bound of the characters of a number; no key needs so many, and converting very long ones takes quadratic time."""
 _CORE = "tag:yaml.org,2002:"
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+"""Characters that a path, an environment variable or UTF-8 cannot have."""
+_NULLS = ("", "~", "null", "Null", "NULL")
 
 
 def parse_yaml(content: str | bytes, where: str) -> object:
     """The document as plain values: None, bool, int, finite float, str, list, and dict with text keys.
 
     Args:
-        content: The whole document; None for an empty one.
+        content: The whole document.
         where: Path, URL or argument, for messages.
 
+    Returns:
+        The values; None for an empty document.
+
     Raises:
-        ConfigError: It is not YAML, or holds what no configuration can mean: equal keys, aliases, numbers that are
-            infinite or endless, other types, deep nesting. Names line and key.
+        ConfigError: The content is no YAML, or it has equal keys, aliases, numbers that are infinite or too long, other
+            types, or too many levels. Names line and key.
     """
     try:
         loader = _Loader(content)
@@ -52,7 +58,10 @@ def parse_yaml(content: str | bytes, where: str) -> object:
 
 
 class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
-    """Composes nodes with the core schema's tags; put together as yaml.SafeLoader is, without its constructor."""
+    """Composes nodes with the tags of the core schema.
+
+    Built of the same parts as yaml.SafeLoader, but without a constructor, which would make objects of YAML 1.1.
+    """
 
     def __init__(self, content: str | bytes) -> None:
         Reader.__init__(self, content)
@@ -63,7 +72,8 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
         self._depth = 0
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
-        """One node, unless it is an alias or lies too deep; both could cost any amount of memory or stack."""
+        """Compose one node; aliases and too many levels are errors."""
+        # An alias may refer to a large node again and again, and each level takes stack of the recursion.
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent):
             problem = f"the alias *{event.anchor} is not read; write the value out"
@@ -76,6 +86,7 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
         return node
 
 
+# The core schema (YAML 1.2.2, section 10.3.2): tag, pattern, and the first characters by which PyYAML finds a pattern.
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -87,13 +98,14 @@ for _tag, _pattern, _first in (
 
 
 class _Values:
-    """Nodes to plain values; knows the place of each for messages."""
+    """Converts nodes to plain values, with line and key in messages."""
 
     def __init__(self, where: str) -> None:
         self._where = where
 
     def of(self, node: Node, key: str) -> object:
         """The value of a node; `key` is its dotted key."""
+        # A tag that is written out (`!!set`, `!!omap`, `!local`) makes another type of a mapping or sequence.
         if isinstance(node, MappingNode) and node.tag == f"{_CORE}map":
             return self._mapping(node, key)
         if isinstance(node, SequenceNode) and node.tag == f"{_CORE}seq":
@@ -124,34 +136,42 @@ class _Values:
         text: str = node.value
         kind = node.tag.removeprefix(_CORE)
         if kind == "str":
-            if _UNSTORABLE.search(text):
-                raise self._wrong(node, key, "text with a NUL or half a character", "text that can be stored")
-            return text
-        if kind == "null" and text in ("", "~", "null", "Null", "NULL"):
+            return self._text(node, key)
+        if kind in ("int", "float"):
+            return self._number(node, key, kind)
+        # The text is compared too: a tag that is written out (`!!bool x`) may stand before any text.
+        if kind == "null" and text in _NULLS:
             return None
         if kind == "bool" and text.lower() in ("true", "false"):
             return text.lower() == "true"
-        if kind in ("int", "float"):
-            return self._number(node, key, kind)
         raise self._wrong(node, key, f"of the type {node.tag}", "a plain value")
+
+    def _text(self, node: ScalarNode, key: str) -> str:
+        text: str = node.value
+        if _UNSTORABLE.search(text):
+            raise self._wrong(node, key, "text with a NUL or half a character", "text that can be stored")
+        return text
 
     def _number(self, node: ScalarNode, key: str, kind: str) -> int | float:
         text: str = node.value
-        shown = text if len(text) <= LONGEST_NUMBER else f"a number of {len(text)} characters"
-        if len(text) > LONGEST_NUMBER or "_" in text:
-            raise self._wrong(node, key, shown, f"digits, at most {LONGEST_NUMBER}")
-        try:
-            if kind == "int":
-                return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-            number = float(text)
-        except ValueError:
-            # A tag written out (`!!int x`), or .inf and .nan.
-            raise self._wrong(node, key, shown, "a finite number") from None
-        if number - number != 0:  # infinite: 1e999
-            raise self._wrong(node, key, shown, "a finite number")
+        if len(text) > LONGEST_NUMBER:
+            raise self._wrong(node, key, f"a number of {len(text)} characters", f"digits, at most {LONGEST_NUMBER}")
+        if "_" in text:  # Python would read 1_000, YAML 1.2 does not
+            raise self._wrong(node, key, text, f"digits, at most {LONGEST_NUMBER}")
+        number = _parsed_number(text, kind)
+        if not math.isfinite(number):
+            raise self._wrong(node, key, text, "a finite number")
         return number
 
     def _wrong(self, node: Node, key: str, found: str, expected: str) -> ConfigError:
         what = one_line(key) or "the document"
         line = node.start_mark.line + 1
         return ConfigError(f"{self._where}, line {line}: {what} is {one_line(found)}, expected {expected}.")
+
+
+def _parsed_number(text: str, kind: str) -> int | float:
+    """The number; NaN for a text that is none, such as `.inf`, `.nan`, or `x` in `!!int x`."""
+    try:
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)) if kind == "int" else float(text)
+    except ValueError:
+        return math.nan

@@ -1,4 +1,4 @@
-"""Which code this is: the release, and the commit where it is known."""
+"""The version of this program: the release, and the commit if it is known."""
 
 import json
 import subprocess
@@ -8,13 +8,14 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 REVISION_FILE = "REVISION"
-"""Beside this file where an image or a release was built: the commit, and nothing else."""
+"""File beside this one in images and releases, with the commit and nothing else."""
 SHOWN_DIGITS = 12
 GIT_S = 5.0
+"""Bound of the call of git, which may wait for a network file system. The version is recorded at every start."""
 
 
 def program_version(package: Path = PACKAGE) -> str:
-    """`0.1.0 (commit 74b318b3a0c1)`; the release alone where the commit is not known.
+    """The version as `0.1.0 (commit 74b318b3a0c1)`; without the commit if it is unknown.
 
     Args:
         package: Folder of the package.
@@ -28,7 +29,7 @@ def program_version(package: Path = PACKAGE) -> str:
 
 
 def commit(package: Path = PACKAGE) -> str:
-    """The commit that this code was built or installed from, or that is checked out; empty if nothing tells it.
+    """The commit that this code was built from, is checked out at, or was installed from; empty if it is unknown.
 
     Args:
         package: Folder of the package.
@@ -45,7 +46,7 @@ def _built(package: Path) -> str:
 
 
 def _checked_out(root: Path) -> str:
-    # Only where the checkout is this project's own: a virtual environment may lie inside another one.
+    # Only a checkout of this project counts: a virtual environment may be inside the checkout of another one.
     if not ((root / ".git").exists() and (root / "pyproject.toml").exists()):
         return ""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", f"--abbrev={SHOWN_DIGITS}", "--exclude=*"]
@@ -57,10 +58,10 @@ def _checked_out(root: Path) -> str:
 
 
 def _installed(package: Path) -> str:
-    """Where pip installed from a repository it keeps the commit (PEP 610)."""
+    """The commit that pip records when it installs from a repository (PEP 610)."""
     with suppress(PackageNotFoundError, ValueError, KeyError, TypeError):
         installed = distribution("indextts-job")
         if Path(str(installed.locate_file(package.name))).resolve() != package:
-            return ""  # another copy than this one
+            return ""  # the installed package is not the one that runs
         return str(json.loads(installed.read_text("direct_url.json") or "{}")["vcs_info"]["commit_id"])[:SHOWN_DIGITS]
     return ""

@@ -1,7 +1,7 @@
-"""Every wait of the product: bounded, and open-eyed for a stop request.
+"""Waits that end when a stop is requested: sleep, queues, threads, futures.
 
-Nothing else in the package joins a thread, takes from a queue, asks a future for its result or sleeps: a wait without
-a bound hides a stop request until the kill, and with it the steps since the last commit.
+Nothing else in this package waits (`tests/unit/test_waits.py`). A wait without a bound would delay a stop request until
+the kill, and the steps since the last commit would be lost.
 """
 
 import contextlib
@@ -14,25 +14,21 @@ from typing import TypeVar
 
 T = TypeVar("T")
 LOOK_S = 0.05
-"""How often a wait looks for a stop request; what it waits for wakes it at once."""
+"""How often a wait checks for a stop request. The event that it waits for ends it at once."""
 Stopped = Callable[[], object]
-"""Something true once the wait should end."""
+"""Returns something true when the wait should end."""
 
 
 def never() -> bool:
-    """For waits that only what they wait for can end, in threads that end with the process."""
+    """A `Stopped` that never ends a wait; for threads that end with the process."""
     return False
 
 
 def pause(seconds: float, stopped: Stopped = never) -> bool:
-    """Sleep.
-
-    Args:
-        seconds: How long.
-        stopped: Ends it early.
+    """Sleep for some seconds, or until `stopped` is true.
 
     Returns:
-        Whether it was ended early.
+        Whether `stopped` ended the sleep.
     """
     until_s = time.monotonic() + seconds
     while not stopped():
@@ -46,16 +42,17 @@ def pause(seconds: float, stopped: Stopped = never) -> bool:
 def take(
     source: "queue.Queue[T]", stopped: Stopped, after_s: float = 0.0, tell: Callable[[], None] | None = None
 ) -> T | None:
-    """The next item of a queue; None when the wait was ended before there was one.
+    """The next item of a queue; None if `stopped` ended the wait.
 
     Args:
-        source: Items that are not None.
-        stopped: Ends the wait. What is there already is handed over all the same.
-        after_s: So many seconds of waiting are nothing to speak of.
-        tell: Called once when it takes longer.
+        source: A queue of items that are not None.
+        stopped: Ends the wait.
+        after_s: Seconds of waiting after which `tell` is called.
+        tell: Called once when the wait is long.
     """
     since_s = time.monotonic()
     while True:
+        # The queue comes before the stop: an item that is there already is used.
         with contextlib.suppress(queue.Empty):
             return source.get(timeout=LOOK_S)
         if stopped():
@@ -66,7 +63,7 @@ def take(
 
 
 def hand_over(target: "queue.Queue[T]", item: T, stopped: Stopped) -> bool:
-    """Put an item into a queue of bounded size; False when the wait was ended before there was room."""
+    """Put an item into a bounded queue; False if `stopped` ended the wait for room."""
     while not stopped():
         with contextlib.suppress(queue.Full):
             target.put(item, timeout=LOOK_S)
@@ -75,12 +72,10 @@ def hand_over(target: "queue.Queue[T]", item: T, stopped: Stopped) -> bool:
 
 
 def joined(thread: threading.Thread, wait_s: float, stopped: Stopped = never) -> bool:
-    """Whether a thread has ended.
+    """Wait for the end of a thread, for at most `wait_s` seconds (may be infinite) or until `stopped` is true.
 
-    Args:
-        thread: It.
-        wait_s: For so long at most; infinity waits for its end.
-        stopped: Ends the wait early.
+    Returns:
+        Whether the thread has ended.
     """
     until_s = time.monotonic() + wait_s
     while True:
@@ -92,15 +87,16 @@ def joined(thread: threading.Thread, wait_s: float, stopped: Stopped = never) ->
 
 
 def result(future: Future[T], check: Callable[[], object] = never) -> T:
-    """What a future gives, or raises.
+    """The result of a future, or the exception of its work.
 
     Args:
-        future: Of work in a thread.
-        check: Called again and again meanwhile; raises to end the wait.
+        future: The future of work in a thread.
+        check: Called repeatedly during the wait; an exception from it ends the wait.
     """
     while True:
         with contextlib.suppress(TimeoutError):
             return future.result(timeout=LOOK_S)
-        if future.done():  # the work itself raised a TimeoutError
+        # Since Python 3.11 the future's own timeout and one of the work are the same class.
+        if future.done():
             return future.result(timeout=0)
         check()
