@@ -109,9 +109,7 @@ class Listing:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Lines of text for the available width."""
-        kept = _with_content(len(self.columns), self.rows)
-        cells = [[one_line(row[i]) for i in kept] for row in self.rows]
-        heads = [self.columns[i] for i in kept]
+        heads, cells = self._kept()
         # `cell_len` and not `len`: East Asian characters are two columns wide, and combining marks none.
         widths = [max(map(cell_len, column)) for column in zip(heads, *cells, strict=True)]
         fits = sum(widths) + len(GAP) * (len(widths) - 1) <= options.max_width
@@ -122,6 +120,11 @@ class Listing:
             yield Text(_padded(row, widths) if fits else _named(heads, row))
             for line in filter(str, further):
                 yield from _hanging(console, options, "    ", line)
+
+    def _kept(self) -> tuple[list[str], list[list[str]]]:
+        """Headings and cells of the columns that have a content."""
+        kept = _with_content(len(self.columns), self.rows)
+        return [self.columns[i] for i in kept], [[one_line(row[i]) for i in kept] for row in self.rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,16 +200,20 @@ def _table(entry: Any, kind: Kind) -> Table:  # noqa: ANN401  # plain values
 
 
 def _check_shards(table: Table, kind: Kind) -> None:
-    # `Table.place` computes the shard of a row, so all shards but the last must be full.
-    wrong = [shard for shard in table.shards[:-1] if shard.rows != table.rows_per_shard]
-    wrong += [shard for shard in table.shards[-1:] if shard.rows > table.rows_per_shard]
-    if wrong:
-        raise ValueError(f"{wrong[0].name} has {wrong[0].rows} rows, expected {table.rows_per_shard}")
+    _check_row_counts(table)
     for shard in table.shards:
         if shard.size_bytes != shard.data_start + shard.rows * table.row_bytes:
             raise ValueError(f"{shard.name} has {shard.size_bytes} bytes, which its {shard.rows} rows do not fill")
     if len({shard.name for shard in table.shards}) < len(table.shards):
         raise ValueError(f"two shards of {kind} have one name")
+
+
+def _check_row_counts(table: Table) -> None:
+    # `Table.place` computes the shard of a row, so all shards but the last must be full.
+    wrong = [shard for shard in table.shards[:-1] if shard.rows != table.rows_per_shard]
+    wrong += [shard for shard in table.shards[-1:] if shard.rows > table.rows_per_shard]
+    if wrong:
+        raise ValueError(f"{wrong[0].name} has {wrong[0].rows} rows, expected {table.rows_per_shard}")
 
 
 def _checked_rows(arrays: Mapping[str, npt.NDArray[Any]], name: str) -> int:

@@ -45,7 +45,7 @@ def run_demo(folder: Path, url: str = "") -> int:
     Returns:
         0 when both runs end with the same bits, otherwise 70.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)  # rich would colour numbers and break the lines of the log
     _demand_own_folder(folder)
     heading = _Headings(console)
     heading("A small dataset in the real formats: Amharic text, codes that depend on it, a base checkpoint")
@@ -62,6 +62,7 @@ def run_demo(folder: Path, url: str = "") -> int:
         f"SIGKILL after step {KILL_AFTER_STEP} (the node is gone); the launcher starts it again"
     )
     preempted = f"{runs}/preempted"
+    # The disturber finds the trainer by what the run writes, so it works with a bucket too.
     disturber = threading.Thread(target=_disturb, args=(open_storage(preempted),), daemon=True)
     disturber.start()
     _train(console, config, preempted)
@@ -89,6 +90,7 @@ def _demand_own_folder(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         if not mark.exists():
             raise ConfigError(f"{folder} is not empty and not an earlier demo. Give another one: --folder PATH.")
+        # In reverse order the content of a folder comes before the folder.
         for path in sorted(folder.rglob("*"), reverse=True):
             if path.is_dir():
                 path.rmdir()
@@ -112,8 +114,11 @@ def _write_config(folder: Path, world: World) -> Path:
         "recipe": {"global_batch_samples": 16},
         "schedule": {"learning_rate": 3e-3, "warmup_steps": 20, "epochs": 20},
         "validation": {"interval_steps": 75},
+        # Neither interruption falls on a step with a checkpoint: the kill must cost some steps.
         "checkpoint": {"interval_steps": 50},
+        # Small enough for several micro-batches per step: the signal shall come in the middle of a cycle.
         "hardware": {"capacity_tokens": 256},
+        # The sample log is what the two runs are compared by, and what the disturber counts steps by.
         "report": {"log_interval_steps": 25, "sample_log": True},
         "storage": {"log_interval_seconds": 0.1},
     }
@@ -123,6 +128,7 @@ def _write_config(folder: Path, world: World) -> Path:
 
 
 def _train(console: Console, config: Path, run: str) -> None:
+    # With the launcher, as a user would: it starts the trainer again after the preemption and after the kill.
     command = [sys.executable, "-m", "launch", "local", str(config), f"run={run}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
         for line in process.stdout or ():

@@ -24,6 +24,7 @@ CODES = 128
 CODES_PER_TOKEN = 4
 SPEAKERS = 6
 EXTENDED_PIECES = 217
+"""As many as `_WORDS` gives useful pieces for, with the base's 100."""
 _BASE_TEXT = (
     "THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG . PACK MY BOX WITH FIVE DOZEN LIQUOR JUGS ! HOW VEXINGLY QUICK DAFT "
     "ZEBRAS JUMP ? SPHINX OF BLACK QUARTZ , JUDGE MY VOW - EVERY GOOD RUN ENDS WELL"
@@ -123,6 +124,7 @@ def base_tokenizer() -> bytes:
         vocab_size=100,
         model_type="bpe",
         character_coverage=1.0,
+        # The ids of the released tokenizer.
         bos_id=0,
         eos_id=1,
         unk_id=2,
@@ -154,6 +156,7 @@ def _model_document(size: WorldSize, base_pieces: int) -> dict[str, Any]:
             "mel_length_compression": 1024,
             "layers": size.layers,
             "number_text_tokens": base_pieces,
+            # The codes, and behind them their start and stop, as in the release.
             "number_mel_codes": CODES + 2,
             "start_mel_token": CODES,
             "stop_mel_token": CODES + 1,
@@ -200,6 +203,7 @@ def _write_dataset(world: World, size: WorldSize, processor: sentencepiece.Sente
     folder = world.train_manifest.parent
     for name in ("text_ids", "codes", "condition", "emo_vec"):
         (folder / name).mkdir(exist_ok=True)
+    # Utterances of one speaker have similar conditioning arrays, as those of a real encoder would.
     voices = random.normal(0, 0.5, (SPEAKERS, CONDITION_LATENTS, size.width))
     words = _WORDS if size.extended else _BASE_TEXT.split()
     for manifest, count, prefix in (

@@ -41,13 +41,17 @@ def examine_codes(pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]:
     # Equal lengths are the weaker sign of the same fault, of use where durations show nothing.
     equal = [] if padded else _equal_neighbours(targets, found)
     if len(equal) > PADDED_SHARE * len(targets):
-        text = f"{len(equal)} of {len(targets)} stand in rows of {EQUAL_LENGTHS} and more with one code length"
-        advice = "So look batches that were padded to their longest clip. Give durations, or encode one clip at a time."
-        yield data_finding("code tails", "warning", text, advice, equal)
+        yield _probably_padded(equal, len(targets))
     elif not padded and not short:
         told = f", {known} against their duration" if known else "; no durations to compare with"
         yield data_finding("code lengths", "ok", f"{len(targets)} looked at{told}")
     yield from _outliers(targets, found)
+
+
+def _probably_padded(equal: Sequence[str], targets: int) -> Finding:
+    text = f"{len(equal)} of {targets} stand in rows of {EQUAL_LENGTHS} and more with one code length"
+    advice = "So look batches that were padded to their longest clip. Give durations, or encode one clip at a time."
+    return data_finding("code tails", "warning", text, advice, equal)
 
 
 def _padded(padded: Sequence[str], known: int) -> Finding:

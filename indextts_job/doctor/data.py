@@ -30,7 +30,7 @@ def examine_data(found: Survey, tokenizer: bytes) -> Iterator[Finding]:
         tokenizer: Model file of the tokenizer that training will use.
     """
     yield from _manifests(found)
-    if not found.pairs:
+    if not found.pairs:  # everything below is about pairs
         return
     yield _size(found)
     faults = found.faults()
@@ -60,6 +60,7 @@ def _manifests(found: Survey) -> Iterator[Finding]:
 def _size(found: Survey) -> Finding:
     train = [pair for pair in found.pairs if not pair.validation]
     codes = sum(found.arrays[pair.record.codes_path].length for pair in train)
+    # Hours are counted per pair, as training reads them: a target in two pairs counts twice.
     targets = len({pair.target_id for pair in train})
     by_language = Counter(pair.record.language for pair in train).most_common()
     languages = ", ".join(f"{name or 'no language'} {count}" for name, count in by_language)

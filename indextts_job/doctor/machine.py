@@ -129,6 +129,7 @@ def _shared_memory(folder: Path = Path("/dev/shm")) -> Finding:  # noqa: S108  #
 def _scratch() -> Finding:
     folder = tempfile.gettempdir()
     try:
+        # Permissions do not tell of a read-only mount or a full disk; a write does.
         with tempfile.TemporaryFile() as file:
             file.write(b"x" * 4096)
     except OSError as error:
@@ -182,6 +183,7 @@ class _Probe:
 
 
 def _probe(storage: RunStorage) -> _Probe:
+    # A name and a content that nobody has written before, or a cache could answer.
     key = f"{PROBE_FOLDER}/{uuid.uuid4().hex}"
     content = uuid.uuid4().bytes * (PROBE_BYTES // 16)
     write_s = _timed(lambda: storage.write(key, content))

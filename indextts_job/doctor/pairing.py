@@ -54,6 +54,7 @@ def _warning(subject: str, wrong: Sequence[str], pairs: Sequence[Pair], advice: 
 
 def _duplicate_utterances(pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]:
     """Targets with the same text and codes under different names."""
+    # Several pairs with one target are wanted, so each target counts once.
     same: dict[tuple[bool, bytes, bytes], dict[str, Pair]] = defaultdict(dict)
     for pair in pairs:
         text, codes = found.arrays[pair.record.text_ids_path], found.arrays[pair.record.codes_path]
@@ -85,6 +86,7 @@ def _trained_targets(pairs: Sequence[Pair], validation: Sequence[Pair], found: S
     """Pairs of the validation set whose target is also in the training set, by its name or by its codes."""
     train = [pair for pair in pairs if not pair.validation]
     names = {pair.target_id for pair in train}
+    # By content too: a copy under another name leaks as much.
     codes = {found.arrays[pair.record.codes_path].digest for pair in train}
     for pair in validation:
         if pair.target_id in names or found.arrays[pair.record.codes_path].digest in codes:
@@ -95,6 +97,7 @@ def _speakers(train: Sequence[Pair]) -> Finding:
     counts = Counter(pair.speaker for pair in train).most_common()
     (most, many), (least, few) = counts[0], counts[-1]
     text = f"{len(counts)}, {few} ({least}) to {many} ({most}) pairs each"
+    # A few speakers with equal shares are fine, so the share counts only among more of them.
     uneven = many / few > SPEAKERS_RATIO or (len(counts) > FEW_SPEAKERS and many / len(train) > SPEAKER_SHARE)
     advice = "Voices with few pairs are hardly learned. Take fewer pairs of the largest (pairs_per_target)."
     details = [f"{name}: {count} pairs" for name, count in counts] if uneven else ()

@@ -57,6 +57,7 @@ def drop_tails(found: Survey, manifests: Sequence[str], output: str) -> Finding:
         )
     output = output.rstrip("/")
     storage = _empty_storage(output)
+    # A pair with a fault elsewhere is repaired as well: only its codes are needed for that.
     good = [pair for pair in found.pairs if not found.arrays[pair.record.codes_path].fault]
     tails = padded_tails(good, found)
     if not tails:
@@ -93,6 +94,7 @@ def _done(storage: RunStorage, targets: Sequence[str], tails: Mapping[str, Tail]
 
 def _cut(path: str, tail: Tail, found: Survey) -> bytes:
     model = found.limits.model
+    # Read again: a survey of millions of arrays does not keep their values.
     ids = check_ids(path, model.number_codes, model.max_mel_tokens, "code")
     stream = io.BytesIO()
     np.save(stream, ids.values[: tail.speech])
@@ -117,7 +119,7 @@ def _document(
     record: PairRecord, document: Mapping[str, object], cut: Mapping[str, str], tails: Mapping[str, Tail], target: str
 ) -> dict[str, object]:
     """A line of the new manifest: all fields of the old one, with paths relative to the new manifest."""
-    changed = dict(document)
+    changed = dict(document)  # fields that we do not know are kept
     for key, field in _PATHS.items():
         changed[key] = _seen_from(getattr(record, field), target)
     for key in _EMOTIONS:

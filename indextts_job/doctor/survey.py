@@ -149,7 +149,7 @@ def _seen_text(text: Ids, model: GPTConfig) -> SeenArray:
 
 def _read_manifest(argument: str, found: Survey, *, validation: bool) -> None:
     source = parse_source(argument, files.exists)
-    if is_sharded(source.url):
+    if is_sharded(source.url):  # it has no texts, speakers and durations to examine
         raise DataError(
             f"{source.shown} is a sharded dataset: its samples were checked when it was made, and are again whenever "
             "they are read. Give the manifests that it was made of."

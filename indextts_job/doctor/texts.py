@@ -55,7 +55,7 @@ def _start_and_stop_ids(texts: Texts, found: Survey) -> Iterator[Finding]:
 def _unknown_ids(texts: Texts, found: Survey) -> Finding:
     seen = {path: found.arrays[path] for path in texts}
     tokens = sum(array.length for array in seen.values())
-    share = sum(array.unknown for array in seen.values()) / tokens
+    share = sum(array.unknown for array in seen.values()) / tokens  # faulty arrays are left out, so none is empty
     text = f"{share:.2%} of {tokens} text ids"
     advice = "Another tokenizer made these ids, or characters have no piece: `indextts-job tokenizer check`."
     if share <= UNKNOWN_SHARE:
@@ -80,7 +80,7 @@ def _other_tokenizer(texts: Texts, found: Survey, tokenizer: bytes) -> Iterator[
     other = [
         f"{pair.where}: {pair.text[:SHOWN_CHARACTERS]}"
         for (path, pair), ids in zip(compared.items(), encoded, strict=True)
-        if np.asarray(ids, np.int32).tobytes() != found.arrays[path].ids
+        if np.asarray(ids, np.int32).tobytes() != found.arrays[path].ids  # both int32, so bytes compare values
     ]
     share = len(other) / len(compared)
     if share > OTHER_IDS_SHARE:
@@ -105,6 +105,7 @@ def _long_texts(texts: Texts, found: Survey) -> Iterator[Finding]:
 
 
 def _scripts(pairs: Sequence[Pair]) -> Iterator[Finding]:
+    # Only of Amharic it is known here which letters its texts have.
     amharic = [pair for pair in pairs if pair.record.language in AMHARIC and pair.text]
     if not amharic:
         return
@@ -118,5 +119,6 @@ def _scripts(pairs: Sequence[Pair]) -> Iterator[Finding]:
 
 
 def _ethiopic_share(text: str) -> float:
+    # Digits and punctuation belong to no script.
     letters = [letter for letter in text if letter.isalpha()]
     return sum(bool(_ETHIOPIC.match(letter)) for letter in letters) / max(1, len(letters))

@@ -41,6 +41,7 @@ def examine_extension(
     yield data_finding("pieces", "ok", f"{len(new.pieces)}, of which the base has {len(old.pieces)}")
     yield from _same_base(old, new)
     yield from _new_pieces(old, new)
+    # A file may be a valid message of the format and still no model for SentencePiece.
     try:
         _processor(extended)
     except RuntimeError as error:
@@ -53,6 +54,8 @@ def examine_extension(
 
 
 def _same_base(old: Any, new: Any) -> Iterator[Finding]:  # noqa: ANN401
+    # The tables of the base checkpoint are indexed by piece, so each piece must keep its number. Its score decides
+    # which merges come first, so base text would be read differently with another one.
     pairs = enumerate(zip(old.pieces, new.pieces, strict=False))
     changed = [(at, one, two) for at, (one, two) in pairs if one.SerializeToString() != two.SerializeToString()]
     if len(new.pieces) < len(old.pieces) or changed:

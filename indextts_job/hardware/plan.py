@@ -126,6 +126,7 @@ def make_plan(
         recompute=config.recompute == "always",
         shard_optimizer=config.shard_optimizer == "always" and world_size > 1,
     )
+    # A capacity that the user gives is not estimated, so its first way is taken.
     ways = _ways_to_fit(plan, config, world_size)
     estimates = [(way, way.capacity_tokens or estimated_capacity(facts, way, needs, world_size)) for way in ways]
     chosen, tokens = next((found for found in estimates if found[1] >= needs.longest_tokens), estimates[-1])
@@ -200,6 +201,7 @@ def changes(before: Environment, facts: HardwareFacts, plan: Plan, versions: Map
 
 def usable_bytes(facts: HardwareFacts, share: float = MEMORY_SHARE) -> float:
     """The part of the device's memory that this process may plan with."""
+    # The smaller of both: where others use the GPU, its free memory is the bound.
     usable = share * facts.memory_bytes
     return min(usable, FREE_SHARE * facts.free_bytes) if facts.free_bytes else usable
 

@@ -98,14 +98,13 @@ def _moments(
     """The moments of the trained parameters, and notes about those that are dropped."""
     if old.moments is None:
         return None, []
+    of_tables = {key: old.moments[key] for key in tables if key in old.moments}
     notes = []
-    present = [key for key in tables if key in old.moments]
-    frozen = slice(0, vocabulary.base_pieces)
-    if any(old.moments[key][0][frozen].count_nonzero() > 0 for key in present):
+    if any(first[: vocabulary.base_pieces].count_nonzero() > 0 for first, _ in of_tables.values()):
         notes.append("moments of the frozen base rows were not zero: dropped, they would have gone on pulling")
-    moments = {key: pair for key, pair in old.moments.items() if key not in tables}
     rows = slice(vocabulary.base_pieces, vocabulary.pieces)
-    moments |= {key + NEW_ROWS_SUFFIX: (old.moments[key][0][rows], old.moments[key][1][rows]) for key in present}
+    moments = {key: pair for key, pair in old.moments.items() if key not in of_tables}
+    moments |= {key + NEW_ROWS_SUFFIX: (first[rows], second[rows]) for key, (first, second) in of_tables.items()}
     missing = weights.keys() - moments.keys()
     if missing:
         # All parameters share one step, so moments of zero beside old ones would get a wrong bias correction.

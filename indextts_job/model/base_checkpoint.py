@@ -5,7 +5,7 @@ values and their precision.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,13 +158,18 @@ def demand_fit(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape], sou
     Raises:
         DataError: The message names every key that does not fit.
     """
-    findings = [f"{key}: missing, expected {list(shape)}" for key, shape in expected.items() if key not in tensors]
-    findings += [f"{key}: unknown key" for key in tensors if key not in expected]
-    present = [key for key in expected if key in tensors]
-    findings += [f"{key}: {fault}" for key in present if (fault := _misfit(tensors[key], expected[key]))]
-    if findings:
+    if findings := list(_misfits(tensors, expected)):
         advice = "Is it the gpt.pth that belongs to this config.yaml? Both come from one IndexTTS2 release."
         raise DataError(findings_message(f"{source} does not fit the model", findings, advice))
+
+
+def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape]) -> Iterator[str]:
+    # Keys come before shapes: with the wrong file nearly all keys are wrong, and only the first findings are shown.
+    yield from (f"{key}: missing, expected {list(shape)}" for key, shape in expected.items() if key not in tensors)
+    yield from (f"{key}: unknown key" for key in tensors if key not in expected)
+    for key, shape in expected.items():
+        if key in tensors and (fault := _misfit(tensors[key], shape)):
+            yield f"{key}: {fault}"
 
 
 def _misfit(tensor: Tensor, shape: Shape) -> str:

@@ -18,18 +18,22 @@ def pace_of(rows: Sequence[Attempt]) -> tuple[RunPace, int, float]:
     """
     # Attempts that ended before their first step have measured nothing.
     known = [row for row in rows if row.launched and row.trained and row.spent]
-    accounts = [row.spent[-1].event for row in known]
-    steps = _computed_steps(known)
-    saves = [row.checkpoint.event for row in known if row.checkpoint]
-    pace = RunPace(
+    return _pace(known), total_steps(known) or 0, _kills_per_day(known)
+
+
+def _pace(rows: Sequence[Attempt]) -> RunPace:
+    accounts = [row.spent[-1].event for row in rows]
+    steps = _computed_steps(rows)
+    saves = [row.checkpoint.event for row in rows if row.checkpoint]
+    return RunPace(
         step_s=sum(account.steps_s for account in accounts) / steps,
         between_s=sum(map(_between_s, accounts)) / steps,
         stall_s=_mean(save.stall_seconds for save in saves),
         save_s=_mean(save.seconds for save in saves),
-        start_s=_mean(seconds_between(row.launched, row.trained) for row in known),
-        requeue_s=max(0.0, _mean(_pauses_s(known))),
+        start_s=_mean(seconds_between(row.launched, row.trained) for row in rows),
+        # The clocks of two machines may differ by more than the pause between them.
+        requeue_s=max(0.0, _mean(_pauses_s(rows))),
     )
-    return pace, total_steps(known) or 0, _kills_per_day(known)
 
 
 def _computed_steps(rows: Sequence[Attempt]) -> int:

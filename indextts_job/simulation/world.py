@@ -64,6 +64,7 @@ def lives_by_rate(per_day: float, seed: int, *, noticed_share: float = 0.0) -> I
         noticed_share: Share of the ends that are announced early enough.
     """
     chance = random.Random(seed)  # noqa: S311  # a simulation
+    # One number for the length and one for the notice of each life: the lengths are the same for every share.
     while True:
         seconds = chance.expovariate(per_day / 86400) if per_day else float("inf")
         yield Life(seconds, noticed=chance.random() < noticed_share)
@@ -91,7 +92,7 @@ def simulate(total_steps: int, interval_steps: int, pace: RunPace, lives: Iterab
         done = committed
         if done == total_steps:
             break
-        wall_s += pace.requeue_s
+        wall_s += pace.requeue_s  # in the queue nothing is paid
     return Outcome(
         wall_s=wall_s,
         machine_s=machine_s,
@@ -111,6 +112,7 @@ def _attempt(done: int, total: int, interval: int, pace: RunPace, life: Life) ->
         there_s = now_s + (goal - step) * each_s
         if there_s > life.seconds:
             step += max(0, int((life.seconds - now_s) / each_s))
+            # With a notice the last save comes on top of the life: the notice is early enough for it.
             if life.noticed and now_s <= life.seconds:
                 return step, step, life.seconds + pace.save_s
             return step, _committed(saving, committed, life.seconds), life.seconds
@@ -122,6 +124,7 @@ def _attempt(done: int, total: int, interval: int, pace: RunPace, life: Life) ->
             committed = saving.step
         saving = _Save(step, now_s + pace.save_s)
         now_s += pace.stall_s
+    # The last save is waited for: a run is complete when its final checkpoint is committed.
     now_s += pace.save_s
     if now_s > life.seconds and not life.noticed:
         return step, _committed(saving, committed, life.seconds), life.seconds
@@ -175,6 +178,7 @@ def parse_offer(text: str) -> Offer:
 
 def scaled(pace: RunPace, speed: float) -> RunPace:
     """The pace on a machine that is `speed` times as fast; the durations of saves and starts stay."""
+    # Saves and starts depend on storage and network, which a faster machine does not change.
     return replace(pace, step_s=pace.step_s / speed)
 
 

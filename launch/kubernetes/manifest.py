@@ -102,6 +102,15 @@ def render(job: Job, options: KubernetesOptions) -> str:
 
 
 def _check(job: Job, options: KubernetesOptions) -> None:
+    _check_name(job)
+    for option, value in (("service-account", options.service_account), ("secret", options.secret)):
+        if value and not _SUBDOMAIN.fullmatch(value):
+            raise ConfigError(f"--{option} {value!r}: expected the name of a Kubernetes object, as kubectl shows it.")
+    if not job.image.isprintable() or " " in job.image:
+        raise ConfigError(f"--image {job.image!r}: expected a reference such as {EXAMPLE_IMAGE}.")
+
+
+def _check_name(job: Job) -> None:
     if not _LABEL.fullmatch(job.name) or len(job.name) > LONGEST_LABEL:
         raise ConfigError(
             f"name {job.name!r}: Kubernetes accepts lowercase letters, digits and '-', beginning and ending with a "
@@ -110,11 +119,6 @@ def _check(job: Job, options: KubernetesOptions) -> None:
     # The pods of an Indexed Job have the host names NAME-0, NAME-1, …, which are labels too.
     if job.nodes > 1 and len(f"{job.name}-{job.nodes - 1}") > LONGEST_LABEL:
         raise ConfigError(f"name {job.name!r}: with {job.nodes} nodes their number is added; give a shorter one.")
-    for option, value in (("service-account", options.service_account), ("secret", options.secret)):
-        if value and not _SUBDOMAIN.fullmatch(value):
-            raise ConfigError(f"--{option} {value!r}: expected the name of a Kubernetes object, as kubectl shows it.")
-    if not job.image.isprintable() or " " in job.image:
-        raise ConfigError(f"--image {job.image!r}: expected a reference such as {EXAMPLE_IMAGE}.")
 
 
 def _without_empty_parts(manifest: str, *, with_account: bool) -> str:
