@@ -177,14 +177,22 @@ class ProcessesOfNode:
     def _exit_code(self, failed: list[_Rank]) -> int:
         if self._stops.insisted and any(rank.killed_by_us or rank.unheard for rank in self._ranks):
             return EXIT_INTERRUPTED
+        cause = self._cause(failed)
+        if cause is None:
+            return EXIT_STOPPED if any(rank.code == EXIT_STOPPED for rank in self._ranks) else EXIT_OK
+        self._report(cause)
+        return cause.code or EXIT_OK
+
+    def _cause(self, failed: list[_Rank]) -> _Rank | None:
+        """The rank whose failure explains the end of the others; None if they ended well."""
         # A rank that lost another one is never the cause of a failure, not even when it is the only one that failed:
         # rank 0 may have left for a newer attempt, or a stop signal may have ended a rank before it listened.
         causes = [rank for rank in failed if rank.code != EXIT_UNAVAILABLE]
-        if not causes and (not failed or any(rank.left_well for rank in self._ranks)):
-            return EXIT_STOPPED if any(rank.code == EXIT_STOPPED for rank in self._ranks) else EXIT_OK
-        cause = (causes or failed)[0]
-        self._report(cause)
-        return cause.code or EXIT_OK
+        if causes:
+            return causes[0]
+        if any(rank.left_well for rank in self._ranks):
+            return None
+        return failed[0] if failed else None
 
     def _newly_ended(self) -> list[_Rank]:
         ended = []

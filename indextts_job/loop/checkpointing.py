@@ -163,23 +163,27 @@ class Checkpointing:
 
     def commit_now(self, state: TrainState, tag: str) -> None:
         """The last save of an attempt: waited for, and left out when the state is committed already."""
-        older = self._in_flight
-        # A tagged save is never given up: the best checkpoint is that step's and no later one's.
-        replaced = older is not None and not older.describes(state) and self._stop() is not None
-        gives_up = self._group.any_rank(replaced and older is not None and not older.tags and self._time_for_another())
-        if older and (replaced or gives_up):
-            if gives_up:
-                self._saver.cancel()
-                decision = "given up for that of this step: there is time for it"
-            else:
-                decision = "finished first; if time runs out, the last committed checkpoint stands"
-            message = f"the save of step {older.step}, which is under way, is {decision}"
-            self._emit(Notice(step=state.step, topic="checkpoint", message=message))
+        self._settle_older(state)
         self.collect(wait_s=math.inf)
         if self._saved.describes(state) and (tag == PREEMPTED or tag in self._saved.tags):
             return
         self.begin(state, tag)
         self.collect(wait_s=math.inf, tolerant=False)
+
+    def _settle_older(self, state: TrainState) -> None:
+        """Give up the save of an older step if there is time for that of this one; else let it finish first."""
+        older = self._in_flight
+        replaced = older is not None and not older.describes(state) and self._stop() is not None
+        # A tagged save is never given up: the best checkpoint is that step's and no later one's.
+        gives_up = self._group.any_rank(replaced and older is not None and not older.tags and self._time_for_another())
+        if older is None or not (replaced or gives_up):
+            return
+        decision = "finished first; if time runs out, the last committed checkpoint stands"
+        if gives_up:
+            self._saver.cancel()
+            decision = "given up for that of this step: there is time for it"
+        message = f"the save of step {older.step}, which is under way, is {decision}"
+        self._emit(Notice(step=state.step, topic="checkpoint", message=message))
 
     def _time_for_another(self) -> bool:
         """Whether a save that begins now would be done before the deadline, if there is one."""

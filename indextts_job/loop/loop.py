@@ -13,10 +13,9 @@ from indextts_job.checkpoint.history import Losses
 from indextts_job.checkpoint.retention import FINAL, PREEMPTED
 from indextts_job.data.order import Order
 from indextts_job.loop.checkpointing import Checkpointing, CheckpointingSettings, Record, Saver
-from indextts_job.loop.stop_decision import StopDecision
 from indextts_job.loop.timekeeping import Timekeeper
 from indextts_job.model.batch import PackedBatch
-from indextts_job.preemption.deadline import Pace, Stop, StopRequest
+from indextts_job.preemption.deadline import Pace, Stop, StopDecision, StopRequest
 from indextts_job.report.events import (
     Emit,
     Notice,
@@ -126,11 +125,8 @@ class TrainingLoop:
             if self._complete(state):
                 self._saves.commit_now(state, FINAL)
                 return "complete"
-            if missed := missed_goal(self._settings.goals, state.history):
-                self._saves.commit_now(state, PREEMPTED)
-                raise missed
-            if (self._saves.due(state) or self._risk_rose(state)) and self._saves.previous_done():
-                self._saves.begin(state)
+            self._demand_goals(state)
+            self._save_if_due(state)
             if self._agreed_stop():
                 self._announce_stop(state, 0, 0, "between cycles")
                 break
@@ -139,6 +135,20 @@ class TrainingLoop:
         if state.step > 0:
             self._saves.commit_now(state, PREEMPTED)
         return "stopped"
+
+    def _demand_goals(self, state: TrainState) -> None:
+        """End a run that has missed a goal, with everything committed.
+
+        Raises:
+            GoalMissedError: It has.
+        """
+        if missed := missed_goal(self._settings.goals, state.history):
+            self._saves.commit_now(state, PREEMPTED)
+            raise missed
+
+    def _save_if_due(self, state: TrainState) -> None:
+        if (self._saves.due(state) or self._risk_rose(state)) and self._saves.previous_done():
+            self._saves.begin(state)
 
     def _train(self, state: TrainState) -> bool:
         """One step; False when a stop request discarded it or came while it was finished."""
@@ -150,7 +160,7 @@ class TrainingLoop:
             self._announce_stop(state, 0, 0, "while its data was waited for")
             return False
         pace = replace(self._pace, save_s=self._saves.lasts_s)
-        asked = StopDecision(self._agreed_stop, self._group, self._clock, pace, len(batches))
+        asked = StopDecision(self._agreed_stop, self._group.any_rank, self._clock, pace, len(batches))
         rate = learning_rate(step, self._settings.total_steps, self._settings.schedule)
         started_s = self._clock()
         outcome = self._work.train(batches, step, rate, asked)

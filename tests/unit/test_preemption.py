@@ -9,10 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indextts_job.loop.stop_decision import StopDecision
-from indextts_job.preemption.deadline import SAFETY_RATIO, Pace, StopRequest, finishes_in_time
+from indextts_job.preemption.deadline import SAFETY_RATIO, Pace, StopDecision, StopRequest, finishes_in_time
 from indextts_job.preemption.signals import STOP_SIGNALS, StopSignals
-from indextts_job.training.distributed import SingleProcess
 
 
 @pytest.fixture
@@ -87,7 +85,7 @@ def test_what_is_finished_would_have_been_finished_with_less_to_do(now: float, l
 
 def decided(clock_s: list[float], pace: Pace, micro_batches: int, left: int) -> str:
     request = StopRequest("SIGTERM", 0.0, 30.0)
-    decision = StopDecision(lambda: request, SingleProcess(), lambda: clock_s.pop(0), pace, micro_batches)
+    decision = StopDecision(lambda: request, bool, lambda: clock_s.pop(0), pace, micro_batches)
     decision(left)
     return decision.decision
 
