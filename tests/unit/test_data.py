@@ -23,12 +23,15 @@ def test_the_order_has_its_golden_values() -> None:
     assert order.samples_of(2).tolist() == [*GOLDEN_EPOCH_0[10:], *GOLDEN_EPOCH_1[:3]]
 
 
-@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (1234, 0), (2**63, 999)])
-def test_the_order_is_the_sort_of_a_hash_in_plain_integers(seed: int, epoch: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "epoch", "count"),
+    [(0, 0, 500), (1234, 0, 500), (2**63, 999, 500), (0, 0, 50_000)],  # among 50,000 the lower half decides too
+)
+def test_the_order_is_the_sort_of_a_hash_in_plain_integers(seed: int, epoch: int, count: int) -> None:
     golden = 0x9E3779B97F4A7C15
     key = mix64(mix64(seed + golden) + (epoch + 1) * golden)
-    hashes = [mix64(key + (index + 1) * golden) for index in range(500)]
-    assert permutation(seed, epoch, 500).tolist() == sorted(range(500), key=lambda index: hashes[index])
+    hashes = [mix64(key + (index + 1) * golden) for index in range(count)]
+    assert permutation(seed, epoch, count).tolist() == sorted(range(count), key=lambda index: hashes[index])
 
 
 def test_seeds_depend_on_every_part_and_on_its_place() -> None:
@@ -58,6 +61,12 @@ def test_the_epoch_of_a_step_counts_whole_datasets() -> None:
     order = Order(num_samples=100, seed=0, global_batch_samples=32, total_samples=300)
     assert [order.epoch_of(step) for step in (0, 3, 4, 9)] == [(0, 0), (0, 96), (1, 28), (2, 88)]
     assert order.total_steps == 10
+
+
+def test_indices_are_whole_numbers_behind_the_end_too() -> None:
+    order = Order(num_samples=5, seed=0, global_batch_samples=2, total_samples=5)
+    assert [order.samples_of(step).dtype for step in range(4)] == [np.int64] * 4
+    assert len(order.samples_of(3)) == 0
 
 
 def test_packing_balances_and_is_deterministic() -> None:

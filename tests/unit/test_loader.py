@@ -46,7 +46,7 @@ def test_it_runs_ahead_by_a_bounded_number_of_steps() -> None:
             reached.set()
         return step
 
-    with Prefetcher(build, range(100), depth=2) as prefetcher:
+    with Prefetcher(build, range(100)) as prefetcher:
         prefetcher.get(0)
         assert reached.wait(10)  # one handed over, two waiting, one in hand
         assert built == [0, 1, 2, 3]
@@ -207,7 +207,7 @@ def test_a_thread_that_nobody_reads_from_any_more_ends() -> None:
     with Prefetcher(lambda step: step, range(100), depth=1) as prefetcher:
         assert prefetcher.get(0) == 0
         (thread,) = set(threading.enumerate()) - before
-        assert thread.daemon
+        assert (thread.name, thread.daemon) == ("prefetch", True)
         prefetcher.restart(1)
         thread.join(10)
         assert not thread.is_alive()

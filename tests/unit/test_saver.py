@@ -71,6 +71,8 @@ def test_the_state_may_change_while_it_is_written(tmp_path: Path) -> None:
     saver.save(state, (), values())
     assert held.reached.wait(30)
     assert saver.finished(wait_s=0) is None
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "save")
+    assert thread.daemon  # a storage that hangs does not keep the process
     with torch.no_grad():
         for parameter in state.model.parameters():
             parameter.zero_()
@@ -139,7 +141,7 @@ def test_one_save_at_a_time(tmp_path: Path) -> None:
     held, events = Held(1), list[Event]()
     saver, state = saver_on(FaultyStorage(open_storage(str(tmp_path)), held), events), new_state()
     saver.save(state, (), values())
-    with pytest.raises(RuntimeError, match="one save at a time"):
+    with pytest.raises(RuntimeError, match=r"^one save at a time$"):
         saver.save(state, (), values())
     held.go.set()
     saver.finished(wait_s=math.inf)
@@ -444,3 +446,17 @@ def test_a_rank_that_is_left_alone_behind_a_commit_trusts_nothing_that_it_wrote(
         store.storage.write(f"objects/{file}", bytes(written[file].size_bytes))
     store.write(state.tensor_groups())
     assert all(any(store.storage.read(f"objects/{file}")) for file in written)
+
+
+def test_what_retention_left_is_not_written_again(tmp_path: Path) -> None:
+    events = list[Event]()
+    storage = open_storage(str(tmp_path))
+    store = CheckpointStore(storage)
+    publisher = Publisher(store, Fence(storage, AttemptRecord()), attempt_start=0, keep=1, files={"a.txt": b"a"})
+    saver, state = BackgroundSaver(store, publisher, SingleProcess(), events.append), new_state()
+    for state.step in (4, 5, 6):
+        saver.save(state, (), values())
+        assert saver.finished(wait_s=math.inf) is not None
+    (name,) = store.names()
+    *_, last = (event for event in events if isinstance(event, Committed))
+    assert last.bytes_written == len(storage.read(f"checkpoints/{file_name(name)}"))

@@ -312,6 +312,16 @@ def test_a_manifest_without_content_hides_no_checkpoint(tmp_path: Path, content:
     assert newest.name == name
 
 
+def test_without_a_manifest_that_can_be_read_the_newest_one_is_complained_about(tmp_path: Path) -> None:
+    store = CheckpointStore(open_storage(str(tmp_path)))
+    assert store.newest() is None
+    names = [CheckpointName(step, 1, 0) for step in (1, 2, 3)]
+    for name in names:
+        store.storage.write(f"checkpoints/{file_name(name)}", b"garbage")
+    with pytest.raises(DataError, match=f"/{file_name(names[-1])}: not a checkpoint manifest"):
+        store.newest()
+
+
 def test_files_that_are_no_objects_of_ours_are_left_alone(tmp_path: Path) -> None:
     store = CheckpointStore(open_storage(str(tmp_path)))
     save(store, 1)
