@@ -173,6 +173,15 @@ def test_only_the_first_names_are_shown(more: int) -> None:
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize("head", ["mel_head", "text_head"])
+def test_a_loss_is_not_finite_when_one_of_its_parts_is_not(head: str) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.get_parameter(f"{head}.bias").fill_(torch.nan)
+    with pytest.raises(NonFiniteError, match=f"the loss of {len(BATCHES)} of {len(BATCHES)} micro-batches is not"):
+        train_step(engine(model), BATCHES, 3, 1e-3)
+
+
 def test_float16_that_overflows_without_any_scaling_is_an_error() -> None:
     model = small_model()
     model.speed_emb.weight.register_hook(lambda gradient: gradient * torch.inf)

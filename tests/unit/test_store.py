@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from indextts_job.checkpoint.manifest import FORMAT_VERSION, file_name, parse_fi
 from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.retention import CheckpointName, current, to_delete
 from indextts_job.checkpoint.store import SAFE_AGE_S, CheckpointStore
-from indextts_job.errors import DataError, SupersededError
+from indextts_job.errors import DataError, SupersededError, UnavailableError
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.run_storage import RunStorage, StoredFile
 from tests.support.stores import FaultyStorage, content, fresh_url, reopened, save
@@ -124,6 +125,32 @@ def test_a_superseded_attempt_leaves_no_manifest(store: CheckpointStore) -> None
     assert store.names() == []
 
 
+def test_a_commit_asks_before_every_object_whether_to_go_on(store: CheckpointStore) -> None:
+    asked: list[int] = []
+
+    def go_on() -> None:
+        asked.append(len(store.storage.list("objects")))
+        if len(asked) == 3:
+            raise UnavailableError("given up")
+
+    with pytest.raises(UnavailableError, match="given up"):
+        store.commit(CheckpointName(1, 1, 0), content(1), lambda: None, go_on)
+    assert len(asked) == 3
+    assert len(store.storage.list("objects")) == 2  # of the three groups; what was begun comes to its end
+    assert store.names() == []
+
+
+def test_an_object_that_retention_removed_is_restored_by_the_same_process(store: CheckpointStore) -> None:
+    manifest = store.manifest(save(store, 1))
+    stored = manifest.objects[manifest.tensors["model/a"].object]
+    data = store.storage.read(stored.key)
+    save(store, 2)
+    assert store.retain(1) == [CheckpointName(1, 1, 0)]
+    assert stored.key.rpartition("/")[2] not in store.storage.list("objects")
+    assert store.restore(stored, data)
+    assert store.storage.read(stored.key) == data
+
+
 def test_retention_keeps_newest_best_and_final(store: CheckpointStore) -> None:
     for step in range(1, 8):
         save(store, step, tags=("best",) if step in (1, 2) else ())
@@ -198,7 +225,11 @@ def test_an_object_found_damaged_is_mended_by_the_process_that_wrote_it(store: C
     stored = manifest.objects[manifest.tensors["base/frozen"].object]
     good = store.storage.read(stored.key)
     store.storage.write(stored.key, good[:-1] if damage == "cut off" else good[:-1] + bytes([good[-1] ^ 1]))
-    with pytest.raises(DamagedCheckpointError, match="bytes"):
+    found = {
+        "cut off": f"{len(good) - 1} bytes, expected {len(good)}.",
+        "altered": f"its bytes do not have the hash {stored.sha256[:12]}….",
+    }[damage]
+    with pytest.raises(DamagedCheckpointError, match=re.escape(f"{store.storage.url}/{stored.key}: {found}") + "$"):
         store.verify(manifest)
     assert not store.restore(stored, b"something else")
     assert store.restore(stored, good)
