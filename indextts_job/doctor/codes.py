@@ -44,19 +44,23 @@ def examine_codes(pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]:
         yield _probably_padded(equal, len(targets))
     elif not padded and not short:
         told = f", {known} against their duration" if known else "; no durations to compare with"
-        yield data_finding("code lengths", "ok", f"{len(targets)} looked at{told}")
+        yield data_finding("code lengths", "ok", f"{len(targets)} checked{told}")
     yield from _outliers(targets, found)
 
 
 def _probably_padded(equal: Sequence[str], targets: int) -> Finding:
-    text = f"{len(equal)} of {targets} stand in rows of {EQUAL_LENGTHS} and more with one code length"
-    advice = "So look batches that were padded to their longest clip. Give durations, or encode one clip at a time."
+    text = (
+        f"{len(equal)} of {targets} are in a row of at least {EQUAL_LENGTHS} neighbours with the same number of codes"
+    )
+    advice = (
+        "They look like batches that were padded to their longest clip. Give durations, or encode one clip at a time."
+    )
     return data_finding("code tails", "warning", text, advice, equal)
 
 
 def _padded(padded: Sequence[str], known: int) -> Finding:
     advice = (
-        "The tail is the padding of a batch, and the stop token is taught behind it. Keep the speech only: "
+        "The tail is the padding of a batch, and the model learns to stop only after it. Keep the speech only: "
         "--repair drop-tails --output FOLDER writes such a dataset."
     )
     text = f"{len(padded)} of {known} have more codes than sound"

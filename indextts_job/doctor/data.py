@@ -54,7 +54,7 @@ def _manifests(found: Survey) -> Iterator[Finding]:
         advice = "Make pairs with the pairing tool of your preprocessing (tools/build_gpt_prompt_pairs.py)."
         yield data_finding("manifests", "error", count, advice, found.single)
     if not found.pairs:
-        yield data_finding("manifests", "error", "no pair at all", "Give paired manifests.")
+        yield data_finding("manifests", "error", "no pairs", "Give paired manifests.")
 
 
 def _size(found: Survey) -> Finding:
@@ -66,7 +66,7 @@ def _size(found: Survey) -> Finding:
     languages = ", ".join(f"{name or 'no language'} {count}" for name, count in by_language)
     hours = codes / CODES_PER_SECOND / 3600
     text = f"{len(train)} pairs of {targets} utterances ({languages}), {hours:.2f} h; {len(found.pairs) - len(train)}"
-    return data_finding("size", "ok", f"{text} pairs to validate")
+    return data_finding("size", "ok", f"{text} validation pairs")
 
 
 def _arrays(found: Survey, faults: Sequence[str]) -> Finding:

@@ -21,7 +21,7 @@ def examine_pairing(pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]:
     yield from _leaks(pairs, found)
     train = [pair for pair in pairs if not pair.validation and pair.speaker]
     if not train:
-        yield data_finding("speakers", "ok", "the manifests name none")
+        yield data_finding("speakers", "ok", "the manifests name no speakers")
         return
     yield _speakers(train)
     yield from _speakers_of_several_languages(train)
@@ -63,7 +63,7 @@ def _duplicate_utterances(pairs: Sequence[Pair], found: Survey) -> Iterator[Find
     for first, *others in (list(group.items()) for group in same.values()):
         twice += [f"{pair.where}: text and codes of {first[0]}" for _, pair in others]
     if twice:
-        text_found = f"{len(twice)} utterances are there twice under different names"
+        text_found = f"{len(twice)} utterances occur twice under different names"
         yield data_finding("duplicates", "warning", text_found, "Leave one of each out.", twice)
 
 
@@ -72,14 +72,17 @@ def _leaks(pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]:
     if not validation:
         return
     leaked = [
-        f"{pair.where}: target {pair.target_id} is trained on" for pair in _trained_targets(pairs, validation, found)
+        f"{pair.where}: target {pair.target_id} is also in the training set"
+        for pair in _trained_targets(pairs, validation, found)
     ]
     if leaked:
-        text = f"{len(leaked)} of {len(validation)} targets to validate on are trained on"
-        advice = "The validation loss would flatter. Split by utterance."
+        text = f"{len(leaked)} of {len(validation)} targets of the validation set are also in the training set"
+        advice = "The validation loss would be too low. Split by utterance."
         yield data_finding("leakage", "warning", text, advice, leaked)
     else:
-        yield data_finding("leakage", "ok", f"no target of {len(validation)} to validate on is trained on")
+        yield data_finding(
+            "leakage", "ok", f"none of the {len(validation)} targets of the validation set is in the training set"
+        )
 
 
 def _trained_targets(pairs: Sequence[Pair], validation: Sequence[Pair], found: Survey) -> Iterator[Pair]:

@@ -88,7 +88,7 @@ def _empty_storage(output: str) -> RunStorage:
 def _done(storage: RunStorage, targets: Sequence[str], tails: Mapping[str, Tail]) -> Finding:
     codes = sum(tail.codes - tail.speech for tail in tails.values())
     text = f"{len(tails)} code arrays cut by {codes} codes in all; {', '.join(targets)} written to {storage.url}"
-    advice = "Train with these manifests. Everything that was not cut is named where it lies; keep it there."
+    advice = "Train with these manifests. They name all other arrays at their old place, so keep the old dataset."
     return Finding(subject="repair", level="ok", found=text, advice=advice, details=tuple(map(str, tails.values())))
 
 
@@ -142,8 +142,8 @@ def _seen_from(path: str, target: str) -> str:
         return urls.resolved(path, target)
     except ValueError as error:
         raise ConfigError(
-            f"--output {redacted(target.rpartition('/')[0])} lies elsewhere than {redacted(path)}, and a manifest "
-            "names nothing outside its own bucket. Give an output beside the dataset."
+            f"--output {redacted(target.rpartition('/')[0])} is on another disk or in another bucket than "
+            f"{redacted(path)}, and a manifest names nothing outside its own bucket. Give an output beside the dataset."
         ) from error
 
 

@@ -115,7 +115,9 @@ def _scripts(pairs: Sequence[Pair]) -> Iterator[Finding]:
     share = 1 - len(foreign) / len(amharic)
     level: Level = "warning" if share < SCRIPT_SHARE else "ok"
     text = f"{share:.1%} of the Amharic texts are in Ethiopic letters"
-    yield data_finding("script", level, text, "Latin text under an Amharic label teaches neither.", foreign)
+    yield data_finding(
+        "script", level, text, "Texts in Latin letters with the label Amharic are learned as neither language.", foreign
+    )
 
 
 def _ethiopic_share(text: str) -> float:

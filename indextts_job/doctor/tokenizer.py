@@ -92,7 +92,12 @@ def _lower_case_pieces(appended: Sequence[str]) -> Iterator[Finding]:
     lower = [piece for piece in appended if piece != piece.upper()]
     if lower:
         text = f"{len(lower)} hold lower-case letters, which never reach the tokenizer: {', '.join(lower[:SHOWN])}"
-        yield data_finding("new pieces", "warning", text, "Dead rows. `indextts-job tokenizer extend` makes none.")
+        yield data_finding(
+            "new pieces",
+            "warning",
+            text,
+            "Their rows would never be trained. `indextts-job tokenizer extend` adds no such pieces.",
+        )
 
 
 def _scripts(appended: Sequence[str]) -> Finding:

@@ -101,13 +101,17 @@ def _moments(
     of_tables = {key: old.moments[key] for key in tables if key in old.moments}
     notes = []
     if any(first[: vocabulary.base_pieces].count_nonzero() > 0 for first, _ in of_tables.values()):
-        notes.append("moments of the frozen base rows were not zero: dropped, they would have gone on pulling")
+        notes.append(
+            "moments of the frozen base rows were not zero: dropped, because they would move rows that must not change"
+        )
     rows = slice(vocabulary.base_pieces, vocabulary.pieces)
     moments = {key: pair for key, pair in old.moments.items() if key not in of_tables}
     moments |= {key + NEW_ROWS_SUFFIX: (first[rows], second[rows]) for key, (first, second) in of_tables.items()}
     missing = weights.keys() - moments.keys()
     if missing:
         # All parameters share one step, so moments of zero beside old ones would get a wrong bias correction.
-        notes.append(f"no moments for {', '.join(sorted(missing)[:3])}: all start afresh, at step 0")
+        notes.append(
+            f"no moments for {', '.join(sorted(missing)[:3])}: all moments start at zero, and the run at step 0"
+        )
         return None, notes
     return moments, notes

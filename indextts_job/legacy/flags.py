@@ -101,7 +101,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--max-val-batches",
         "--num-workers",
     ):
-        group.add_argument(name, type=int, default=None, metavar="N", help="honoured in its intent, and explained")
+        group.add_argument(
+            name, type=int, default=None, metavar="N", help="sets what it was meant for; a line explains it"
+        )
     for name in ("--amp", "--grad-checkpointing", "--use-wandb"):
         group.add_argument(name, action="store_true", help="accepted and explained")
     for name in ("optimizer", "scheduler"):

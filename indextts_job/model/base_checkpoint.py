@@ -124,7 +124,7 @@ def _refuse_other_keys(state: Mapping[str, Any], url: str) -> None:
     nameless = [key for key in state if not isinstance(key, str)]
     if nameless:
         findings = [f"the key {key!r:.80}" for key in nameless]
-        raise DataError(findings_message(f"{url} has keys that are no names", findings, "Expected gpt.pth."))
+        raise DataError(findings_message(f"{url} has keys that are not text", findings, "Expected gpt.pth."))
     if any(key.startswith(_OTHER_MODEL_KEYS) for key in state):
         raise DataError(
             f"{url}: this is an IndexTTS-2.5 checkpoint (it has spk_emb_proj or lang_embedding). "
@@ -138,7 +138,7 @@ def _plain_tensors(state: Mapping[str, Any], url: str) -> dict[str, Tensor]:
     wrong = [f"{key}: {kind}" for key, value in kept.items() if (kind := _not_plain(value))]
     if wrong:
         advice = "Expected gpt.pth, or another file of plain tensors."
-        raise DataError(findings_message(f"{url} holds things that are not plain tensors", wrong, advice))
+        raise DataError(findings_message(f"{url} has values that are not plain tensors", wrong, advice))
     return kept
 
 

@@ -76,7 +76,7 @@ class KubernetesCluster:
             else:
                 self._jobs.delete(live)
                 self._jobs.wait_until_gone(live)
-        raise UnavailableError(f"job {name}: somebody else creates and deletes it all the time. Try again later.")
+        raise UnavailableError(f"job {name}: another client creates and deletes it all the time. Try again later.")
 
     def _try(self, job: Document) -> Document:
         """The job with the server's defaults and policies applied; nothing is created."""
@@ -106,11 +106,11 @@ class KubernetesCluster:
         changes = [*fields, *self._inputs.config_changes(live, config)]
         ended = ended_state(live)
         if changes and not ended:
-            headline = f"job {name} in namespace {self._api.name} runs already, with something else"
+            headline = f"job {name} in namespace {self._api.name} is running already, with other settings"
             advice = f"End it first: indextts-launch kubernetes cancel {name}. Or submit under another --name."
             raise ConfigError(findings_message(headline, changes, advice))
         if not ended:
-            self._say(f"job {name} is there already, the same as this one: nothing to do")
+            self._say(f"job {name} exists already and is the same as this one: nothing to do")
         elif ended == "complete" and not changes:
             self._say(f"job {name} is complete: nothing to do")
         else:
@@ -171,7 +171,9 @@ class KubernetesCluster:
         config = as_submitted(config)
         self._inputs.create({"ConfigMap": config})
         if not self._create(as_submitted(job), config):
-            raise UnavailableError(f"job {name}: somebody else has created it meanwhile. Look at it with status.")
+            raise UnavailableError(
+                f"job {name}: another client has created a job of this name meanwhile. Look at it with status."
+            )
         self._say(f"job {name} is started anew in namespace {self._api.name}")
 
     def cancel(self, name: str) -> None:

@@ -55,7 +55,9 @@ class JobInputs:
         for _ in range(CAME_BETWEEN):
             if self._api.create(self._api.core.create_namespaced_config_map, config) or self.release(name):
                 return
-        raise UnavailableError(f"ConfigMap {name}: somebody else creates and deletes it all the time. Try again later.")
+        raise UnavailableError(
+            f"ConfigMap {name}: another client creates and deletes it all the time. Try again later."
+        )
 
     def release(self, name: str) -> bool:
         """Remove the owner of a ConfigMap, so that it outlives the Job; False if there is no such ConfigMap."""
@@ -92,7 +94,7 @@ class JobInputs:
         """
         config = self.config_map(live)
         if config is None:
-            return ["its ConfigMap: nothing is there, a replaced pod could not start"]
+            return ["its ConfigMap: missing, so a replaced pod could not start"]
         # The values are compared and not the text: a changed comment is no other configuration.
         theirs, ours = (yaml.safe_load((one.get("data") or {}).get(CONFIG_KEY, "")) for one in (config, wanted))
         return [f"{CONFIG_KEY}: {change}" for change in differences(theirs, ours)]

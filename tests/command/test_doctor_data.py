@@ -301,7 +301,7 @@ def test_many_arrays_are_looked_at_by_several_processes(
 @pytest.mark.parametrize(
     ("content", "code", "words"),
     [
-        ("", 65, "no pair at all"),
+        ("", 65, "no pairs"),
         ("{oops\n", 65, "1 lines are no records"),
         ('{"id": "a", "condition_path": "x.npy"}\n', 65, "1 lines are single utterances"),
     ],
@@ -365,7 +365,7 @@ def test_without_padded_tails_nothing_is_written(desk: Desk, capsys: pytest.Capt
     [
         (["--repair", "drop-tails"], "belong together"),
         (["--output", "x"], "belong together"),
-        (["--repair", "drop-tails", "--output", "memory://cut/a"], "lies elsewhere"),
+        (["--repair", "drop-tails", "--output", "memory://cut/a"], "is on another disk or in another bucket than"),
         (["--repair", "drop-tails", "--output", "."], "is not empty"),
     ],
 )

@@ -116,7 +116,7 @@ def test_a_changed_run_is_refused_with_the_difference(
     assert submit() == 0
     assert submit("--memory-gib", "32", "--image", "r/i:2", "--node-selector", "gpu=l4") == 78
     shown = capsys.readouterr().err
-    assert "job am in namespace lab runs already, with something else" in shown
+    assert "job am in namespace lab is running already, with other settings" in shown
     assert "containers[trainer].image: r/i:1 runs, r/i:2 asked for" in shown
     assert "containers[trainer].resources.limits.memory: 64Gi runs, 32Gi asked for" in shown
     assert 'nodeSelector: nothing runs, {"gpu": "l4"} asked for' in shown
