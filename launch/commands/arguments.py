@@ -19,13 +19,14 @@ def add_job_arguments(parser: argparse.ArgumentParser, **help_texts: str) -> Non
     """
     job = Job()
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
-    parser.add_argument("--name", default="", help=help_texts.get("name", f"of the job (default: {job.name})"))
+    parser.add_argument("--name", default="", help=help_texts.get("name", f"name of the job (default: {job.name})"))
     parser.add_argument("--image", default="", help=help_texts.get("image", "container image"))
-    parser.add_argument("--nodes", type=int, default=job.nodes, help=f"(default: {job.nodes})")
-    parser.add_argument("--gpus", type=int, default=job.gpus, help=f"per node (default: {job.gpus})")
-    parser.add_argument("--cpus", type=int, default=job.cpus, help=f"(default: {job.cpus})")
-    parser.add_argument("--memory-gib", type=int, default=job.memory_gib, help=f"(default: {job.memory_gib})")
-    text = f"from a stop signal to the kill (default: {job.grace_seconds})"
+    parser.add_argument("--nodes", type=int, default=job.nodes, help=f"number of nodes (default: {job.nodes})")
+    parser.add_argument("--gpus", type=int, default=job.gpus, help=f"GPUs per node (default: {job.gpus})")
+    parser.add_argument("--cpus", type=int, default=job.cpus, help=f"CPUs per node (default: {job.cpus})")
+    memory = f"memory per node (default: {job.memory_gib})"
+    parser.add_argument("--memory-gib", type=int, default=job.memory_gib, help=memory)
+    text = f"seconds from a stop signal to the kill (default: {job.grace_seconds})"
     # No default here: on Kubernetes only a grace that was given may replace the one of a cloud's spot nodes.
     parser.add_argument("--grace-seconds", type=int, help=text)
     add_train_arguments(parser)

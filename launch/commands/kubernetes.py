@@ -27,8 +27,8 @@ def add(places: Parsers) -> None:
     _add_submit(actions)
     for name, act, what in (
         ("status", _status, "a job, its pods, what they wait for and how they ended"),
-        ("logs", _logs, "print the logs; with --follow through all replaced pods to the job's end"),
-        ("restart", _restart, "a new job in its place, which starts at once and goes on; the trainer commits first"),
+        ("logs", _logs, "print the logs; with --follow until the job ends, with the logs of later pods too"),
+        ("restart", _restart, "replace a job by a new one that starts at once; the trainer commits a checkpoint first"),
         ("cancel", _cancel, "end a job for good; the trainer commits a checkpoint first"),
     ):
         action = actions.add_parser(name, help=what, description=what.capitalize() + ".")
@@ -49,25 +49,32 @@ def _add_submit(actions: Parsers) -> None:
     )
     _add_place(submit)
     submit.add_argument("--spot", choices=("eks", "gke", "aks"), help="on spot nodes of this cloud, with its grace")
-    submit.add_argument("--backoff-limit", type=int, default=options.backoff_limit, help="crashes over the Job's life")
-    submit.add_argument("--scratch-gib", type=int, default=options.scratch_gib, help="asked for on the node's disk")
-    submit.add_argument("--keep-days", type=int, default=options.keep_days, help="an ended Job and its logs stay")
-    submit.add_argument("--service-account", default="", help="an existing one (default: made, with the Job's name)")
+    limit = "crashes over the Job's life after which it ends"
+    submit.add_argument("--backoff-limit", type=int, default=options.backoff_limit, help=limit)
+    submit.add_argument("--scratch-gib", type=int, default=options.scratch_gib, help="space on the node's disk")
+    submit.add_argument(
+        "--keep-days", type=int, default=options.keep_days, help="days that an ended Job and its logs stay"
+    )
+    account = "an existing ServiceAccount (default: one with the Job's name is created)"
+    submit.add_argument("--service-account", default="", help=account)
     pairs = (
-        ("--identity", "annotation of the made account, for example eks.amazonaws.com/role-arn=arn:…"),
+        ("--identity", "annotation of the created account, for example eks.amazonaws.com/role-arn=arn:…"),
         ("--node-selector", "label of the nodes to use"),
     )
     for name, text in pairs:
         submit.add_argument(name, action="append", default=[], metavar="KEY=VALUE", help=text)
-    submit.add_argument("--endpoint-url", default="", help="of an S3-compatible store")
-    submit.add_argument("--secret", default="", help="an existing Secret with AWS_ACCESS_KEY_ID and its like")
-    add_job_arguments(submit, name="of the Job (default: from the run's URL)", image="container image (required)")
+    submit.add_argument("--endpoint-url", default="", help="endpoint of an S3-compatible store")
+    submit.add_argument("--secret", default="", help="an existing Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
+    name = "name of the Job (default: from the run's URL)"
+    add_job_arguments(submit, name=name, image="container image (required)")
     submit.set_defaults(act=_submit)
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--namespace", "-n", default="", help="(default: that of kubectl's context)")
-    parser.add_argument("--context", default="", help="of kubectl's configuration (default: the current one)")
+    parser.add_argument(
+        "--namespace", "-n", default="", help="namespace of the job (default: that of kubectl's context)"
+    )
+    parser.add_argument("--context", default="", help="context of kubectl's configuration (default: the current one)")
 
 
 def _submit(given: argparse.Namespace) -> int:

@@ -35,11 +35,13 @@ def _add_submit(actions: Parsers) -> None:
         help="queue a job as a chain of time slices",
         description="Queue a job. Preempted, timed out or crashed, it goes on by itself until the run is complete.",
     )
-    submit.add_argument("--account", default="", help="who pays")
-    submit.add_argument("--partition", default="", help="where; the cluster's default if not given")
-    submit.add_argument("--slices", type=int, default=options.slices, help=f"at most (default: {options.slices})")
-    submit.add_argument("--time", default=options.time_limit, help=f"of one slice (default: {options.time_limit})")
-    submit.add_argument("--log-folder", default="", help="made if missing (default: here)")
+    submit.add_argument("--account", default="", help="account that is charged")
+    submit.add_argument("--partition", default="", help="partition of the job (default: the cluster's)")
+    slices = f"largest number of slices (default: {options.slices})"
+    time_limit = f"time limit of one slice (default: {options.time_limit})"
+    submit.add_argument("--slices", type=int, default=options.slices, help=slices)
+    submit.add_argument("--time", default=options.time_limit, help=time_limit)
+    submit.add_argument("--log-folder", default="", help="created if missing (default: the present folder)")
     submit.add_argument("--environment", default=options.environment, help="virtual environment (default: .venv)")
     add_max_failures(submit)
     add_job_arguments(submit, image="container image, instead of a virtual environment")
