@@ -98,6 +98,11 @@ def decide(exit_code: int, failures: int, max_failures: int) -> Literal["end", "
     return "retry" if failures <= max_failures else "end"
 
 
+def error_line(output: str) -> str:
+    """The last line of a trainer's output that begins with `error:`; empty if there is none."""
+    return next((line for line in reversed(output.splitlines()) if line.startswith("error:")), "")
+
+
 def shell_code(return_code: int) -> int:
     """Exit code as a shell reports it: 128 + signal for a process that a signal ended."""
     return 128 - return_code if return_code < 0 else return_code

@@ -13,12 +13,11 @@ from pathlib import Path
 from string import Template
 
 from indextts_job.errors import ConfigError, UnavailableError
-from launch.job import Job
+from launch.job import Job, error_line
 
 TEMPLATE = Path(__file__).with_name("train.sbatch.template")
 ANSWER_S = 120.0
 """How long a SLURM command may take. The commands themselves retry a busy controller for less than this."""
-ERROR_LINE = "error:"
 # The `#SBATCH` lines are read by sbatch and not by a shell, so values are restricted instead of quoted.
 _WORD = re.compile(r"\w[\w.+:@,=-]*")
 _DURATION = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|INFINITE|UNLIMITED", re.ASCII)
@@ -205,7 +204,6 @@ def last_error(log: Path) -> str:
         with log.open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
+            return error_line(file.read().decode(errors="replace"))
     except OSError:
         return ""
-    return next((line for line in reversed(lines) if line.startswith(ERROR_LINE)), "")

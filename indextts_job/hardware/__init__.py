@@ -1,1 +1,1 @@
-"""What this machine has, and the plan made from it."""
+"""The facts about this machine, and the plan of an attempt that follows from them."""

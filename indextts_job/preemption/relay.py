@@ -10,14 +10,14 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from indextts_job.errors import EXIT_STOPPED
+from indextts_job.preemption.signals import STOP_SIGNALS
 from indextts_job.waiting import pause
 
 if TYPE_CHECKING:
     import subprocess
 
-FORWARDED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR2", "SIGHUP") if hasattr(signal, name))
-"""Signals that request a stop: SIGTERM from schedulers, SIGINT from a person, SIGUSR2 before a time limit, SIGHUP from
-a closed terminal."""
+FORWARDED = STOP_SIGNALS
+"""All signals that the trainer takes as a stop request."""
 UNHANDLED_CODES = (129, 130, 138, 140, 143)
 """128 + SIGHUP, SIGINT, SIGUSR1, SIGUSR2, SIGTERM: exit codes of a trainer that got the signal before its handlers
 were installed."""

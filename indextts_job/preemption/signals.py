@@ -19,8 +19,8 @@ from indextts_job.preemption.deadline import StopRequest
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
 )
-"""SIGUSR2 comes before a time limit (Windows has none), SIGHUP at the end of a terminal or a login. SIGUSR1 is left to
-NCCL."""
+"""Signals that request a stop: SIGTERM from schedulers, SIGINT from a person, SIGUSR2 before a time limit (Windows has
+none), SIGHUP at the end of a terminal or a login. SIGUSR1 is left to NCCL."""
 
 
 class StopSignals:

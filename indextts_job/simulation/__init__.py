@@ -1,1 +1,1 @@
-"""What a run would cost on machines that may vanish."""
+"""Simulate what a run would cost on machines that may be taken away."""

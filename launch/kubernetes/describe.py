@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from launch.job import describe
+from launch.job import describe, error_line
 from launch.kubernetes.manifest import CONTAINER
 
 Object = Mapping[str, Any]
@@ -78,13 +78,9 @@ def pod_row(pod: Object) -> PodRow:
         started=status.get("startTime") or "",
         ended=terminated.get("finishedAt") or "",
         why="; ".join(_reasons(pod)),
-        last_error=_last_error(terminated.get("message") or ""),
+        # The manifest asks for the end of a failed container's log as its message (FallbackToLogsOnError).
+        last_error=error_line(terminated.get("message") or ""),
     )
-
-
-def _last_error(message: str) -> str:
-    # The manifest asks for the end of a failed container's log as its message (FallbackToLogsOnError).
-    return next((line for line in reversed(message.splitlines()) if line.startswith("error:")), "")
 
 
 def _reasons(pod: Object) -> list[str]:
