@@ -17,7 +17,8 @@ from bench.workload import engine, model_config, tokens_of, utterances
 from indextts_job.data.packing import pack
 from indextts_job.model.batch import PackedBatch, collate
 from indextts_job.model.transformer import Attention
-from indextts_job.training.step import Engine, train_step
+from indextts_job.training.engine import Engine
+from indextts_job.training.step import train_step
 
 PROBABILITY = 0.1
 _MULTIPLIER = 0x45D9F3B

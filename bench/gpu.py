@@ -30,9 +30,10 @@ from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.model.flops import training_flops
 from indextts_job.report.console import human_bytes
+from indextts_job.training.engine import Engine
 from indextts_job.training.probe import CudaMeter, measured_line
 from indextts_job.training.state import count_parameters
-from indextts_job.training.step import Engine, reset_step, train_step
+from indextts_job.training.step import reset_step, train_step
 
 RIVAL_BATCH = ((70, 64), (35, 16), (20, 8), (15, 6), (0, 2))
 """Samples per batch by GiB of memory: the public trainer's table."""

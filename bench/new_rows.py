@@ -24,12 +24,13 @@ from torch import Tensor
 from bench.workload import model_config
 from indextts_job.model.batch import Sample, collate
 from indextts_job.model.config import GPTConfig, trained_shapes
-from indextts_job.model.unified_voice import UnifiedVoice, to_device
+from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import TEXT_TABLES, Vocabulary
+from indextts_job.training.engine import Engine, to_device
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import build_optimizer
-from indextts_job.training.step import Engine, train_step
+from indextts_job.training.step import train_step
 
 BASE_PIECES, NEW_PIECES, CODES = 400, 300, 128
 SAMPLES, VALIDATION, BATCH, MICRO_BATCH = 960, 120, 32, 8

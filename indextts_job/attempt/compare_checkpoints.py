@@ -19,9 +19,9 @@ from indextts_job.model.config import GPTConfig, gpt_config
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import TEXT_TABLES, Vocabulary
 from indextts_job.parsing import plain
+from indextts_job.training.engine import Engine
 from indextts_job.training.evaluate import evaluate, in_order
 from indextts_job.training.state import BASE, WEIGHTS, TrainState, build_optimizer, count_parameters
-from indextts_job.training.step import Engine
 
 Progress = Callable[[int, int], None]
 

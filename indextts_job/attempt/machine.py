@@ -16,10 +16,10 @@ from indextts_job.preemption.deadline import Pace
 from indextts_job.report.console import human_bytes
 from indextts_job.report.events import Emit, Notice
 from indextts_job.training.distributed import ProcessGroup
+from indextts_job.training.engine import Engine
 from indextts_job.training.probe import CudaMeter, measured_line
 from indextts_job.training.recipe import OptimizerConfig
 from indextts_job.training.state import TrainState, build_optimizer, count_parameters
-from indextts_job.training.step import Engine
 
 
 def shared_plan(

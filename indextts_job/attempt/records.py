@@ -40,8 +40,8 @@ from indextts_job.report.tensorboard import TensorBoardCurves
 from indextts_job.resume.consistency import Reference
 from indextts_job.scheduler import read_scheduler
 from indextts_job.storage.run_storage import RunStorage
+from indextts_job.training.engine import Engine
 from indextts_job.training.state import TrainState, count_parameters
-from indextts_job.training.step import Engine
 from indextts_job.version import program_version
 
 

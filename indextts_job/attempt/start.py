@@ -30,9 +30,9 @@ from indextts_job.resume.points import ResumePoint
 from indextts_job.resume.select import Selection
 from indextts_job.storage.urls import absolute, same_place
 from indextts_job.training.distributed import ProcessGroup
+from indextts_job.training.engine import Engine
 from indextts_job.training.schedule import RATE_FACTOR, learning_rate
 from indextts_job.training.state import Carried, TrainState, count_parameters, owners_of
-from indextts_job.training.step import Engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

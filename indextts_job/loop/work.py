@@ -15,8 +15,9 @@ from indextts_job.model.batch import PackedBatch, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.preemption.deadline import Stop
 from indextts_job.report.events import Emit, Notice
+from indextts_job.training.engine import Engine
 from indextts_job.training.evaluate import evaluate, in_order, shares
-from indextts_job.training.step import Discarded, Engine, Updated, reset_step, train_step
+from indextts_job.training.step import Discarded, Updated, reset_step, train_step
 
 
 @dataclass(frozen=True, slots=True)

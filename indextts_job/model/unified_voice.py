@@ -12,7 +12,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from indextts_job.model.batch import PackedBatch
 from indextts_job.model.config import GPTConfig
 from indextts_job.model.transformer import LAYER_NORM_EPSILON, SampleEdges, Transformer
 from indextts_job.model.vocabulary import TextEmbedding, TextHead, Vocabulary
@@ -54,20 +53,6 @@ class DeviceBatch:
     code_rows: Tensor
     code_targets: Tensor
     edges: SampleEdges
-
-
-def to_device(batch: PackedBatch, device: torch.device, dtype: torch.dtype = torch.float32) -> DeviceBatch:
-    """Copy a packed micro-batch to the device; floating-point arrays become `dtype`."""
-
-    def copied(name: str) -> Tensor:
-        array = torch.from_numpy(getattr(batch, name))
-        if device.type == "cuda":
-            array = array.pin_memory()  # only from pinned memory the copy runs beside the computation
-        return array.to(device, dtype if array.is_floating_point() else None, non_blocking=True)
-
-    names = (name for name in DeviceBatch.__dataclass_fields__ if name != "edges")
-    lengths = [int(n) for n in batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]]
-    return DeviceBatch(**{name: copied(name) for name in names}, edges=SampleEdges(copied("cu_seqlens"), lengths))
 
 
 class PositionTable(nn.Module):

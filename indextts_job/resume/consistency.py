@@ -18,10 +18,10 @@ from indextts_job.data.dataset import Dataset
 from indextts_job.model.batch import PackedBatch, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.training.distributed import SingleProcess
+from indextts_job.training.engine import Engine
 from indextts_job.training.evaluate import evaluate
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import BASE, TrainState
-from indextts_job.training.step import Engine
 
 REFERENCE_SAMPLES = 4
 TOLERANCES: Mapping[str, float] = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}

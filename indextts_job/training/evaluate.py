@@ -2,13 +2,16 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from indextts_job.checkpoint.history import Losses
 from indextts_job.model.batch import PackedBatch
-from indextts_job.model.unified_voice import LossSums, to_device
-from indextts_job.training.step import Engine, autocast, mean_losses
+from indextts_job.training.engine import Engine, autocast, mean_losses, to_device
+
+if TYPE_CHECKING:
+    from indextts_job.model.unified_voice import LossSums
 
 
 def evaluate(

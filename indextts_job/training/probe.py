@@ -11,7 +11,8 @@ import torch
 from indextts_job.hardware.memory import MemoryLine, fit
 from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import GPTConfig
-from indextts_job.training.step import Engine, TargetCounts, accumulate, reset_step
+from indextts_job.training.engine import Engine
+from indextts_job.training.step import TargetCounts, accumulate, reset_step
 
 LEAST_PROBED_TOKENS = 2048
 """Smaller micro-batches do not show the slope: the allocator's blocks are larger than they are."""

@@ -8,42 +8,21 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
-from torch import Tensor
 
 from indextts_job.checkpoint.history import Losses
 from indextts_job.data.order import derive_seed
 from indextts_job.errors import MAX_FINDINGS_SHOWN, DeviceMemoryError, NonFiniteError
-from indextts_job.hardware.plan import Precision
 from indextts_job.model.batch import PackedBatch
-from indextts_job.model.unified_voice import LossSums, UnifiedVoice, to_device
-from indextts_job.training.distributed import ProcessGroup, SingleProcess
-from indextts_job.training.recipe import RecipeConfig
+from indextts_job.model.unified_voice import LossSums
+from indextts_job.training.engine import Engine, autocast, mean_losses, to_device
 from indextts_job.training.schedule import RATE_FACTOR
 
-AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SMALLEST_SCALE = 1.0
 """At this scale gradients are not scaled at all. If they overflow even so, the step itself is not finite."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
-    """What a step works on: model, optimizer, and how and with whom to compute."""
-
-    model: UnifiedVoice
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    """Disabled unless the precision is float16."""
-    device: torch.device
-    precision: Precision
-    recipe: RecipeConfig
-    grad_clip: float
-    group: ProcessGroup = field(default_factory=SingleProcess)
-    owners: Sequence[int] = ()
-    """The rank that updates each parameter and has its moments; empty = every rank all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,46 +238,10 @@ def reset_step(engine: Engine, step: int) -> None:
         torch.cuda.empty_cache()
 
 
-def mean_losses(sums: Sequence[LossSums], text_targets: float, mel_targets: float, engine: Engine) -> Losses:
-    """Losses over the samples of several micro-batches of all ranks.
-
-    Args:
-        sums: Of this rank's micro-batches.
-        text_targets: Of all ranks.
-        mel_targets: Of all ranks.
-        engine: Adds up, and has the weights of the total.
-    """
-    own = [
-        _host_sum([part.text for part in sums]),
-        _host_sum([part.mel for part in sums]),
-        _host_sum([part.mel_correct for part in sums]),
-    ]
-    text_sum, mel_sum, correct = engine.group.all_reduce_sum(own)
-    text, mel, recipe = text_sum / text_targets, mel_sum / mel_targets, engine.recipe
-    return Losses(
-        text_loss=text,
-        mel_loss=mel,
-        mel_top1=correct / mel_targets,
-        total=recipe.text_loss_weight * text + recipe.mel_loss_weight * mel,
-    )
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Mixed precision for the forward pass; off for float32."""
-    dtype = AUTOCAST_DTYPES.get(precision)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
 def _accumulate_if_it_fits(engine: Engine, batch: PackedBatch, counts: TargetCounts) -> LossSums | None:
     with contextlib.suppress(torch.OutOfMemoryError):
         return accumulate(engine, batch, counts)
     return None
-
-
-def _host_sum(values: Sequence[Tensor]) -> float:
-    if not values:
-        return 0.0
-    return float(torch.stack(list(values)).double().sum())
 
 
 def _unscaled_norm(engine: Engine) -> float:

@@ -18,10 +18,11 @@ from indextts_job.demo.world import World
 from indextts_job.errors import DataError
 from indextts_job.model.base_checkpoint import load_base_checkpoint
 from indextts_job.model.config import gpt_config
-from indextts_job.model.unified_voice import UnifiedVoice, to_device
+from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.report.attempts import previous_end
 from indextts_job.storage.remote_storage import open_storage
+from indextts_job.training.engine import to_device
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, events, newest, state_of, store_of
 from tests.support.warm_parent import REPOSITORY

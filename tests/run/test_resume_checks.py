@@ -13,7 +13,7 @@ from indextts_job.report.events import Event, Notice
 from indextts_job.resume import policy as resume_policy
 from indextts_job.resume.consistency import Check, Reference
 from indextts_job.resume.policy import admit
-from indextts_job.training.step import Engine
+from indextts_job.training.engine import Engine
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, newest
 

@@ -11,9 +11,9 @@ from indextts_job.model.config import ConformerConfig, GPTConfig
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.training.distributed import ProcessGroup, SingleProcess
+from indextts_job.training.engine import Engine
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.state import build_optimizer, owners_of
-from indextts_job.training.step import Engine
 
 _CONFORMER = ConformerConfig(output_size=8, linear_units=8, attention_heads=1, num_blocks=1)
 SMALL = GPTConfig(

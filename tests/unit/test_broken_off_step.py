@@ -12,7 +12,8 @@ from torch import Tensor
 from indextts_job.errors import MAX_FINDINGS_SHOWN, DeviceMemoryError, NonFiniteError
 from indextts_job.model.batch import PackedBatch, collate
 from indextts_job.training.distributed import ProcessGroup
-from indextts_job.training.step import Discarded, Engine, Updated, reset_step, train_step
+from indextts_job.training.engine import Engine
+from indextts_job.training.step import Discarded, Updated, reset_step, train_step
 from tests.support.lockstep import on_ranks
 from tests.support.models import SMALL, engine, micro_batches, random_samples, small_model
 

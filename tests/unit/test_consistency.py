@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,9 +13,12 @@ from indextts_job.model.batch import collate
 from indextts_job.resume.consistency import Reference, consistency
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import BASE, TrainState
-from indextts_job.training.step import Engine, train_step
+from indextts_job.training.step import train_step
 from tests.support.models import SMALL, engine, micro_batches, random_samples, small_model
 from tests.support.values import SOUND, values
+
+if TYPE_CHECKING:
+    from indextts_job.training.engine import Engine
 
 TOTAL, GLOBAL_BATCH = 20, 6
 SCHEDULE = ScheduleConfig(learning_rate=1e-3, warmup_steps=4)

@@ -9,7 +9,8 @@ from torch import Tensor
 from indextts_job.model import unified_voice
 from indextts_job.model.batch import Sample, collate
 from indextts_job.model.config import trained_shapes
-from indextts_job.model.unified_voice import LossSums, UnifiedVoice, head_loss, to_device
+from indextts_job.model.unified_voice import LossSums, UnifiedVoice, head_loss
+from indextts_job.training.engine import to_device
 from tests.support.models import SMALL, golden_model, golden_sample, random_samples, small_model
 
 A, B = golden_sample(5, 9, 0), golden_sample(8, 14, 1)

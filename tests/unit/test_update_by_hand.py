@@ -16,8 +16,9 @@ from torch import Tensor
 from indextts_job.data.order import derive_seed
 from indextts_job.data.packing import pack
 from indextts_job.model.batch import Sample, collate
-from indextts_job.model.unified_voice import UnifiedVoice, to_device
+from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.training.distributed import ProcessGroup
+from indextts_job.training.engine import to_device
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import build_optimizer
