@@ -2,7 +2,7 @@
 # make demo-s3 the same, with the runs in a real S3 server on loopback
 # make test    everything set up, then: all checks and tests
 # make long    every damaged file of a run in every way, 1,200 interruptions
-# make check   format, lint, types, import layers, spelling
+# make check   format, lint, types, imports between packages, spelling, complexity
 # make image   the container image; make image-report what is in it, by size
 # make fuzz    input from outside, for about an hour: other examples than in the tests, each time
 # make mutants do the tests notice what is wrong? Half an hour; goes on where it was stopped
@@ -45,6 +45,7 @@ check: $(VENV)/ready-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
+	$(BIN)/python -m tests.support.complexity
 
 lint: check
 

@@ -144,6 +144,7 @@ def test_a_second_ctrl_c_ends_a_main_thread_that_is_stuck() -> None:
     with process("-c", STUCK) as child:
         assert child.stdout
         assert child.stdout.readline().strip() == "stuck"
+        wait_until_idle(child)  # in the call: before it, Python's handler would run and end the process by the signal
         while child.poll() is None:  # somebody presses it again and again
             child.send_signal(signal.SIGINT)
             os.sched_yield()
