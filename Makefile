@@ -1,6 +1,7 @@
 # make demo    everything set up, then: train, get preempted, resume, compare bit for bit
 # make demo-s3 the same, with the runs in a real S3 server on loopback
 # make test    everything set up, then: all checks and tests
+# make quick   unit tests that need no torch: a few seconds
 # make long    every damaged file of a run in every way, 1,200 interruptions
 # make check   format, lint, types, imports between packages, spelling, complexity
 # make image   the container image; make image-report what is in it, by size
@@ -14,7 +15,7 @@ IMAGE ?= indextts-job
 ENGINE ?= $(shell command -v docker || command -v podman)
 export PYTHONUTF8 := 1
 
-.PHONY: demo demo-s3 test fuzz mutants long check lint format bench goldens constraints image image-report clean
+.PHONY: demo demo-s3 test quick fuzz mutants long check lint format bench goldens constraints image image-report clean
 
 demo: $(VENV)/ready-run
 	$(BIN)/indextts-job demo
@@ -24,6 +25,9 @@ demo-s3: $(VENV)/ready-dev
 
 test: check
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+quick: $(VENV)/ready-dev
+	$(BIN)/pytest -q --durations=3 --numprocesses auto --maxprocesses 4 $$($(BIN)/python -m tests.support.pure)
 
 fuzz: $(VENV)/ready-dev
 	$(BIN)/pytest tests/fuzz --hypothesis-profile fuzz --numprocesses auto --maxprocesses 4
