@@ -7,9 +7,12 @@ import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from radon.complexity import cc_visit
-from radon.visitors import Class, Function
+
+if TYPE_CHECKING:
+    from radon.visitors import Class, Function
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("indextts_job", "launch")
