@@ -73,15 +73,20 @@ def survivors(mutated: Path, verdicts: dict[str, int | None]) -> Iterator[Surviv
             continue
         mangled = name.rpartition(".")[2]
         original = re.sub(r"__mutmut_\d+$", "__mutmut_orig", mangled)
-        before, after = (functions[one].splitlines()[1:] for one in (original, mangled))
+        before, after = (functions[one].replace(f"def {one}", "def …", 1).splitlines() for one in (original, mangled))
         changed = [
             line for line in difflib.unified_diff(before, after, lineterm="", n=0) if line[:2] not in ("--", "++")
         ]
         removed, added = (
             " ".join(line[1:].strip() for line in changed if line.startswith(sign)) for sign in ("-", "+")
         )
-        readable = re.sub(r"__mutmut_.*", "", mangled).removeprefix("x").strip("_").replace("ǁ", ".").strip(".")
-        yield Survivor(readable, removed, added)
+        yield Survivor(readable(mangled), removed, added)
+
+
+def readable(mangled: str) -> str:
+    """`Objects.read` for mutmut's `xǁObjectsǁread__mutmut_3`, `pack` for its `x_pack__mutmut_1`."""
+    name = re.sub(r"__mutmut_\d+$", "", mangled)
+    return name.removeprefix("x_") if "ǁ" not in name else name.removeprefix("xǁ").replace("ǁ", ".")
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,18 +37,21 @@ def test_results_come_in_order_and_each_once() -> None:
 
 
 def test_it_runs_ahead_by_a_bounded_number_of_steps() -> None:
-    reached = threading.Event()
+    reached, too_far = threading.Event(), threading.Event()
     built: list[int] = []
 
     def build(step: int) -> int:
         built.append(step)
         if step == 3:
             reached.set()
+        if step == 4:
+            too_far.set()
         return step
 
     with Prefetcher(build, range(100)) as prefetcher:
         prefetcher.get(0)
         assert reached.wait(10)  # one handed over, two waiting, one in hand
+        assert not too_far.wait(0.2)
         assert built == [0, 1, 2, 3]
 
 
