@@ -193,6 +193,26 @@ def test_float16_that_overflows_without_any_scaling_is_an_error() -> None:
     assert parts.scaler.get_scale() == 1.0
 
 
+def test_a_loss_that_is_not_finite_for_another_reason_is_not_tried_again() -> None:
+    """The gradients are finite, so a smaller scale would change nothing."""
+    model = small_model()
+    for parameter in model.parameters():
+        parameter.register_hook(torch.zeros_like)
+    parts = engine(model, precision="float16")
+    scale = parts.scaler.get_scale()
+    poisoned = [replace(sample, condition=sample.condition * torch.nan) for sample in SAMPLES]
+    with pytest.raises(NonFiniteError, match="the loss of 1 of 1"):
+        train_step(parts, [collate(poisoned, SMALL)], 3, 1e-3)
+    assert parts.scaler.get_scale() == scale
+
+
+def test_without_a_gpu_its_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[int] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    reset_step(engine(small_model()), 0)
+    assert not emptied
+
+
 def test_durations_are_of_the_try_that_was_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     instants = iter([100.0, 106.0, 107.5])
     monkeypatch.setattr("indextts_job.training.step.time", SimpleNamespace(monotonic=lambda: next(instants)))

@@ -247,6 +247,17 @@ def test_a_manifest_under_the_name_of_another_is_none(store: CheckpointStore) ->
     assert newest.name == name
 
 
+def test_a_manifest_that_is_gone_or_damaged_is_named(store: CheckpointStore) -> None:
+    name = save(store, 5)
+    where = f"{store.storage.url}/checkpoints/{file_name(name)}"
+    store.storage.write(f"checkpoints/{file_name(name)}", b"garbage")
+    with pytest.raises(DataError, match=re.escape(f"{where}: not a checkpoint manifest")):
+        store.manifest(name)
+    store.storage.delete(f"checkpoints/{file_name(name)}")
+    with pytest.raises(DamagedCheckpointError, match=re.escape(f"{where}: no such checkpoint.") + "$"):
+        store.manifest(name)
+
+
 def test_names_round_trip_and_sort_by_step() -> None:
     names = [CheckpointName(1000, 3, 7, ("final", "best")), CheckpointName(5, 12345, 0), CheckpointName(10**9, 1, 1)]
     assert [parse_file_name(file_name(name)) for name in names] == names
