@@ -24,7 +24,7 @@ class AttemptRecord:
     device: str = ""
     driver: str = ""
     scheduler: Mapping[str, str] = field(default_factory=dict)
-    """What `scheduler.read_scheduler` found in the environment."""
+    """The scheduler's job as `scheduler.read_scheduler` found it in the environment."""
     previous_end: str = ""
     """How the attempt before it ended, for people."""
     step: Count = 0
@@ -35,6 +35,7 @@ class AttemptRecord:
     @property
     def chain(self) -> str:
         """The submitted job that the attempt belongs to, the same for all its starts; empty when a person began it."""
+        # The mapping comes from a file; a record of another release may lack either key.
         if not {"kind", "chain"} <= self.scheduler.keys():
             return ""
         return f"{self.scheduler['kind']} job {self.scheduler['chain']}"
@@ -46,15 +47,20 @@ class AttemptRecord:
 
 
 def parse_record(content: bytes) -> AttemptRecord:
-    """The record of an attempt, as far as it can be read: a damaged one says nothing, and is no reason to stop."""
+    """The record of an attempt.
+
+    Fields that cannot be read have their defaults. A damaged record never raises: it is not needed to go on training.
+    """
     try:
         document = json.loads(content.decode())
+    # JSON that is nested thousands of levels deep ends in a RecursionError, not in a ValueError.
     except (ValueError, RecursionError):
         return AttemptRecord()
     record = parsed_leniently(document, AttemptRecord)
     pairs = document.get("scheduler") if isinstance(document, dict) else None
     if record.scheduler or not isinstance(pairs, dict):
         return record
-    # One odd entry does not hide the others: the chain decides who may go on.
+    # The mapping was refused as a whole. One entry of the wrong type must not hide the others: `Fence.check` compares
+    # the chain to tell a requeue of the same job from a second job.
     texts = {key: value for key, value in pairs.items() if isinstance(key, str) and isinstance(value, str)}
     return replace(record, scheduler=texts)

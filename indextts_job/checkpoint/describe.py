@@ -5,7 +5,7 @@ from typing import Any
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name
 from indextts_job.checkpoint.objects import DamagedCheckpointError
-from indextts_job.checkpoint.retention import BEST, FINAL
+from indextts_job.checkpoint.retention import BEST, FINAL, CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.checkpoint.values import VocabularyRecord
 from indextts_job.errors import DataError
@@ -22,19 +22,29 @@ def rows(store: CheckpointStore, *, verify: bool) -> list[dict[str, Any]]:
         store: The run.
         verify: Read every object and compare hashes; else `verified` is null.
     """
-    current = set(retention.current(store.names()))
-    result = []
-    for name in reversed(store.names()):
-        row: dict[str, Any] = {"step": name.step, "attempt": name.attempt, "tags": list(name.tags)}
-        row |= {"name": file_name(name), "superseded": name not in current}
-        try:
-            manifest = store.manifest(name)
-            row |= _summary(manifest)
-            row["verified"] = verified(store, manifest) if verify else None
-        except DataError as error:
-            row |= {"verified": False, "problem": str(error)}
-        result.append(row)
-    return result
+    names = store.names()
+    current = set(retention.current(names))
+    return [
+        {
+            "step": name.step,
+            "attempt": name.attempt,
+            "tags": list(name.tags),
+            "name": file_name(name),
+            "superseded": name not in current,
+            **_content_of(store, name, verify=verify),
+        }
+        for name in reversed(names)
+    ]
+
+
+def _content_of(store: CheckpointStore, name: CheckpointName, *, verify: bool) -> dict[str, Any]:
+    """The part of a row that needs the manifest."""
+    try:
+        manifest = store.manifest(name)
+        return {**_summary(manifest), "verified": verified(store, manifest) if verify else None}
+    except DataError as error:
+        # A list must show the other checkpoints too, so a damaged manifest is a row and not an error.
+        return {"verified": False, "problem": str(error)}
 
 
 def verified(store: CheckpointStore, manifest: CheckpointManifest) -> bool:
@@ -48,6 +58,7 @@ def verified(store: CheckpointStore, manifest: CheckpointManifest) -> bool:
 
 def _summary(manifest: CheckpointManifest) -> dict[str, Any]:
     history = manifest.values.history
+    # The history keeps older validations as well. Only one of this very step describes these weights.
     here = history.validations[-1] if history.validated_at(manifest.name.step) else None
     return {
         "epoch": manifest.values.epoch,
@@ -89,6 +100,7 @@ def summary(store: CheckpointStore) -> dict[str, Any]:
         "attempt": newest.name.attempt,
         "resumed": started_at > 0,
         "attempt_started_at_step": started_at,
+        # By the order of samples instead of the history, which holds the count of the newest step only.
         "attempt_started_at_epoch": started_at * values.order.global_batch_samples / values.order.num_samples,
         "best_validation": plain(history.best),
         "last_validation": plain(history.validations[-1]) if history.validations else None,
@@ -98,6 +110,7 @@ def summary(store: CheckpointStore) -> dict[str, Any]:
         "trained_parameters": values.parameters.trained,
         "train_loss_since_last_line": history.train_loss,
         "updated": newest.created,
+        # Written after every checkpoint, so it must not read gigabytes.
         "checkpoints": rows(store, verify=False),
     }
 

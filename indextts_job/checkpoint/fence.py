@@ -1,7 +1,7 @@
 """One writer per run (I5): every attempt takes a number, and only the highest one may commit.
 
-A node that lost its network can wake up after its successor has gone on. It then finds a higher number and stops; what
-it had written so far is named by no manifest and harmless.
+A node that lost its network may return after another attempt has taken over. It then finds a higher number and stops.
+What it has written is named by no manifest, so no reader sees it.
 """
 
 import json
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "attempts"
 MOST_TRIES = 1000
-"""Numbers that may be taken by others while one is looked for."""
+"""Numbers to try. A storage that answers every create with "exists" would otherwise be asked for ever."""
 _NAME = re.compile(r"(\d{4,})\.json")
 
 
@@ -34,7 +34,9 @@ class Fence:
         """
         self._storage = storage
         self.exclusive = storage.excludes_creators()
-        """Whether the store itself keeps two attempts from taking one number. If not, this does what it can."""
+        """Whether the store refuses to create a key twice. If it does not, `_take` reads the record back instead."""
+        # Some S3-compatible stores accept If-None-Match and ignore it: the lock always succeeds there. Two writers are
+        # then told apart when one of them sees the other's higher number.
         if not self.exclusive:
             logger.warning(
                 "%s ignores conditional writes: two attempts that start in the same moment may both believe to be the "
@@ -42,8 +44,11 @@ class Fence:
                 storage.url,
             )
         self._chain = record.chain
-        # The token tells our record from another's of the same number where the store does not.
+        # Two attempts may write equal records in the same second. The token makes each record unique, so that reading
+        # it back shows whose create came last on a store that ignores the condition.
         document = json.dumps({**record.to_json(), "token": uuid.uuid4().hex}, indent=1).encode()
+        # A listing followed by a create would race on its own; the create decides. The listing only saves useless
+        # tries.
         first = _highest(storage) + 1
         for number in range(first, first + MOST_TRIES):
             if self._take(number, document):
@@ -60,6 +65,7 @@ class Fence:
             self._storage.create(key, document)
         except FileExistsError:
             return False
+        # Where the store ignores the condition, the later of two creators overwrites the record and keeps the number.
         return self.exclusive or self._storage.read(key) == document
 
     def check(self) -> None:
@@ -67,11 +73,13 @@ class Fence:
 
         Raises:
             SupersededError: A newer attempt exists.
-            ConfigError: It belongs to another submitted job; starting this one again would only chase it away.
+            ConfigError: The newer attempt belongs to another submitted job, so this job must not be started again.
         """
         newest = _highest(self._storage)
         if newest > self.attempt:
             other = self._record(newest).chain
+            # A requeued job has the chain of its predecessor: then exit code 75 makes its launcher start it again. Two
+            # different jobs would supersede each other for ever, so the loser ends for good.
             if self._chain and other and other != self._chain:
                 raise ConfigError(
                     f"two jobs were started for the run {self._storage.url}: {other}, which goes on as attempt "
@@ -85,12 +93,14 @@ class Fence:
     def _record(self, number: int) -> AttemptRecord:
         try:
             return parse_record(self._storage.read(f"{FOLDER}/{number:04d}.json"))
-        except FileNotFoundError:  # only a checkpoint tells of that attempt
+        except FileNotFoundError:  # the record is lost, and only the name of a checkpoint has the number
             return AttemptRecord()
 
 
 def _highest(storage: RunStorage) -> int:
-    """The highest attempt number that the run knows of, wherever it stands: records may be lost, commits rank by it."""
+    """The highest attempt number in the records and in the names of checkpoints; 0 in a new run."""
+    # Both folders count. A partial copy of a run may lack `attempts/`; numbers that began at 1 again would rank every
+    # new checkpoint below the old ones.
     taken = (_NAME.fullmatch(name) for name in storage.list(FOLDER))
     committed = (parse_file_name(name) for name in storage.list(MANIFESTS))
     return max(

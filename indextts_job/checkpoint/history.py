@@ -1,6 +1,7 @@
-"""What a run remembers besides its tensors and its step: small, deterministic, part of every checkpoint (I2).
+"""Counters and results that a run keeps besides its tensors and its step; part of every checkpoint (I2).
 
-Holds no instant and no duration, so an interrupted and an undisturbed run have equal histories.
+The history is small and deterministic. It holds no instant and no duration, so an interrupted and an undisturbed run
+have equal histories.
 """
 
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ class Validation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntervalSums:
-    """Sums over the steps of an interval. Saved, so that what is said at its end is the same after a resume."""
+    """Sums over the steps of an interval. They are saved, so that its means are the same after a resume."""
 
     steps: Count = 0
     text_loss: float = 0.0
@@ -77,7 +78,7 @@ class History:
     interval: IntervalSums = field(default_factory=IntervalSums)
     """Since the last train line."""
     last_line: Losses | None = None
-    """Means of the last train line: what is known of the training right behind one."""
+    """Means that the last train line showed. Directly after a line the interval is empty, and these stand in for it."""
     since_validation: IntervalSums = field(default_factory=IntervalSums)
     validations: tuple[Validation, ...] = ()
     best: Validation | None = None
@@ -103,10 +104,12 @@ class History:
         Args:
             step: The position.
             losses: Of the validation set.
-            overfitting_validations: See `ValidationConfig`.
+            overfitting_validations: Validations in a row without improvement that count as overfitting; 0 = never.
         """
+        # Without a step since the validation before there is no mean.
         train_total = self.since_validation.mean().total if self.since_validation.steps else None
         validation = Validation(step=step, losses=losses, train_total=train_total)
+        # Strictly lower: of equal validations the earlier checkpoint stays the best one.
         improved = self.best is None or losses.total < self.best.losses.total
         after = replace(
             self,
@@ -115,6 +118,7 @@ class History:
             best=validation if improved else self.best,
             validations_without_improvement=0 if improved else self.validations_without_improvement + 1,
         )
+        # The first time is kept: it tells from which checkpoint on more training did harm.
         if after.overfitting_since is None and after._overfits(overfitting_validations):
             return replace(after, overfitting_since=step)
         return after
@@ -125,18 +129,21 @@ class History:
             return False
         if best is None or best.train_total is None:
             return False
+        # Worse validation alone may be an unstable training. Overfitting also has a training loss that went on falling.
         last = self.validations[-validations:]
         return all(one.train_total is not None and one.train_total < best.train_total for one in last)
 
     @property
     def train_loss(self) -> float | None:
         """Mean weighted training loss since the last train line; right behind a line, the mean that it showed."""
+        # Directly after a line the interval is empty, yet a checkpoint is often saved at just that step.
         if self.interval.steps:
             return self.interval.mean().total
         return self.last_line.total if self.last_line else None
 
     def validated_at(self, step: int) -> bool:
         """Whether the validation due at a step is done."""
+        # The last one is enough: a history holds no validation of a later step.
         return bool(self.validations) and self.validations[-1].step == step
 
     def improved_at(self, step: int) -> bool:

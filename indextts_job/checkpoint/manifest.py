@@ -1,4 +1,4 @@
-"""What a checkpoint is: one small JSON document that names every byte of it. It exists exactly when this does (I4).
+"""A checkpoint's manifest: one small JSON document that names every byte. Without it there is no checkpoint (I4).
 
 Names say step, attempt, the step at which the attempt resumed, and tags, so a listing alone tells which checkpoint
 is newest and what retention may remove.
@@ -19,19 +19,24 @@ from indextts_job.errors import DataError
 MANIFESTS = "checkpoints"
 """Folder of the manifests in a run."""
 FORMAT = "indextts-job checkpoint"
+# Readers refuse every other version; a change of the layout needs a new number.
 FORMAT_VERSION = 1
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4}
 """Bytes of one element, by safetensors' name of the type."""
 _KEY = re.compile(r"objects/([0-9a-f]{64})(?:\.[A-Za-z0-9]{1,16})?")
-"""The only names that a manifest may give to its objects: retention deletes what it names."""
+"""The only names that a manifest may give to its objects. Retention deletes them, so `../` or an absolute path would
+delete files of the user."""
+# The names come from a file; they may hold no folder and no `..`.
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TAG = re.compile(r"[a-z]{1,32}")
+# At least so many digits: zero-padded numbers sort as text, larger ones still parse.
 _NAME = re.compile(r"step-(\d{8,})-attempt-(\d{4,})-from-(\d{8,})((?:-[a-z]+)*)\.json")
 
 
 def file_name(name: CheckpointName) -> str:
     """File name of a manifest; names sort by step, then attempt."""
+    # Sorted, so that one set of tags has one name; two names would be two checkpoints.
     tags = "".join(f"-{tag}" for tag in sorted(name.tags))
     return f"step-{name.step:08d}-attempt-{name.attempt:04d}-from-{name.attempt_start:08d}{tags}.json"
 
@@ -108,12 +113,14 @@ class CheckpointManifest:
             "files": dict(self.files),
             "values": self.values.to_json(),
         }
+        # The hash tells a truncated or altered manifest from a whole one; nothing else protects the manifest itself.
         document["sha256"] = _hash(document)
+        # Indented, because people open manifests. No NaN: other JSON parsers refuse it.
         return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _hash(document: Mapping[str, Any]) -> str:
-    """Hash of a document without its own hash, in a spelling that does not depend on white space."""
+    """Hash of a document without its own hash, over a canonical form: sorted keys, no white space."""
     plain = {key: value for key, value in document.items() if key != "sha256"}
     text = json.dumps(plain, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -125,22 +132,8 @@ def parse_manifest(content: bytes, source: str) -> CheckpointManifest:
     Raises:
         DataError: Not a manifest, or of a newer format.
     """
-    try:
-        document = json.loads(content.decode())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{source}: not a checkpoint manifest ({error}); it is damaged or not ours.") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise DataError(f"{source}: not a checkpoint manifest of indextts-job.")
-    if document.get("format_version") != FORMAT_VERSION:
-        raise DataError(
-            f"{source}: checkpoint format {document.get('format_version')!r}, this version reads {FORMAT_VERSION}. "
-            "Install the indextts-job release that wrote it, or a newer one."
-        )
-    try:
-        whole = document.get("sha256") == _hash(document)
-    except (ValueError, RecursionError):  # a NaN, or a lone surrogate, which we never write
-        whole = False
-    if not whole:
+    document = _document(content, source)
+    if not _is_whole(document):
         raise DataError(f"{source}: the manifest does not have the hash that it names; it is damaged.")
     try:
         objects = _objects(document["objects"])
@@ -153,7 +146,32 @@ def parse_manifest(content: bytes, source: str) -> CheckpointManifest:
             values=parse_values(document["values"], source),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
+        # The hash was right, so another program wrote this. Any of these errors means a field of the wrong kind.
         raise DataError(f"{source}: the manifest lacks or garbles {error}; it is damaged.") from error
+
+
+def _document(content: bytes, source: str) -> dict[str, Any]:
+    """The JSON object of a manifest, of this format and version."""
+    try:
+        document = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source}: not a checkpoint manifest ({error}); it is damaged or not ours.") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise DataError(f"{source}: not a checkpoint manifest of indextts-job.")
+    # The version comes before the hash: a later format may compute its hash in another way.
+    if document.get("format_version") != FORMAT_VERSION:
+        raise DataError(
+            f"{source}: checkpoint format {document.get('format_version')!r}, this version reads {FORMAT_VERSION}. "
+            "Install the indextts-job release that wrote it, or a newer one."
+        )
+    return document
+
+
+def _is_whole(document: Mapping[str, Any]) -> bool:
+    try:
+        return bool(document.get("sha256") == _hash(document))
+    except (ValueError, RecursionError):  # a NaN, or a lone surrogate, which we never write
+        return False
 
 
 def _name(document: Mapping[str, Any]) -> CheckpointName:
@@ -168,6 +186,7 @@ def _objects(entries: Mapping[str, Any]) -> dict[str, StoredObject]:
     found = {}
     for key, entry in entries.items():
         digest = entry["sha256"]
+        # The name is the hash. A key that names another hash would pass verification and be shared by mistake.
         if not isinstance(digest, str) or not (match := _KEY.fullmatch(key)) or match[1] != digest:
             raise ValueError(f"the object {key!r}")
         found[key] = StoredObject(key, digest, _count(entry["bytes"]))
@@ -178,6 +197,7 @@ def _tensor(entry: Mapping[str, Any], objects: Mapping[str, StoredObject]) -> St
     shape = tuple(_count(length) for length in entry["shape"])
     start, stop = _count(entry["start"]), _count(entry["stop"])
     stored = objects[_known(entry["object"], objects)]
+    # The range must fit the shape and the object: `tensor_in` makes a view of exactly these bytes.
     item_bytes = ITEM_BYTES.get(entry["dtype"])
     if item_bytes is None or stop - start != math.prod(shape) * item_bytes or stop > stored.size_bytes:
         raise ValueError(f"a tensor in {stored.key}: {entry}")
@@ -203,6 +223,7 @@ def _text(value: object) -> str:
 
 
 def _count(value: object) -> int:
+    # `True` is an int in Python, but no count in JSON. Larger numbers do not fit 64 bits.
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise ValueError(f"{value!r}, which is no count")
     return value

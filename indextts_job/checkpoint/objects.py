@@ -24,6 +24,7 @@ from indextts_job.waiting import result
 _T = TypeVar("_T")
 
 OBJECTS = "objects"
+# Objects of this size are one PUT each: nothing is left half uploaded, and a retry repeats 32 MiB at most.
 OBJECT_BYTES = 32 * 2**20
 """Upper bound of one object (a larger tensor is an object of its own): unit of parallel writes and reads."""
 WRITERS = 3
@@ -54,27 +55,30 @@ class Objects:
         return {f"{OBJECTS}/{file}": info.size_bytes for file, info in self._storage.list(OBJECTS).items()}
 
     def forget(self, key: str) -> None:
-        """An object was removed or found damaged: it has to be written again if its content comes back."""
+        """Note that an object was removed or is damaged, so that `put` writes it again."""
         self._whole.pop(key, None)
 
     def look_again(self) -> None:
-        """Forget which objects are there: another process has removed some."""
+        """Forget every known object, because another process has removed some."""
         self._whole = {}
 
     def forget_the_lost(self) -> None:
-        """Forget those that somebody has removed or cut: what is asked for again has to be written again."""
+        """Forget known objects that are gone or have another size, so that `put` writes them again. One listing."""
         there = self.sizes()
         self._whole = {key: size for key, size in self._whole.items() if there.get(key) == size}
 
     def put(self, data: bytes, suffix: str) -> StoredObject:
-        """Write bytes, unless they are there.
+        """Write bytes, unless this process knows that they are there.
 
         Args:
             data: The bytes.
             suffix: Of the object's name, with its dot.
         """
+        # Hashed before the write: the name is the content, so an interrupted save can leave no object that lies.
         digest = hashlib.sha256(data).hexdigest()
         stored = StoredObject(f"{OBJECTS}/{digest}{suffix}", digest, len(data))
+        # Not "if the key exists": a damaged object has the right name too, and a repeated step gives the same name
+        # again.
         if self._whole.get(stored.key) != stored.size_bytes:
             self._storage.write(stored.key, data)
             self._whole[stored.key] = stored.size_bytes
@@ -92,9 +96,11 @@ class Objects:
         Returns:
             Objects, each with the tensors in it.
         """
+        # Threads are enough: hashing, copying and sending release the interpreter lock.
         with ThreadPoolExecutor(max_workers=WRITERS) as pool:
             pending: deque[Future[tuple[StoredObject, dict[str, StoredTensor]]]] = deque()
             for part in (part for group in groups for part in _parts(group)):
+                # Serialised objects wait in memory. Taking the oldest result first bounds them to one per writer.
                 if len(pending) == WRITERS:
                     yield result(pending.popleft())
                 go_on()
@@ -104,6 +110,7 @@ class Objects:
 
     def _put_tensors(self, tensors: Mapping[str, Tensor]) -> tuple[StoredObject, dict[str, StoredTensor]]:
         data = serialised(tensors)
+        # The suffix tells other programs how to open the file; the hash alone would not.
         stored = self.put(data, ".safetensors")
         # The container: 8 bytes of header length, a JSON header with offsets behind it, then the bytes.
         header_size = int.from_bytes(data[:8], "little")
@@ -124,11 +131,12 @@ class Objects:
         Raises:
             DamagedCheckpointError: One is missing, truncated or altered.
         """
+        # Not the pool of `RemoteReader`: objects that wait for their parts could occupy all its threads.
         with ThreadPoolExecutor(max_workers=READERS) as pool:
             return list(pool.map(lambda one: use(one, self.read(one)), stored))
 
     def read(self, stored: StoredObject) -> Bytes:
-        """The bytes of an object, verified; read twice before it counts as damaged, for the line may be to blame."""
+        """The bytes of an object, verified. A second read decides: the network may have altered the first one."""
         try:
             return self._read_once(stored)
         except DamagedCheckpointError:
@@ -141,8 +149,10 @@ class Objects:
         except FileNotFoundError as error:
             raise DamagedCheckpointError(f"{where}: missing.") from error
         if len(data) != stored.size_bytes:
+            # A later commit must not rest on it, even where this process itself wrote it.
             self.forget(stored.key)
             raise DamagedCheckpointError(f"{where}: {len(data)} bytes, expected {stored.size_bytes}.")
+        # Checked here and not by the server: some stores verify no checksum at all, and disks lose bits later.
         if hashlib.sha256(data.data).hexdigest() != stored.sha256:
             self.forget(stored.key)
             raise DamagedCheckpointError(f"{where}: its bytes do not have the hash {stored.sha256[:12]}….")
@@ -162,11 +172,12 @@ _DTYPES = {
 
 def serialised(tensors: Mapping[str, Tensor]) -> bytes:
     """The bytes of an object that holds these tensors; equal tensors give equal bytes."""
+    # safetensors takes contiguous tensors only.
     return bytes(safetensors.torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}))
 
 
 def tensor_in(content: Bytes, entry: StoredTensor) -> Tensor:
-    """A tensor in the memory that its object was read into."""
+    """A tensor as a view of the memory that its object was read into, without a copy."""
     return torch.from_numpy(content[entry.start : entry.stop]).view(_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
@@ -174,8 +185,10 @@ def _parts(tensors: Mapping[str, Tensor]) -> Iterable[dict[str, Tensor]]:
     """Cut a group into objects of bounded size, by name, so that equal groups give equal objects."""
     part: dict[str, Tensor] = {}
     size = 0
+    # By name: the cut must not depend on the order of the mapping, or unchanged tensors would get new objects.
     for key in sorted(tensors):
         tensor_bytes = tensors[key].numel() * tensors[key].element_size()
+        # A tensor above the bound is an object of its own; tensors are not split.
         if part and size + tensor_bytes > OBJECT_BYTES:
             yield part
             part, size = {}, 0

@@ -17,9 +17,9 @@ class CheckpointConfig:
     """Steps between saves; 0 = only at the end and on preemption; -1 = automatic: the interval that loses least to
     saves and kills together, by their measured costs and the run's own record (Young's and Daly's formula)."""
     shortest_seconds: Annotated[float, Bounds(0, 1e8)] = 60.0
-    """Of an automatic interval."""
+    """Lower bound of an automatic interval."""
     longest_seconds: Annotated[float, Bounds(0, 1e8)] = 3600.0
-    """Of an automatic interval."""
+    """Upper bound of an automatic interval."""
     kills_per_day: Annotated[float, Bounds(0, 1e5)] = 0.0
     """Expected ends without notice, for an automatic interval; 0 = what this run has seen, at first one in 6 hours."""
     keep: Annotated[int, Bounds(1, 10**6)] = 3
@@ -44,9 +44,10 @@ class CheckpointName:
 def current(names: Iterable[CheckpointName]) -> list[CheckpointName]:
     """The checkpoints that belong to the newest line of attempts, newest first.
 
-    A checkpoint is superseded when a later attempt that resumed before it has committed: somebody went back to an
-    older step on purpose, or the checkpoint could not be read, or a zombie wrote it.
+    A checkpoint is superseded when a later attempt that resumed before it has committed: a person went back to an
+    older step, the checkpoint could not be read, or an attempt wrote it after it had lost the run.
     """
+    # The reversed order puts the newest step first, and of one step the newest attempt.
     every = sorted(names, reverse=True)
     return [
         name
@@ -66,8 +67,17 @@ def to_delete(names: Sequence[CheckpointName], keep: int) -> list[CheckpointName
         keep: At least 1.
     """
     alive = current(names)
-    best = next((name for name in alive if BEST in name.tags), None)
-    kept = {*alive[: max(1, keep)], best, *(name for name in alive if FINAL in name.tags)}
-    kept |= {name for name in names if KEEP in name.tags}
+    kept = _kept(names, alive, keep)
+    # A superseded checkpoint beyond the new line's step stays: it is still the most advanced state of the run.
     reached = alive[0].step if alive else 0
     return sorted(name for name in names if name not in kept and (name in alive or name.step <= reached))
+
+
+def _kept(names: Sequence[CheckpointName], alive: Sequence[CheckpointName], keep: int) -> set[CheckpointName]:
+    """Those that stay whatever their step is."""
+    # At least one is left even where a caller asks for none: removing the last one would end the run.
+    kept = {*alive[: max(1, keep)], *(name for name in alive if FINAL in name.tags)}
+    # `best` counts only among the current ones: a superseded best belongs to a history that the run has left.
+    kept.update([name for name in alive if BEST in name.tags][:1])
+    # `keep` is a person's word and holds for superseded checkpoints too.
+    return kept | {name for name in names if KEEP in name.tags}

@@ -52,12 +52,12 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Tensors that are in the run by now, and that no checkpoint names yet."""
+    """Tensors that were written to the run, and that no checkpoint names yet."""
 
     objects: Mapping[str, StoredObject]
     tensors: Mapping[str, StoredTensor]
     new_bytes: int
-    """Of objects that were not there before."""
+    """Bytes of objects that were not there before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +101,13 @@ class CheckpointStore:
         return self.publish(name, content, [self.write(content.groups, go_on)], fence)
 
     def write(self, groups: Sequence[Mapping[str, Tensor]], go_on: Callable[[], None] = lambda: None) -> Written:
-        """Write tensors that `publish` will name; until then nobody sees them.
+        """Write tensors that `publish` will name. Until then no reader sees them.
 
         Args:
             groups: Tensors by full name; tensors of different groups never share an object.
             go_on: Raises when the save is to be given up; asked before every object.
         """
+        # A person or another process may have removed objects since the last save; they must be written again.
         self._objects.forget_the_lost()
         before = self._objects.known().copy()
         objects: dict[str, StoredObject] = {}
@@ -128,6 +129,7 @@ class CheckpointStore:
             fence: Raises when this attempt may not write any more; asked right before the manifest appears.
         """
         before = self._objects.known().copy()
+        # Carried tensors (base model, tokenizer) keep their objects: they are written once per run.
         objects, tensors = dict(content.carried_objects), dict(content.carried)
         written_bytes = 0
         for part in parts:
@@ -143,9 +145,13 @@ class CheckpointStore:
             files={file: stored.key for file, stored in files.items()},
             values=content.values,
         )
+        # Serialised before the fence is asked, so that only one write lies between the two.
         document = manifest.to_json()
-        # What the committed steps have logged is there before they count: a kill behind the commit leaves no hole.
+        # The logs of the committed steps are durable before the manifest: a kill right after the commit would otherwise
+        # leave steps that count but have no log.
         self.storage.flush(patient=True)
+        # As late as possible: every instant between this check and the write is one in which a newer attempt may start.
+        # A commit in that window does no harm, because the newer attempt supersedes it (`retention.current`).
         fence()
         self.storage.write(f"{MANIFESTS}/{file_name(name)}", document)
         of_files = _new_bytes({stored.key: stored for stored in files.values()}, before)
@@ -162,11 +168,13 @@ class CheckpointStore:
         """
         if retention.KEEP in name.tags:
             return name
+        # The tag is part of the file name, so that retention needs a listing only. A rename is not atomic on object
+        # stores, so it is a write followed by a delete: at every instant one of the two names exists.
         kept = replace(name, tags=(*name.tags, retention.KEEP))
         manifest = replace(self.manifest(name), name=kept)
         self.storage.write(f"{MANIFESTS}/{file_name(kept)}", manifest.to_json())
-        # A training that removes the checkpoint looks for new names before it removes objects. What it removed before
-        # this one appeared is gone.
+        # `retain` lists the names again before it removes objects, so from here on the new name protects them. Objects
+        # that it removed before the new name appeared are gone.
         if gone := self.missing(manifest):
             self.storage.delete(f"{MANIFESTS}/{file_name(kept)}")
             raise DamagedCheckpointError(
@@ -187,10 +195,13 @@ class CheckpointStore:
         names = self.names()
         problem: DataError | None = None
         while names:
+            # Computed again after each removal: an unreadable manifest must not supersede readable ones by its name's
+            # attempt.
             name = retention.current(names)[0]
             try:
                 return self.manifest(name)
             except DataError as error:
+                # The newest one is reported: it is the one that the user expects to resume from.
                 problem = problem or error
                 names.remove(name)
         if problem:
@@ -200,6 +211,7 @@ class CheckpointStore:
     def missing(self, manifest: CheckpointManifest) -> list[StoredObject]:
         """Objects of a checkpoint that are not there, or not as long as they should be; by a listing alone."""
         there = self._objects.sizes()
+        # A listing is cheap enough after every commit; the bytes are compared at a resume.
         return [stored for stored in manifest.objects.values() if there.get(stored.key) != stored.size_bytes]
 
     def damaged(self, stored: Iterable[StoredObject]) -> list[StoredObject]:
@@ -209,7 +221,7 @@ class CheckpointStore:
 
     def _is_whole(self, stored: StoredObject, there: Mapping[str, int]) -> bool:
         if there.get(stored.key) != stored.size_bytes:
-            self._objects.forget(stored.key)  # this process may have written it, and somebody has removed it
+            self._objects.forget(stored.key)  # this process may have written it before another one removed it
             return False
         if self._objects.known().get(stored.key) == stored.size_bytes:
             return True
@@ -223,12 +235,13 @@ class CheckpointStore:
         """Write an object again.
 
         Args:
-            stored: What it was.
-            data: Its bytes as the caller has made them again; tensors as `objects.serialised` gives them.
+            stored: The object as a manifest names it.
+            data: Its bytes, made again by the caller; for tensors the result of `objects.serialised`.
 
         Returns:
             False when these are not its bytes by their hash; then nothing is written.
         """
+        # The input files may have changed since the run began. Other bytes under this name would be a new damage.
         if hashlib.sha256(data).hexdigest() != stored.sha256:
             return False
         self._objects.put(data, "." + stored.key.rpartition(".")[2])
@@ -246,6 +259,7 @@ class CheckpointStore:
             manifest = self._read_manifest(f"{MANIFESTS}/{file}", where)
         except FileNotFoundError as error:
             raise DamagedCheckpointError(f"{where}: no such checkpoint.") from error
+        # A copied or renamed manifest would give its checkpoint another step than its tensors have.
         if manifest.name != name:
             raise DamagedCheckpointError(f"{where}: its content says {file_name(manifest.name)}.")
         return manifest
@@ -254,7 +268,7 @@ class CheckpointStore:
         try:
             return parse_manifest(self.storage.read(key), where)
         except DataError:
-            return parse_manifest(self.storage.read(key), where)  # the network may have damaged it on its way
+            return parse_manifest(self.storage.read(key), where)  # the network may have altered the first answer
 
     def load(self, manifest: CheckpointManifest, prefixes: Sequence[str] = ("",)) -> dict[str, Tensor]:
         """Tensors of a checkpoint, every byte verified.
@@ -269,6 +283,7 @@ class CheckpointStore:
         Raises:
             DamagedCheckpointError: An object is missing, truncated or altered.
         """
+        # Whole objects are read even where one tensor is wanted: the hash covers the object.
         wanted = {key: entry for key, entry in manifest.tensors.items() if key.startswith(tuple(prefixes))}
         stored = [manifest.objects[key] for key in sorted({entry.object for entry in wanted.values()})]
         contents = dict(self._objects.read_all(stored, lambda one, content: (one.key, content)))
@@ -287,7 +302,7 @@ class CheckpointStore:
         self._objects.read_all(manifest.objects.values(), lambda _one, content: len(content))
 
     def retain(self, keep: int, untouchable: Iterable[CheckpointName] = ()) -> list[CheckpointName]:
-        """Remove checkpoints that need not be kept, and the objects that only they name.
+        """Remove checkpoints that need not be kept, and objects that no other checkpoint names.
 
         Args:
             keep: Newest checkpoints to keep.
@@ -300,11 +315,14 @@ class CheckpointStore:
         doomed = [name for name in retention.to_delete(names, keep) if name not in spared]
         if not doomed:
             return []
-        # Only objects that a removed manifest names can go, so those of a manifest that cannot be read stay.
+        # Only objects that a removed manifest names can go. A manifest that cannot be read names none, so its own
+        # objects stay.
         doomed_objects = self._objects_of(doomed) - self._objects_of(name for name in names if name not in doomed)
+        # Manifests go first: a kill between the two leaves objects without a manifest, not a manifest that lies.
         for name in doomed:
             self.storage.delete(f"{MANIFESTS}/{file_name(name)}")
-        # A person may have tagged one of them meanwhile, and another process may have committed.
+        # Listed again: a person may have tagged one of them meanwhile, and another process may have committed; their
+        # manifests have new names and share these objects.
         doomed_objects -= self._objects_of(name for name in self.names() if name not in names)
         self._remove(doomed_objects)
         return doomed
@@ -323,10 +341,10 @@ class CheckpointStore:
             self.storage.delete(key)
 
     def collect_orphans(self) -> int:
-        """Remove what interrupted saves left: old temporary files, and old objects that no manifest names.
+        """Remove the remains of interrupted saves: old temporary files, and old objects that no manifest names.
 
-        Files with other names are somebody else's and stay. Without any manifest all objects stay: somebody may have
-        moved the manifests away, and puts them back.
+        Files with names of another form stay, because this program did not write them. Without any manifest all objects
+        stay: a person may have moved the manifests away and may put them back.
 
         Returns:
             Number of objects removed.
@@ -336,19 +354,24 @@ class CheckpointStore:
         """
         for folder in ("", MANIFESTS, OBJECTS, *FURTHER_FOLDERS):
             self.storage.remove_temporary(folder, SAFE_AGE_S)
-        # The listing comes first: an object that a save adds behind it is none of ours to judge.
+        # Objects are listed before manifests: an object that a save adds in between is not in the list, and a manifest
+        # that a save adds in between protects its objects.
         stored = self.storage.list(OBJECTS)
         names = self.names()
         if not names:
             return 0
-        named = {key for name in names for key in self.manifest(name).objects}
-        old = (f"{OBJECTS}/{file}" for file, info in stored.items() if info.age_s > SAFE_AGE_S)
-        orphans = [key for key in old if key not in named and is_object_key(key)]
+        old = [f"{OBJECTS}/{file}" for file, info in stored.items() if info.age_s > SAFE_AGE_S]
+        orphans = self._unnamed(old, names)
         self._remove(orphans)
         return len(orphans)
 
+    def _unnamed(self, keys: Iterable[str], names: Iterable[CheckpointName]) -> list[str]:
+        """Objects of ours that none of these checkpoints names."""
+        named = {key for name in names for key in self.manifest(name).objects}
+        return [key for key in keys if key not in named and is_object_key(key)]
+
     def look_again(self) -> None:
-        """Forget which objects are there: another process has removed some."""
+        """Forget which objects are there, because another process has removed some."""
         self._objects.look_again()
 
 

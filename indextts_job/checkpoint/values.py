@@ -1,4 +1,4 @@
-"""What a checkpoint records besides its tensors. Frozen dataclasses, checked once, when a manifest is read. Pure.
+"""The values that a checkpoint records besides its tensors: frozen dataclasses, checked when a manifest is read. Pure.
 
 docs/checkpoint-format.md describes the fields for readers of the files.
 """
@@ -16,7 +16,7 @@ from indextts_job.preemption.deadline import Pace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderRecord:
-    """What decides which samples a step holds."""
+    """The settings that decide which samples a step holds."""
 
     version: Count
     seed: Count
@@ -88,7 +88,7 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """What an attempt ran on. For people, and to say what changed since."""
+    """Hardware and software of an attempt. For people, and to report what has changed since."""
 
     hardware: Document = field(default_factory=dict)
     """Fields of `hardware.plan.HardwareFacts`."""
@@ -137,7 +137,7 @@ class CheckpointValues:
     learning_rate: float | None = None
     """Rate of the last update; None before the first one."""
     pace: Pace | None = None
-    """Measured durations: the next attempt on this hardware decides its first step by them."""
+    """Measured durations. The next attempt on this hardware uses them until it has measured its own."""
     reference: ReferenceLosses | None = None
     """None where the device had no memory to compute them."""
 
@@ -154,10 +154,12 @@ class CheckpointValues:
     def to_json(self) -> dict[str, Any]:
         """Plain values, as a manifest holds them."""
         document: dict[str, Any] = plain(self)
+        # A fresh run has no lineage; an empty mapping says so more clearly than three nulls.
         document["lineage"] = {key: value for key, value in document["lineage"].items() if value is not None}
         return document
 
 
+# Documents are stored as they are, so msgspec does not look into them; these parts are read without a check later.
 _SECTIONS = {"config": ("recipe", "schedule", "data", "hardware"), "model_config": ("gpt",)}
 """Parts of the recorded documents that readers rely on."""
 _CLOSED = ("history", "vocabulary", "pace")
@@ -178,6 +180,7 @@ def parse_values(document: object, where: str) -> CheckpointValues:
         values = parsed(document, CheckpointValues, "values")
     except ValueError as error:
         raise DataError(f"{where}: {error}; the manifest is damaged.") from error
+    # msgspec leaves unknown keys out. For most sections that is right: a newer release may have recorded more.
     if problem := _missing_section(values) or _unknown(document, values):
         raise DataError(f"{where}: {problem}; the manifest is damaged.")
     return values
@@ -202,11 +205,11 @@ def _unknown(document: object, values: CheckpointValues) -> str | None:
 
 
 def demand_storable(values: object, where: str) -> None:
-    """Find out before the first step that a value cannot be recorded in a checkpoint.
+    """Refuse values that no checkpoint can record, before the first step.
 
     Args:
         values: What every checkpoint of a run will record.
-        where: They come from, to begin the path of the value.
+        where: Name of their origin; begins the path of the value.
 
     Raises:
         ConfigError: Naming the value: an infinite number, a date, anything that JSON does not have.
@@ -216,6 +219,7 @@ def demand_storable(values: object, where: str) -> None:
             if not isinstance(key, str):
                 raise ConfigError(f"{where}: the key {key!r} is no text. Put it in quotes.")
             demand_storable(value, f"{where}.{key}")
+    # Found now, with its path. At the first save it would end the training with an unspecific error.
     elif isinstance(values, (list, tuple)):
         for index, value in enumerate(values):
             demand_storable(value, f"{where}[{index}]")
@@ -224,6 +228,7 @@ def demand_storable(values: object, where: str) -> None:
 
 
 def _is_json_scalar(value: object) -> bool:
+    # JSON has no infinity and no NaN.
     if isinstance(value, float):
         return math.isfinite(value)
     return value is None or isinstance(value, (str, int))
