@@ -1,4 +1,4 @@
-"""Failures of file systems as errors a user can act on, told apart by class, and patience with those that may pass."""
+"""Failures of file systems as errors that a user can act on, one class for each action, and bounded retries."""
 
 import contextlib
 import email.utils
@@ -19,20 +19,22 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _NO_SUCH_PLACE = (errno.ENAMETOOLONG, errno.ELOOP)
-"""Paths that no file system here can have."""
+"""Errors of paths that cannot exist on any node: a retry elsewhere would fail too."""
 _CLOCK_CODES = ("RequestTimeTooSkewed", "RequestInTheFuture")
-"""Of S3: the signature carries a time that is too far from the server's."""
+"""Error codes of S3: the time in the signature is too far from the server's."""
 CLOCK_TOLERANCE_S = 300.0
-"""The strictest store refuses signatures that are further off."""
+"""The strictest store refuses a signature whose time differs by more than this."""
 
 
 @contextlib.contextmanager
 def translated(what: str, *, writing: bool = False) -> Iterator[None]:
-    """Translate failures; "exists", and "not found" of a read, pass through. Messages lose secrets of URLs.
+    """Translate failures to errors of this program, with the secrets of URLs removed.
+
+    FileExistsError always passes through; FileNotFoundError does unless something was to be written.
 
     Args:
-        what: The operation and its path or URL, to begin the message.
-        writing: Whether "not found" means that the place to write to does not exist.
+        what: The operation and its path or URL: the beginning of the message.
+        writing: "Not found" means that the folder to write to does not exist, which is an error of the settings.
 
     Raises:
         AccessRefusedError: Permission or credentials.
@@ -43,22 +45,24 @@ def translated(what: str, *, writing: bool = False) -> Iterator[None]:
     try:
         yield
     except FileExistsError:
-        raise
+        raise  # callers of `create` decide what a taken key means
     except FileNotFoundError as error:
         if not writing:
-            raise
+            raise  # callers of a read decide whether the file had to be there
         raise _translation(redacted(what), error) from error
     except OSError as error:
         raise _translation(redacted(what), error) from error
 
 
 def _translation(what: str, error: OSError) -> Exception:
+    # A folder under the name of a file is as good as no file, and readers handle that already.
     if isinstance(error, IsADirectoryError):
         return FileNotFoundError(f"{what}: a folder, expected a file")
     if isinstance(error, PermissionError):
         return _refused(what, error)
     if advice := _advice_for_place(error):
         return ConfigError(f"{what} failed ({_text(error)}). {advice}")
+    # A class of its own: a retry within seconds cannot help, and `patiently` leaves it alone.
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFullError(
             f"{what} failed: no space is left ({_text(error)}). Free some; committed checkpoints are intact."
@@ -67,7 +71,7 @@ def _translation(what: str, error: OSError) -> Exception:
 
 
 def _advice_for_place(error: OSError) -> str:
-    """What to do about a place that is none, where trying again does not help; empty for other failures."""
+    """Advice for a path that cannot exist, where a retry does not help; empty for other failures."""
     if isinstance(error, FileNotFoundError):
         return "The place does not exist; choose another one."
     if isinstance(error, NotADirectoryError):
@@ -76,13 +80,16 @@ def _advice_for_place(error: OSError) -> str:
 
 
 def _text(error: BaseException) -> str:
+    # Some errors of clients have no text at all.
     return redacted(str(error)) or type(error).__name__
 
 
 def _refused(what: str, error: PermissionError) -> IndexTTSJobError:
-    """A refusal: for good, or because this machine's clock is wrong, which another node would not have."""
+    """The error for refused access: for good, or only because of this machine's clock, when another node may help."""
+    # s3fs keeps the answer of the server in the cause, the ClientError of botocore.
     answer: Mapping[str, Any] = getattr(error.__cause__, "response", None) or {}
     offset_s = _clock_offset_s(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}))
+    # Not every store has a code of its own for this; the date header of its answer shows the difference as well.
     if answer.get("Error", {}).get("Code") in _CLOCK_CODES or abs(offset_s) > CLOCK_TOLERANCE_S:
         by = f" by {abs(offset_s):.0f} s {'ahead' if offset_s > 0 else 'behind'}" if offset_s else ""
         return UnavailableError(
@@ -96,13 +103,14 @@ def _clock_offset_s(headers: Mapping[str, str]) -> float:
     """Seconds by which this machine's clock is ahead of the server's; 0 where its answer does not tell."""
     try:
         return time.time() - email.utils.parsedate_to_datetime(headers["date"]).timestamp()
+    # The header comes from a server: it may be missing, or be no date.
     except (KeyError, TypeError, ValueError, OverflowError):
         return 0.0
 
 
 @contextlib.contextmanager
 def _client_errors(what: str) -> Iterator[None]:
-    """Failures that clients of stores and web servers report outside the OSError family."""
+    """Translate failures that clients of stores and web servers report as other classes than OSError."""
     from aiohttp import ClientError, ClientResponseError  # noqa: PLC0415  # only remote operations pay for these
     from botocore.exceptions import (  # noqa: PLC0415
         BotoCoreError,
@@ -113,6 +121,7 @@ def _client_errors(what: str) -> Iterator[None]:
 
     try:
         yield
+    # Before BotoCoreError, their base class: a retry cannot find credentials.
     except (NoCredentialsError, CredentialRetrievalError, TokenRetrievalError) as error:
         raise AccessRefusedError(
             f"{redacted(what)}: no usable credentials ({_text(error)}). Set them for this job."
@@ -142,15 +151,15 @@ def patiently(
     sleep: Callable[[float], object] = pause,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
-    """A remote operation, tried again with growing pauses while the storage is unavailable.
+    """The result of a remote operation, retried with growing pauses while the storage is unavailable.
 
     Args:
         what: The operation and its URL, for messages.
-        operation: May be called several times. Calls that it makes are bounded by the time that is left, see
-            `RemoteFileSystem.call`.
-        limit_s: How long to go on: tries and pauses together.
-        writing: See `translated`.
-        sleep: Waits.
+        operation: May be called several times. Each of its calls is bounded by the time that is left
+            (`RemoteFileSystem.call`).
+        limit_s: Bound of all tries and pauses together.
+        writing: As in `translated`.
+        sleep: Waits; the tests give their own, as for `clock`.
         clock: The monotonic clock.
 
     Raises:
@@ -158,15 +167,17 @@ def patiently(
     """
     limit_s = within_patience(limit_s)
     pauses = patience.delays(limit_s, random.Random())  # noqa: S311  # jitter
+    # A deadline, not a number of tries: 20 tries that each hang for a minute would take 20 minutes.
     end_at_s = clock() + limit_s
     while True:
         try:
             with translated(what, writing=writing), _client_errors(what), patience.deadline(end_at_s):
                 return operation()
         except StorageFullError:
-            raise
+            raise  # a subclass of UnavailableError, but space does not appear within seconds
         except UnavailableError as error:
             pause_s = min(next(pauses, 0.0), end_at_s - clock())
+            # The last try has used up the limit: its error tells more than a message about time.
             if pause_s <= 0:
                 raise
             logger.warning("%s Trying again in %.1f s.", error, pause_s)

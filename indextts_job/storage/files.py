@@ -1,7 +1,7 @@
 """Whole files by local path or fsspec URL, with errors that say what to do.
 
-A file is read only when it is a regular one of a size that fits what is expected there: the size is known before
-memory is taken, so that a pipe does not hang a run and a sparse file does not take the machine's memory.
+Only regular files of an expected size are read. The size is checked before memory is allocated, so that a pipe does
+not hang a run and a sparse file does not use up the machine's memory.
 """
 
 import os
@@ -40,39 +40,40 @@ __all__ = [
 ]
 
 READ_PATIENCE_S = 60.0
-"""How long a remote input is tried again."""
+"""How long reads of remote inputs are retried."""
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
-"""A request without an answer is a failure after this."""
+"""A request without an answer has failed after this."""
 CONNECTIONS = 64
-"""Of the S3 client's pool; its default of 10 starves parallel reads."""
+"""Size of the S3 client's pool. With its default of 10, parallel reads of small files were less than half as fast."""
 LARGEST_MANIFEST_BYTES = 2**32
-"""A million records have about 700 MB."""
+"""A million records have about 700 MB; this is six times as much."""
 LARGEST_FILE_BYTES = 2**40
-"""Of anything else that is read whole."""
+"""Bound for any other file that is read whole."""
 _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+# A drive letter at the beginning, or behind a slash as in `file:///C:/`.
 _DRIVE = re.compile(r"(?:(?<=/)|^)[A-Za-z]:/")
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
 _BYTE_ORDER_MARKS = ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\x00\x00\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"),
                      (b"\xfe\xff", "UTF-16"))  # fmt: skip
 
 
 def configure_object_stores(config: StorageConfig) -> None:
-    """Set how fsspec reaches S3 in this process, before the first URL is opened.
-
-    Listings are never cached: another process writes into the same run.
+    """Set the options of fsspec for S3 in this process, before the first URL is opened.
 
     Raises:
-        ConfigError: The environment names an endpoint that is none.
+        ConfigError: The environment names an endpoint that is no address of a server.
     """
     options: dict[str, object] = {
+        # Another process writes into the same run: a cached listing would hide its files.
         "use_listings_cache": False,
         "config_kwargs": {
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": READ_TIMEOUT_S,
             "max_pool_connections": CONNECTIONS,
             # Every object is compared with its own hash. Some stores answer a ranged read with the checksum of the
-            # whole object, and the client would refuse each of them.
+            # whole object, and the client would refuse every such answer.
             "response_checksum_validation": "when_required",
-            # Most of the patience belongs where it is counted and said: in `storage_errors.patiently`.
+            # Most retries are left to `errors.patiently`, which bounds their time and logs them.
             "retries": {"max_attempts": 2, "mode": "standard"},
         },
     }
@@ -80,6 +81,7 @@ def configure_object_stores(config: StorageConfig) -> None:
         demand_endpoint(os.environ.get(variable, ""), variable)
     if config.endpoint_url:
         options["endpoint_url"] = config.endpoint_url
+    # Through the configuration, because file systems are opened by URL in many places, by libraries too.
     fsspec.config.conf["s3"] = options
 
 
@@ -93,7 +95,7 @@ def exists(url: str) -> bool:
 
 
 def sizes(folder: str) -> dict[str, int]:
-    """Sizes in bytes of the files directly in a folder, by name; empty when it is not there."""
+    """Sizes in bytes of the files directly in a folder, by name; empty when the folder does not exist."""
     if is_local(folder):
         path = local_path(folder)
         with translated(f"listing {folder}"):
@@ -108,11 +110,12 @@ def sizes(folder: str) -> dict[str, int]:
     return {entry["name"].rpartition("/")[2]: int(entry["size"] or 0) for entry in found}
 
 
+# A global, because the first reader of an input does not know who asks for it later. Each entry is taken out when read.
 _ahead: dict[str, Future[bytes]] = {}
 
 
 def read_ahead(url: str) -> None:
-    """Begin to read a file that will be asked for once, while something else is going on."""
+    """Start reading a file in the background; the next `read_bytes` of this URL takes the result."""
     if url not in _ahead:
         _ahead[url] = begin(lambda: _read(url), "read ahead")
 
@@ -127,8 +130,9 @@ def read_bytes(url: str, limit_bytes: int = LARGEST_FILE_BYTES) -> bytes:
     Raises:
         FileNotFoundError: It is not there, or a folder.
         DataError: It is no regular file, or too large.
-        IndexTTSJobError: It cannot be read; see `storage_errors.translated`.
+        IndexTTSJobError: It cannot be read, as `errors.translated` says.
     """
+    # Taken out: a second read of the same URL must see what is there then.
     future = _ahead.pop(url, None)
     if future is None:
         return _read(url, limit_bytes)
@@ -155,6 +159,7 @@ def _read_large(reader: RemoteReader, url: str, limit_bytes: int) -> bytes:
     def info() -> dict[str, Any]:
         return patiently(f"reading {url}", lambda: reader.filesystem.info(reader.root), READ_PATIENCE_S)
 
+    # A file replaced between two parts would give a mixture that no checksum of ours covers.
     before = info()
     _demand_size(url, int(before["size"]), limit_bytes)
     content = reader.read_sized(int(before["size"]))
@@ -167,6 +172,7 @@ def _read_local(path: Path, limit_bytes: int) -> bytes:
     # Opening a pipe without O_NONBLOCK waits for a writer that may never come.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
+        # Of the open file, not of the path: the path may name another file a moment later.
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(str(path))
@@ -193,9 +199,9 @@ def read_input(url: str, what: str, key: str, limit_bytes: int = LARGEST_FILE_BY
 
     Args:
         url: Path or URL.
-        what: The thing in words, for messages.
+        what: The kind of file in words, for messages.
         key: The configuration key that names it.
-        limit_bytes: See `read_bytes`.
+        limit_bytes: As in `read_bytes`.
 
     Raises:
         ConfigError: It is not there.
@@ -232,6 +238,7 @@ def read_manifest_text(url: str) -> str:
     shown = redacted(url)
     try:
         content = read_bytes(url, LARGEST_MANIFEST_BYTES)
+        # Windows programs begin UTF-8 files with a byte-order mark, which JSON does not allow.
         return content.decode("utf-8-sig")
     except FileNotFoundError:
         if is_local(url) and local_path(url).is_dir():
@@ -250,7 +257,7 @@ def read_manifest_text(url: str) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines of a text file: they end at a line feed and nowhere else.
+    """The lines of a text file, which end at line feeds only.
 
     `str.splitlines` also splits at characters that may stand inside a JSON string (U+2028, U+0085).
     """
@@ -259,7 +266,8 @@ def lines_of(text: str) -> list[str]:
 
 
 def backslash_hint(path: str) -> str:
-    """What to say of a path that was not found and is written as on Windows; empty for others."""
+    """A hint for a path that was not found and has backslashes, as Windows writes it; empty for other paths."""
+    # On Linux a backslash is a legal character of a name, so this is a hint and not an error.
     if "\\" not in path:
         return ""
     plain = redacted(path).replace("\\", "/")

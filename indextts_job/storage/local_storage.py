@@ -1,7 +1,7 @@
 """A run in a local folder.
 
-A file is written under a temporary name, fsynced, renamed, and its folder is fsynced: so a kill, or a loss of power,
-leaves all of it or nothing (I4).
+A file is written under a temporary name and fsynced; then it is renamed, and its folder is fsynced. A kill or a loss of
+power leaves the whole file or none (I4).
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from indextts_job.storage.run_storage import StoredFile, safe_key
 
 TEMPORARY_PREFIX = ".tmp-"
 _NOT_SUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EBADF)
-"""How file systems say that they have no hard links (FUSE, exFAT, SMB), or no fsync of a folder."""
+"""Errors with which file systems (FUSE, exFAT, SMB) refuse hard links, or the fsync of a folder."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +49,15 @@ class LocalStorage:
     def read_large(self, key: str, size_bytes: int) -> Bytes:
         """See `RunStorage`."""
         with translated(f"reading {self._path(key)}"):
-            return np.fromfile(self._path(key), np.uint8, count=size_bytes + 1)  # one more shows that it is longer
+            # One byte more than expected: a longer file must not pass as a whole one.
+            return np.fromfile(self._path(key), np.uint8, count=size_bytes + 1)
 
     def write(self, key: str, content: bytes) -> None:
         """See `RunStorage`."""
         path = self._path(key)
         with translated(f"writing {path}", writing=True), self._temporary(path, content) as temporary:
             try:
+                # `rename` within a folder is atomic: readers see the old file or the new one.
                 temporary.replace(path)
             except IsADirectoryError as error:
                 raise ConfigError(f"{path} is a folder where the run needs a file. Move it away.") from error
@@ -66,9 +68,11 @@ class LocalStorage:
         path = self._path(key)
         with translated(f"creating {path}", writing=True), self._temporary(path, content) as temporary:
             try:
-                # A hard link appears with all its content and fails when the name is taken; a look first would race.
+                # A hard link appears with its whole content and fails when the name is taken. Looking first and then
+                # renaming would race with another creator.
                 os.link(temporary, path)
             except OSError as error:
+                # FileExistsError has EEXIST and is raised here: the key is taken.
                 if error.errno not in _NOT_SUPPORTED:
                     raise
                 self._warn("has no hard links: a kill while a file is created may leave it empty", error)
@@ -76,7 +80,7 @@ class LocalStorage:
             self._fsync_folder(path.parent)
 
     def excludes_creators(self) -> bool:
-        """See `RunStorage`: a hard link does, and so does the exclusive opening of a file."""
+        """See `RunStorage`. Both a hard link and an exclusive open fail when the name is taken."""
         return True
 
     def append(self, key: str, content: bytes) -> None:
@@ -86,6 +90,7 @@ class LocalStorage:
             self._make_folders(path.parent)
             with path.open("ab") as file:
                 file.write(content)
+            # An fsync after every event would hold the training back; `flush` does it before each commit.
             self._appended.add(path)
 
     def list(self, folder: str) -> dict[str, StoredFile]:
@@ -106,8 +111,8 @@ class LocalStorage:
             self._path(key).unlink(missing_ok=True)
 
     def flush(self, *, patient: bool = False) -> None:
-        """See `RunStorage`: what is appended is visible at once, and durable after this."""
-        del patient
+        """See `RunStorage`. Appended content is visible at once, and durable after this."""
+        del patient  # a local disk does not come back within seconds
         while self._appended:
             path = self._appended.pop()
             try:
@@ -115,6 +120,7 @@ class LocalStorage:
                     os.fsync(file.fileno())
                 self._fsync_folder(path.parent)
             except OSError as error:
+                # A log that is lost with the power costs less than a training that stops because of it.
                 logger.warning("%s may not survive a loss of power: %s", path, error)
 
     def remove_temporary(self, folder: str, older_than_s: float) -> None:
@@ -123,19 +129,22 @@ class LocalStorage:
         with translated(f"cleaning {self._root / folder}"):
             for path in self._path(folder).glob(f"{TEMPORARY_PREFIX}*"):
                 with contextlib.suppress(FileNotFoundError):
+                    # A young one may belong to a writer that is at work at this moment.
                     if path.stat().st_mtime < oldest:
                         path.unlink()
 
     @contextlib.contextmanager
     def _temporary(self, path: Path, content: bytes) -> Iterator[Path]:
-        """A durable file beside the final name; gone at the end unless it was renamed."""
+        """A durable temporary file in the folder of the final name; removed at the end unless it was renamed."""
         self._make_folders(path.parent)
-        # Containers of one job share a folder and all have process 1, so the process's number alone is not unique.
+        # Containers that share a folder all have process number 1, so the process number alone is not unique.
         owner = f"{socket.gethostname()[:32]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
         temporary = path.parent / f"{TEMPORARY_PREFIX}{owner}"
         try:
+            # In the same folder: a rename between file systems is a copy, and no longer atomic.
             with temporary.open("xb") as file:
                 file.write(content)
+                # Before the rename: after a loss of power the name may be there and its content not.
                 file.flush()
                 os.fsync(file.fileno())
             yield temporary
@@ -148,6 +157,7 @@ class LocalStorage:
         Raises:
             ConfigError: Something else has its name.
         """
+        # Collected before they are made: afterwards nobody can tell which of them are new.
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -167,18 +177,20 @@ class LocalStorage:
             finally:
                 os.close(descriptor)
         except OSError as error:
+            # Without it the commit is complete for every reader; only a loss of power can undo it.
             if error.errno not in (*_NOT_SUPPORTED, errno.EACCES, errno.EISDIR):
                 raise
             self._warn("cannot fsync a folder: a loss of power may undo the last commit", error)
 
     def _warn(self, what: str, error: OSError) -> None:
+        # Once: every write of the run would repeat it.
         if what not in self._warned:
             self._warned.add(what)
             logger.warning("the file system of %s %s (%s).", self._root, what, error.strerror)
 
 
 def _create_exclusively(path: Path, content: bytes) -> None:
-    """Create a file that nobody else has created; gone again when it cannot be written."""
+    """Create a file that nobody else has created, and remove it when it cannot be written."""
     with path.open("xb") as file:
         try:
             file.write(content)

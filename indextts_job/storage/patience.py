@@ -1,4 +1,4 @@
-"""How long an operation on remote storage is tried again: pauses, deadlines, and a limit for the whole process."""
+"""Retries of remote operations: pauses, deadlines, and a limit for the calling thread."""
 
 import contextlib
 import itertools
@@ -13,12 +13,12 @@ LONGEST_DELAY_S = 15.0
 
 
 def backoff_s(number: int, first_s: float, longest_s: float, chance: random.Random) -> float:
-    """The pause before a further try: exponential with jitter, so that many nodes do not hit a sick store in step.
+    """The pause before a retry: exponential with jitter, so that many nodes do not retry at the same moments.
 
     At least half of each step is waited (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog 2015).
 
     Args:
-        number: Of the pause, from 1.
+        number: Number of the pause, from 1.
         first_s: Upper bound of the first pause; each further one is twice as long.
         longest_s: Upper bound of every pause.
         chance: Source of the jitter.
@@ -28,12 +28,7 @@ def backoff_s(number: int, first_s: float, longest_s: float, chance: random.Rand
 
 
 def delays(limit_s: float, chance: random.Random) -> Iterator[float]:
-    """Seconds to wait before each further try, until their sum would pass the limit.
-
-    Args:
-        limit_s: Bound of the sum.
-        chance: Source of the jitter.
-    """
+    """Seconds to wait before each retry; their sum is at most the limit."""
     waited_s = 0.0
     for number in itertools.count(1):
         if waited_s >= limit_s:
@@ -44,16 +39,18 @@ def delays(limit_s: float, chance: random.Random) -> Iterator[float]:
 
 
 _deadline_at_s: ContextVar[float] = ContextVar("deadline_at_s", default=math.inf)
-"""Of the operation that this thread is in. Calls are made several layers below the place that knows the patience."""
+"""End of the operation that this thread is in. A context variable, because the calls are made several layers below
+`patiently`, through fsspec, which passes no deadline on."""
 
 
 @contextlib.contextmanager
 def deadline(at_s: float) -> Iterator[None]:
-    """Tell the calls inside when the patience with their operation ends.
+    """Set the deadline of the operation whose calls are made inside.
 
     Args:
         at_s: Instant of the monotonic clock.
     """
+    # Reset to the one before instead of to infinity: operations nest.
     token = _deadline_at_s.set(at_s)
     try:
         yield
@@ -62,7 +59,7 @@ def deadline(at_s: float) -> Iterator[None]:
 
 
 def seconds_left(clock: Callable[[], float] = time.monotonic) -> float:
-    """Until the deadline of the operation that the caller is part of; infinite without one, negative behind it."""
+    """Seconds until the deadline of the operation that the caller is part of; infinite without one, negative after."""
     return _deadline_at_s.get() - clock()
 
 
@@ -70,10 +67,13 @@ _most_s: ContextVar[float] = ContextVar("most_patience_s", default=math.inf)
 
 
 def limit_patience(seconds: float) -> None:
-    """Try no operation of the calling thread again for longer than this, from here on."""
+    """Bound the retries of each further operation in the calling thread.
+
+    Commands for people use it: nobody waits two minutes to learn that a bucket's name is mistyped.
+    """
     _most_s.set(seconds)
 
 
 def within_patience(limit_s: float) -> float:
-    """The limit of an operation, or the patience of the process where that is shorter."""
+    """The limit of an operation, or that of `limit_patience` where it is shorter."""
     return min(limit_s, _most_s.get())

@@ -1,4 +1,4 @@
-"""The one place where bytes of remote files are read: as ranges, tried again, and in parallel where files are large."""
+"""Reads bytes of remote files: as ranges, with retries, and in parallel where files are large."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,15 +14,15 @@ class RemoteReader:
     """Reads the files below one URL. Its threads are started when they are first needed."""
 
     def __init__(self, url: str, patience_s: float, sleep: Callable[[float], object] = pause) -> None:
-        """Opens the URL; asks nothing of the server yet.
+        """Open the URL; sends no request yet.
 
         Args:
             url: A folder, or one file.
-            patience_s: How long each request is tried again.
+            patience_s: How long each request is retried.
             sleep: Waits between two tries.
 
         Raises:
-            ConfigError: The URL is none that may be opened.
+            ConfigError: The URL may not be opened.
         """
         self._url = url.rstrip("/")
         self._patience_s = patience_s
@@ -36,11 +36,11 @@ class RemoteReader:
         Args:
             start: First byte.
             stop: Byte behind the last one.
-            name: Of the file below the URL; empty = the URL is the file.
+            name: Name of the file below the URL; empty = the URL is the file.
 
         Raises:
             FileNotFoundError: It is not there.
-            IndexTTSJobError: It cannot be read; see `errors.translated`.
+            IndexTTSJobError: It cannot be read, as `errors.translated` says.
         """
         path = f"{self.root}/{name}" if name else self.root
         return patiently(
@@ -55,8 +55,9 @@ class RemoteReader:
 
         Args:
             size_bytes: Expected size.
-            name: See `read_range`.
+            name: As in `read_range`.
         """
+        # Parts are copied to their places, so the file is in memory once. `empty` does not touch the pages beforehand.
         content = np.empty(size_bytes, np.uint8)
 
         def place(start: int) -> int:
@@ -66,9 +67,11 @@ class RemoteReader:
 
         starts = range(0, size_bytes, PART_BYTES)
         if len(starts) == 1:
-            received = place(0)  # most files are smaller than a part, and a thread costs more than it gives
+            received = place(0)  # most files are smaller than a part; a thread would only cost time
         else:
             if self._pool is None:
+                # Kept: a checkpoint has hundreds of objects, and each would start and end its own threads.
                 self._pool = ThreadPoolExecutor(PARALLEL, thread_name_prefix="parts")
+            # A file that has become shorter gives fewer bytes; callers compare the size and call it damaged.
             received = sum(self._pool.map(place, starts))
         return content[:received]

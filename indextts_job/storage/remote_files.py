@@ -1,10 +1,10 @@
 """Remote file systems through fsspec, every call bounded in time, and large files as parallel ranged requests.
 
-The S3 client's own timeout does not notice every hang (aiohttp 3.14 forgets it on a kept-alive connection whose server
-takes a body and never answers), and one call that never returns would stop a run for good.
+Each call has a bound of its own, because the S3 client's timeout does not cover every hang: aiohttp 3.14 does not apply
+it on a kept-alive connection whose server takes a body and never answers. One such call would stop a run for good.
 
-A request for a whole file asks for its size first and reads it as one stream; ranges of a file whose size is known do
-neither, which is twice as fast on one endpoint (`bench/checkpoint.py`).
+fsspec's request for a whole file asks for the size first and reads one stream. Ranges of a file of known size save both
+and are twice as fast on one endpoint (`bench/checkpoint.py`).
 """
 
 from typing import Any, Self
@@ -20,15 +20,16 @@ from indextts_job.storage.urls import demand_openable
 
 Bytes = npt.NDArray[np.uint8]
 PART_BYTES = 8 * 2**20
-"""One request; large enough that its latency does not count, small enough that one failure costs little."""
+"""Size of one request: large enough that its latency does not matter, small enough that a failure costs little."""
 PARALLEL = 16
 """Requests at a time."""
 CALL_TIMEOUT_S = 75.0
-"""A call that moves little data has failed after this."""
+"""A call that moves little data has failed after this. Longer than the client's own timeouts (10 s and 60 s), so that
+its more specific errors come first."""
 LEAST_TIMEOUT_S = 10.0
-"""A call gets this long even where the patience with the operation is used up: shorter ones would fail for nothing."""
+"""A call has at least this long, even close to the deadline of its operation: shorter ones would fail in vain."""
 SLOWEST_BYTES_PER_S = 500e3
-"""Data may take this much longer on top."""
+"""Slowest rate that counts as working: a call may take its bytes divided by this in addition."""
 
 
 class RemoteFileSystem:
@@ -39,14 +40,14 @@ class RemoteFileSystem:
 
     @classmethod
     def of(cls, url: str) -> tuple[Self, str]:
-        """The file system of a URL, and the path in it: the one place where URLs are opened.
+        """The file system of a URL, and the path in it. Only here are URLs opened, so the checks cannot be passed by.
 
         Raises:
-            ConfigError: The URL is none that may be opened, or no file system of this kind is installed.
+            ConfigError: The URL may not be opened, or no file system of its kind is installed.
         """
         protocol = demand_openable(url)
         try:
-            # Not fsspec.url_to_fs, which would also open chains of file systems.
+            # Not fsspec.url_to_fs, which also opens chains of file systems; some of those run code from the file.
             kind = fsspec.get_filesystem_class(protocol)
             filesystem = kind(**kind._get_kwargs_from_urls(url))
         except ImportError as error:
@@ -63,12 +64,13 @@ class RemoteFileSystem:
         """Any method of the file system.
 
         Args:
-            method: Its name.
-            arguments: For it.
-            size_bytes: How much data it moves, about.
-            named: For it.
+            method: Name of the method.
+            arguments: Its positional arguments.
+            size_bytes: About how many bytes it moves; extends the timeout.
+            named: Its keyword arguments.
         """
-        if self.fsspec.async_impl:  # fsspec waits for a thread of its own, and can stop waiting
+        # Asynchronous file systems run in a thread of fsspec, which can stop waiting. The others know no timeout.
+        if self.fsspec.async_impl:
             most_s = min(CALL_TIMEOUT_S, max(LEAST_TIMEOUT_S, patience.seconds_left()))
             named["timeout"] = most_s + size_bytes / SLOWEST_BYTES_PER_S
         return getattr(self.fsspec, method)(*arguments, **named)
@@ -82,7 +84,7 @@ class RemoteFileSystem:
         try:
             return bytes(self.call("cat_file", path, start=start, end=stop, size_bytes=stop - start))
         except OSError as error:
-            # Behind the end, S3 answers 416 where other stores give nothing.
+            # For a range behind the end S3 answers 416, where other stores answer with no bytes.
             answer = getattr(error.__cause__, "response", None) or {}
             if answer.get("ResponseMetadata", {}).get("HTTPStatusCode") == 416:
                 return b""
@@ -92,16 +94,18 @@ class RemoteFileSystem:
         """Put a whole file.
 
         Raises:
-            ConfigError: It would lie on a web server, which fsspec would try with a PUT request.
+            ConfigError: The place is on a web server. fsspec would send it a PUT request.
         """
         if "http" in self.fsspec.protocol:
             raise ConfigError("http:// and https:// are for reading only. Give a folder or a bucket to write to.")
         # Some file systems have real folders (memory, ssh); on object stores this asks nothing.
         self.call("makedirs", path.rpartition("/")[0], exist_ok=True)
+        # Never `open` for writing: a `with` block that fails midway would commit the truncated object.
         self.call("pipe_file", path, content, mode=mode, size_bytes=len(content))
 
     def list(self, folder: str) -> list[dict[str, Any]]:
-        """What lies directly in a folder, asked anew."""
+        """Entries directly in a folder, from a new request."""
+        # Some file systems keep a cache whatever the options say; other processes write into the folder.
         self.fsspec.invalidate_cache(folder)
         entries: list[dict[str, Any]] = self.call("ls", folder, detail=True)
         return entries

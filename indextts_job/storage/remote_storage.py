@@ -1,8 +1,8 @@
 """A run in an object store or another remote file system, through fsspec.
 
-One `pipe_file` call is one atomic put; files opened for writing are not used, because a failing `with` block would
-leave a truncated object visible. Every operation is tried again for a while before it counts as failed. Object stores
-cannot append: logs are kept here and written whole, behind the training, every few seconds.
+One `pipe_file` call is one atomic put; files opened for writing are not used, because a `with` block that fails would
+leave a truncated object visible. Every operation is retried for a while before it counts as failed. Object stores
+cannot append, so logs are buffered here and written whole by a thread every few seconds.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from indextts_job.storage.run_storage import RunStorage, StoredFile, safe_key
 from indextts_job.waiting import pause
 
 PROBES = "probes"
-"""Folder of short-lived keys that find out what a store can do."""
+"""Folder of short-lived keys that are created to find out what a store can do."""
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -35,7 +35,7 @@ def open_storage(url: str, config: StorageConfig | None = None) -> RunStorage:
 
     Args:
         url: Path or URL.
-        config: How patient to be with remote storage.
+        config: How long remote operations are retried; defaults without it.
 
     Raises:
         ConfigError: No file system of this kind is installed.
@@ -54,7 +54,7 @@ class RemoteStorage:
         self._reader = RemoteReader(self.url, config.retry_seconds, sleep)
         self._filesystem, self._root = self._reader.filesystem, self._reader.root
         if hasattr(self._filesystem.fsspec, "retries"):
-            # s3fs retries in silence; most of the patience belongs where it is counted and said.
+            # s3fs retries without a log line and without a bound in time; `errors.patiently` has both.
             self._filesystem.fsspec.retries = 2
 
     def read(self, key: str) -> bytes:
@@ -72,14 +72,16 @@ class RemoteStorage:
     def create(self, key: str, content: bytes) -> None:
         """See `RunStorage`.
 
-        A small file, so that it is one conditional put: stores let several conditional multipart uploads win.
+        Only for small files, which are one conditional put: of several conditional multipart uploads some stores let
+        more than one win.
         """
 
         def put(path: str) -> None:
             try:
                 self._filesystem.write(path, content, mode="create")
             except OSError:
-                # Taken by somebody else, or by an earlier try of this call whose answer was lost.
+                # s3fs reports a refused condition as a plain OSError, so the key is read to find out. Equal content is
+                # this call's own: an earlier try arrived, and its answer was lost.
                 taken = self._content(path)
                 if taken is not None and taken != content:
                     raise FileExistsError(path) from None
@@ -89,7 +91,8 @@ class RemoteStorage:
         self._tried("creating", key, put)
 
     def excludes_creators(self) -> bool:
-        """See `RunStorage`: found out by creating a key twice."""
+        """See `RunStorage`. Found out by creating a key twice."""
+        # A new key each time: one left behind by a killed probe would look like a refused condition.
         key = f"{PROBES}/{uuid.uuid4().hex}"
         self.create(key, b"first")
         try:
@@ -99,12 +102,12 @@ class RemoteStorage:
         else:
             return False
         finally:
-            # A bucket that forbids deletion keeps a few bytes, and all else works.
+            # A bucket that forbids deletion keeps a few bytes; everything else works.
             with contextlib.suppress(UnavailableError, AccessRefusedError):
                 self.delete(key)
 
     def append(self, key: str, content: bytes) -> None:
-        """See `RunStorage`: visible after a few seconds, or after `flush`."""
+        """See `RunStorage`. Visible after a few seconds, or after `flush`."""
         self._logs.append(key, content)
 
     def flush(self, *, patient: bool = False) -> None:
@@ -125,12 +128,13 @@ class RemoteStorage:
         self._tried("deleting", key, remove)
 
     def remove_temporary(self, folder: str, older_than_s: float) -> None:
-        """See `RunStorage`: a put leaves nothing behind but unfinished multipart uploads, which are aborted."""
+        """See `RunStorage`. A put leaves nothing behind but unfinished multipart uploads, which are aborted here."""
         if hasattr(self._filesystem.fsspec, "list_multipart_uploads"):
             self._tried("aborting unfinished uploads below", folder, lambda path: self._abort_old(path, older_than_s))
 
     def _abort_old(self, path: str, older_than_s: float) -> None:
         bucket, _, prefix = path.partition("/")
+        # Not `clear_multipart_uploads`: it aborts the uploads of everybody in the bucket, also those in progress.
         for upload in self._filesystem.call("list_multipart_uploads", bucket):
             old = time.time() - upload["Initiated"].timestamp() > older_than_s
             if old and upload["Key"].startswith(f"{prefix}/"):
@@ -139,6 +143,7 @@ class RemoteStorage:
 
     def _put_log(self, key: str, content: bytes, limit_s: float) -> None:
         path = f"{self._root}/{safe_key(key)}"
+        # With its own limit: the thread passes 0, because the next interval is its retry.
         patiently(f"writing {self.url}/{key}", lambda: self._filesystem.write(path, content), limit_s, writing=True)
 
     def _content(self, path: str) -> bytes | None:
@@ -167,6 +172,8 @@ class RemoteStorage:
 
 
 def _age_s(entry: dict[str, Any]) -> float:
+    """Seconds since a file was written; 0 where unknown, so that nothing is removed as too old."""
+    # Every fsspec file system has its own name for the instant.
     written = entry.get("LastModified") or entry.get("created") or entry.get("mtime")
     if written is None:
         return 0.0
@@ -175,7 +182,7 @@ def _age_s(entry: dict[str, Any]) -> float:
 
 
 class _BufferedLogs:
-    """Logs of one process, written whole by a thread of their own while they grow."""
+    """Growing logs of one process, written whole by a thread. No other process writes the same keys."""
 
     def __init__(self, put: Callable[[str, bytes, float], None], interval_s: float) -> None:
         self._put = put
@@ -183,6 +190,7 @@ class _BufferedLogs:
         self._contents: dict[str, bytearray] = {}
         self._changed: set[str] = set()
         self._lock = threading.Lock()
+        # A lock for the writes alone: `append` must not wait for the network.
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -192,23 +200,26 @@ class _BufferedLogs:
             self._contents.setdefault(key, bytearray()).extend(content)
             self._changed.add(key)
             if self._thread is None:
+                # A daemon thread does not hold up the exit; `flush` before each commit makes the log durable.
                 self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
                 self._thread.start()
 
     def flush(self, limit_s: float = 0.0) -> None:
-        """Write what changed; a log that cannot be written stays changed and is tried again.
+        """Write the logs that have changed. One that cannot be written is kept and written at the next flush.
 
         Args:
-            limit_s: How long to try again now; 0 leaves it to the next interval.
+            limit_s: How long to retry now; 0 leaves it to the next interval.
         """
         with self._writing:
             with self._lock:
+                # A copy under the lock: the logs grow while it is sent.
                 due = {key: bytes(self._contents[key]) for key in self._changed}
                 self._changed.clear()
             for key, content in due.items():
                 try:
                     self._put(key, content, limit_s)
                 except (UnavailableError, AccessRefusedError, ConfigError) as error:
+                    # A log never ends a training. Where the storage stays away, the commit itself fails.
                     logger.warning("%s The log is kept and written later.", error)
                     with self._lock:
                         self._changed.add(key)

@@ -1,4 +1,4 @@
-"""The operations that a run needs of its storage. A write is all or nothing, and durable before it is visible (I4)."""
+"""The interface of a run's storage. A write is all or nothing, and durable before it is visible (I4)."""
 
 import re
 from dataclasses import dataclass
@@ -11,13 +11,14 @@ _KEY = re.compile(r"(?!\.\.?/)(?:[^/\\\x00-\x1f]+/)*[^/\\\x00-\x1f]*")
 
 
 def safe_key(key: str) -> str:
-    """A key that stays below the root of its run.
+    """The key itself, after a check that it stays below the root of its run.
 
-    Keys come out of manifests and indexes too, and retention deletes what they name.
+    Keys come from manifests and indexes too, that is from files. Retention deletes what they name.
 
     Raises:
         DataError: It is absolute, climbs up, or holds control characters or backslashes.
     """
+    # The expression cannot exclude `..` in every position without being unreadable, so the parts are looked at too.
     if not _KEY.fullmatch(key) or any(part in (".", "..") for part in key.split("/")):
         raise DataError(f"{key!r} is no key of a run: a relative path with / that stays inside was expected.")
     return key
@@ -29,11 +30,11 @@ class StoredFile:
 
     size_bytes: int
     age_s: float
-    """Seconds since it was written, 0 where the storage does not tell."""
+    """Seconds since it was written; 0 where the storage does not tell, so that nothing counts as old."""
 
 
 class RunStorage(Protocol):
-    """The operations that a run needs. Keys are relative to the run and use `/`."""
+    """The operations on a run's storage. Keys are relative to the run and use `/`."""
 
     url: str
 
@@ -50,7 +51,7 @@ class RunStorage(Protocol):
         """Like `write`, but FileExistsError when the key is taken; of several racing creators one succeeds."""
 
     def excludes_creators(self) -> bool:
-        """Whether `create` really refuses a taken key; some object stores ignore the condition without a word."""
+        """Whether `create` really refuses a taken key; some object stores ignore the condition silently."""
 
     def append(self, key: str, content: bytes) -> None:
         """Add to a log. Not durable until `flush`."""
@@ -62,11 +63,11 @@ class RunStorage(Protocol):
         """Remove a file; no error when it is gone."""
 
     def flush(self, *, patient: bool = False) -> None:
-        """Make what was appended visible and durable; what cannot be written is said, kept, and written later.
+        """Make appended content visible and durable. Content that cannot be written is logged, kept and written later.
 
         Args:
-            patient: Try again for a while, as with everything that a commit needs.
+            patient: Retry for a while, as for everything that a commit needs.
         """
 
     def remove_temporary(self, folder: str, older_than_s: float) -> None:
-        """Remove what killed writers left behind."""
+        """Remove temporary files of killed writers."""

@@ -1,8 +1,8 @@
-"""Paths and URLs: what may be opened at all, and what the text of a file may name. Pure.
+"""Paths and URLs: which of them may be opened, and which of them a data file may name. Pure.
 
-A library that opens any URL also opens chains of file systems (`zip://a::http://b`), some of which run code or unpack
-without bound. Here a URL is one protocol of a short list, one place (a bucket, a host), one path in it. What a
-configuration or command line names may be any of them; what a data file names stays at the place of that file.
+fsspec also opens chains of file systems (`zip://a::http://b`), some of which run code or unpack without bound. Here a
+URL is one protocol of a short list, one place (a bucket or host), and one path in it. A configuration or command line
+may name any of them; a data file may name only files at its own place.
 """
 
 import os
@@ -16,15 +16,15 @@ from indextts_job.redaction import redacted
 
 _LOCAL = ("file://", "local://")
 REMOTE_PROTOCOLS = ("s3", "gs", "gcs", "abfs", "abfss", "az", "http", "https", "memory")
-"""What is opened through fsspec. `memory` lies in the process; the tests run on it."""
+"""Protocols that are opened through fsspec. `memory` is inside the process and serves tests."""
 LONGEST_NAME_BYTES, LONGEST_PATH_BYTES = 255, 4095
-"""Of Linux (NAME_MAX, PATH_MAX): beyond them every look at a path fails, even whether it exists."""
+"""Limits of Linux (NAME_MAX, PATH_MAX). Beyond them every call fails, even the question whether a path exists."""
 _SAME_STORE = {"gcs": "gs", "abfss": "abfs", "az": "abfs"}
-"""Other names of a protocol."""
+"""Other names of a protocol, with the name that they are compared under."""
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)(.*)", re.DOTALL)
 _ENDPOINT = re.compile(r"https?://([^\s/@?#\\]+@)?([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[^\s?#]*)?")
 _UNUSABLE = re.compile("[\x00\ud800-\udfff]")
-"""No file system takes these; half of a surrogate pair has no bytes."""
+"""Characters that no file system takes: NUL, and halves of surrogate pairs, which have no encoding."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -34,7 +34,7 @@ def is_local(url: str) -> bool:
 
 
 def _unusable(text: str) -> bool:
-    # A dataset has a million paths: the search is left out where it can find nothing.
+    # A dataset has a million paths, so the search is left out where it cannot find anything.
     return "\0" in text or (not text.isascii() and _UNUSABLE.search(text) is not None)
 
 
@@ -48,30 +48,37 @@ def local_path(url: str) -> Path:
         url = url.removeprefix(prefix)
     if _unusable(url):
         raise ConfigError(f"{url!r} holds a NUL or half a character, which no path can. Give another path.")
-    try:
-        path = Path(url).expanduser() if url.startswith("~") else Path(url)
-    except RuntimeError as error:
-        raise ConfigError(f"{url}: {error}. Write the folder instead of `~`.") from error
-    if len(url) <= LONGEST_NAME_BYTES and url.isascii():
-        return path
-    content = os.fsencode(path)
-    if len(content) > LONGEST_PATH_BYTES or any(len(name) > LONGEST_NAME_BYTES for name in content.split(b"/")):
-        raise ConfigError(f"{url[:80]}… has {len(content)} bytes. No such path can exist; give a shorter one.")
+    path = _expanded(url)
+    # Short ASCII paths, that is nearly all of a million, need no look at their bytes.
+    if len(url) > LONGEST_NAME_BYTES or not url.isascii():
+        _demand_length(os.fsencode(path), url)
     return path
 
 
+def _expanded(url: str) -> Path:
+    try:
+        return Path(url).expanduser() if url.startswith("~") else Path(url)
+    except RuntimeError as error:  # `~name` of a user that does not exist
+        raise ConfigError(f"{url}: {error}. Write the folder instead of `~`.") from error
+
+
+def _demand_length(content: bytes, url: str) -> None:
+    if len(content) > LONGEST_PATH_BYTES or any(len(name) > LONGEST_NAME_BYTES for name in content.split(b"/")):
+        raise ConfigError(f"{url[:80]}… has {len(content)} bytes. No such path can exist; give a shorter one.")
+
+
 def absolute(url: str) -> str:
-    """A local path as it is seen from any working directory; a URL as it is."""
+    """A local path made absolute, links followed; a URL unchanged."""
     return str(local_path(url).resolve()) if is_local(url) else url
 
 
 def same_place(one: str, other: str) -> bool:
-    """Whether two paths or URLs name the same folder: links are followed, a slash at the end does not count."""
+    """Whether two paths or URLs name the same folder: links are followed, a slash at the end is ignored."""
     return absolute(one.rstrip("/")) == absolute(other.rstrip("/"))
 
 
 def demand_openable(url: str) -> str:
-    """The protocol of a remote URL that may be opened.
+    """The protocol of a remote URL, after a check that it may be opened.
 
     Raises:
         ConfigError: A chain of file systems, an unknown protocol, no bucket or host, or control characters.
@@ -92,14 +99,14 @@ def demand_openable(url: str) -> str:
 
 
 def demand_endpoint(url: str, key: str) -> None:
-    """Refuse the endpoint of an object store that is no address of a server; an empty one means the default.
+    """Refuse an endpoint of an object store that is no address of a server; an empty one means the default.
 
     Args:
-        url: As it was given.
-        key: Configuration key or environment variable that names it.
+        url: The endpoint.
+        key: Configuration key or environment variable that names it, for the message.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: It is no address of a server.
     """
     if url and not _ENDPOINT.fullmatch(url):
         raise ConfigError(
@@ -109,20 +116,20 @@ def demand_endpoint(url: str, key: str) -> None:
 
 
 def file_path(url: str) -> str:
-    """A URL without its query: what tells the kind of a file by its ending (signed links have a long query)."""
+    """A URL without its query, so that its ending tells the kind of file (signed links have a long query)."""
     return url if is_local(url) else url.partition("?")[0]
 
 
 def resolved(path: str, document: str) -> str:
-    """A path that a data file names, as one to open.
+    """The path or URL to open for a path that a data file names.
 
     Args:
         path: Relative to the folder of the data file; absolute; or a URL.
         document: Path or URL of the data file.
 
     Raises:
-        ValueError: It leaves the place of its document: another protocol, bucket or host; a local path in a remote
-            file; or it is no path at all. The message says which.
+        ValueError: It leaves the place of its document (another protocol, bucket or host, or a local path in a remote
+            file), or it is no path at all. The message says which.
     """
     if _unusable(path):
         raise ValueError(f"{path!r} holds a NUL or half a character, which no path can")
@@ -130,6 +137,7 @@ def resolved(path: str, document: str) -> str:
     if "://" in path:
         if _place(path) != _place(document):
             raise ValueError(_leaves(path, document))
+        # A local document may name local files anywhere: its author can read them anyhow.
         return path if local_document else _within(path, document)
     if path.startswith(("/", "~")) and local_document:
         return path
@@ -138,18 +146,20 @@ def resolved(path: str, document: str) -> str:
     return posixpath.join(folder, path) if local_document else _within(f"{folder}/{path}", document)
 
 
+# A million records name a handful of documents; parsing their URLs again would dominate.
 @lru_cache(maxsize=256)
 def _local_and_folder(document: str) -> tuple[bool, str]:
     return is_local(document), posixpath.dirname(file_path(document))
 
 
 def _within(url: str, document: str) -> str:
-    """A remote URL with its `..` taken out: object stores take them literally, web servers do not."""
+    """A remote URL with its `..` resolved. Object stores take `..` literally, web servers resolve it."""
     match = _URL.fullmatch(url)
     if match is None or "::" in url or _CONTROL.search(url):
         raise ValueError(f"{redacted(url)!r} is no plain URL")
     protocol, place, rest = match.groups()
     path, mark, query = rest.partition("?")
+    # Left as it is in the usual case: normpath would also merge `//`, which object stores tell apart.
     if not {".", ".."}.intersection(path.split("/")):
         return url
     path = posixpath.normpath(path.lstrip("/"))
