@@ -1,8 +1,10 @@
 """Checkpoints for people and programs: rows of a list, and everything about one of them."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from indextts_job.checkpoint import retention
+from indextts_job.checkpoint.history import Losses
 from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name
 from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.retention import BEST, FINAL, CheckpointName
@@ -15,36 +17,69 @@ SUMMARY = "summary.json"
 """File of the run that says where it stands; written after every checkpoint."""
 
 
-def rows(store: CheckpointStore, *, verify: bool) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One checkpoint in a list. What needs its manifest is None where that cannot be read."""
+
+    name: CheckpointName
+    superseded: bool
+    """Whether a newer line of attempts has replaced it."""
+    manifest: CheckpointManifest | None = None
+    verified: bool | None = None
+    """Whether every byte is unchanged; None where nobody looked."""
+    problem: str = ""
+    """Why the manifest cannot be read."""
+
+    @property
+    def validation(self) -> Losses | None:
+        """Losses of the validation at its step, if there was one."""
+        history = self.manifest.values.history if self.manifest else None
+        return history.validations[-1].losses if history and history.validated_at(self.name.step) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The row for programs."""
+        return {
+            "step": self.name.step,
+            "attempt": self.name.attempt,
+            "tags": list(self.name.tags),
+            "name": file_name(self.name),
+            "superseded": self.superseded,
+            **self._of_manifest(),
+            "verified": self.verified,
+            **({"problem": self.problem} if self.problem else {}),
+        }
+
+    def _of_manifest(self) -> dict[str, Any]:
+        if self.manifest is None:
+            return {}
+        return {
+            "epoch": self.manifest.values.epoch,
+            "validation": plain(self.validation),
+            "bytes": self.manifest.size_bytes,
+            "created": self.manifest.created,
+        }
+
+
+def rows(store: CheckpointStore, *, verify: bool) -> list[Row]:
     """One row per checkpoint, newest first.
 
     Args:
         store: The run.
-        verify: Read every object and compare hashes; else `verified` is null.
+        verify: Read every object and compare hashes.
     """
     names = store.names()
     current = set(retention.current(names))
-    return [
-        {
-            "step": name.step,
-            "attempt": name.attempt,
-            "tags": list(name.tags),
-            "name": file_name(name),
-            "superseded": name not in current,
-            **_content_of(store, name, verify=verify),
-        }
-        for name in reversed(names)
-    ]
+    return [_row(store, name, superseded=name not in current, verify=verify) for name in reversed(names)]
 
 
-def _content_of(store: CheckpointStore, name: CheckpointName, *, verify: bool) -> dict[str, Any]:
-    """The part of a row that needs the manifest."""
+def _row(store: CheckpointStore, name: CheckpointName, *, superseded: bool, verify: bool) -> Row:
     try:
         manifest = store.manifest(name)
-        return {**_summary(manifest), "verified": verified(store, manifest) if verify else None}
+        whole = verified(store, manifest) if verify else None
+        return Row(name=name, superseded=superseded, manifest=manifest, verified=whole)
     except DataError as error:
         # A list must show the other checkpoints too, so a damaged manifest is a row and not an error.
-        return {"verified": False, "problem": str(error)}
+        return Row(name=name, superseded=superseded, verified=False, problem=str(error))
 
 
 def verified(store: CheckpointStore, manifest: CheckpointManifest) -> bool:
@@ -54,18 +89,6 @@ def verified(store: CheckpointStore, manifest: CheckpointManifest) -> bool:
     except DamagedCheckpointError:
         return False
     return True
-
-
-def _summary(manifest: CheckpointManifest) -> dict[str, Any]:
-    history = manifest.values.history
-    # The history keeps older validations as well. Only one of this very step describes these weights.
-    here = history.validations[-1] if history.validated_at(manifest.name.step) else None
-    return {
-        "epoch": manifest.values.epoch,
-        "validation": plain(here.losses) if here else None,
-        "bytes": manifest.size_bytes,
-        "created": manifest.created,
-    }
 
 
 def details(manifest: CheckpointManifest) -> dict[str, Any]:
@@ -111,7 +134,7 @@ def summary(store: CheckpointStore) -> dict[str, Any]:
         "train_loss_since_last_line": history.train_loss,
         "updated": newest.created,
         # Written after every checkpoint, so it must not read gigabytes.
-        "checkpoints": rows(store, verify=False),
+        "checkpoints": [row.to_json() for row in rows(store, verify=False)],
     }
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from indextts_job import errors, terminal
 from indextts_job.commands.parser import Commands, Parser, at_least
@@ -16,6 +16,7 @@ from indextts_job.storage.config import StorageConfig
 
 if TYPE_CHECKING:
     from indextts_job.attempt.compare_checkpoints import Compared
+    from indextts_job.checkpoint.describe import Row
 
 
 def add(commands: Commands) -> None:
@@ -73,41 +74,45 @@ def print_list(run: str, *, as_json: bool, verify: bool, storage: StorageConfig 
     if not rows and not old and not store.storage.list(FOLDER):
         raise no_run(run)
     if as_json:
-        print(json.dumps(rows, indent=1))  # noqa: T201
+        print(json.dumps([row.to_json() for row in rows], indent=1))  # noqa: T201
     else:
         _print_rows(rows, run, store.storage.url)
         _tell_of_old_ones(old)
-    damaged = verify and any(row["verified"] is False for row in rows)
+    damaged = verify and any(row.verified is False for row in rows)
     return errors.EXIT_DATA if damaged else errors.EXIT_OK
 
 
-def _print_rows(rows: Sequence[dict[str, Any]], run: str, url: str) -> None:
-    from indextts_job.checkpoint.manifest import MANIFESTS
+def _print_rows(rows: "Sequence[Row]", run: str, url: str) -> None:
+    from indextts_job.checkpoint.manifest import MANIFESTS, file_name
 
     if not rows:
         terminal.say(terminal.one_line(f"{run}: no checkpoints yet"))
         return
     columns = ("step", "epoch", "tags", "val total", "size", "created (UTC)", "attempt", "verified")
-    below = [(row["name"], row.get("problem", "")) for row in rows]
+    below = [(file_name(row.name), row.problem) for row in rows]
     out = terminal.console()
     out.print(terminal.Listing(columns, [_cells(row) for row in rows], below))
     # `inspect`, `keep` and `--resume` take a whole path.
     out.print(terminal.one_line(f"all of them in {url.rstrip('/')}/{MANIFESTS}/"), soft_wrap=True)
 
 
-def _cells(row: dict[str, Any]) -> tuple[object, ...]:
+def _cells(row: "Row") -> tuple[object, ...]:
     from indextts_job.report.console import human_bytes
 
-    tags = [*row["tags"], *(["superseded"] if row["superseded"] else [])]
+    tags = ", ".join([*row.name.tags, *(["superseded"] if row.superseded else [])])
+    whole = {True: "yes", False: "NO", None: ""}[row.verified]
+    manifest = row.manifest
+    if manifest is None:
+        return (row.name.step, "", tags, "", "", "", row.name.attempt, whole)
     return (
-        row["step"],
-        f"{row['epoch']:.2f}" if "epoch" in row else "",
-        ", ".join(tags),
-        f"{row['validation']['total']:.4f}" if row.get("validation") else "",
-        human_bytes(row["bytes"]) if "bytes" in row else "",
-        terminal.short_time(row.get("created", "")),
-        row["attempt"],
-        {True: "yes", False: "NO", None: ""}[row["verified"]],
+        row.name.step,
+        f"{manifest.values.epoch:.2f}",
+        tags,
+        f"{row.validation.total:.4f}" if row.validation else "",
+        human_bytes(manifest.size_bytes),
+        terminal.short_time(manifest.created),
+        row.name.attempt,
+        whole,
     )
 
 
