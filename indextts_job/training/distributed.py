@@ -1,7 +1,7 @@
-"""Several processes that train one run: who they are, what they add up, and what they agree on.
+"""Several processes that train one run: ranks, reductions, broadcasts, and agreement on a stop.
 
-All ranks walk through the same loop in lockstep. Whatever steers it is either a function of the step, or agreed here;
-nobody decides alone. A process group of one costs nothing: `SingleProcess`.
+All ranks run the same loop in lockstep. Every value that controls the loop is a function of the step or is agreed here;
+a rank that decided alone would leave the others waiting in a collective. One process needs none: `SingleProcess`.
 """
 
 import math
@@ -24,26 +24,28 @@ from indextts_job.scheduler import RENDEZVOUS_VARIABLE, whole_number
 from indextts_job.waiting import pause
 
 TELL_EVERY_S = 60.0
+"""Interval of the messages about ranks that are still missing at the start."""
 TIMEOUT = timedelta(minutes=30)
-"""For all ranks to come, and for the last save of rank 0. One that dies is noticed at once, by its connections."""
+"""Limit for all ranks to join, and for a collective. Long, because the ranks wait for the last save of rank 0 in one.
+The death of a rank is noticed sooner, by its closed connections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Which of several processes this is, as torchrun tells."""
+    """The place of this process among those of the run, from the variables that torchrun sets."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    """Among the processes of this node: the GPU to use."""
+    """Rank among the processes of this node; the index of the GPU to use."""
     local_world_size: int = 1
 
     rendezvous: str = "env://"
-    """Where the ranks meet."""
+    """URL at which the ranks meet, as `torch.distributed.init_process_group` takes it."""
 
 
 def read_world(environment: Mapping[str, str]) -> World:
-    """One process unless the variables that torchrun sets are there."""
+    """The variables that torchrun sets; one process without them."""
     return World(
         rank=whole_number(environment, "RANK", 0),
         world_size=whole_number(environment, "WORLD_SIZE", 1, least=1),
@@ -54,11 +56,11 @@ def read_world(environment: Mapping[str, str]) -> World:
 
 
 class ProcessGroup(Protocol):
-    """What processes do together. Every method but the properties is called by all of them, in the same order."""
+    """Collective operations. All ranks call each method, in the same order; the properties are local."""
 
     @property
     def rank(self) -> int:
-        """Of this process; 0 saves and reports."""
+        """Rank of this process; rank 0 saves and reports."""
 
     @property
     def world_size(self) -> int:
@@ -71,58 +73,58 @@ class ProcessGroup(Protocol):
         """Sums over all ranks, in float64."""
 
     def any_rank(self, flag: bool) -> bool:  # noqa: FBT001  # the one thing it is about
-        """Whether it is so on some rank."""
+        """Whether the flag is set on at least one rank."""
 
     def all_reduce_min(self, value: int) -> int:
-        """The least of all ranks' values."""
+        """The smallest value of all ranks."""
 
     def all_gather(self, value: object) -> list[Any]:
-        """All ranks' values, in the order of the ranks."""
+        """The values of all ranks, in the order of the ranks."""
 
     def broadcast(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
-        """Give every rank the values that a tensor has on the rank that owns it, in place."""
+        """Copy each tensor from the rank that owns it to all others, in place."""
 
     def new_group(self) -> "ProcessGroup":
-        """The same ranks, for a thread that talks to its like while the training goes on."""
+        """A second group of the same ranks, for a thread that communicates beside the training."""
 
     def agree_on_stop(self, request: StopRequest | None) -> StopRequest | None:
-        """The stop request of whoever has to leave first; None if nobody has to."""
+        """The stop request with the earliest deadline of all ranks; None without one."""
 
 
 class SingleProcess:
-    """One process."""
+    """The process group of a single process: every value is its own, nothing is sent."""
 
     rank = 0
     world_size = 1
 
     def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Nothing to add."""
+        """See `ProcessGroup`. One rank's gradients are the sum."""
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
-        """Its own."""
+        """See `ProcessGroup`."""
         return list(values)
 
     def any_rank(self, flag: bool) -> bool:  # noqa: FBT001
-        """Its own."""
+        """See `ProcessGroup`."""
         return flag
 
     def all_reduce_min(self, value: int) -> int:
-        """Its own."""
+        """See `ProcessGroup`."""
         return value
 
     def all_gather(self, value: object) -> list[Any]:
-        """Its own."""
+        """See `ProcessGroup`."""
         return [value]
 
     def broadcast(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
-        """It has them."""
+        """See `ProcessGroup`. The only rank owns all of them."""
 
     def new_group(self) -> "ProcessGroup":
-        """Itself."""
+        """See `ProcessGroup`. Nothing is sent, so threads need no group of their own."""
         return self
 
     def agree_on_stop(self, request: StopRequest | None) -> StopRequest | None:
-        """Its own."""
+        """See `ProcessGroup`."""
         return request
 
 
@@ -145,8 +147,11 @@ class TorchProcessGroup:
             gradients = []
             for parameter in parameters:
                 if parameter.grad is None:
+                    # A rank whose micro-batches were all empty has no gradient. It must take part all the same:
+                    # collectives are matched by their order.
                     parameter.grad = torch.zeros_like(parameter)
                 gradients.append(parameter.grad)
+            # All are begun before the first is waited for: hundreds of small ones would each wait for the network.
             _wait(dist.all_reduce(gradient, group=self._group, async_op=True) for gradient in gradients)
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
@@ -177,23 +182,28 @@ class TorchProcessGroup:
             )
 
     def new_group(self) -> ProcessGroup:
-        """See `ProcessGroup`. All ranks call it, in the same order with respect to what else they do together."""
+        """See `ProcessGroup`. All ranks call it at the same place among their other collectives."""
         with _together(self._world):
+            # Two threads must not share a group: the order of their collectives would differ from rank to rank. gloo,
+            # because the thread moves numbers on the host only.
             return TorchProcessGroup(self._world, dist.new_group(backend="gloo", timeout=TIMEOUT))
 
     def agree_on_stop(self, request: StopRequest | None) -> StopRequest | None:
-        """See `ProcessGroup`. Deadlines travel as seconds that are left: each machine has its own clock."""
+        """See `ProcessGroup`. Deadlines are sent as seconds left, because each machine has its own monotonic clock."""
         now_s = time.monotonic()
         left_s = request.deadline_at_s - now_s if request else math.inf
+        # The maximum of the negative is the negative of the minimum, so one reduction answers both questions.
         asked, negative_left_s = self._reduced([float(request is not None), -left_s], dist.ReduceOp.MAX)
         if not asked:
             return None
-        if not self._reason:  # the same on all ranks, so they all come here
+        # Kept, so that the text is sent once. All ranks have it or none, so all of them enter this branch.
+        if not self._reason:
             self._reason = next(filter(None, self.all_gather(request.reason if request else "")))
         began_s = request.requested_at_s if request else now_s
         return StopRequest(self._reason, began_s, now_s - negative_left_s)
 
     def _reduced(self, values: Sequence[float], how: dist.ReduceOp.RedOpType) -> list[float]:
+        # float64 keeps counts and sums of losses exact enough to be equal for every cut (I3).
         tensor = torch.tensor(values, dtype=torch.float64)
         with _together(self._world):
             dist.all_reduce(tensor, op=how, group=self._group)
@@ -201,7 +211,7 @@ class TorchProcessGroup:
 
 
 def _wait(begun: Iterable[dist.Work | None]) -> None:
-    """Wait for all; they are begun before the first is waited for."""
+    """Start all operations, then wait for each."""
     for work in list(begun):
         if work is not None:
             work.wait(TIMEOUT)
@@ -209,19 +219,20 @@ def _wait(begun: Iterable[dist.Work | None]) -> None:
 
 @contextmanager
 def joined(world: World, device: str, tell: Callable[[str], None] = lambda _message: None) -> Iterator[ProcessGroup]:
-    """Wait for all ranks, and train with them.
+    """The process group of this run, once all ranks have joined it.
 
     Args:
-        world: Of this process.
+        world: Place of this process.
         device: `cpu` or `cuda`.
-        tell: Gets a line, from another thread, every minute in which somebody is still missing.
+        tell: Gets a line, from another thread, for every minute in which a rank is still missing.
 
     Raises:
-        UnavailableError: They did not come together, or one was lost.
+        UnavailableError: The ranks did not all join, or one was lost.
     """
     if world.world_size == 1:
         yield SingleProcess()
         return
+    # Both on GPUs: counts and stop requests lie on the host, where NCCL cannot reduce them.
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     with _together(world), _told_while_waiting(world, tell):
         dist.init_process_group(
@@ -235,7 +246,10 @@ def joined(world: World, device: str, tell: Callable[[str], None] = lambda _mess
 
 @contextmanager
 def _told_while_waiting(world: World, tell: Callable[[str], None]) -> Iterator[None]:
-    """Half a gang holds its GPUs in vain: say so while the main thread waits for the other half."""
+    """Report every minute that ranks are missing while the main thread waits for them.
+
+    The ranks that have started hold their GPUs meanwhile, so a user has to see what they wait for.
+    """
     met = threading.Event()
 
     def run() -> None:
@@ -248,6 +262,7 @@ def _told_while_waiting(world: World, tell: Callable[[str], None]) -> Iterator[N
                 f"{TIMEOUT.total_seconds():.0f} s"
             )
 
+    # torch blocks the main thread without a callback, so the messages need a thread of their own.
     begin(run, "waiting for ranks")
     try:
         yield
@@ -257,11 +272,11 @@ def _told_while_waiting(world: World, tell: Callable[[str], None]) -> Iterator[N
 
 @contextmanager
 def _together(world: World) -> Iterator[None]:
-    """What goes wrong here is the loss of another rank; gloo has no error of its own for that."""
+    """Translate a failed collective: another rank was lost. gloo reports that as a plain RuntimeError."""
     try:
         yield
     except torch.OutOfMemoryError:
-        raise
+        raise  # a RuntimeError too, but one of this rank
     except RuntimeError as error:
         raise UnavailableError(
             f"rank {world.rank} of {world.world_size} lost the others: {str(error).splitlines()[0]} Look for the first "

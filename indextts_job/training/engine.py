@@ -1,4 +1,4 @@
-"""What a step and a validation work on, and how they compute: device, precision, and losses over all ranks."""
+"""The objects that a step and a validation share: model, device, precision, and mean losses over all ranks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """What a step works on: model, optimizer, and how and with whom to compute."""
+    """Model and optimizer with the device, precision, settings and process group that they are computed with."""
 
     model: UnifiedVoice
     optimizer: torch.optim.Optimizer
@@ -31,7 +31,7 @@ class Engine:
     grad_clip: float
     group: ProcessGroup = field(default_factory=SingleProcess)
     owners: Sequence[int] = ()
-    """The rank that updates each parameter and has its moments; empty = every rank all of them."""
+    """For each parameter the rank that updates it and holds its moments; empty = every rank updates all."""
 
 
 def to_device(batch: PackedBatch, device: torch.device, dtype: torch.dtype = torch.float32) -> DeviceBatch:
@@ -40,10 +40,11 @@ def to_device(batch: PackedBatch, device: torch.device, dtype: torch.dtype = tor
     def copied(name: str) -> Tensor:
         array = torch.from_numpy(getattr(batch, name))
         if device.type == "cuda":
-            array = array.pin_memory()  # only from pinned memory the copy runs beside the computation
+            array = array.pin_memory()  # only a copy from pinned memory runs in parallel with the computation
         return array.to(device, dtype if array.is_floating_point() else None, non_blocking=True)
 
     names = (name for name in DeviceBatch.__dataclass_fields__ if name != "edges")
+    # From the array on the host: reading them from the device would wait for it.
     lengths = [int(n) for n in batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]]
     return DeviceBatch(**{name: copied(name) for name in names}, edges=SampleEdges(copied("cu_seqlens"), lengths))
 
@@ -58,16 +59,17 @@ def mean_losses(sums: Sequence[LossSums], text_targets: float, mel_targets: floa
     """Losses over the samples of several micro-batches of all ranks.
 
     Args:
-        sums: Of this rank's micro-batches.
-        text_targets: Of all ranks.
-        mel_targets: Of all ranks.
-        engine: Adds up, and has the weights of the total.
+        sums: Summed losses of this rank's micro-batches, one each.
+        text_targets: Number of text targets of all ranks.
+        mel_targets: Number of code targets of all ranks.
+        engine: Its group adds up; its recipe has the weights of the total.
     """
     own = [
         _host_sum([part.text for part in sums]),
         _host_sum([part.mel for part in sums]),
         _host_sum([part.mel_correct for part in sums]),
     ]
+    # Sums are added, not means: micro-batches and ranks have different numbers of targets.
     text_sum, mel_sum, correct = engine.group.all_reduce_sum(own)
     text, mel, recipe = text_sum / text_targets, mel_sum / mel_targets, engine.recipe
     return Losses(
@@ -79,6 +81,8 @@ def mean_losses(sums: Sequence[LossSums], text_targets: float, mel_targets: floa
 
 
 def _host_sum(values: Sequence[Tensor]) -> float:
+    # A rank has no micro-batch with samples where there are fewer of them than ranks.
     if not values:
         return 0.0
+    # One stacked copy to the host: a read of each value would wait for the device as many times.
     return float(torch.stack(list(values)).double().sum())

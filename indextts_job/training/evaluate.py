@@ -1,4 +1,4 @@
-"""Validation over a fixed list of samples in a fixed order; leaves the model in training mode whatever happens."""
+"""Validation over a fixed list of samples in a fixed order. The model is in training mode afterwards in every case."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,9 +21,9 @@ def evaluate(
 
     Args:
         engine: The model and how to compute; the optimizer is not touched.
-        batches: The validation set, packed; this rank's share of it, with as many micro-batches as any other has.
-            None where a stop request ended the wait for one; then `interrupted` says so on every rank.
-        interrupted: Asked before every micro-batch with the number of samples done here; True gives up.
+        batches: This rank's part of the validation set, packed. All ranks have equally many micro-batches. None stands
+            for one whose wait a stop request has ended; `interrupted` is then true on every rank.
+        interrupted: Called before every micro-batch with the number of samples done on this rank; True gives up.
 
     Returns:
         The losses, or None when interrupted.
@@ -34,33 +34,50 @@ def evaluate(
     sums: list[LossSums] = []
     done = text_targets = mel_targets = 0
     out_of_memory = False
-    engine.model.eval()
-    dtype = next(engine.model.parameters()).dtype
-    try:
-        with torch.no_grad(), autocast(engine.device, engine.precision):
-            for batch in batches:
-                if interrupted(done):
-                    return None
-                if batch is None or out_of_memory or not batch.num_samples:
-                    continue
-                out_of_memory = True
-                with contextlib.suppress(torch.OutOfMemoryError):
-                    sums.append(engine.model(to_device(batch, engine.device, dtype)))
-                    out_of_memory = False
-                done += batch.num_samples
-                text_targets += len(batch.text_targets)
-                mel_targets += len(batch.code_targets)
-    finally:
-        engine.model.train()
+    with _evaluating(engine):
+        for batch in batches:
+            # Asked by all ranks in every turn, also by those without samples or memory: the answer is agreed between
+            # them, and a rank that did not ask would leave the others waiting.
+            if interrupted(done):
+                return None
+            if batch is None or out_of_memory or not batch.num_samples:
+                continue
+            found = _sums_if_it_fits(engine, batch)
+            out_of_memory = found is None
+            sums += [found] if found else []
+            done += batch.num_samples
+            text_targets += len(batch.text_targets)
+            mel_targets += len(batch.code_targets)
     if engine.group.any_rank(out_of_memory):
         raise torch.OutOfMemoryError("out of memory in a validation, on this or another rank")
     text, mel = engine.group.all_reduce_sum([text_targets, mel_targets])
     return mean_losses(sums, text, mel, engine)
 
 
+@contextlib.contextmanager
+def _evaluating(engine: Engine) -> Iterator[None]:
+    """The model without dropout and gradients, in the precision of the training."""
+    engine.model.eval()
+    try:
+        with torch.no_grad(), autocast(engine.device, engine.precision):
+            yield
+    finally:
+        engine.model.train()
+
+
+def _sums_if_it_fits(engine: Engine, batch: PackedBatch) -> "LossSums | None":
+    # The error is raised only after the loop, on all ranks at once: they have to leave their collectives together.
+    with contextlib.suppress(torch.OutOfMemoryError):
+        dtype = next(engine.model.parameters()).dtype
+        sums: LossSums = engine.model(to_device(batch, engine.device, dtype))
+        return sums
+    return None
+
+
 def shares(batches: Sequence[Sequence[int]], rank: int, world_size: int) -> Iterator[Sequence[int]]:
-    """One rank's share of micro-batches, by turns; nothing where a last turn has none left for it."""
+    """One rank's micro-batches: every `world_size`-th one. Empty where the last turn has none left for the rank."""
     for first in range(0, len(batches), world_size):
+        # An empty one instead of none: every rank has to make as many turns as the others.
         yield batches[first + rank] if first + rank < len(batches) else ()
 
 

@@ -1,4 +1,4 @@
-"""How much memory a micro-batch takes on this device: two short ones are tried, and a line drawn through them."""
+"""Measures the memory of micro-batches on this device: two sizes are computed, and a line is put through them."""
 
 import contextlib
 from collections.abc import Callable
@@ -15,21 +15,22 @@ from indextts_job.training.engine import Engine
 from indextts_job.training.step import TargetCounts, accumulate, reset_step
 
 LEAST_PROBED_TOKENS = 2048
-"""Smaller micro-batches do not show the slope: the allocator's blocks are larger than they are."""
+"""Smaller micro-batches do not show the slope, because the allocator's blocks are larger than what they need."""
 
 
 class Meter(Protocol):
     """Measures memory."""
 
     def peak_bytes(self, work: Callable[[], None]) -> float:
-        """Most memory in use at a time while something is done."""
+        """Most memory in use at any time during `work`."""
 
 
 class CudaMeter:
-    """Of the current CUDA device, as torch allocates it."""
+    """Measures the current CUDA device, as torch allocates its memory."""
 
     def peak_bytes(self, work: Callable[[], None]) -> float:
         """See `Meter`."""
+        # Kernels run after their calls have returned: earlier work has to end before, and this work afterwards.
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         work()
@@ -40,29 +41,33 @@ class CudaMeter:
 def measured_line(
     engine: Engine, config: GPTConfig, shape: tuple[int, int], longest_tokens: int, meter: Meter, step: int
 ) -> MemoryLine | None:
-    """Measure; weights and moments stay as they are, gradients are gone afterwards.
+    """Bytes as a line over the tokens of a micro-batch. Weights and moments are unchanged, gradients are removed.
 
     Args:
         engine: Model and optimizer on the device.
-        config: Of the model.
-        shape: Text and code tokens of a usual sample.
-        longest_tokens: At least so many are tried.
-        meter: Of the device.
-        step: The position.
+        config: The model's configuration.
+        shape: Numbers of text and code tokens of a usual sample.
+        longest_tokens: The smaller micro-batch has at least this many tokens.
+        meter: Measures the device.
+        step: The position, for `reset_step`.
 
     Returns:
-        None when even the smaller one does not fit, or nothing could be told.
+        None when fewer than two sizes fit, or no line can be put through them.
     """
+    # Rounded up, so that the smaller micro-batch has at least that many tokens.
     few = -(-max(longest_tokens, LEAST_PROBED_TOKENS) // config.sample_tokens(*shape))
     one, small, large = (_batch(config, shape, count) for count in (1, few, 2 * few))
+    # The divisors only have to be positive: gradients of the probe are thrown away.
     counts = TargetCounts(text=len(large.text_targets), mel=len(large.code_targets), tokens=large.num_tokens)
     points: list[tuple[int, float]] = []
     with contextlib.suppress(torch.OutOfMemoryError):
-        # From the second micro-batch of a step on the gradients are there already, so a first one is not counted.
+        # Gradients exist from the second micro-batch of a step on. A first, small one creates them here, so that the
+        # measured ones have the peak of the later micro-batches.
         accumulate(engine, one, counts)
         for batch in (small, large):
             peak_bytes = meter.peak_bytes(partial(_tried, engine, batch, counts))
             points.append((batch.num_tokens, peak_bytes))
+    # Also after an out of memory in the middle: gradients and the scaler must not remember the probe.
     reset_step(engine, step)
     return fit(*points) if len(points) > 1 else None
 

@@ -1,4 +1,4 @@
-"""What becomes of a run: goals that it has to reach by a step, and the signs of overfitting. Pure."""
+"""Judges the quality of a run: goals to reach by a step, and the signs of overfitting. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _GOAL = re.compile(r"\s*(\w+)\s*([<>])\s*([0-9.eE+-]+)\s+by\s+(\+?)(\d+)\s*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationConfig:
-    """When and on how much to validate, and when to give up."""
+    """When to validate, on how many samples, and when to end the run."""
 
     interval_steps: Annotated[int, Bounds(0, 10**9)] = 1000
     """Steps between validations; 0 = once per epoch."""
@@ -42,7 +42,7 @@ class Goal:
     step: int
 
     def missed(self, validations: Sequence[Validation]) -> str:
-        """What to tell when it is missed; empty while there is time, or when it was reached.
+        """The message when the goal is missed; empty while there is time, and once it was reached.
 
         Args:
             validations: All so far, oldest first.
@@ -50,6 +50,8 @@ class Goal:
         if not validations or validations[-1].step < self.step:
             return ""
         values = [(float(getattr(one.losses, self.metric)), one.step) for one in validations]
+        # The best of all, not the last: a run that has reached its goal may get worse again, which is for early
+        # stopping to judge.
         best, at_step = min(values) if self.below else max(values)
         if best < self.value if self.below else best > self.value:
             return ""
@@ -61,14 +63,14 @@ class Goal:
 
 
 def parse_goals(texts: Sequence[str], began_at: int = 0) -> list[Goal]:
-    """Goals as the configuration has them.
+    """Goals from the texts of the configuration.
 
     Args:
-        texts: One each.
-        began_at: Step at which the run began, for those that count from there.
+        texts: One goal each, for example `text_loss < 3.0 by 5000`.
+        began_at: Step at which the run began; `by +N` counts from there.
 
     Raises:
-        ConfigError: One of them is none.
+        ConfigError: A text is no goal.
     """
     return [_parse(text, began_at) for text in texts]
 
@@ -78,7 +80,7 @@ def _parse(text: str, began_at: int) -> Goal:
     metric = match[1] if match else ""
     try:
         value = float(match[3]) if match else 0.0
-    except ValueError:
+    except ValueError:  # the expression also takes what is no number, such as 1.2.3
         match = None
     if match is None or metric not in METRICS:
         raise ConfigError(
@@ -90,7 +92,7 @@ def _parse(text: str, began_at: int) -> Goal:
 
 
 def missed_goal(goals: Sequence[Goal], history: History) -> GoalMissedError | None:
-    """The error to end with when a goal is missed."""
+    """The error that ends the run when a goal is missed; None otherwise."""
     missed = next(filter(None, (goal.missed(history.validations) for goal in goals)), "")
     if not missed:
         return None
@@ -101,7 +103,7 @@ def missed_goal(goals: Sequence[Goal], history: History) -> GoalMissedError | No
 
 
 def overfitting_text(history: History) -> str:
-    """What to tell when overfitting has been seen."""
+    """The warning about overfitting, for a history that shows it."""
     best, last = history.best, history.validations[-1]
     assert best is not None  # noqa: S101  # there is no overfitting without
     return (

@@ -1,4 +1,4 @@
-"""What defines the mathematics of a run, besides its data, schedule and base checkpoint."""
+"""The settings that define the mathematics of a run, besides its data, schedule and base checkpoint."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal

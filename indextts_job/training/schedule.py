@@ -39,8 +39,10 @@ def learning_rate(step: int, total_steps: int, config: ScheduleConfig) -> float:
         config: Peak and warmup.
     """
     warmup = config.warmup_steps
+    # Step 0 has rate 0, as in the public trainer, so that curves can be compared step by step.
     if step < warmup:
         return config.learning_rate * step / warmup
+    # A warmup as long as the run leaves no decay; the divisor must not be 0.
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 

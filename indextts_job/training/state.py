@@ -1,7 +1,7 @@
-"""What a run needs to go on: weights, moments, scaler, step, history. Its tensors and values, to and from checkpoints.
+"""The state of a training: weights, moments, scaler, step and history, and their way to and from checkpoints.
 
-Nothing here is a position besides the step, and there are no random states: order, dropout and learning rate are
-functions of (seed, step).
+The step is the only position, and there are no random states: order, dropout and learning rate are functions of
+(seed, step).
 """
 
 import re
@@ -21,17 +21,18 @@ from indextts_job.training.schedule import RATE_FACTOR
 
 WEIGHTS, FIRST_MOMENT, SECOND_MOMENT, BASE = "model/", "exp_avg/", "exp_avg_sq/", "base/"
 _DECAYED = re.compile(r"gpt\.h\.\d+\.(attn|mlp)\..*\.weight")
-"""Matrices of the transformer: see `OptimizerConfig.weight_decay`."""
+"""Matrices of the transformer, the only parameters with weight decay (`OptimizerConfig.weight_decay`)."""
 
 
 def owners_of(model: UnifiedVoice, world_size: int) -> list[int]:
-    """Which rank takes care of each parameter, in the order of `model.parameters()`.
+    """The rank that updates each parameter and holds its moments, in the order of `model.parameters()`.
 
-    Whole tensors, the largest first to who has least: with the released model's shape no rank of 8 has 2 % more than
-    another.
+    Whole tensors are assigned, the largest first, each to the rank with the fewest values so far. With the released
+    model's shape no rank of 8 has 2 % more than another.
     """
     sizes = [parameter.numel() for parameter in model.parameters()]
     taken, owners = [0] * world_size, [0] * len(sizes)
+    # `sorted` is stable and `index` takes the first minimum, so every rank computes the same assignment.
     for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
         owners[index] = taken.index(min(taken))
         taken[owners[index]] += sizes[index]
@@ -47,19 +48,20 @@ def build_optimizer(
     """AdamW over all trained parameters, decaying only where it belongs.
 
     Args:
-        model: Its trained parameters.
-        config: Its numbers.
-        moments_of: Names of the parameters that are updated here; None = of all.
-        new_rows_factor: See `ScheduleConfig.new_rows_factor`; the group of the new rows carries it.
+        model: The model whose trained parameters are updated.
+        config: Rates and constants of AdamW.
+        moments_of: Names of the parameters that this rank updates; None = all.
+        new_rows_factor: Learning rate of new vocabulary rows in multiples of the schedule's.
     """
     optimizer = torch.optim.AdamW(
         _parameter_groups(model, config.weight_decay, new_rows_factor),
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
+        # Fused kernels change weights and moments in place and allocate nothing; `reset_step` relies on that.
         fused=True,
     )
-    # Moments are made now. The first update would make them group by group, and an out of memory in its middle would
-    # leave one group updated and the other not.
+    # Moments are allocated now. The first update would allocate them group by group, and running out of memory in
+    # between would leave one group updated and the other not.
     for name, parameter in model.named_parameters():
         if moments_of is None or name in moments_of:
             optimizer.state[parameter] = {
@@ -91,7 +93,7 @@ def _group_of(name: str) -> str:
 
 @dataclass(slots=True)
 class Carried:
-    """What never changes: base tensors at hand until they are stored once, then only where they lie."""
+    """Tensors that never change: in memory until they have been stored once, then as references into the run."""
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     stored: Mapping[str, StoredTensor] = field(default_factory=dict)
@@ -99,7 +101,7 @@ class Carried:
 
 
 def stored_base(manifest: CheckpointManifest) -> Carried:
-    """The base tensors of a checkpoint as references into the run's storage: what is stored is not written again."""
+    """The base tensors of a checkpoint as references into the run's storage, so that they are not written again."""
     stored = {key: entry for key, entry in manifest.tensors.items() if key.startswith(BASE)}
     objects = {entry.object: manifest.objects[entry.object] for entry in stored.values()}
     return Carried(stored=stored, objects=objects)
@@ -107,20 +109,20 @@ def stored_base(manifest: CheckpointManifest) -> Carried:
 
 @dataclass(slots=True, kw_only=True)
 class TrainState:
-    """Everything that training changes, and the base tensors that it carries along."""
+    """Everything that training changes, and the unchanged base tensors."""
 
     model: UnifiedVoice
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     step: int = 0
-    """Updates that are done; the next one has this number."""
+    """Number of updates done; the next one has this number."""
     history: History = field(default_factory=History)
     carried: Carried = field(default_factory=Carried)
     own: Collection[str] | None = None
-    """Names of the trained tensors that this process writes; None = all. The base's are written by rank 0."""
+    """Names of the trained tensors that this process writes; None = all. Rank 0 writes the base tensors."""
 
     def tensor_groups(self) -> list[dict[str, Tensor]]:
-        """What this process writes of a checkpoint, by full name; each group goes into objects of its own."""
+        """The tensors that this process writes to a checkpoint, by full name; each group has objects of its own."""
         groups = [*self._trained_groups(), *self._carried_groups()]
         return [group for group in groups if group]
 
@@ -128,7 +130,9 @@ class TrainState:
         """Weights, and after the first update both moments."""
         parameters = self.model.named_parameters()
         trained = {name: value for name, value in parameters if self.own is None or name in self.own}
+        # Weights and moments are apart: an export or a validation reads the weights only.
         groups = [{WEIGHTS + name: value.detach() for name, value in trained.items()}]
+        # Before the first update the moments are zeros, which every reader can make itself.
         if self.step:
             for prefix, key in ((FIRST_MOMENT, "exp_avg"), (SECOND_MOMENT, "exp_avg_sq")):
                 groups.append({prefix + name: self.optimizer.state[value][key] for name, value in trained.items()})
@@ -137,7 +141,7 @@ class TrainState:
     def _carried_groups(self) -> list[dict[str, Tensor]]:
         """Base tensors that the run does not hold yet.
 
-        Every start reads the frozen text tables, only an export the others: so they are objects of their own.
+        Every start reads the frozen text tables, and only an export reads the others, so each has objects of its own.
         """
         tables: dict[str, Tensor] = {}
         others: dict[str, Tensor] = {}
@@ -160,9 +164,11 @@ class TrainState:
         self.model.load_state_dict(weights | frozen, strict=True)
 
     def load_moments(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Put moments back, and the update count that belongs to them: it is the step (R19)."""
+        """Put moments into the optimizer, with their update count, which is the step."""
         if step == 0:
             return
+        # The optimizer numbers parameters by group; checkpoints name them, so that neither groups nor their order
+        # matter.
         names = {id(value): name for name, value in self.model.named_parameters()}
         ordered = [p for group in self.optimizer.param_groups for p in group["params"]]
         document = self.optimizer.state_dict()
@@ -173,8 +179,9 @@ class TrainState:
                 "exp_avg_sq": tensors[SECOND_MOMENT + names[id(parameter)]],
             }
             for index, parameter in enumerate(ordered)
-            if parameter in self.optimizer.state
+            if parameter in self.optimizer.state  # the moments of the others lie on other ranks
         }
+        # torch copies each tensor to the device and type of its parameter.
         self.optimizer.load_state_dict(document)
 
 

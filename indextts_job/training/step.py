@@ -1,7 +1,7 @@
 """One optimizer step: accumulate, normalise by the counts of the whole global batch, clip, update; or discard.
 
-The update does not depend on how the samples are cut (I3): micro-batches contribute sums, and the divisors are the
-numbers of text and code targets of all of them. Either the whole step is applied or nothing of it (I1).
+The update does not depend on how the samples are cut into micro-batches (I3): each of them contributes sums, and the
+divisors are the numbers of text and code targets of all. Either the whole step is applied or nothing of it (I1).
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from indextts_job.training.engine import Engine, autocast, mean_losses, to_devic
 from indextts_job.training.schedule import RATE_FACTOR
 
 SMALLEST_SCALE = 1.0
-"""At this scale gradients are not scaled at all. If they overflow even so, the step itself is not finite."""
+"""At this scale gradients are not scaled. If they overflow even then, the step itself is not finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +31,12 @@ class Updated:
 
     losses: Losses
     grad_norm: float
-    """Before clipping."""
+    """Norm before clipping."""
     samples: tuple[int, ...]
-    """Dataset indices, in the order in which they were computed."""
+    """Dataset indices of all ranks, in the order in which each computed them."""
     tokens: int
     scaler_skips: int
-    """Tries that float16 overflowed before this one."""
+    """Tries of this step that overflowed in float16 before the one that was applied."""
     micro_batch_s: float
     """Mean duration of a micro-batch."""
     update_s: float
@@ -44,7 +44,7 @@ class Updated:
 
 @dataclass(frozen=True, slots=True)
 class Discarded:
-    """The cycle was given up between micro-batches; weights and moments are those from before it."""
+    """The step was given up between two micro-batches; weights and moments are unchanged."""
 
     micro_batches_done: int
 
@@ -70,14 +70,15 @@ def train_step(
     Args:
         batches: This rank's micro-batches of the step; all ranks have the same number of them.
         step: The position; keys dropout.
-        learning_rate: Of this update; each parameter group multiplies it by its own factor.
-        discard: Asked before every micro-batch with the number still to do; True gives the cycle up.
+        learning_rate: The schedule's rate; each parameter group multiplies it by its own factor.
+        discard: Called before every micro-batch with the number still to do; True gives the step up.
 
     Raises:
         NonFiniteError: A loss or gradient is not finite. Nothing was applied.
-        torch.OutOfMemoryError: On this or another rank. Nothing was applied; `reset_step` comes before another try.
-        DeviceMemoryError: In the update, where other ranks may be done with theirs.
+        torch.OutOfMemoryError: On this or another rank. Nothing was applied; call `reset_step` before another try.
+        DeviceMemoryError: In the update, when other ranks may already have applied theirs.
     """
+    # Known before the first backward pass, so each micro-batch is divided at once and gradients just add up.
     counts = _target_counts(engine, batches)
     skips = 0
     while True:
@@ -86,7 +87,8 @@ def train_step(
             return tried
         if tried.finite:
             return _updated(engine, batches, counts, tried, skips)
-        # float16 overflowed: the same step again with a smaller scale, so that its samples are not lost.
+        # float16 overflowed: the same step is repeated with a smaller scale. Skipping it, as is common, would lose its
+        # samples and let the step number run ahead of the updates.
         if not _scale_lowered(engine.scaler):
             engine.optimizer.zero_grad(set_to_none=True)
             raise _non_finite(step, batches, tried)
@@ -109,7 +111,7 @@ class _Tried:
     """One try of a step, which is applied if everything was finite."""
 
     sums: Sequence[LossSums]
-    """Of this rank's micro-batches that have samples."""
+    """Loss sums of this rank's micro-batches that have samples."""
     losses: Losses
     grad_norm: float
     finite: bool
@@ -118,7 +120,7 @@ class _Tried:
     update_s: float
 
 
-def _tried(  # the step's own
+def _tried(
     engine: Engine,
     batches: Sequence[PackedBatch],
     step: int,
@@ -133,11 +135,13 @@ def _tried(  # the step's own
     if isinstance(sums, Discarded):
         engine.optimizer.zero_grad(set_to_none=True)
         return sums
+    # This reads the sums on the host and so waits for the device: the clock behind it measures all micro-batches.
     losses = mean_losses(sums, counts.text, counts.mel, engine)
     computed_at_s = time.monotonic()
     with _fatal_out_of_memory(engine):
         engine.group.all_reduce_gradients(engine.model.parameters())
         grad_norm = _unscaled_norm(engine)
+        # Both are equal on all ranks (reduced gradients, summed losses), so the ranks decide alike without asking.
         finite = math.isfinite(grad_norm) and math.isfinite(losses.total)
         if finite:
             _apply(engine, learning_rate)
@@ -167,11 +171,12 @@ def _accumulated(
             return Discarded(index)
         # Dropout is a function of (seed, step, micro-batch): a repeated step draws the same masks (I2).
         torch.manual_seed(derive_seed(engine.recipe.seed, step, index * group.world_size + group.rank))
-        # A rank without memory computes nothing more, but still calls `discard`: all ranks decide there together.
+        # A rank that has run out of memory computes nothing more, but still calls `discard`, where all ranks agree.
         if batch.num_samples and not out_of_memory:
             done = _accumulate_if_it_fits(engine, batch, counts)
             out_of_memory = done is None
             sums += [done] if done else []
+    # Raised on all ranks together, behind the last collective of the loop; alone, one would leave the others waiting.
     if group.any_rank(out_of_memory):
         raise torch.OutOfMemoryError("out of memory in a micro-batch, on this or another rank")
     return sums
@@ -193,19 +198,23 @@ def _updated(
 
 
 def accumulate(engine: Engine, batch: PackedBatch, counts: TargetCounts) -> LossSums:
-    """Forward and backward of one micro-batch; its share of the gradients is added to what is there."""
+    """Forward and backward of one micro-batch; its part of the gradient is added to the gradients."""
     dtype = next(engine.model.parameters()).dtype
     with autocast(engine.device, engine.precision):
         sums: LossSums = engine.model(to_device(batch, engine.device, dtype))
     recipe = engine.recipe
     loss = recipe.text_loss_weight * sums.text / counts.text + recipe.mel_loss_weight * sums.mel / counts.mel
     engine.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    # Detached, and still on the device: the graph is freed, and nothing waits for the values yet.
     return LossSums(sums.text.detach(), sums.mel.detach(), sums.mel_correct)
 
 
 @contextlib.contextmanager
 def _fatal_out_of_memory(engine: Engine) -> Iterator[None]:
-    """Report an out of memory inside as final on several ranks: the others may have applied their update."""
+    """Turn an out of memory inside into an error that ends the attempt where there are several ranks.
+
+    The others may have applied their update already, so the step cannot be repeated.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -218,22 +227,23 @@ def _fatal_out_of_memory(engine: Engine) -> Iterator[None]:
 
 
 def reset_step(engine: Engine, step: int) -> None:
-    """Undo what an interrupted step has left, so that it can be repeated from its start.
+    """Restore the state before an interrupted step, so that it can be repeated from its start.
 
     Gradients are removed. Weights and moments change only in kernels that allocate nothing, so a step that ran out of
-    memory has not changed them. But the optimizer may have raised the update count that it keeps beside each moment;
-    that count is the step, so it is set again.
+    memory has not changed them. The optimizer may have raised the update count that it keeps beside each moment; that
+    count is the step, so it is set again.
 
     Args:
-        engine: What the step worked on.
+        engine: The engine that the step ran on.
         step: The position, which is the number of updates done.
     """
     engine.optimizer.zero_grad(set_to_none=True)
     for values in engine.optimizer.state.values():
         values["step"].fill_(step)
     if engine.scaler.is_enabled():
-        engine.scaler.scale(torch.zeros((), device=engine.device))  # it begins to exist with its first use
+        engine.scaler.scale(torch.zeros((), device=engine.device))  # the scale is created by its first use
         engine.scaler.update(engine.scaler.get_scale())  # also forgets that gradients were unscaled
+    # Blocks of the sizes that did not fit would otherwise stay reserved, and the smaller try could fail as well.
     if engine.device.type == "cuda":
         torch.cuda.empty_cache()
 
@@ -245,27 +255,30 @@ def _accumulate_if_it_fits(engine: Engine, batch: PackedBatch, counts: TargetCou
 
 
 def _unscaled_norm(engine: Engine) -> float:
-    """Norm of the true gradient; gradients are clipped to it in place."""
+    """Norm of the unscaled gradient of the whole global batch, before clipping; gradients are clipped in place."""
     engine.scaler.unscale_(engine.optimizer)
+    # Clipped once per step, after all micro-batches and the sum over ranks: clipping parts would depend on the cut.
     limit = engine.grad_clip or math.inf
     return float(torch.nn.utils.clip_grad_norm_(engine.model.parameters(), limit))
 
 
 def _apply(engine: Engine, learning_rate: float) -> None:
+    # Set from the step before every update, so no scheduler has a state that could disagree with the step.
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate * group[RATE_FACTOR]
     parameters = list(engine.model.parameters())
     for parameter, owner in zip(parameters, engine.owners, strict=False):
         if owner != engine.group.rank:
-            parameter.grad = None  # the optimizer leaves it alone then
+            parameter.grad = None  # the optimizer skips parameters without a gradient
     engine.scaler.step(engine.optimizer)
     engine.scaler.update()
     if engine.owners:
+        # Each rank has updated its own parameters and sends them to the others.
         engine.group.broadcast(parameters, engine.owners)
 
 
 def _scale_lowered(scaler: torch.amp.GradScaler) -> bool:
-    """Lower the scale after an overflow; False when scaling is not the cause."""
+    """Lower the scale after an overflow; False when the scale cannot be the cause."""
     scale = scaler.get_scale()
     if not scaler.is_enabled() or scale <= SMALLEST_SCALE:
         return False
@@ -275,6 +288,7 @@ def _scale_lowered(scaler: torch.amp.GradScaler) -> bool:
 
 def _non_finite(step: int, batches: Sequence[PackedBatch], tried: _Tried) -> NonFiniteError:
     bad = _non_finite_batches(batches, tried.sums)
+    # An overflow of the gradient alone points to no micro-batch; then all samples of this rank are named.
     names = [name for batch in bad or batches for name in batch.sample_ids]
     shown = ", ".join(names[:MAX_FINDINGS_SHOWN]) + (" …" if len(names) > MAX_FINDINGS_SHOWN else "")
     what = f"the gradient norm is {tried.grad_norm},"
