@@ -98,7 +98,7 @@ class FaultyStorage:
         self._inner.delete(key)
 
     def flush(self, *, patient: bool = False) -> None:
-        self._inner.flush()
+        self._inner.flush(patient=patient)
 
     def remove_temporary(self, folder: str, older_than_s: float) -> None:
         self._count("remove_temporary", folder)

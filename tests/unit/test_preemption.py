@@ -99,3 +99,42 @@ def test_the_first_step_of_an_attempt_decides_by_its_own_micro_batches() -> None
 
 def test_a_slower_pace_that_was_known_before_counts_too() -> None:
     assert decided([0.0, 0.1, 0.1], Pace(micro_batch_s=3.0), 40, 39) == "discard"
+
+
+def test_without_a_request_nothing_is_decided() -> None:
+    decision = StopDecision(lambda: None, bool, lambda: 0.0, Pace(), 4)
+    assert not decision(4)
+    assert (decision.decision, decision.micro_batches_done) == ("", 0)
+
+
+def test_the_first_look_says_how_far_the_step_was_and_every_look_decides_again() -> None:
+    """The first micro-batches took 1 s each; then one hangs for 20 s, and the deadline comes near."""
+    requests = iter([None, *[StopRequest("SIGTERM", 0.0, 100.0)] * 3])
+    instants = iter([50.0, 52.0, 52.0, 53.0, 53.0, 73.0, 73.0])
+    decision = StopDecision(lambda: next(requests), bool, lambda: next(instants), Pace(save_s=1.0), 10)
+    assert not decision(9)
+    assert not decision(8)
+    assert (decision.decision, decision.micro_batches_done) == ("finish", 2)
+    assert not decision(7)
+    assert decision(6)
+    assert (decision.decision, decision.micro_batches_done) == ("discard", 2)
+
+
+def test_a_step_that_has_not_begun_knows_no_pace_but_the_one_before() -> None:
+    request = StopRequest("SIGTERM", 0.0, 30.0)
+    for pace, given_up in ((Pace(micro_batch_s=4.0), False), (Pace(micro_batch_s=6.0), True)):
+        assert StopDecision(lambda: request, bool, lambda: 0.0, pace, 4)(4) == given_up
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_all_ranks_give_up_when_one_has_too_little_time(*, late: bool) -> None:
+    said: list[bool] = []
+
+    def on_any_rank(mine: bool) -> bool:
+        said.append(mine)
+        return late
+
+    decision = StopDecision(lambda: StopRequest("SIGTERM", 0.0, 30.0), on_any_rank, lambda: 0.0, Pace(), 4)
+    assert decision(2) == late
+    assert said == [False]
+    assert decision.decision == ("discard" if late else "finish")

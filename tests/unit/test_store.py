@@ -5,6 +5,7 @@ import os
 import re
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,20 @@ def test_saving_unchanged_state_writes_only_a_manifest(store: CheckpointStore) -
     assert third.bytes_written == len(store.storage.read(f"checkpoints/{file_name(third.manifest.name)}"))
 
 
+def test_what_this_process_has_written_is_not_sent_again(tmp_path: Path) -> None:
+    writes: list[str] = []
+
+    def note(_number: int, verb: str, key: str) -> None:
+        if verb == "write":
+            writes.append(key)
+
+    store = CheckpointStore(FaultyStorage(open_storage(str(tmp_path)), note))
+    save(store, 1, seed=1)
+    writes.clear()
+    name = save(store, 2, seed=1)
+    assert writes == [f"checkpoints/{file_name(name)}"]
+
+
 def test_a_damaged_object_of_the_right_name_and_size_is_in_no_new_commit(store: CheckpointStore) -> None:
     """Replay gives the same bytes and so the same names: what lies there may be anything."""
     first = store.commit(CheckpointName(1, 1, 0), content(1), lambda: None).manifest
@@ -82,6 +97,81 @@ def test_large_groups_are_cut_into_objects(store: CheckpointStore, monkeypatch: 
     manifest = store.manifest(name)
     assert manifest.tensors["model/a"].object != manifest.tensors["model/b"].object
     assert set(store.load(manifest)) == set(manifest.tensors)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cut"),
+    [
+        ([40, 60], [["0", "1"]]),  # 100 bytes fill an object
+        ([40, 64], [["0"], ["1"]]),
+        ([40, 40, 40], [["0", "1"], ["2"]]),
+        ([60, 60, 40], [["0"], ["1", "2"]]),
+        ([400, 40], [["0"], ["1"]]),  # a larger tensor is an object of its own
+        ([40, 400, 40], [["0"], ["1"], ["2"]]),
+    ],
+)
+def test_a_group_is_cut_where_the_next_tensor_would_not_fit(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, sizes: list[int], cut: list[list[str]]
+) -> None:
+    monkeypatch.setattr("indextts_job.checkpoint.objects.OBJECT_BYTES", 100)
+    group = {f"model/{number}": torch.full((size // 4,), float(number)) for number, size in enumerate(sizes)}
+    for given in (group, dict(reversed(group.items()))):
+        written = store.write([given])
+        by_object: dict[str, list[str]] = {}
+        for key in group:
+            by_object.setdefault(written.tensors[key].object, []).append(key.removeprefix("model/"))
+        assert list(by_object.values()) == cut
+        assert all(re.fullmatch(r"objects/[0-9a-f]{64}\.safetensors", key) for key in by_object)
+
+
+def test_a_commit_adds_up_what_all_parts_have_written_and_names_files_by_their_last_suffix(
+    store: CheckpointStore,
+) -> None:
+    parts = [store.write([{f"model/{number}": torch.full((3,), float(number))}]) for number in range(2)]
+    given = replace(content(1), files={"bpe.v2.model": b"pieces"})
+    before = datetime.now(UTC).replace(microsecond=0)
+    result = store.publish(CheckpointName(1, 1, 0), given, parts, lambda: None)
+    document = store.storage.read(f"checkpoints/{file_name(result.manifest.name)}")
+    assert result.bytes_written == sum(part.new_bytes for part in parts) + len(b"pieces") + len(document)
+    assert all(part.new_bytes > 0 for part in parts)
+    assert re.fullmatch(r"objects/[0-9a-f]{64}\.model", result.manifest.files["bpe.v2.model"])
+    created = datetime.fromisoformat(result.manifest.created)
+    assert created.utcoffset() == timedelta(0)
+    assert before <= created <= datetime.now(UTC)
+
+
+class Flushed(FaultyStorage):
+    """Notes when content that was appended was made durable, and whether that was tried again and again."""
+
+    def __init__(self, inner: RunStorage) -> None:
+        super().__init__(inner, lambda _number, verb, key: self.done.append(f"{verb} {key.partition('/')[0]}"))
+        self.done: list[str] = []
+
+    def flush(self, *, patient: bool = False) -> None:
+        self.done.append(f"flush {patient}")
+
+
+def test_what_the_steps_have_logged_is_durable_before_they_count(tmp_path: Path) -> None:
+    storage = Flushed(open_storage(str(tmp_path)))
+    save(CheckpointStore(storage), 1)
+    assert storage.done[-2:] == ["flush True", "write checkpoints"]
+    assert storage.done.count("flush True") == 1
+
+
+def test_a_manifest_that_the_line_has_garbled_once_is_read_again(tmp_path: Path) -> None:
+    inner = open_storage(str(tmp_path))
+    name = save(CheckpointStore(inner), 1)
+    key = f"checkpoints/{file_name(name)}"
+    good = inner.read(key)
+    reads: list[str] = []
+
+    def garble(_number: int, verb: str, read: str) -> None:
+        if verb == "read" and read == key:
+            reads.append(read)
+            inner.write(key, b"garbage" if len(reads) == 1 else good)
+
+    assert CheckpointStore(FaultyStorage(inner, garble)).manifest(name).name == name
+    assert len(reads) == 2
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "empty"])
