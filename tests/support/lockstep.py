@@ -60,7 +60,7 @@ class LockstepGroup:
         return [math.fsum(column) for column in zip(*self.all_gather(list(values)), strict=True)]
 
     def any_rank(self, flag: bool) -> bool:
-        return any(self.all_gather(flag))
+        return any(self.all_gather(float(flag)))  # a number, as torch takes it
 
     def all_reduce_min(self, value: int) -> int:
         return int(min(self.all_gather(value)))
