@@ -1,8 +1,8 @@
-"""Saves behind the training: the loop pays for one copy of the changed tensors, a thread writes them.
+"""Saves in the background: the loop waits for one copy of the changed tensors, and a thread writes them.
 
-At most one save is in flight. The thread's results are handed over when the loop asks for them, so that events have
-one writer and an error is raised in the training thread. Each rank writes its share of the tensors, and rank 0 makes a
-checkpoint of all shares. A save succeeds on all ranks or fails on all of them.
+At most one save is in flight. The loop asks for the thread's result, so that one thread writes all events and an error
+is raised in the training thread. Each rank writes its part of the tensors, and rank 0 commits a checkpoint of all
+parts. A save succeeds on all ranks or fails on all of them.
 """
 
 import math
@@ -28,7 +28,7 @@ from indextts_job.waiting import Stopped, joined, never
 _T = TypeVar("_T")
 
 TIDY_S = 1.0
-"""Time for what follows a commit when a stop is requested; the next attempt does what was left."""
+"""Time for tidying after a commit when a stop is requested. The next attempt tidies again in any case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +36,9 @@ class FinishedSave:
     """The result of a save."""
 
     seconds: float
-    """From the call until the checkpoint was visible, or the save had failed."""
+    """Duration from the call until the checkpoint was visible, or the save had failed."""
     stall_s: float = 0.0
-    """Time that training waited for it."""
+    """Time that the training waited for it."""
     error: Exception | None = None
 
 
@@ -64,14 +64,14 @@ class BackgroundSaver:
         emit: Emit = lambda _event: None,
         stopped: Stopped = never,
     ) -> None:
-        """Nothing is in flight.
+        """Without a save in flight.
 
         Args:
             store: The run's checkpoints.
-            publisher: On rank 0; None on other ranks, which only write their share.
-            group: A process group for the thread alone: the main thread communicates at the same time.
+            publisher: On rank 0; None on other ranks, which only write their part.
+            group: A process group for the thread alone, because the main thread communicates at the same time.
             emit: Gets an event for every commit.
-            stopped: Whether a stop is requested. Then what follows a commit is not waited for.
+            stopped: Whether a stop is requested. Then the tidying after a commit is not waited for.
         """
         self._store = store
         self._publisher = publisher
@@ -81,7 +81,7 @@ class BackgroundSaver:
         self._copies = HostCopies()
         self._thread: threading.Thread | None = None
         self._tidying: threading.Thread | None = None
-        """A thread that has committed and was not waited for."""
+        """A thread that has committed and may still be tidying."""
         self._settled = threading.Event()
         """Set when the checkpoint is visible, or the save has failed."""
         self._cancelled = threading.Event()
@@ -90,12 +90,12 @@ class BackgroundSaver:
         self._started_s = self._stall_s = self._ended_s = 0.0
 
     def save(self, state: TrainState, tags: tuple[str, ...], values: CheckpointValues | None) -> None:
-        """Begin to save a state; returns when it is copied and may be changed.
+        """Start to save a state. Returns when the state is copied and may be changed.
 
         Args:
-            state: To save.
+            state: The state.
             tags: Tags of the checkpoint.
-            values: What it records besides tensors; None on ranks that do not publish.
+            values: The values that it records besides tensors; None on ranks that do not publish.
 
         Raises:
             RuntimeError: A save is in flight.
@@ -103,14 +103,16 @@ class BackgroundSaver:
         if self._thread is not None:
             raise RuntimeError("one save at a time")
         if self._tidying is not None:
-            joined(self._tidying, math.inf)  # it removes objects, which must not happen while others are written
+            joined(self._tidying, math.inf)  # it removes objects, which must not happen while this save writes some
         self._started_s = time.monotonic()
         self._cancelled.clear()
         self._settled.clear()
+        # All of it is taken before the thread starts: behind this call the training changes the state.
         groups = self._copies.of(state.tensor_groups())
         publication = self._publisher.publication(state, tags, values) if self._publisher and values else None
         self._error = self._committed = None
         self._state = state
+        # A daemon: after the deadline the process leaves even if a write hangs.
         self._thread = threading.Thread(target=self._save, args=(groups, publication), name="save", daemon=True)
         self._thread.start()
         self._stall_s = time.monotonic() - self._started_s
@@ -122,7 +124,7 @@ class BackgroundSaver:
         if not joined(self._thread, wait_s, self._may_leave):
             if not self._may_leave():
                 return None
-            # The checkpoint is visible and the process has to leave. The next attempt does what is left to tidy.
+            # The checkpoint is visible and the process has to leave. The next attempt tidies up the rest.
             if not joined(self._thread, TIDY_S):
                 self._tidying = self._thread
         self._thread = None
@@ -132,7 +134,7 @@ class BackgroundSaver:
         return FinishedSave(seconds=seconds, stall_s=self._stall_s, error=self._error)
 
     def cancel(self) -> None:
-        """Give up the save in flight at its next object; objects that it has written serve the next save."""
+        """Give up the save in flight at its next object. The next save finds the objects that it has written."""
         self._cancelled.set()
 
     def _may_leave(self) -> bool:
@@ -140,6 +142,7 @@ class BackgroundSaver:
 
     def _report(self, committed: CommitResult, seconds: float) -> None:
         manifest = committed.manifest
+        # From now on the base tensors lie in the run: their memory is freed, and later saves only name them.
         if self._state.carried.tensors:
             self._state.carried = stored_base(manifest)
         self._emit(
@@ -153,17 +156,20 @@ class BackgroundSaver:
                 stall_seconds=self._stall_s,
             )
         )
+        # Collected by the thread, reported here: events have one writer.
         while self._publisher and self._publisher.warnings:
             message = self._publisher.warnings.pop(0)
             self._emit(Notice(step=manifest.name.step, topic="checkpoint", message=message, warning=True))
 
     def _save(self, groups: Sequence[Mapping[str, Tensor]], publication: Publication | None) -> None:
-        """The thread."""
+        """Body of the thread."""
         try:
+            # Objects of all ranks are durable before rank 0 writes the manifest that names them.
             parts = self._on_all_ranks(lambda: self._store.write(groups, self._raise_if_cancelled))
             self._on_all_ranks(lambda: self._publish(publication, parts))
         except Exception as error:  # noqa: BLE001  # raised again by the training thread
             self._error = error
+        # Before the tidying: the duration of a save decides how late one may begin before a deadline.
         self._ended_s = time.monotonic()
         self._settled.set()
         if self._error is None:
@@ -179,14 +185,14 @@ class BackgroundSaver:
                 lambda: bool(self._publisher and self._committed and self._publisher.tidy(self._committed))
             )
         except UnavailableError:
-            self._store.look_again()  # the other ranks are gone, and nothing is known of what rank 0 did
+            self._store.look_again()  # the other ranks are lost; which objects rank 0 has removed is unknown
             return
         # Tensors that rank 0 has removed have to be written again if they come back.
         if self._publisher is None and any(removed):
             self._store.look_again()
 
     def _on_all_ranks(self, work: Callable[[], _T]) -> list[_T]:
-        """Do something on every rank, and give every rank the results of all; if one rank fails, all of them do."""
+        """Call `work` on every rank and return the results of all; if it fails on one rank, it fails on all."""
         own: Exception | None = None
         result: _T | _Failed
         try:
@@ -195,6 +201,7 @@ class BackgroundSaver:
             own = error
             result = _Failed(_picklable(error))
         results = self._group.all_gather(result)
+        # The own error first: it has the traceback.
         if own:
             raise own
         for other in results:
@@ -208,5 +215,5 @@ class BackgroundSaver:
 
 
 def _picklable(error: Exception) -> Exception:
-    """An error that survives the way to another process; those of libraries may not."""
+    """The error, or one of ours with its text: errors of libraries may not survive pickling."""
     return error if isinstance(error, IndexTTSJobError) else IndexTTSJobError(f"{type(error).__name__}: {error}")

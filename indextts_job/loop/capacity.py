@@ -1,7 +1,8 @@
-"""How many packed tokens a micro-batch may have here: measured, lowered when the device runs out of memory, remembered.
+"""The number of packed tokens that a micro-batch may have on this device.
 
-The capacity decides how a step is cut, never what it computes (I3), so it may change between two tries of one step.
-When it cannot go lower, activations are computed again instead of kept.
+It is measured, lowered when the device runs out of memory, and stored in the run for later attempts. The capacity
+decides how a step is cut, never what it computes (I3), so it may change between two tries of one step. When it cannot
+be lowered further, activations are recomputed in the backward pass instead of kept.
 """
 
 import contextlib
@@ -18,23 +19,24 @@ from indextts_job.storage.run_storage import RunStorage
 
 FOLDER = "hardware"
 LOWERED_TO = 0.8
-"""Share of the tokens after an out of memory: two or three tries reach what a wrong estimate needs."""
+"""Factor for the tokens after an out of memory. An estimate that is a third too high takes two tries."""
 
 
 class Capacity:
     """Tokens of a micro-batch on this kind of device, for this run."""
 
     def __init__(self, plan: Plan, longest: tuple[int, str], storage: RunStorage, facts: HardwareFacts) -> None:
-        """Begin with what was planned, or with what an earlier attempt on such a device had to go down to.
+        """The plan's capacity, or the lower one of an earlier attempt on such a device.
 
         Args:
-            plan: Of this attempt.
-            longest: Tokens and name of the longest sample: it must fit.
-            storage: The run, which remembers.
+            plan: Plan of this attempt.
+            longest: Tokens and name of the longest sample, which must fit.
+            storage: The run, where measurements and lowered capacities are stored.
             facts: The device.
         """
         self._least_tokens, self._longest = longest
         self._storage = storage
+        # Name and size: cards of one name are sold with different amounts of memory.
         kind = re.sub(r"[^a-z0-9]+", "-", f"{facts.name} {facts.memory_bytes / 2**30:.0f} gib".lower()).strip("-")
         self._key = f"{FOLDER}/{kind}.json"
         self._facts = facts
@@ -43,29 +45,24 @@ class Capacity:
         self.recompute = plan.recompute or bool(self._memory.get("recompute"))
 
     def measure(self, what: str, measured: Callable[[], MemoryLine | None], *, may_recompute: bool) -> str:
-        """Replace the estimate of the plan by what a measurement says.
+        """Replace the estimate of the plan by a measurement.
 
         Args:
-            what: For which the measurement holds; an earlier attempt's is taken when it was for the same.
-            measured: Measures with the activations kept or computed again, as `recompute` says.
-            may_recompute: Whether to compute activations again when the longest sample does not fit otherwise.
+            what: The conditions of the measurement. One that an earlier attempt has made under the same is reused.
+            measured: Measures; activations are kept or recomputed, as `recompute` says.
+            may_recompute: Whether to recompute activations when the longest sample does not fit otherwise.
 
         Returns:
-            What to tell the user; empty when nothing could be measured.
+            The message for the user; empty when nothing could be measured.
         """
         while True:
-            key = f"{what}, recompute" if self.recompute else what
-            lines = self._memory.setdefault("measured", {})
-            earlier = line_from_json(lines.get(key))
-            line = earlier or measured()
+            line, earlier = self._line(what, measured)
             if line is None:
                 return ""
-            if earlier is None:
-                lines[key] = line.to_json()
-                self._keep()
             tokens = line.capacity_tokens(usable_bytes(self._facts, MEASURED_SHARE))
             if tokens >= self._least_tokens or self.recompute or not may_recompute:
                 break
+            # Measured again: recomputing changes the bytes per token, and so the line.
             self.recompute = True
         self.tokens = self._bounded(tokens)
         whence = "measured by an earlier attempt" if earlier else "measured"
@@ -74,19 +71,33 @@ class Capacity:
             f"1000 tokens; micro-batches of up to {self.tokens} tokens"
         )
 
+    def _line(self, what: str, measured: Callable[[], MemoryLine | None]) -> tuple[MemoryLine | None, bool]:
+        """The measured line, and whether it is that of an earlier attempt."""
+        key = f"{what}, recompute" if self.recompute else what
+        lines = self._memory.setdefault("measured", {})
+        if earlier := line_from_json(lines.get(key)):
+            return earlier, True
+        line = measured()
+        if line:
+            # Stored at once: a measurement takes seconds, and spot machines come and go.
+            lines[key] = line.to_json()
+            self._keep()
+        return line, False
+
     def lower(self, doing: str) -> str:
-        """Go down after an out of memory.
+        """Lower the capacity after an out of memory.
 
         Args:
-            doing: What ran out of it.
+            doing: The work that ran out of memory.
 
         Returns:
-            What to tell the user.
+            The message for the user.
 
         Raises:
-            DeviceMemoryError: Not even the longest sample fits, with nothing kept.
+            DeviceMemoryError: Not even the longest sample fits, with recomputed activations.
         """
         before = self.tokens
+        # Smaller micro-batches first: they cost less speed than recomputing every activation.
         if before > self._least_tokens:
             self.tokens = max(self._least_tokens, int(before * LOWERED_TO))
             remedy = f"done again with {self.tokens}"
@@ -107,12 +118,12 @@ class Capacity:
         )
 
     def _bounded(self, tokens: int) -> int:
-        """At least the longest sample, at most what an out of memory has left."""
+        """At least the longest sample, at most the capacity that an earlier out of memory has led to."""
         left: int = self._memory.get("capacity_tokens", tokens)
         return max(self._least_tokens, min(tokens, left))
 
     def _keep(self) -> None:
-        # Worth keeping, not worth failing for.
+        # Without this record the next attempt measures again; that is no reason to end this one.
         with contextlib.suppress(IndexTTSJobError, OSError):
             self._storage.write(self._key, json.dumps(self._memory).encode())
 
@@ -124,4 +135,5 @@ class Capacity:
             )
             return document if sound else {}
         except (FileNotFoundError, ValueError, AttributeError):
+            # A damaged record counts as none: the attempt measures, or starts from the plan.
             return {}

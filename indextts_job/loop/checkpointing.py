@@ -1,7 +1,7 @@
-"""When the loop saves, and which saves it waits for.
+"""Decides when the loop saves, and which saves it waits for.
 
-The step and the saved history, or rank 0's clock, decide when a save is due. All ranks call these methods at the same
-places, because each of them may wait for the others.
+A save is due by the step and the saved history, or by the clock of rank 0. All ranks call these methods at the same
+places, because each call may wait for the other ranks.
 """
 
 import math
@@ -21,14 +21,14 @@ from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.state import TrainState
 
 LOOK_FOR_STOP_S = 0.2
-"""How often a wait for a save looks for a stop request."""
+"""How often a wait for a save checks for a stop request."""
 
 
 class Saver(Protocol):
-    """Writes checkpoints behind the training, one at a time: `BackgroundSaver`."""
+    """Writes checkpoints in the background, one at a time. `BackgroundSaver` implements it."""
 
     def save(self, state: TrainState, tags: tuple[str, ...], values: CheckpointValues | None) -> None:
-        """Begin to save a state; returns as soon as the state may change again."""
+        """Start to save a state. Returns as soon as the state may change again."""
 
     def finished(self, *, wait_s: float) -> FinishedSave | None:
         """The result of the save in flight; None if there is none, or it takes longer than `wait_s`."""
@@ -38,30 +38,32 @@ class Saver(Protocol):
 
 
 Record = Callable[[TrainState, Pace], CheckpointValues | None]
-"""Gives what a checkpoint of a state records besides tensors; None on ranks that do not publish."""
+"""Makes the values that a checkpoint of a state records besides tensors; None on ranks that do not publish."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
-    """Which state a checkpoint holds."""
+    """Identifies the state that a checkpoint holds."""
 
     step: int
     validations: int
     tags: tuple[str, ...]
 
     def describes(self, state: TrainState) -> bool:
+        # The step alone is not enough: the validation of a step changes its history, and the result has to be saved
+        # too.
         return (self.step, self.validations) == (state.step, len(state.history.validations))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointingSettings:
-    """Numbers that steer saves."""
+    """Settings of the saves."""
 
     checkpoint: CheckpointConfig
     between_kills_s: float
     """Mean time between ends without notice, for automatic saves."""
     estimate_s: float
-    """How long a save may take, as long as none was measured."""
+    """Estimated duration of a save, used until one was measured."""
 
 
 class Checkpointing:
@@ -88,38 +90,44 @@ class Checkpointing:
         self._time = time
         self._interval = SaveInterval(settings.checkpoint, settings.between_kills_s, clock)
         self.lasts_s = settings.estimate_s
-        """How long a save takes: the last one, at first an estimate."""
+        """Duration of a save: that of the last one, at first an estimate."""
         self.pace = Pace()
-        """Of the steps so far; kept up to date by the loop."""
+        """Durations of the last step; the loop sets them."""
         self._failed = 0
         self._began_s = 0.0
         self._in_flight: _Saved | None = None
         self._saved = _Saved(0, 0, ())
 
     def resumed(self, state: TrainState, tags: tuple[str, ...] | None) -> None:
-        """The state is that of a checkpoint of this run with these tags, or a fresh one.
+        """Note where the state comes from.
 
-        None: it comes from another run or trainer, and this run has not saved it yet.
+        Args:
+            state: The state that the attempt starts with.
+            tags: Tags of the checkpoint of this run that it was loaded from, () for a fresh start; None when it comes
+                from another run or trainer, so that this run has not saved it yet.
         """
         if tags is not None:
             self._saved = _Saved(state.step, len(state.history.validations), tags)
 
     def due(self, state: TrainState) -> bool:
         """Whether to save now."""
+        # At step 0 there is nothing to save: a fresh start gives the same state.
         if state.step == 0 or self.holds(state):
             return False
         due = self._interval.due(state.step)
-        if self._interval.automatic:  # by a clock, and every rank has its own
+        if self._interval.automatic:  # by a clock, and each rank has its own: rank 0 decides
             due = self._group.any_rank(due and self._group.rank == 0)
+        # A best state is saved at once; until the next interval it would be gone.
         return state.history.improved_at(state.step) or due
 
     def holds(self, state: TrainState) -> bool:
-        """Whether a state is saved, or about to be."""
+        """Whether a state is saved, or its save is in flight."""
         return (self._in_flight or self._saved).describes(state)
 
     def begin(self, state: TrainState, *tags: str) -> None:
-        """Save behind the training; waits for the save before it, if that is not done."""
+        """Start a save in the background, after the one before it has ended."""
         self.collect(wait_s=math.inf)
+        # The account is written before each commit: after a kill it covers all steps that count.
         self._emit(self._time.spent(state.step))
         every = (*tags, BEST) if state.history.improved_at(state.step) else tags
         self._began_s = self._clock()
@@ -129,16 +137,21 @@ class Checkpointing:
         self._in_flight = _Saved(state.step, len(state.history.validations), every)
 
     def previous_done(self) -> bool:
-        """Wait for the save before; False when a stop is requested meanwhile, which then decides what to save."""
+        """Wait for the save before; False when a stop is requested meanwhile, so that `commit_now` decides."""
         while self._in_flight and not self._stop():
             self.collect(wait_s=LOOK_FOR_STOP_S)
+        # Agreed: a rank may see the end of its save, or the stop, a moment before the others.
         return not self._group.any_rank(self._in_flight is not None)
 
     def collect(self, *, wait_s: float, tolerant: bool = True) -> None:
-        """Take note of a save that has ended.
+        """Take the result of a save that has ended.
 
-        One that failed for want of storage is made up for at the next interval; failing twice in a row ends the
-        attempt, and so does the first failure when `tolerant` is off.
+        After a failure of the storage the next save is the retry. A second failure in a row raises its error, and so
+        does the first one when `tolerant` is off.
+
+        Args:
+            wait_s: How long to wait for the end of the save; 0 = not at all.
+            tolerant: Whether one failure of the storage is only a warning.
         """
         with self._time.spending("saves"):
             finished = self._saver.finished(wait_s=wait_s)
@@ -146,36 +159,44 @@ class Checkpointing:
             return
         in_flight, self._in_flight = self._in_flight, None
         if finished.error is None:
-            self._saved = in_flight
-            self.lasts_s = finished.seconds
-            if self._interval.measured(finished.seconds, finished.stall_s):
-                message = f"from now on every {self._interval.seconds:.0f} s: a save costs {finished.stall_s:.2f} s"
-                self._emit(Notice(step=in_flight.step, topic="saves", message=message))
-            self._failed = 0
-            return
-        if isinstance(finished.error, SaveCancelledError):
-            return
+            self._succeeded(in_flight, finished)
+        elif not isinstance(finished.error, SaveCancelledError):  # we gave that one up ourselves
+            self._take_failure(in_flight, finished.error, tolerant=tolerant)
+
+    def _succeeded(self, saved: _Saved, finished: FinishedSave) -> None:
+        self._saved = saved
+        self.lasts_s = finished.seconds
+        if self._interval.measured(finished.seconds, finished.stall_s):
+            message = f"from now on every {self._interval.seconds:.0f} s: a save costs {finished.stall_s:.2f} s"
+            self._emit(Notice(step=saved.step, topic="saves", message=message))
+        self._failed = 0
+
+    def _take_failure(self, failed: _Saved, error: Exception, *, tolerant: bool) -> None:
         self._failed += 1
-        if not isinstance(finished.error, UnavailableError) or not tolerant or self._failed > 1:
-            raise finished.error
-        message = f"{finished.error} Training goes on; if the next save fails too, the attempt ends."
-        self._emit(Notice(step=in_flight.step, topic="checkpoint", message=message, warning=True))
+        # Storage often comes back, while a restart would lose the steps since the last commit. Any other error ends
+        # the attempt at once; its exit code tells the launcher what to do.
+        if not isinstance(error, UnavailableError) or not tolerant or self._failed > 1:
+            raise error
+        message = f"{error} Training goes on; if the next save fails too, the attempt ends."
+        self._emit(Notice(step=failed.step, topic="checkpoint", message=message, warning=True))
 
     def commit_now(self, state: TrainState, tag: str) -> None:
-        """The last save of an attempt: waited for, and left out when the state is committed already."""
+        """Make the last save of an attempt and wait for it; skipped when the state is committed already."""
         self._settle_older(state)
         self.collect(wait_s=math.inf)
+        # `preempted` only tells why a save was made, so any checkpoint of the state will do. `final` must be in the
+        # name.
         if self._saved.describes(state) and (tag == PREEMPTED or tag in self._saved.tags):
             return
         self.begin(state, tag)
         self.collect(wait_s=math.inf, tolerant=False)
 
     def _settle_older(self, state: TrainState) -> None:
-        """Give up the save of an older step if there is time for that of this one; else let it finish first."""
+        """Give up the save of an older step if there is time for one of this step; otherwise let it finish first."""
         older = self._in_flight
         replaced = older is not None and not older.describes(state) and self._stop() is not None
-        # A tagged save is never given up: the best checkpoint is that step's and no later one's.
-        gives_up = self._group.any_rank(replaced and older is not None and not older.tags and self._time_for_another())
+        # Every rank asks, also one without a save in flight: the others wait in this call.
+        gives_up = self._group.any_rank(replaced and self._may_give_up(older))
         if older is None or not (replaced or gives_up):
             return
         decision = "finished first; if time runs out, the last committed checkpoint stands"
@@ -185,9 +206,13 @@ class Checkpointing:
         message = f"the save of step {older.step}, which is under way, is {decision}"
         self._emit(Notice(step=state.step, topic="checkpoint", message=message))
 
+    def _may_give_up(self, older: _Saved | None) -> bool:
+        # A tagged save is never given up: the best checkpoint is that of its step and of no later one.
+        return older is not None and not older.tags and self._time_for_another()
+
     def _time_for_another(self) -> bool:
         """Whether a save that begins now would be done before the deadline, if there is one."""
         request, now_s = self._stop(), self._clock()
-        # A save that already takes longer than the one before says how the storage is now.
+        # A save that has already taken longer than the one before shows how slow the storage is now.
         pace = Pace(save_s=max(self.lasts_s, now_s - self._began_s))
         return request is not None and finishes_in_time(request, now_s, 0, pace)

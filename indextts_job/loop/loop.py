@@ -1,7 +1,7 @@
-"""The training loop, on objects that it is given.
+"""The training loop. It works on objects that it is given, so tests run it without a model.
 
-What is due at a step is decided by the step and the saved history, never by what happened before in this process: a
-validation that a kill interrupted is made up for, one that is recorded is not repeated.
+The step and the saved history decide what is due at a step, never what this process has done before. So a validation
+that a kill interrupted is done by the next attempt, and one that is recorded is not repeated.
 """
 
 import math
@@ -33,10 +33,10 @@ from indextts_job.training.step import Discarded, Updated
 
 
 class Work(Protocol):
-    """The computation and its data: `StepWork`."""
+    """The computation and its data. `StepWork` implements it."""
 
     def batches(self, step: int) -> Sequence[PackedBatch] | None:
-        """Micro-batches of a step, the steps in order; None on all ranks when a stop ended the wait of one."""
+        """Micro-batches of a step; steps come in order. None on all ranks when a stop ended the wait of one."""
 
     def train(
         self, batches: Sequence[PackedBatch], step: int, rate: float, discard: Callable[[int], bool]
@@ -49,7 +49,7 @@ class Work(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
-    """Numbers that steer a loop."""
+    """Settings of a loop."""
 
     total_steps: int
     order: Order
@@ -60,9 +60,9 @@ class LoopSettings:
     checkpointing: CheckpointingSettings
     goals: Sequence[Goal] = ()
     pace: Pace = field(default_factory=Pace)
-    """Of the last attempt on this hardware: the first step has nothing else to decide by."""
+    """Measured by the last attempt on this hardware; the first step of this one has no measurement of its own."""
     peak_tokens_per_s: float = 0.0
-    """What the hardware could do at best, the divisor of MFU; 0 = not known."""
+    """Rate at the hardware's peak, the divisor of the model FLOPs utilisation (MFU); 0 = not known."""
 
 
 class TrainingLoop:
@@ -109,8 +109,9 @@ class TrainingLoop:
         """Train.
 
         Args:
-            state: Where to start; changed in place.
-            saved_tags: Tags of this run's checkpoint that `state` was loaded from; None if it came from elsewhere.
+            state: The state to start from; changed in place.
+            saved_tags: Tags of the checkpoint of this run that `state` was loaded from, () for a fresh start; None if
+                it came from another run or trainer.
         """
         self._saves.resumed(state, saved_tags)
         outcome = self._run(state)
@@ -120,6 +121,7 @@ class TrainingLoop:
     def _run(self, state: TrainState) -> Literal["complete", "stopped"]:
         while True:
             self._saves.collect(wait_s=0)
+            # Before the save of the same step, so that the checkpoint has the result and may be tagged `best`.
             if self._validation_due(state) and not self._validate(state):
                 break
             if self._complete(state):
@@ -132,15 +134,16 @@ class TrainingLoop:
                 break
             if not self._train(state):
                 break
+        # At step 0 there is nothing to lose: the next attempt starts afresh.
         if state.step > 0:
             self._saves.commit_now(state, PREEMPTED)
         return "stopped"
 
     def _demand_goals(self, state: TrainState) -> None:
-        """End a run that has missed a goal, with everything committed.
+        """End a run that has missed a goal, after a commit.
 
         Raises:
-            GoalMissedError: It has.
+            GoalMissedError: A goal is missed.
         """
         if missed := missed_goal(self._settings.goals, state.history):
             self._saves.commit_now(state, PREEMPTED)
@@ -151,12 +154,12 @@ class TrainingLoop:
             self._saves.begin(state)
 
     def _train(self, state: TrainState) -> bool:
-        """One step; False when a stop request discarded it or came while it was finished."""
+        """Train one step. False when a stop request has ended it: it was discarded, or its data did not come."""
         step = state.step
         with self._time.spending("data"):
             batches = self._work.batches(step)
         if batches is None:
-            self._agreed_stop()
+            self._agreed_stop()  # one rank knows of the stop; the others learn of it here
             self._announce_stop(state, 0, 0, "while its data was waited for")
             return False
         pace = replace(self._pace, save_s=self._saves.lasts_s)
@@ -169,6 +172,7 @@ class TrainingLoop:
         if isinstance(outcome, Discarded):
             return False
         seconds = self._clock() - started_s
+        # The last step is the best estimate for the next one: the hardware is the same, and so is the load beside it.
         self._pace = replace(self._pace, micro_batch_s=outcome.micro_batch_s, update_s=outcome.update_s)
         self._saves.pace = self._pace
         state.step = step + 1
@@ -180,6 +184,7 @@ class TrainingLoop:
         ).after_step(outcome.losses, outcome.grad_norm)
         self._emit(StepDone(step=state.step, samples=outcome.samples, tokens=outcome.tokens, seconds=seconds))
         self._time.step_done(outcome, seconds)
+        # By the step, not by time: lines of interrupted and undisturbed runs then stand at the same steps.
         if state.step % self._settings.log_interval_steps == 0 or state.step == self._settings.total_steps:
             self._emit_line(state, rate)
         return True
@@ -219,10 +224,11 @@ class TrainingLoop:
         if not self._settings.validation_samples or state.step == 0 or state.history.validated_at(state.step):
             return False
         if state.step >= self._settings.total_steps:
-            return True  # always at the end, so that the final state is judged and a best one exists
+            return True  # always at the end, so that the final state has a result and a best one exists
         interval = self._settings.validation.interval_steps
         if interval:
             return state.step % interval == 0
+        # The global batch need not divide the epoch: the first step that reaches into a new epoch counts.
         order = self._settings.order
         return order.epoch_of(state.step)[0] > order.epoch_of(state.step - 1)[0]
 
@@ -240,26 +246,28 @@ class TrainingLoop:
         return state.step >= self._settings.total_steps
 
     def _risk_rose(self, state: TrainState) -> bool:
-        """Whether the machine has become likelier to be taken away: then a checkpoint is worth its price now."""
+        """Whether to save because the cloud has raised the probability that this machine is taken away."""
         risk = self._risk()
         if not self._group.any_rank(risk != self._risk_known and state.step > 0):
             return False
+        # Remembered, so that one notice causes one save.
         self._risk_known = risk
         message = f"{risk or 'another node is likelier to be taken away'}: saving now, training goes on"
         self._emit(Notice(step=state.step, topic="notice", message=message))
         return not self._saves.holds(state)
 
     def _agreed_stop(self) -> StopRequest | None:
-        """The stop request that all ranks act on; they ask at the same places."""
+        """The stop request that all ranks act on. A collective call."""
         self._agreed = self._group.agree_on_stop(self._stop())
         return self._agreed
 
     def _known_stop(self) -> StopRequest | None:
-        """The stop request as far as this rank knows, for what it does by itself."""
+        """The stop request that this rank knows of, for decisions that need no agreement."""
         return self._agreed or self._stop()
 
     def _announce_stop(self, state: TrainState, done: int, of: int, decision: str) -> None:
         request = self._known_stop()
+        # One event per stop: several places may notice it.
         if request is not None and not self._stop_announced:
             self._stop_announced = True
             left_s = request.deadline_at_s - self._clock()
@@ -275,6 +283,7 @@ class TrainingLoop:
             )
 
     def _emit_line(self, state: TrainState, rate: float) -> None:
+        # Rates come from the clock and are not saved; losses come from the history, which is.
         samples_per_s, tokens_per_s, seconds_per_step = self._time.rates()
         peak = self._settings.peak_tokens_per_s
         self._emit(

@@ -1,4 +1,4 @@
-"""What rank 0 does for every save: make a checkpoint of the tensors that all ranks wrote, then tidy the run."""
+"""Rank 0's part of a save: commits a checkpoint of the tensors that all ranks wrote, then tidies the run."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +20,11 @@ CHECKPOINT_LOG = "checkpoint_log.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """One checkpoint that is to become visible: everything about it but the tensors that are still being written."""
+    """A checkpoint that is to be committed: everything but the tensors that are still being written."""
 
     name: CheckpointName
     carried: Carried
-    """As it was when the save began."""
+    """The base tensors as they were when the save began."""
     values: CheckpointValues
 
 
@@ -42,7 +42,7 @@ class Publisher:
         files: Mapping[str, bytes],
         audit: Callable[[], Repaired] = Repaired,
     ) -> None:
-        """Nothing is committed yet.
+        """Without a commit so far.
 
         Args:
             store: The run's checkpoints.
@@ -50,8 +50,8 @@ class Publisher:
             attempt_start: Step at which this attempt began; part of every checkpoint's name.
             keep: Newest checkpoints to keep.
             unreadable: Checkpoints that this attempt could not read, and therefore never deletes.
-            files: Stored with every checkpoint, by name.
-            audit: Compares what all checkpoints share with its hashes, and repairs it.
+            files: Files that every checkpoint holds, by name.
+            audit: Verifies the objects that all checkpoints share, and repairs them.
         """
         self._store = store
         self._fence = fence
@@ -63,10 +63,10 @@ class Publisher:
         self._audited = False
         self._warned: set[str] = set()
         self.warnings: list[str] = []
-        """For the user, since they were taken last."""
+        """Messages for the user. The saver takes them out and reports them."""
 
     def publication(self, state: TrainState, tags: tuple[str, ...], values: CheckpointValues) -> Publication:
-        """What a save that begins now will publish."""
+        """The publication of a save that starts now."""
         name = CheckpointName(state.step, self._fence.attempt, self._attempt_start, tags)
         return Publication(name=name, carried=state.carried, values=values)
 
@@ -74,20 +74,22 @@ class Publisher:
         """Make a checkpoint visible.
 
         Args:
-            publication: Which.
-            parts: What each rank has written.
+            publication: The checkpoint.
+            parts: The tensors that each rank has written.
 
         Raises:
             SupersededError: A newer attempt has started.
-            DataError: It was to be the final one and is committed, but an export of it would fail.
+            DataError: The checkpoint is committed, but without its tag `final`, because an export of it would fail.
         """
         if retention.FINAL not in publication.name.tags:
             return self._commit(publication.name, publication, parts)
+        # Before the commit: a run with a final checkpoint is complete, and nobody would look at its objects again.
         found = self._run_audit()
         self.warnings += found.told
         if found.whole:
             return self._commit(publication.name, publication, parts)
-        # A final checkpoint that cannot be exported is none, so the run must not count as complete.
+        # A final checkpoint has to be exportable. Without the tag the run does not count as complete, and the trained
+        # state is kept all the same.
         tags = tuple(tag for tag in publication.name.tags if tag != retention.FINAL)
         self._commit(replace(publication.name, tags=tags), publication, parts)
         raise DataError(
@@ -106,9 +108,9 @@ class Publisher:
         return self._store.publish(name, content, parts, self._fence.check)
 
     def tidy(self, committed: CommitResult) -> bool:
-        """Do what follows a commit: remove old checkpoints, write side records, audit shared objects.
+        """Remove old checkpoints, write side records, and audit shared objects, after a commit.
 
-        None of it is worth ending a training for: what fails is a warning.
+        The training needs none of this, so a failure is a warning.
 
         Args:
             committed: The checkpoint that has just become visible.
@@ -122,22 +124,24 @@ class Publisher:
             self._store.storage.write(describe.SUMMARY, json.dumps(describe.summary(self._store), indent=1).encode())
             self._append_to_log(committed.manifest)
             self._audit(committed.manifest)
-        # A person or another program may have put anything where side records lie.
+        # Anything may lie at the place of a side record: a folder, or a document of another program.
         except Exception as error:  # noqa: BLE001
             self.warnings.append(f"old checkpoints were not removed, or {describe.SUMMARY} not written: {error}")
         return bool(removed)
 
     def _audit(self, manifest: CheckpointManifest) -> None:
-        """Look after the objects that all checkpoints share: every byte once per attempt, then only by a listing."""
+        """Verify the objects that all checkpoints share: every byte once per attempt, afterwards by a listing."""
+        # Reading the base model after every save would cost as much as the save itself.
         if self._audited and not self._store.missing(manifest):
             return
         self._audited = True
         told = self._run_audit().told
+        # Each message once: the audit repeats itself until somebody repairs the cause.
         self.warnings += [message for message in told if message not in self._warned]
         self._warned.update(told)
 
     def _append_to_log(self, manifest: CheckpointManifest) -> None:
-        """Rewrite the log with one more entry: object stores cannot append, and a kill never leaves half of it."""
+        """Write the log again with one more entry: object stores cannot append, and a write is all or nothing."""
         storage = self._store.storage
         try:
             entries = _log_entries(storage.read(CHECKPOINT_LOG))
@@ -148,7 +152,7 @@ class Publisher:
 
 
 def _log_entries(content: bytes) -> list[object]:
-    """Entries of the log; a damaged log begins anew."""
+    """Entries of the log; none when it is damaged."""
     try:
         entries = json.loads(content.decode())
     except (ValueError, RecursionError):

@@ -9,7 +9,7 @@ from indextts_job.training.state import BASE
 
 
 class HostCopies:
-    """Buffers on the host, kept from one save to the next: new memory costs more than the copy itself.
+    """Buffers on the host, reused by every save: allocating fresh memory costs more than the copy itself.
 
     At most one save is in flight, so one set of buffers is enough.
     """
@@ -33,7 +33,7 @@ class HostCopies:
 
     def _copied(self, key: str, tensor: Tensor) -> Tensor:
         if key.startswith(BASE):
-            return tensor
+            return tensor  # training never changes it, so the thread may read it directly
         return self._buffer(key, tensor).copy_(tensor.detach(), non_blocking=True)
 
     def _buffer(self, key: str, tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where the time of an attempt goes: rates for the next train line, and an account from its first step on."""
+"""Accounts for the time of an attempt: rates since the last train line, and sums since the first step."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from indextts_job.training.step import Updated
 
 
 class Timekeeper:
-    """Adds up, on the loop's clock."""
+    """Sums of seconds, samples and tokens, by the loop's clock."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -17,7 +17,7 @@ class Timekeeper:
 
     @contextmanager
     def spending(self, part: str) -> Iterator[None]:
-        """Count what happens inside.
+        """Add the duration of the block to a part.
 
         Args:
             part: `data`, `validation` or `saves`.
@@ -29,7 +29,7 @@ class Timekeeper:
             self._spent_s[part] += self._clock() - started_s
 
     def step_done(self, outcome: Updated, seconds: float) -> None:
-        """Count a step that was applied."""
+        """Add a step that was applied."""
         self._spent_s["steps"] += seconds
         self._seconds += seconds
         self._samples += len(outcome.samples)
@@ -37,11 +37,12 @@ class Timekeeper:
         self._steps += 1
 
     def spent(self, step: int) -> TimeSpent:
-        """The account until now."""
+        """The sums until now."""
         return TimeSpent(step=step, **{f"{part}_s": spent_s for part, spent_s in self._spent_s.items()})
 
     def rates(self) -> tuple[float, float, float]:
-        """Samples and tokens per second, and seconds per step, since they were asked for last."""
+        """Samples and tokens per second, and seconds per step, since the last call."""
+        # A coarse clock may show no time at all between two lines.
         seconds = max(self._seconds, 1e-9)
         found = self._samples / seconds, self._tokens / seconds, seconds / self._steps
         self._forget_interval()

@@ -1,4 +1,4 @@
-"""Steps and validations on this machine. What runs out of the device's memory is repeated in smaller micro-batches."""
+"""Computes steps and validations on this machine; repeats them in smaller micro-batches after an out of memory."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ class CutStep:
     """The micro-batches of a step."""
 
     capacity_tokens: int
-    """That they were cut for."""
+    """Capacity that they were cut for."""
     batches: list[PackedBatch]
 
 
@@ -46,10 +46,11 @@ class StepWork:
         """See `loop.Work`."""
         cut = self.prefetcher.get(step, self.stop, lambda: self._waits_for("the data of a step", step))
         if cut and cut.capacity_tokens != self.capacity.tokens:
-            # What was cut before the capacity was lowered is cut again, also where it would fit: other ranks' may not.
+            # Micro-batches from before the capacity was lowered are cut again, even if they would fit: those of other
+            # ranks may not, and all ranks need equally many.
             self.prefetcher.restart(step)
             cut = self.prefetcher.get(step, self.stop)
-        # A stop ends the wait of one rank. The others have their data, and must not begin the step without it.
+        # A stop may end the wait on one rank only. The others have their data and must not start the step alone.
         return None if self.engine.group.any_rank(cut is None) or cut is None else cut.batches
 
     def train(
@@ -59,9 +60,10 @@ class StepWork:
         while True:
             with contextlib.suppress(torch.OutOfMemoryError):
                 return train_step(self.engine, batches, step, rate, discard)
-            # Here the error is gone, and with it the frames that held on to tensors.
+            # Outside of the `with` block: the error holds the frames of the step, and they hold its tensors.
             reset_step(self.engine, step)
             self._lower("a step", step)
+            # The prefetcher has cut later steps for the old capacity already.
             self.prefetcher.restart(step)
             again = self.batches(step)
             if again is None:
@@ -81,6 +83,7 @@ class StepWork:
             cut = list(in_order(lengths, self.capacity.tokens))
             mine = list(shares(cut, self.engine.group.rank, self.engine.group.world_size))
             with (
+                # Read by a thread, as for steps: a read that hangs here would otherwise hide a stop request.
                 Prefetcher(partial(_validation_batch, dataset, config, mine), range(len(mine))) as prefetcher,
                 contextlib.suppress(torch.OutOfMemoryError),
             ):
