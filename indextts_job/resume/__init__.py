@@ -1,1 +1,1 @@
-"""Whether a run may go on from a checkpoint, and from which."""
+"""Selects the checkpoint that an attempt resumes from, and checks that it may."""

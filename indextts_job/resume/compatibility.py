@@ -1,4 +1,4 @@
-"""Whether going on at a checkpoint's exact place means what it meant, and what changed since."""
+"""Compares a checkpoint with the present settings: may the run resume at its exact position, and what has changed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from indextts_job.redaction import redacted_values
 from indextts_job.tokenizer.loading import Tokenizer
 
 POSITION_KEYS = ("recipe.global_batch_samples", "recipe.seed")
-"""Keys that decide which samples a step holds. A run never changes them."""
+"""Keys that decide which samples a step holds. They are fixed for the whole run."""
 MATHEMATICS = ("recipe.", "optimizer.", "schedule.")
-"""Sections whose change alters the update of a step."""
+"""Sections whose keys change the update of a step."""
 WITHOUT_EFFECT = ("recipe.new_rows",)
-"""Keys of these sections that are used only when a run begins."""
+"""Keys of these sections that are used only at the start of a run."""
 BEFORE_THEY_WERE_KEYS = {"schedule.new_rows_factor": 1.0}
-"""Values that a checkpoint was trained with if it was written before the key existed."""
+"""Values for checkpoints written before the key existed. The default may differ from what they were trained with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Present:
-    """What this attempt brings, to be compared with a checkpoint."""
+    """Settings and inputs of this attempt, for the comparison with a checkpoint."""
 
     config: RunConfig
     model_section: Mapping[str, Any]
@@ -42,6 +42,7 @@ def extends_vocabulary(values: CheckpointValues, tokenizer: Tokenizer) -> bool:
         ConfigError: It is neither the same nor an extension.
     """
     recorded = values.tokenizer
+    # The fingerprint of the first pieces: an extension only appends, so that old ids keep their meaning.
     if tokenizer.pieces >= recorded.pieces and tokenizer.fingerprint(recorded.pieces) == recorded.fingerprint:
         return tokenizer.pieces > recorded.pieces
     raise ConfigError(
@@ -52,10 +53,11 @@ def extends_vocabulary(values: CheckpointValues, tokenizer: Tokenizer) -> bool:
 
 
 def demand_same_run(values: CheckpointValues, present: Present, where: str) -> list[str]:
-    """Check that going on at a checkpoint's exact place means what it meant.
+    """Check that every step after the checkpoint has the samples and the update that it would have had.
 
     Args:
-        present: What this attempt brings.
+        values: The values that the checkpoint records.
+        present: Settings and inputs of this attempt.
         where: The checkpoint, for messages.
 
     Returns:
@@ -67,10 +69,12 @@ def demand_same_run(values: CheckpointValues, present: Present, where: str) -> l
     """
     new_run = f"To train on from its weights in a new run: --resume {where} --no-load-optimizer --output-dir NEW."
     _demand_same_model(values, present, where)
+    # Model and position first: a wrong file explains more than the list of all differences.
     changes = _changes(values, present)
     _demand_same_position(changes, present, new_run)
     _demand_same_dataset(values, present, where, new_run)
     _demand_same_mathematics(changes, values, present, where)
+    # `resume.*` differs in most resumes and says nothing about the training.
     return [f"{change.key}: {change.old} -> {change.new}" for change in changes if not change.key.startswith("resume.")]
 
 
@@ -88,7 +92,7 @@ class _Change:
 
 def _changes(values: CheckpointValues, present: Present) -> list[_Change]:
     old = {**BEFORE_THEY_WERE_KEYS, **flatten(values.config)}
-    # The checkpoint's configuration is recorded without secrets.
+    # The checkpoint's configuration is recorded without secrets, so they must not count as changes.
     new = redacted_values(flatten(present.config.to_json()))
     return [_Change(key, old.get(key), new[key]) for key in new if old.get(key) != new[key]]
 
@@ -98,10 +102,12 @@ def _demand_same_mathematics(
 ) -> None:
     harmless = set(WITHOUT_EFFECT)
     if not values.vocabulary.new_rows:
+        # The rate of new rows has no effect where there are none.
         harmless.add("schedule.new_rows_factor")
     decisive = [change for change in changes if change.key.startswith(MATHEMATICS) and change.key not in harmless]
     refused = [str(change) for change in decisive if change.key not in present.config.resume.accept]
     if refused:
+        # All of them, also those accepted before: the line replaces the setting as a whole.
         accept = f"resume.accept=[{','.join(change.key for change in decisive)}]"
         advice = f"They change the update of every step. If that is intended, say so: {accept}"
         raise ConfigError(findings_message(f"settings differ from those of {where}", refused, advice))
@@ -127,6 +133,7 @@ def _demand_same_position(changes: Sequence[_Change], present: Present, new_run:
 
 def _demand_same_dataset(values: CheckpointValues, present: Present, where: str, new_run: str) -> None:
     order = values.order
+    # Another version of the order gives other samples to every step, whatever the settings are.
     if order.version != ORDER_VERSION:
         raise ConfigError(
             f"{where}: sample order version {order.version}, this release has {ORDER_VERSION}. Use the release "

@@ -1,8 +1,8 @@
 """Checks that what was loaded is what was saved. They run before the first step after a resume and change nothing.
 
-A checkpoint's bytes are verified when they are read. These checks cover what comes after that: the state is on the
-device, moments belong to their weights, and the model computes the same losses as when it was saved, on a few samples
-whose losses the checkpoint records.
+A checkpoint's bytes are verified when they are read. These checks cover the steps after that: the state is on the
+device, moments belong to their weights, and the model computes the losses that the checkpoint records for a few
+samples.
 """
 
 import math
@@ -25,13 +25,13 @@ from indextts_job.training.state import BASE, TrainState
 
 REFERENCE_SAMPLES = 4
 TOLERANCES: Mapping[str, float] = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
-"""Relative, of a loss that another device or another cut computes: about 100 units of each precision's last place in
-the activations; a wrong tensor moves the loss by whole numbers."""
+"""Relative tolerance of a loss that another device or another cut computes: about 100 units in the last place of each
+precision in the activations. A wrong tensor changes the loss by whole numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A few samples of the training set, always the same ones, computed without dropout."""
+    """The first samples of the training set, computed without dropout: their losses identify a state."""
 
     batch: PackedBatch
 
@@ -41,9 +41,11 @@ class Reference:
         return cls(collate(dataset.samples(range(min(REFERENCE_SAMPLES, len(dataset)))), config))
 
     def losses(self, engine: Engine) -> ReferenceLosses | None:
-        """What the model computes of them now, to be kept with a checkpoint; None without the memory for it."""
+        """Their losses with the present weights, for a checkpoint; None when the device has too little memory."""
         try:
+            # Each rank for itself: only rank 0 records losses, so a collective here would wait for the others for ever.
             found = evaluate(replace(engine, group=SingleProcess()), [self.batch], lambda _done: False)
+        # A diagnosis must not end a training that itself fits the memory.
         except torch.OutOfMemoryError:
             return None
         return ReferenceLosses(
@@ -71,15 +73,16 @@ def consistency(
     values: CheckpointValues,
     frozen: Mapping[str, Tensor],
 ) -> Iterator[Check]:
-    """Check a state that was loaded; each check is made when it is asked for.
+    """Check a loaded state. A generator: each check is computed when it is asked for, so it can be reported at once.
 
     Args:
-        state: On the device.
+        state: The state, on the device.
         engine: Computes the losses.
         reference: Samples whose losses the checkpoint records.
-        values: What the checkpoint records.
-        frozen: Frozen text tables as the checkpoint has them, `base/…`.
+        values: The values that the checkpoint records.
+        frozen: Frozen text tables of the checkpoint, by full name (`base/…`).
     """
+    # The loss first: it covers all weights at once.
     yield _computes_the_same(engine, reference, values.reference)
     yield _finite(state)
     yield _frozen(state, frozen)
@@ -94,8 +97,10 @@ def _computes_the_same(engine: Engine, reference: Reference, recorded: Reference
     now = reference.losses(engine)
     if now is None:
         return Check("loss", passed=True, found="no memory to compute it")
+    # The coarser of both precisions: one of the two losses was computed in it.
     tolerance = max(TOLERANCES[engine.precision], TOLERANCES.get(recorded.precision, 0.0))
     pairs = (("text_loss", recorded.text_loss, now.text_loss), ("mel_loss", recorded.mel_loss, now.mel_loss))
+    # Relative differences; the small divisor keeps a loss of 0 from dividing by zero.
     apart = max(abs(after - before) / max(abs(before), 1e-12) for _, before, after in pairs)
     shown = ", ".join(f"{name} {before:.6g} then, {after:.6g} now" for name, before, after in pairs)
     same = recorded.samples == now.samples
@@ -114,6 +119,7 @@ def _frozen(state: TrainState, tables: Mapping[str, Tensor]) -> Check:
     rows = 0
     for name, value in state.model.named_buffers():
         kept = tables[BASE + name]
+        # Compared in the type of the model, into which the table was converted on its way to the device.
         moved = (value.detach().cpu() != kept.to(value.dtype)).reshape(len(kept), -1).any(dim=1)
         if bool(moved.any()):
             return Check("frozen rows", passed=False, found=f"{name}: row {int(moved.nonzero()[0])} has moved")
@@ -132,7 +138,7 @@ def _moments(state: TrainState) -> Check:
 
 
 def _moment_problem(value: Tensor, kept: Mapping[str, Tensor], step: int) -> str:
-    """What is wrong with the moments of one parameter; empty if nothing is."""
+    """The problem with the moments of one parameter; empty without one."""
     first, second = kept["exp_avg"], kept["exp_avg_sq"]
     if first.shape != value.shape or second.shape != value.shape:
         return "shapes differ"
@@ -146,17 +152,18 @@ def _moment_problem(value: Tensor, kept: Mapping[str, Tensor], step: int) -> str
 def _position(state: TrainState, values: CheckpointValues) -> Check:
     order = values.order
     expected = state.step * order.global_batch_samples
-    # The last step of a run may be short, also of one that was prolonged afterwards.
+    # An upper bound only: the last step of a run may be short, also in a run that was prolonged afterwards.
     passed = state.step <= values.total_steps and 0 < state.history.samples <= max(expected, 1)
     text = f"step {state.step} x {order.global_batch_samples} samples, {state.history.samples} used"
     return Check("position", passed, text)
 
 
 def _rate(state: TrainState, values: CheckpointValues) -> Check:
-    """The rate of the last update, as it was used and as the schedule of that attempt gives it."""
+    """The rate of the last update: the recorded one, and the one by the schedule of that attempt."""
     recorded = values.learning_rate
     if recorded is None or not state.step:
         return Check("learning rate", passed=True, found="a function of the step")
+    # The schedule that the checkpoint records, not the present one: the user may have changed that on purpose.
     known = {entry.name for entry in fields(ScheduleConfig)}
     recorded_schedule = values.config_section("schedule")
     schedule = ScheduleConfig(**{key: value for key, value in recorded_schedule.items() if key in known})

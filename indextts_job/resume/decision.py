@@ -1,4 +1,4 @@
-"""What a selected checkpoint is used for: its exact position, or only its weights. Tells the user what was chosen."""
+"""Decides whether a selected checkpoint gives its exact position or only its weights, and tells the user."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ from indextts_job.resume.select import Selection
 
 @dataclass(frozen=True, slots=True)
 class _Voice:
-    """Notices about the resume."""
+    """Emits notices about the resume."""
 
     emit: Emit
     step: int = 0
@@ -28,8 +28,8 @@ def decide(selection: Selection, present: Present, emit: Emit) -> Selection:
 
     Args:
         selection: The checkpoint to start from, if any.
-        present: What this attempt brings.
-        emit: Gets what was chosen, and what changed since the checkpoint.
+        present: Settings and inputs of this attempt.
+        emit: Gets the choice, and the changes since the checkpoint.
 
     Raises:
         ConfigError: A setting changed that decides the samples or the update of a step.
@@ -42,6 +42,7 @@ def decide(selection: Selection, present: Present, emit: Emit) -> Selection:
     voice = _Voice(emit, point.name.step)
     _tell_of_checkpoint(selection, point, voice)
     recorded = point.manifest.values.tokenizer.pieces
+    # Before the request for weights only: the check also refuses a tokenizer that does not fit the checkpoint at all.
     if extends_vocabulary(point.manifest.values, present.tokenizer):
         voice.warn(
             f"the tokenizer grew from {recorded} to {present.tokenizer.pieces} pieces: the checkpoint's weights are "
@@ -69,6 +70,7 @@ def _tell_of_checkpoint(selection: Selection, point: ResumePoint, voice: _Voice)
         voice.warn(f"passed over a checkpoint: {reason}")
     for note in (*point.repaired, *selection.notes):
         voice.warn(note)
+    # A listing finds lost objects. Their bytes are verified by the audit after the first save.
     if not point.repaired and (lost := point.store.missing(point.manifest)):
         voice.warn(
             f"{len(lost)} objects of the checkpoint are lost or cut, {lost[0].key} among them. Training does not need "

@@ -1,4 +1,4 @@
-"""One checkpoint to go on from: find it by its name, read it, verify it."""
+"""Finds one checkpoint by its name, reads it and verifies it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -31,15 +31,15 @@ class ResumePoint:
     manifest: CheckpointManifest
     tensors: Mapping[str, Tensor]
     passed_over: tuple[str, ...] = ()
-    """Why each newer checkpoint could not be read."""
+    """For each newer checkpoint, the reason why it could not be read."""
     unreadable: tuple[CheckpointName, ...] = ()
     """Names of those checkpoints; this attempt never deletes them."""
     repaired: tuple[str, ...] = ()
-    """What was damaged in it, and what was done about it."""
+    """Messages about damage in it, and about its repair."""
 
     @property
     def name(self) -> CheckpointName:
-        """Its name."""
+        """Name of the checkpoint."""
         return self.manifest.name
 
     @property
@@ -49,13 +49,13 @@ class ResumePoint:
 
 
 def newest(store: CheckpointStore, repair: Repair | None = None) -> ResumePoint:
-    """The newest checkpoint that can be read and verified. Others are named and left alone.
+    """The newest checkpoint that can be read and verified. Newer ones are reported and not changed.
 
     A checkpoint that cannot be read ranks below every one that can, because its name may hold any number.
 
     Args:
         store: The run.
-        repair: See `read`.
+        repair: As in `read`.
 
     Raises:
         ConfigError: There is none.
@@ -66,6 +66,7 @@ def newest(store: CheckpointStore, repair: Repair | None = None) -> ResumePoint:
         raise ConfigError(f"{store.storage.url} holds no checkpoints. Give a run folder or one of its manifests.")
     passed_over: list[str] = []
     unreadable: list[CheckpointName] = []
+    # Computed again without the unreadable ones: one of them may have superseded a checkpoint that is whole.
     while candidates := retention.current(name for name in names if name not in unreadable):
         try:
             point = read(store, candidates[0], repair)
@@ -89,14 +90,15 @@ def read(store: CheckpointStore, name: CheckpointName, repair: Repair | None = N
     Args:
         store: The run.
         name: The checkpoint.
-        repair: Writes objects that all checkpoints share again, when they are damaged. Tells what it did.
+        repair: Writes damaged objects again that all checkpoints share; returns messages about it.
 
     Raises:
         DataError: It is not whole.
     """
     manifest = store.manifest(name)
     tensors, repaired = _loaded(store, manifest, repair)
-    # Training does not read every object. A hole in the others would stay for ever in a run that is complete.
+    # Training does not read every object. A run that is complete makes no further save whose audit would find a hole
+    # in the others.
     if not repaired and repair and store.missing(manifest):
         repaired = repair(store, manifest).told
     return ResumePoint(store=store, manifest=manifest, tensors=tensors, repaired=repaired)
@@ -105,7 +107,8 @@ def read(store: CheckpointStore, name: CheckpointName, repair: Repair | None = N
 def _loaded(
     store: CheckpointStore, manifest: CheckpointManifest, repair: Repair | None
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors that training needs, and what had to be repaired for them."""
+    """The tensors that training needs, and messages about repairs."""
+    # Only these: the other base tensors are gigabytes that only an export needs.
     wanted = (WEIGHTS, FIRST_MOMENT, SECOND_MOMENT, *(BASE + key for key in TEXT_TABLES))
     try:
         return store.load(manifest, wanted), ()
@@ -113,6 +116,7 @@ def _loaded(
         told = repair(store, manifest).told if repair else ()
         if not told:
             raise
+        # Once more after the repair; damage elsewhere raises here.
         return store.load(manifest, wanted), (str(error), *told)
 
 
@@ -123,8 +127,8 @@ def locate(
 
     Args:
         source: Path or URL.
-        storage: How patient to be with remote storage.
-        may_be_gone: Accept a name of something that does not exist any more: a run needs its origin only once.
+        storage: Settings of remote storage.
+        may_be_gone: Accept a name of something that no longer exists, because a run needs its origin only once.
 
     Raises:
         ConfigError: It is neither.
@@ -145,7 +149,7 @@ def locate_all(source: str, storage: StorageConfig | None = None) -> tuple[Check
 
     Args:
         source: Path or URL of a run, or of one checkpoint's manifest.
-        storage: How patient to be with remote storage.
+        storage: Settings of remote storage.
 
     Raises:
         ConfigError: It is neither, or the run has no checkpoint.
@@ -162,6 +166,7 @@ def _located_checkpoint(
 ) -> tuple[CheckpointStore, CheckpointName]:
     folder, _, file = source.rpartition("/")
     name = parse_file_name(file)
+    # A manifest lies in RUN/checkpoints/; a relative name may begin with that folder.
     run = folder.rpartition("/")[0] or "."
     if name is None or not (may_be_gone or files.exists(source)):
         raise no_such_checkpoint(source, run)

@@ -1,4 +1,4 @@
-"""What happens when a check after loading fails: abort, warn, or ask."""
+"""Acts on failed checks of a loaded state: abort, warn, or ask."""
 
 import sys
 import time
@@ -19,18 +19,18 @@ ADVICE = (
 
 
 def admit(checks: Iterable[Check], policy: ChecksPolicy, stop: Stop, emit: Emit, step: int) -> None:
-    """Report checks, and go on, wait or give up.
+    """Report checks; return to train on, or raise.
 
     Args:
-        checks: Made while this asks for them.
-        policy: See `ResumeConfig.checks`.
-        stop: Looked at while a countdown runs.
-        emit: Gets a line for each check, and the verdict.
+        checks: A generator that computes each check when it is asked for.
+        policy: `ResumeConfig.checks`.
+        stop: Ends a countdown.
+        emit: Gets a line for each check, and the result.
         step: The position.
 
     Raises:
         DataError: A check failed and the policy says abort.
-        StoppedError: Somebody stopped it during the countdown.
+        StoppedError: A stop was requested during the countdown.
     """
 
     def say(message: str, *, warning: bool = False) -> None:
@@ -40,6 +40,7 @@ def admit(checks: Iterable[Check], policy: ChecksPolicy, stop: Stop, emit: Emit,
     if not failed:
         return
     if policy == "auto":
+        # Nobody answers in a batch job; there a state that may be wrong must not train on.
         policy = "ask" if sys.stdin.isatty() and sys.stdout.isatty() else "abort"
     if policy == "abort":
         raise DataError(findings_message("the state that was loaded is not the one that was saved", failed, ADVICE))
@@ -51,7 +52,7 @@ def admit(checks: Iterable[Check], policy: ChecksPolicy, stop: Stop, emit: Emit,
 
 
 def _run(checks: Iterable[Check], say: Callable[..., None]) -> list[str]:
-    """Make the checks, report each, and return those that failed."""
+    """Compute the checks, report each, and return those that failed."""
     started_s = time.monotonic()
     say("is what was loaded what was saved?")
     failed, count = [], 0
@@ -66,6 +67,7 @@ def _run(checks: Iterable[Check], say: Callable[..., None]) -> list[str]:
 
 
 def _count_down(stop: Stop, say: Callable[[str], None]) -> None:
+    # A countdown instead of a question: input that never comes would hold the GPU, and a stop has to be seen.
     for left in range(COUNTDOWN_S, 0, -1):
         say(f"training goes on in {left} s; Ctrl+C gives up")
         if pause(1.0, stop):

@@ -1,7 +1,7 @@
-"""Where to go on from: find the checkpoint that is asked for, and verify it.
+"""Finds and verifies the checkpoint that an attempt starts from.
 
-Three ways to start: from the base checkpoint; at the exact place of a checkpoint; or with a checkpoint's weights but
-fresh moments, schedule and position, which belong together.
+There are three ways to start: from the base checkpoint; at the exact position of a checkpoint; or with a checkpoint's
+weights but fresh moments, schedule and position, which belong together.
 """
 
 from dataclasses import dataclass
@@ -25,27 +25,27 @@ class Selection:
 
     point: ResumePoint | None
     legacy: tuple[str, ...] = ()
-    """Checkpoints of the old trainer to start from: the first of them that can be read."""
+    """Checkpoints of the old trainer. The first one that can be read is the start."""
     weights_only: bool = False
     notes: tuple[str, ...] = ()
-    """What the user should know about the choice."""
+    """Warnings for the user about the choice."""
 
     @property
     def step(self) -> int:
-        """The position to go on from; 0 where moments, schedule and position start afresh."""
+        """The position to resume at; 0 when moments, schedule and position start afresh."""
         return self.point.name.step if self.point and not self.weights_only else 0
 
 
 def select(config: ResumeConfig, own: CheckpointStore, repair: Repair | None = None) -> Selection:
-    """Pick and verify the checkpoint that a configuration asks for.
+    """Find and verify the checkpoint that a configuration asks for.
 
-    A requeued job repeats its command line. So a `resume` that names another run counts only while this run has no
-    checkpoint, and one that names an older checkpoint of this run counts only until the run has committed behind it.
+    A requeued job repeats its command line. So a `resume` that names another run counts only until this run has a
+    checkpoint, and one that names an older checkpoint of this run only until a later step has been committed from it.
 
     Args:
-        config: What is asked for.
+        config: The request.
         own: The run's checkpoints.
-        repair: See `points.read`.
+        repair: As in `points.read`.
 
     Raises:
         ConfigError: The request cannot be fulfilled, or would overwrite something.
@@ -56,7 +56,9 @@ def select(config: ResumeConfig, own: CheckpointStore, repair: Repair | None = N
         return _own_or_fresh(config, own, names, repair)
     if is_old_checkpoint(config.source):
         return _old_checkpoint(config, own, names, repair)
+    # After a requeue the origin may be deleted; whether it is needed turns out below.
     source, name = locate(config.source, may_be_gone=True)
+    # Before the check of `names`: a path to this run, spelled in another way, is no other run.
     if same_place(source.storage.url, own.storage.url):
         return _within_own_run(config, own, names, name, repair)
     if names:
@@ -68,12 +70,12 @@ def _own_names(own: CheckpointStore) -> list[CheckpointName]:
     """The run's current checkpoints, newest first.
 
     Raises:
-        DataError: The run has had checkpoints, and has none now.
+        DataError: The run has had checkpoints, and has none now. A fresh start would bury them.
     """
     names = retention.current(own.names())
     if names or not _has_had_checkpoints(own):
         return names
-    # An older attempt that is still ending may have committed its first checkpoint after the listing.
+    # Listed again: an older attempt that is still ending may have committed its first checkpoint after the listing.
     names = retention.current(own.names())
     if not names:
         raise _lost_checkpoints(own.storage.url)
@@ -84,6 +86,7 @@ def _fork(config: ResumeConfig, source: CheckpointStore, name: CheckpointName | 
     """Start this run from a checkpoint of another one."""
     if name is None and not files.exists(config.source):
         raise no_such_run(config.source)
+    # By a listing: `locate` has not asked whether the file is there.
     if name and name not in source.names():
         raise no_such_checkpoint(config.source, source.storage.url)
     point = read(source, name) if name else newest(source)
@@ -96,6 +99,7 @@ def _own_or_fresh(
     """`auto`, `own` or `none`."""
     if not names:
         return _before_the_first_checkpoint(config, own)
+    # Never overwritten: a fresh start in this folder would supersede every checkpoint of the run.
     if config.source == "none":
         raise ConfigError(
             f"{own.storage.url} already holds {len(names)} checkpoints (newest: step {names[0].step}). Use "
@@ -111,7 +115,7 @@ def _needs_new_folder(run: str, how: str) -> ConfigError:
 
 
 def _before_the_first_checkpoint(config: ResumeConfig, own: CheckpointStore) -> Selection:
-    """A run without checkpoints of its own: those that an old trainer left in its folder, or a fresh start."""
+    """A run without checkpoints of its own starts from those of the old trainer in its folder, or afresh."""
     folder = own.storage.url.rstrip("/")
     old = tuple(f"{folder}/{name}" for name in old_checkpoints(own.storage.list("")))
     if not old:
@@ -119,6 +123,7 @@ def _before_the_first_checkpoint(config: ResumeConfig, own: CheckpointStore) -> 
     if config.source == "auto":
         note = f"no checkpoint of this run yet; the old trainer left {', '.join(old[:3])}: going on from there"
         return Selection(point=None, legacy=old, weights_only=config.weights_only, notes=(note,))
+    # A fresh start was asked for. It is only a line in the log, but one that explains a loss that starts high.
     note = f"{old[0]} of the old trainer is in the run's folder and is NOT used; --resume auto goes on from it"
     return Selection(point=None, notes=(note,))
 
@@ -138,10 +143,10 @@ def _old_checkpoint(
 
 
 def _after_a_requeue(config: ResumeConfig, own: CheckpointStore, origin: str, repair: Repair | None) -> Selection:
-    """The command names the origin of this run, which has checkpoints of its own by now."""
+    """The command names the origin of this run, which has checkpoints of its own meanwhile."""
     point = _newest_of_own(own, repair)
     began_from = point.manifest.values.lineage.run or ""
-    # The lineage is recorded without secrets, and the command may spell the same place in another way.
+    # The lineage is recorded without secrets, and the command may spell the same place differently.
     if same_place(began_from, redacted(origin)):
         return Selection(point=point, notes=(f"this run has its own checkpoints; {config.source} is not needed",))
     if not is_old_checkpoint(origin) and not files.exists(config.source):
@@ -168,14 +173,16 @@ def _within_own_run(
         return Selection(point=newest(own, repair), notes=(note,))
     if name not in own.names():
         raise no_such_checkpoint(config.source, own.storage.url)
+    # They are not deleted: until the new line has reached their steps, a user may still change the mind.
     later = [other for other in names if other.step > name.step]
     note = f"going back to step {name.step}; {len(later)} later checkpoints stay until this line has passed them"
     return Selection(point=read(own, name, repair), notes=(note,) if later else ())
 
 
 def _already_went_back(names: list[CheckpointName], name: CheckpointName) -> str:
-    """What to tell when an earlier start of this command has gone back to a checkpoint already; empty otherwise."""
+    """A note when an earlier start of this command has already gone back to the checkpoint; empty otherwise."""
     for other in names:
+        # It began at this step and has committed later ones: the requeued job goes on instead of going back again.
         if other.attempt > name.attempt and other.attempt_start == name.step < other.step:
             return (
                 f"attempt {other.attempt} went back to step {name.step} already; going on from the newest. To go "
@@ -185,22 +192,24 @@ def _already_went_back(names: list[CheckpointName], name: CheckpointName) -> str
 
 
 def _newest_of_own(own: CheckpointStore, repair: Repair | None) -> ResumePoint:
-    """The newest checkpoint, also while an older attempt still commits and removes what this one has just listed."""
+    """The newest checkpoint, also while an older attempt still commits, and removes checkpoints listed here."""
     while True:
         names = own.names()
         try:
             return newest(own, repair)
         except DataError:
+            # The listing is unchanged, so nobody removed it: the damage is real.
             if own.names() == names:
                 raise
 
 
 def _has_had_checkpoints(own: CheckpointStore) -> bool:
+    # The summary follows the first commit. A fresh run has attempts too, and a copied folder may hold a summary alone.
     return describe.SUMMARY in own.storage.list("") and bool(own.storage.list(fence.FOLDER))
 
 
 def _lost_checkpoints(run: str) -> DataError:
-    """To begin anew would bury them: they may have been moved away, or a mount is missing."""
+    """The error for a run whose checkpoints are gone: somebody has moved them, or a mount is missing."""
     return DataError(
         f"{run} has had checkpoints ({describe.SUMMARY} tells of them), and {MANIFESTS}/ holds none. Nothing was "
         "deleted: put them back. For a run from the start give another folder (--output-dir)."

@@ -1,7 +1,7 @@
-"""The objects that all checkpoints of a run share: compared with their hashes, and written again where damaged.
+"""Verifies the objects that all checkpoints of a run share, and writes damaged ones again.
 
-These are the base's tensors and the tokenizer. They are stored once and never change, so one lost object is a hole in
-every later checkpoint. Training does not read most of them, and an export would fail weeks later.
+These are the base tensors and the tokenizer. They are stored once and never change, so one lost object is missing in
+every later checkpoint. Training does not read most of them, so without this check an export would fail weeks later.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +20,12 @@ from indextts_job.training.state import BASE
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """The result of a comparison, and of a repair if one was needed."""
+    """The result of a verification, and of a repair if one was needed."""
 
     told: tuple[str, ...] = ()
-    """What the user should know; nothing when nothing was damaged."""
+    """Messages for the user; none when nothing was damaged."""
     whole: bool = True
-    """Whether all shared objects are as they should be now."""
+    """Whether all shared objects are intact now."""
 
 
 ADVICE = "Restore these files from a copy of the run; until then an export of it fails."
@@ -44,6 +44,7 @@ def repair(base_checkpoint: str, tokenizer: str) -> Callable[[CheckpointStore, C
             _Kind("tensors of the base", base_checkpoint, _objects_of_base(manifest), _base_objects),
             _Kind("the tokenizer", tokenizer, set(manifest.files.values()), _tokenizer_objects),
         )
+        # Together: one listing for both kinds.
         shared = set().union(*(kind.keys for kind in kinds))
         damaged = store.damaged(manifest.objects[key] for key in sorted(shared))
         results = [_repaired(store, manifest, kind, damaged) for kind in kinds]
@@ -60,7 +61,7 @@ class _Kind:
     url: str
     keys: set[str]
     made: "Callable[[CheckpointManifest, str, Sequence[StoredObject]], Iterator[tuple[StoredObject, bytes]]]"
-    """From the file at `url`: the bytes of each object that it can make."""
+    """Makes the bytes of each object from the file at `url`."""
 
 
 def _objects_of_base(manifest: CheckpointManifest) -> set[str]:
@@ -79,6 +80,7 @@ def _repaired(
     try:
         # `restore` compares the hash, so a file that is not the original writes nothing.
         restored = sum(store.restore(stored, data) for stored, data in kind.made(manifest, kind.url, damaged))
+    # The file of the start may be gone. Training does not need it, so this is a message.
     except IndexTTSJobError as error:
         return Repaired((f"{lost} and could not be written again: {error} {ADVICE}",), whole=False)
     left = len(damaged) - restored
@@ -94,7 +96,9 @@ def _base_objects(
     config = gpt_config(manifest.values.model_config, "the checkpoint")
     tensors = {BASE + key: value for key, value in load_base_checkpoint(url, config).tensors.items()}
     for stored in damaged:
+        # The same tensors in one object give the same bytes again (`serialised`).
         names = [key for key, entry in manifest.tensors.items() if entry.object == stored.key]
+        # A base file that lacks a tensor is another file; its objects count as not restored.
         if tensors.keys() >= set(names):
             yield stored, serialised({name: tensors[name] for name in names})
 
