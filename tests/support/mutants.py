@@ -21,7 +21,7 @@ EQUIVALENTS = REPOSITORY / "tests/mutants.md"
 SHARE = 0.95
 """Of the mutants that are not equivalent: to be killed."""
 ANYWHERE = "*"
-_SURVIVED, _UNTESTED, _UNCHECKED = 0, (5, 33), None
+_SURVIVED, _UNTESTED, _FAILED, _UNCHECKED = 0, (5, 33), (1, 3), None
 _ROW = re.compile(r"\| `(.+?)` \| `(.+?)` \| `(.*?)` \| (.+) \|")
 
 
@@ -110,17 +110,18 @@ def result_of(file: str, known: list[Equivalent]) -> Result:
         equivalent=len(explained) - len(unexplained),
         survived=len(unexplained),
     )
-    counts["killed"] = counts["mutants"] - counts["unchecked"] - len(explained)
+    counts["killed"] = sum(verdict in _FAILED for verdict in verdicts.values())
+    counts["stuck"] = counts["mutants"] - counts["unchecked"] - counts["killed"] - len(explained)
     return Result(file, counts, unexplained, {row for _, rows in explained for row in rows})
 
 
 def report(results: list[Result], known: list[Equivalent]) -> Iterator[str]:
     """The table, then every survivor that is not explained."""
     total = sum((result.counts for result in results), Counter[str]())
-    yield f"{'':44} mutants  killed  equivalent  survived"
+    yield f"{'':44} mutants  killed   stuck  equivalent  survived"
     for name, counts in [*((result.file, result.counts) for result in results), ("all", total)]:
-        cells = (counts["mutants"], counts["killed"], counts["equivalent"], counts["survived"])
-        yield f"{name:44} {cells[0]:7} {cells[1]:7} {cells[2]:11} {cells[3]:9}"
+        widths = (("mutants", 7), ("killed", 7), ("stuck", 7), ("equivalent", 11), ("survived", 9))
+        yield f"{name:44} " + " ".join(f"{counts[what]:{width}}" for what, width in widths)
     for result in results:
         for one in result.unexplained:
             yield f"\n{result.file}: {one.function}\n  - {one.before}\n  + {one.after}"
@@ -134,9 +135,12 @@ def report(results: list[Result], known: list[Equivalent]) -> Iterator[str]:
 
 
 def killed_share(results: list[Result]) -> float:
-    """Of the mutants that are not equivalent; those that were not looked at count as survivors."""
+    """Of the mutants that are not equivalent; those that were not looked at count as survivors.
+
+    Tests that come to no end, or use ten times their time, have noticed the mutant too.
+    """
     total = sum((result.counts for result in results), Counter[str]())
-    return total["killed"] / max(1, total["mutants"] - total["equivalent"])
+    return (total["killed"] + total["stuck"]) / max(1, total["mutants"] - total["equivalent"])
 
 
 def main() -> int:
