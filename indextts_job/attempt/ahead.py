@@ -1,4 +1,4 @@
-"""What a start can begin before torch is imported: the downloads of a bare node."""
+"""Starts the downloads of a bare node before torch is imported, which takes seconds itself."""
 
 from indextts_job.background import begin
 from indextts_job.checkpoint.manifest import MANIFESTS
@@ -10,19 +10,21 @@ from indextts_job.storage import files
 
 
 def begin_downloads(config: RunConfig) -> None:
-    """Begin to read remote inputs; `read_inputs` takes them when they are needed."""
+    """Start reading remote inputs in the background; `read_inputs` takes the results."""
     files.configure_object_stores(config.storage)
     for url in (config.inputs.model_config, config.inputs.tokenizer):
         if not files.is_local(url):
             files.read_ahead(url)
+    # In a thread, because its requests take a round trip each.
     begin(lambda: _begin_large(config), "read ahead")
 
 
 def _begin_large(config: RunConfig) -> None:
-    """What needs a look first; whatever fails here fails again, with its message, where it is needed."""
+    """Start reading the inputs that need a request first: the base checkpoint and the indexes of shards."""
     try:
         base = config.inputs.base_checkpoint
         fresh = config.resume.source in ("auto", "own", "none")
+        # A run with a checkpoint does not read the base, which is gigabytes.
         if fresh and not files.is_local(base) and not files.sizes(f"{config.run}/{MANIFESTS}"):
             files.read_ahead(base)
         for argument in (*config.data.train_manifests, *config.data.validation_manifests):
@@ -30,4 +32,4 @@ def _begin_large(config: RunConfig) -> None:
             if not files.is_local(url) and not is_manifest(url):
                 files.read_ahead(url if url.endswith(INDEX) else f"{url.rstrip('/')}/{INDEX}")
     except IndexTTSJobError:
-        return
+        return  # it fails again where the file is needed, with a message

@@ -1,4 +1,4 @@
-"""Several checkpoints on the same validation samples. Reads runs, writes nothing."""
+"""Evaluates several checkpoints on the same validation samples. Reads runs, writes nothing."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Compared:
     manifest: CheckpointManifest
     losses: Losses
     samples: int
-    """How many samples the losses are of."""
+    """Number of samples that the losses were computed on."""
 
     @property
     def url(self) -> str:
@@ -54,17 +54,17 @@ def compare(
     facts: HardwareFacts,
     progress: Progress,
 ) -> Iterator[Compared]:
-    """Evaluate one after another.
+    """Evaluate checkpoints one after another.
 
     Args:
-        checkpoints: Which.
-        manifests: What to validate on; empty = what the first checkpoint's run validates on.
-        max_samples: The first so many; 0 = all.
-        facts: Where to compute.
-        progress: Told samples done and in all.
+        checkpoints: Checkpoints of one model shape, with their runs.
+        manifests: Validation manifests; empty = those of the first checkpoint's run.
+        max_samples: Number of samples from the start of the manifests; 0 = all.
+        facts: The machine to compute on.
+        progress: Called with the numbers of samples done and of all samples.
 
     Raises:
-        ConfigError: There is nothing to validate on.
+        ConfigError: There are no validation manifests.
     """
     values = checkpoints[0][1].values
     config = RunConfig.from_json(values.config, "the checkpoint")
@@ -72,6 +72,7 @@ def compare(
     manifests = manifests or config.data.validation_manifests
     if not manifests:
         raise ConfigError("the run validates on nothing. Give manifests with --validation.")
+    # The smallest vocabulary: every sample must be valid for every checkpoint, or the losses could not be compared.
     limits = Limits(model_config, min(manifest.values.tokenizer.pieces for _, manifest in checkpoints))
     dataset = load_dataset(manifests, limits, skip_bad_samples=config.data.skip_bad_samples)
     count = min(len(dataset), max_samples or len(dataset))
@@ -80,15 +81,6 @@ def compare(
     ]
     for store, manifest in checkpoints:
         state, plan = _loaded(store, manifest, model_config, config, facts, max(lengths[:count]))
-        engine = Engine(
-            model=state.model,
-            optimizer=state.optimizer,
-            scaler=state.scaler,
-            device=torch.device(plan.device),
-            precision=plan.precision,
-            recipe=config.recipe,
-            grad_clip=0.0,
-        )
         cut = in_order(lengths[:count], plan.capacity_tokens)
         batches = (collate(dataset.samples(indices), model_config) for indices in cut)
 
@@ -96,12 +88,25 @@ def compare(
             progress(done, count)
             return False
 
-        losses = evaluate(engine, batches, interrupted)
-        assert losses is not None  # noqa: S101  # nobody interrupts
+        losses = evaluate(_engine(state, plan, config), batches, interrupted)
+        assert losses is not None  # noqa: S101  # `interrupted` never says so
         yield Compared(store.storage.url, manifest, losses, count)
 
 
-def _loaded(  # of one place above
+def _engine(state: TrainState, plan: Plan, config: RunConfig) -> Engine:
+    return Engine(
+        model=state.model,
+        optimizer=state.optimizer,
+        scaler=state.scaler,
+        device=torch.device(plan.device),
+        precision=plan.precision,
+        # The weights of the first run for all, so that the totals can be compared.
+        recipe=config.recipe,
+        grad_clip=0.0,
+    )
+
+
+def _loaded(
     store: CheckpointStore,
     manifest: CheckpointManifest,
     model_config: GPTConfig,
@@ -116,6 +121,7 @@ def _loaded(  # of one place above
     frozen = tuple(BASE + key for key in TEXT_TABLES)
     state = TrainState(
         model=model,
+        # An evaluation updates nothing, so no moments: they would double the memory.
         optimizer=build_optimizer(model, config.optimizer, moments_of=()),
         scaler=torch.amp.GradScaler(plan.device, enabled=False),
     )

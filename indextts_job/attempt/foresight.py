@@ -1,4 +1,4 @@
-"""What can be known of a run before its first step: settings that will not do what they seem to. Pure."""
+"""Warns before the first step about settings that will not have the effect that they seem to have. Pure."""
 
 from collections.abc import Iterator
 
@@ -19,11 +19,12 @@ def foreseen(
 
     Args:
         total_steps: Updates of the whole run.
-        schedule: Of the learning rate.
-        validation: When to validate.
-        checkpoint: When to save.
-        validates: Whether there are samples to validate on.
+        schedule: Settings of the learning rate.
+        validation: Settings of validations.
+        checkpoint: Settings of saves.
+        validates: Whether there are validation samples.
     """
+    # Warnings, not errors: a short trial run with the settings of a long one is legitimate.
     if schedule.warmup_steps >= total_steps:
         reached = schedule.learning_rate * max(0, total_steps - 1) / max(1, schedule.warmup_steps)
         yield (

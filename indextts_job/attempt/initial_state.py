@@ -1,4 +1,4 @@
-"""The values of the first state: of the base checkpoint, of a checkpoint of a run, or of the old trainer's."""
+"""Fills the first state: from the base checkpoint, a checkpoint of a run, or one of the old trainer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,33 +23,33 @@ from indextts_job.training.state import BASE, FIRST_MOMENT, WEIGHTS, Carried, Tr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where the values of the first state come from: a checkpoint's exact position, or a base."""
+    """The source of the first state's values: a checkpoint's exact position, or a base."""
 
     vocabulary: Vocabulary
     point: ResumePoint | None = None
-    """The checkpoint whose exact position the attempt goes on from."""
+    """The checkpoint whose exact position the attempt resumes at."""
     base: BaseCheckpoint | None = None
-    """Weights to start from, without a position. None beside `point`."""
+    """Weights to start from, without a position; None when `point` is set."""
     rows: Mapping[str, Tensor] = field(default_factory=dict)
-    """Vocabulary rows behind those of the base that a run has trained, by text table."""
+    """Trained vocabulary rows that follow those of the base, by name of the text table."""
     imported: Imported | None = None
-    """The old trainer's state, if it is taken over with its position."""
+    """The state of the old trainer, if its position is taken over."""
     source: str = ""
-    """The old trainer's file."""
+    """Path or URL of the old trainer's file; empty otherwise."""
 
 
 def origin_of(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emit) -> Origin:
-    """Find out what the state begins with.
+    """Determine the source of the first state.
 
     Args:
-        config: The run; its recorded exceptions (`resume.accept`).
+        config: The run's URL and its accepted differences (`resume.accept`).
         inputs: The base checkpoint and the tokenizer.
         selection: The checkpoint to start from, if any, and how.
         emit: Gets lines about what is taken over from the old trainer.
 
     Raises:
         ConfigError: The old trainer's checkpoint does not fit.
-        UnavailableError: The run's checkpoints vanished meanwhile.
+        UnavailableError: The run's checkpoints disappeared during the start.
     """
     point = selection.point
     if point and not selection.weights_only:
@@ -57,11 +57,13 @@ def origin_of(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emi
     if point:
         base = _weights_as_base(point)
         return Origin(vocabulary=_on(base, inputs), base=base, rows=_trained_rows(point))
+    # The base was not read because the run had checkpoints a moment ago. Another start will read it.
     if inputs.base is None:
         raise UnavailableError(f"{config.run}: its checkpoints vanished while it was being started. Start again.")
     if selection.legacy:
         base, imported, source = take_over(config.resume.accept, inputs, selection, inputs.base, emit)
         return Origin(vocabulary=_on(base, inputs), base=base, imported=imported, source=source)
+    # An export of a run may serve as base: its own base rows stay frozen, the rows behind them go on training.
     base, rows = split_rows(inputs.base)
     return Origin(vocabulary=_on(base, inputs), base=base, rows=rows)
 
@@ -74,10 +76,10 @@ def fill(state: TrainState, origin: Origin, recipe: RecipeConfig, own: Checkpoin
     """Put the values of an origin into an empty state.
 
     Args:
-        state: On the device.
-        origin: Where the values come from.
-        recipe: How new vocabulary rows begin.
-        own: The run's checkpoints: base tensors that lie there already are not written again.
+        state: The state, on the device.
+        origin: The source of the values.
+        recipe: Start of new vocabulary rows, and the seed.
+        own: The run's checkpoints. Base tensors that they hold are not written again.
     """
     if origin.point:
         _restore(state, origin.point, own)
@@ -91,8 +93,10 @@ def fill(state: TrainState, origin: Origin, recipe: RecipeConfig, own: Checkpoin
 def _restore(state: TrainState, point: ResumePoint, own: CheckpointStore) -> None:
     values = point.manifest.values
     state.load_weights(point.tensors)
+    # A checkpoint of step 0 holds no moments.
     if any(key.startswith(FIRST_MOMENT) for key in point.tensors):
         state.load_moments(point.tensors, point.name.step)
+    # The precision may have changed with the hardware; a scale has a meaning in float16 only.
     if values.scaler and state.scaler.is_enabled():
         state.scaler.load_state_dict(dict(values.scaler))
     state.step = point.name.step
@@ -100,12 +104,13 @@ def _restore(state: TrainState, point: ResumePoint, own: CheckpointStore) -> Non
     if point.store is own:
         state.carried = stored_base(point.manifest)
     else:
+        # Another run: this one must not depend on its folder, so the base tensors are written here once more.
         tensors = point.store.load(point.manifest, (BASE,))
         state.carried = Carried(tensors={key.removeprefix(BASE): value for key, value in tensors.items()})
 
 
 def _weights_as_base(point: ResumePoint) -> BaseCheckpoint:
-    """The weights of a checkpoint in the role of a base; its frozen rows stay those of its own base."""
+    """The weights of a checkpoint as a base; its frozen rows stay those of its own base."""
     tensors = point.store.load(point.manifest, (BASE,))
     full = {key.removeprefix(BASE): value for key, value in tensors.items()}
     full |= {

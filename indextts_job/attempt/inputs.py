@@ -1,4 +1,4 @@
-"""What the configuration names: read, checked, and described in a line."""
+"""Reads and checks the files that the configuration names, and describes them in a line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,18 +23,18 @@ from indextts_job.tokenizer.loading import Tokenizer, demand_base_pieces, load_t
 from indextts_job.training.schedule import total_steps
 
 CODES_PER_HOUR = 50 * 3600
-"""The semantic codec gives 50 codes per second."""
+"""Semantic codes in an hour of audio: the codec gives 50 per second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What the configuration names, read and checked."""
+    """The files that the configuration names, read and checked."""
 
     model_document: Mapping[str, Any]
     model: GPTConfig
     tokenizer: Tokenizer
     base: BaseCheckpoint | None
-    """None when a checkpoint takes its place."""
+    """None when the run resumes from a checkpoint of its own."""
     train_set: Dataset
     validation_set: Dataset | None
     order: Order
@@ -42,7 +42,7 @@ class Inputs:
 
     @property
     def longest(self) -> tuple[int, str]:
-        """Rows of the longest sample, and its name."""
+        """Packed rows of the longest sample, and its id."""
         sets = (self.train_set, self.validation_set) if self.validation_set else (self.train_set,)
         return max(
             (self.model.sample_tokens(text, codes), entry.id)
@@ -51,7 +51,7 @@ class Inputs:
         )
 
     def present(self, config: RunConfig) -> Present:
-        """What a checkpoint is compared with before this attempt goes on from it."""
+        """The values that a checkpoint is compared with before this attempt resumes from it."""
         return Present(
             config=config,
             model_section=self.model_document["gpt"],
@@ -62,7 +62,7 @@ class Inputs:
         )
 
     def validation_samples(self, max_samples: int) -> int:
-        """How many samples a validation takes; 0 without a validation set.
+        """Number of samples of a validation; 0 without a validation set.
 
         Args:
             max_samples: The user's limit; 0 = all.
@@ -72,26 +72,26 @@ class Inputs:
 
     @property
     def usual(self) -> tuple[int, int]:
-        """Text and code tokens of a training sample, on average and rounded."""
+        """Mean numbers of text and code tokens of a training sample, rounded."""
         texts, codes = self.train_set.text_lengths, self.train_set.code_lengths
         return round(sum(texts) / len(texts)), round(sum(codes) / len(codes))
 
     @property
     def mean_flops(self) -> float:
-        """Operations per row of the training samples, on average."""
+        """Mean floating-point operations per packed row of the training samples."""
         lengths = zip(self.train_set.text_lengths, self.train_set.code_lengths, strict=True)
         flops = training_flops(self.model, self.tokenizer.pieces + 1, lengths)
         return flops / (self.mean_tokens * len(self.train_set))
 
     @property
     def mean_tokens(self) -> float:
-        """Rows of a training sample, on average."""
+        """Mean packed rows of a training sample."""
         lengths = zip(self.train_set.text_lengths, self.train_set.code_lengths, strict=True)
         return sum(self.model.sample_tokens(text, codes) for text, codes in lengths) / len(self.train_set)
 
 
 def warnings_of(config: RunConfig, inputs: Inputs) -> list[str]:
-    """What can be told of a run before its first step, now that its length is known."""
+    """Warnings about settings, which need the number of steps and so the dataset."""
     return list(
         foreseen(
             inputs.total_steps,
@@ -104,10 +104,10 @@ def warnings_of(config: RunConfig, inputs: Inputs) -> list[str]:
 
 
 def check_stop(stop: Stop) -> None:
-    """Leave a preparation early when a stop is requested.
+    """Raise when a stop is requested. For the start-up, which has nothing to save.
 
     Raises:
-        StoppedError: It is.
+        StoppedError: A stop is requested.
     """
     request = stop()
     if request:
@@ -121,8 +121,8 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
         config: Names the files.
         stop: Ends the reading early.
         emit: Gets a line about the data.
-        console: Shows how far the check is.
-        needs_base: Whether the base checkpoint is read: not when the run goes on from a checkpoint of its own.
+        console: Shows the progress of the check.
+        needs_base: Whether to read the base checkpoint; not needed when the run has a checkpoint of its own.
 
     Raises:
         ConfigError: A file is missing or does not fit.
@@ -132,47 +132,18 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
     document = files.read_yaml(config.inputs.model_config, "model configuration", "inputs.model_config")
     model = gpt_config(document, config.inputs.model_config)
     tokenizer = load_tokenizer(config.inputs.tokenizer)
-    base = None
-    if needs_base:
-        base = load_base(config.inputs.base_checkpoint, model)
-        demand_base_pieces(tokenizer, base.text_pieces, config.inputs.tokenizer)
-        if base.frozen_pieces is None and isinstance(document, Mapping):
-            base = replace(base, frozen_pieces=frozen_pieces(document, config.inputs.model_config))
-    limits = Limits(model, tokenizer.pieces)
-
-    def progress(done: int, total: int) -> None:
-        check_stop(stop)
-        console.progress("checking data", done, total)
-
-    def loaded(manifests: tuple[str, ...]) -> Dataset:
-        skip = config.data.skip_bad_samples
-        dataset = load_dataset(
-            manifests,
-            limits,
-            skip_bad_samples=skip,
-            cache_folder=config.data.cache_folder,
-            cache_free_ratio=config.data.cache_free_ratio,
-            progress=progress,
-        )
-        for sample in dataset.skipped:
-            message = f"skipped bad sample {sample.id}: {sample.reason}"
-            emit(Notice(step=0, topic="data", message=message, warning=True))
-        return dataset
-
-    train_set = loaded(config.data.train_manifests)
-    validation_set = loaded(config.data.validation_manifests) if config.data.validation_manifests else None
+    base = _base(config, document, model, tokenizer) if needs_base else None
+    load = _Loader(config, Limits(model, tokenizer.pieces), stop, emit, console)
+    train_set = load(config.data.train_manifests)
+    validation_set = load(config.data.validation_manifests) if config.data.validation_manifests else None
     order = Order(
         num_samples=len(train_set),
         seed=config.recipe.seed,
         global_batch_samples=config.recipe.global_batch_samples,
         total_samples=len(train_set) * config.schedule.epochs,
     )
-    languages = ", ".join(f"{name or 'no language'} {count}" for name, count in train_set.languages.items())
-    validation = f"{len(validation_set)} to validate" if validation_set else "no validation"
-    codes = sum(train_set.code_lengths)
-    message = f"{len(train_set)} samples to train ({languages}; {codes / CODES_PER_HOUR:.1f} h of codes), {validation}"
-    emit(Notice(step=0, topic="data", message=message))
-    assert isinstance(document, Mapping)  # noqa: S101  # gpt_config has looked
+    emit(Notice(step=0, topic="data", message=_data_text(train_set, validation_set)))
+    assert isinstance(document, Mapping)  # noqa: S101  # `gpt_config` has checked it
     return Inputs(
         model_document=document,
         model=model,
@@ -183,3 +154,51 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
         order=order,
         total_steps=total_steps(order.total_steps, config.schedule),
     )
+
+
+def _base(config: RunConfig, document: object, model: GPTConfig, tokenizer: Tokenizer) -> BaseCheckpoint:
+    base = load_base(config.inputs.base_checkpoint, model)
+    demand_base_pieces(tokenizer, base.text_pieces, config.inputs.tokenizer)
+    if base.frozen_pieces is None and isinstance(document, Mapping):
+        # A `gpt.pth` does not say how many of its rows were frozen; the config.yaml that an export writes does.
+        base = replace(base, frozen_pieces=frozen_pieces(document, config.inputs.model_config))
+    return base
+
+
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    """Loads and checks datasets; a stop request ends it."""
+
+    config: RunConfig
+    limits: Limits
+    stop: Stop
+    emit: Emit
+    console: ConsoleReport
+
+    def __call__(self, manifests: tuple[str, ...]) -> Dataset:
+        data = self.config.data
+        dataset = load_dataset(
+            manifests,
+            self.limits,
+            skip_bad_samples=data.skip_bad_samples,
+            cache_folder=data.cache_folder,
+            cache_free_ratio=data.cache_free_ratio,
+            progress=self._progress,
+        )
+        # Each of them: a sample that is left out changes what the run trains on.
+        for sample in dataset.skipped:
+            message = f"skipped bad sample {sample.id}: {sample.reason}"
+            self.emit(Notice(step=0, topic="data", message=message, warning=True))
+        return dataset
+
+    def _progress(self, done: int, total: int) -> None:
+        # The check of a large dataset takes minutes, and a stop must not wait for its end.
+        check_stop(self.stop)
+        self.console.progress("checking data", done, total)
+
+
+def _data_text(train_set: Dataset, validation_set: Dataset | None) -> str:
+    languages = ", ".join(f"{name or 'no language'} {count}" for name, count in train_set.languages.items())
+    hours = sum(train_set.code_lengths) / CODES_PER_HOUR
+    validation = f"{len(validation_set)} to validate" if validation_set else "no validation"
+    return f"{len(train_set)} samples to train ({languages}; {hours:.1f} h of codes), {validation}"

@@ -1,4 +1,4 @@
-"""How this attempt computes: the plan that all ranks share, and what a micro-batch may hold on this device."""
+"""Determines how this attempt computes: the plan that all ranks share, and the capacity of this device."""
 
 import os
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ from indextts_job.training.state import TrainState, build_optimizer, count_param
 def shared_plan(
     facts: HardwareFacts, config: HardwareConfig, inputs: Inputs, model: UnifiedVoice, group: ProcessGroup
 ) -> Plan:
-    """The plan of this attempt, the same on every rank where it has to be."""
+    """The plan of this attempt. Fields that must be equal on all ranks are."""
     needs = Needs(model=inputs.model, trained_parameters=count_parameters(model), longest_tokens=inputs.longest[0])
     return agreed_plan(make_plan(facts, config, needs, group.world_size), group)
 
 
 def agreed_plan(plan: Plan, group: ProcessGroup) -> Plan:
-    """One plan for GPUs that need not be alike.
+    """A common plan for GPUs that may differ.
 
     Gradients are summed over all ranks, so every rank computes in the lowest precision that any of them needs.
 
@@ -54,13 +54,13 @@ def empty_state(
     new_rows_factor: float,
     owned: Sequence[bool],
 ) -> TrainState:
-    """A state on the device, with memory for everything and without values.
+    """A state on the device, with all its memory allocated and without values.
 
     Args:
-        model: On the host.
+        model: The model, on the host.
         plan: Device and precision.
-        optimizer: Numbers of the optimizer.
-        new_rows_factor: Learning rate of new vocabulary rows, in multiples of that of everything else.
+        optimizer: Settings of the optimizer.
+        new_rows_factor: Learning rate of new vocabulary rows in multiples of the schedule's.
         owned: For each parameter, whether this rank writes it to checkpoints (and updates it, if moments are sharded).
     """
     model.to(plan.device)
@@ -74,24 +74,25 @@ def empty_state(
 
 
 def configure_torch(config: HardwareConfig, plan: Plan) -> None:
-    """Threads and determinism of this process."""
+    """Set threads and determinism of this process."""
     if plan.device == "cpu":
         torch.set_num_threads(plan.threads)
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first call
+        # cuBLAS reads it at its first call; torch names this value and raises without one.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic)
 
 
 def measured_capacity(
     capacity: Capacity, config: HardwareConfig, inputs: Inputs, engine: Engine, step: int, emit: Emit
 ) -> Capacity:
-    """Replace the estimate by a measurement, on GPUs and where the user has set nothing; the same on all ranks.
+    """Replace the estimate by a measurement, on GPUs and unless the user has set a capacity; equal on all ranks.
 
     Args:
-        capacity: As estimated, or as an earlier attempt on this kind of device left it.
-        config: What the user wishes.
-        inputs: A usual sample and the longest one are tried.
-        engine: On the device.
+        capacity: The estimate, or the capacity of an earlier attempt on this kind of device.
+        config: Settings of the user.
+        inputs: The lengths of a usual sample and of the longest one.
+        engine: The engine, on the device.
         step: The position.
         emit: Gets a line about the result.
     """
@@ -104,10 +105,11 @@ def measured_capacity(
 
     if engine.device.type == "cuda" and not config.capacity_tokens:
         moments = f"moments shared by {group.world_size}" if engine.owners else "all moments"
+        # All settings that change the bytes per token: a stored measurement holds only for the same ones.
         what = f"{engine.precision}, dropout {engine.recipe.dropout:g}, {moments}"
         if message := capacity.measure(what, measured, may_recompute=config.recompute == "auto"):
             emit(Notice(step=step, topic="memory", message=message))
-    # Every rank cuts every step, so they must cut it alike.
+    # Every rank cuts every step by itself, so all need the same capacity.
     capacity.tokens = group.all_reduce_min(capacity.tokens)
     capacity.recompute = group.any_rank(capacity.recompute)
     model.gpt.recompute = capacity.recompute
@@ -115,7 +117,7 @@ def measured_capacity(
 
 
 def recorded_pace(values: CheckpointValues | None, facts: HardwareFacts, world_size: int) -> Pace:
-    """The pace of the attempt that saved a checkpoint, where it says something about this one: on equal hardware."""
+    """The pace of the attempt that saved a checkpoint, if it ran on equal hardware; otherwise unknown."""
     if values is None or values.pace is None:
         return Pace()
     then = values.environment
@@ -124,7 +126,7 @@ def recorded_pace(values: CheckpointValues | None, facts: HardwareFacts, world_s
 
 
 def tell_of_changes(values: CheckpointValues, facts: HardwareFacts, plan: Plan, step: int, emit: Emit) -> None:
-    """Say what is different from the machine that saved the checkpoint."""
+    """Report the differences from the machine that saved the checkpoint."""
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
     if changed := changes(values.environment, facts, plan, versions):
         message = f"since the checkpoint: {', '.join(changed)}; the samples of each step are the same"

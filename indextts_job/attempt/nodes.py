@@ -1,4 +1,4 @@
-"""How many nodes and processes train together, from the environment and the devices of this node. Imports no torch."""
+"""Determines nodes and processes of a run, from the environment and the devices of this node. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from indextts_job.scheduler import MEETING_VARIABLE, NODE_INDEX_VARIABLE, NODES_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nodes:
-    """Which of several nodes this is. All of them have the same number of processes."""
+    """The place of this node among several. All of them have the same number of processes."""
 
     count: int = 1
     index: int = 0
     meeting: str = ""
-    """`host:port` on the first of them; unused for one node."""
+    """`host:port` on the first node, where the ranks meet; unused for one node."""
 
 
 def read_nodes(environment: Mapping[str, str]) -> Nodes:
@@ -44,7 +44,7 @@ def _meeting(environment: Mapping[str, str], count: int) -> str:
 
 
 def _index(environment: Mapping[str, str], count: int) -> int:
-    """Which node this is: as a launcher says, else by the index of an Indexed Job, else by SLURM."""
+    """Index of this node: from a launcher, else from an Indexed Job of Kubernetes, else from SLURM."""
     sources = (NODE_INDEX_VARIABLE, "JOB_COMPLETION_INDEX", "SLURM_NODEID")
     source = next((name for name in sources if name in environment), None)
     if source is None:  # two nodes with index 0 would wait for each other for ever
@@ -56,13 +56,14 @@ def _index(environment: Mapping[str, str], count: int) -> int:
 
 
 def wanted_processes(config: HardwareConfig, environment: Mapping[str, str], devices: Path = Path("/dev")) -> int:
-    """How many processes to start here; 1 also where somebody else has started several already.
+    """Number of processes to start here; 1 when another launcher has started several already.
 
     Args:
-        config: What the user wishes.
-        environment: Of this process.
+        config: Settings of the user.
+        environment: Variables of this process.
         devices: Folder of the device files.
     """
+    # torchrun sets RANK: then this process is one of several already.
     if "RANK" in environment:
         return 1
     if config.processes or config.device == "cpu":

@@ -1,4 +1,4 @@
-"""What rank 0 does around the training: it takes the attempt's number, writes events and commits checkpoints (I5)."""
+"""Connects an attempt to its run: rank 0 takes the attempt's number, writes events and commits checkpoints (I5)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,22 +48,22 @@ class Parts:
     emit: EventStream
     group: ProcessGroup
     saver_group: ProcessGroup
-    """The same ranks, for the thread that saves."""
+    """A second group of the same ranks, for the thread that saves."""
     guard: ExitGuard
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Who writes checkpoints and the end of the attempt."""
+    """The objects that write the checkpoints and the end of the attempt."""
 
     saver: BackgroundSaver
     record: Record
     ended: Callable[[str, int, str], None]
-    """Told once: outcome, exit code, and a message where it failed."""
+    """Called once with outcome, exit code, and a message that is empty unless the attempt failed."""
 
 
 def other_rank(parts: Parts) -> Recording:
-    """A rank other than 0 writes its share of the checkpoints, and reports nothing."""
+    """The recording of a rank other than 0, which writes its part of the checkpoints and reports nothing."""
 
     def ended(_outcome: str, code: int, message: str) -> None:
         if not message:
@@ -74,14 +74,15 @@ def other_rank(parts: Parts) -> Recording:
 
 
 def rank_zero(parts: Parts, laps: Laps) -> Recording:
-    """Take the next attempt number, and begin to report.
+    """Take the next attempt number and start to report.
 
     Args:
         parts: The attempt.
-        laps: How the start-up went.
+        laps: Durations of the start-up.
     """
     config, inputs, start, emit, store = parts.config, parts.inputs, parts.start, parts.emit, parts.store
     step = start.state.step
+    # As late as possible: taking a number supersedes the attempt before, which trains until then.
     fence = _fence(parts, laps)
     _tidy(store, emit)
     emit(Notice(step=step, topic="run", message=f"{config.run}, attempt {fence.attempt}"))
@@ -124,6 +125,7 @@ def _publisher(parts: Parts, fence: Fence) -> Publisher:
         fence,
         attempt_start=parts.start.state.step,
         keep=parts.config.checkpoint.keep,
+        # A fork passes over checkpoints of the other run, which retention never touches anyway.
         unreadable=point.unreadable if point and point.store is parts.store else (),
         files={"tokenizer.model": parts.inputs.tokenizer.content},
         audit=partial(_audit, parts.store, parts.repair),
@@ -134,11 +136,12 @@ def _end(parts: Parts, outcome: str, code: int, message: str) -> None:
     parts.guard.leaves(code)
     step = parts.start.state.step
     parts.emit(AttemptEnded(step=step, outcome=outcome, exit_code=code, message=redacted(message)))
+    # The process leaves with `os._exit`, so nothing else would write the last events.
     parts.store.storage.flush()
 
 
 def _audit(store: CheckpointStore, repair: Repair) -> Repaired:
-    """Compare and repair what the newest checkpoint shares with all others."""
+    """Verify and repair the objects that the newest checkpoint shares with all others."""
     newest = store.newest()
     return repair(store, newest) if newest else Repaired()
 
@@ -146,7 +149,7 @@ def _audit(store: CheckpointStore, repair: Repair) -> Repaired:
 def _tidy(store: CheckpointStore, emit: Emit) -> None:
     try:
         store.collect_orphans()
-    # A store may lack the request for it, or hold what nobody can read. Neither is a reason not to train.
+    # A store may not support the requests, or a manifest may be damaged. Neither prevents the training.
     except Exception as error:  # noqa: BLE001
         message = f"left-over objects of interrupted saves were not removed: {error}"
         emit(Notice(step=0, topic="checkpoint", message=message, warning=True))

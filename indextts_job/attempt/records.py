@@ -1,4 +1,4 @@
-"""What an attempt writes down about itself: its record, the values of its checkpoints, how its start went."""
+"""Makes the records of an attempt: its own, the values of its checkpoints, and the durations of its start."""
 
 import os
 import platform
@@ -46,18 +46,19 @@ from indextts_job.version import program_version
 
 
 class Laps:
-    """Where the time of a start-up went."""
+    """Durations of the parts of a start-up."""
 
     def __init__(self, started_at_s: float) -> None:
         self._started_at_s = self._last_s = started_at_s
         self._laps: list[str] = []
 
     def began(self) -> datetime:
-        """The time at which it began."""
+        """Wall time at which the process began."""
+        # Computed back from the monotonic clock, because the wall clock may be set meanwhile.
         return datetime.now(UTC) - timedelta(seconds=time.monotonic() - self._started_at_s)
 
     def done(self, name: str) -> None:
-        """One part of it is over."""
+        """End a part; the next one begins."""
         now_s = time.monotonic()
         self._laps.append(f"{name} {now_s - self._last_s:.1f} s")
         self._last_s = now_s
@@ -66,24 +67,25 @@ class Laps:
         return f"{self._last_s - self._started_at_s:.1f} s: {', '.join(self._laps)}"
 
 
-def attempt_record(  # all by name
+def attempt_record(
     *, facts: HardwareFacts, world_size: int, step: int, resume: str, launched: datetime, previous: str
 ) -> AttemptRecord:
-    """What is kept of an attempt as it begins. Other attempts and `status` read it.
+    """The record that an attempt leaves at its start. Other attempts and `status` read it.
 
     Args:
         facts: The device.
         world_size: Number of processes.
         step: The position that it begins at.
-        resume: What it was asked to go on from.
-        launched: When the process began.
-        previous: How the attempt before it ended.
+        resume: The setting `resume.from`.
+        launched: Start of the process.
+        previous: End of the attempt before, in words.
     """
     return AttemptRecord(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         launched=launched.isoformat(timespec="milliseconds"),
         pid=os.getpid(),
         pid_namespace=pid_namespace(),
+        # Command lines may hold URLs with passwords, and people share a run's folder.
         command=redacted(shlex.join(sys.argv)),
         node=platform.node(),
         device=facts.name if world_size == 1 else f"{world_size} x {facts.name}",
@@ -96,7 +98,7 @@ def attempt_record(  # all by name
 
 
 def run_readers(config: RunConfig, storage: RunStorage, attempt: int, train_set: Dataset, step: int) -> list[Emit]:
-    """Who writes the events of an attempt down: journal, curves, and what else is asked for."""
+    """The readers that store events: journal, curves, and those that the settings ask for."""
     readers: list[Emit] = [
         Journal(storage, attempt),
         TensorBoardCurves(storage, config.report.run_name, attempt, step),
@@ -111,10 +113,10 @@ def run_readers(config: RunConfig, storage: RunStorage, attempt: int, train_set:
 
 @dataclass(frozen=True, slots=True)
 class ValuesRecorder:
-    """The one place where the values of a checkpoint are put together: what never changes, and what is measured now."""
+    """Assembles the values of a checkpoint from the constants of the attempt and the present state."""
 
     constant: CheckpointValues
-    """Of the attempt; its history is empty."""
+    """Values that are equal in every checkpoint of the attempt; the history in them is empty."""
     engine: Engine
     reference: Reference
 
@@ -122,13 +124,14 @@ class ValuesRecorder:
         """The values of a checkpoint of `state`.
 
         Args:
-            state: As it is now; the reference losses are computed with it.
-            pace: Measured so far.
+            state: The present state; the reference losses are computed with it.
+            pace: Durations measured so far.
         """
         return replace(
             self.constant,
             history=state.history,
             scaler=state.scaler_values(),
+            # Group 0 has the factor 1, so its rate is the schedule's.
             learning_rate=self.engine.optimizer.param_groups[0]["lr"] if state.step else None,
             pace=pace,
             reference=self.reference.losses(self.engine),
@@ -136,10 +139,10 @@ class ValuesRecorder:
 
 
 def constant_values(config: RunConfig, inputs: Inputs, start: Start, machine: Environment) -> CheckpointValues:
-    """What is the same in every checkpoint of an attempt."""
+    """The values that are equal in every checkpoint of an attempt."""
     vocabulary = start.state.model.vocabulary
     return CheckpointValues(
-        # Many people read a checkpoint; URLs may hold passwords and signatures.
+        # Checkpoints are shared, and URLs may hold passwords and signatures.
         config=redacted_values(config.to_json()),
         model_config=redacted_values(dict(inputs.model_document)),
         order=OrderRecord(
@@ -175,7 +178,7 @@ def _without_secrets(lineage: Lineage) -> Lineage:
 
 
 def environment(facts: HardwareFacts, plan: Plan, world_size: int) -> Environment:
-    """What the attempt runs on, for people who read a checkpoint later."""
+    """Hardware and software of the attempt."""
     return Environment(
         indextts_job=program_version(),
         python=platform.python_version(),

@@ -1,4 +1,4 @@
-"""One attempt of a run, from its configuration to its exit code."""
+"""Runs one attempt, from its configuration to its exit code."""
 
 import math
 import os
@@ -44,7 +44,8 @@ from indextts_job.training.state import count_parameters
 from indextts_job.waiting import result
 
 ASSUMED_SAVE_BYTES_PER_S = 200e6
-"""Save rate until one is measured: a slow network disk. Too low only means that a cycle is discarded too early."""
+"""Assumed save rate until one is measured: a slow network disk. A rate too low only discards a step too early, while
+one too high could miss the deadline."""
 
 
 def run_attempt(
@@ -60,10 +61,10 @@ def run_attempt(
 
     Args:
         config: The checked configuration.
-        stop: Installed before anything slow.
-        console: Shows what happens.
-        started_at_s: Instant of the monotonic clock at which the process began, for the account of the start-up.
-        guard: Told in which phase the attempt is.
+        stop: Stop signals, installed before anything slow.
+        console: Shows the progress.
+        started_at_s: Instant of the monotonic clock at which the process began, for the durations of the start-up.
+        guard: Ends the process at the deadline; told in which phase the attempt is.
 
     Returns:
         The exit code: 0 complete, 75 stopped with everything committed.
@@ -78,20 +79,22 @@ def run_attempt(
     world = read_world(os.environ)
     files.configure_object_stores(config.storage)
     store = CheckpointStore(open_storage(config.run, config.storage))
+    # Hours of reading would otherwise end at the first save.
     _demand_writable(config.run)
 
-    # The device's context and the checkpoint take seconds each, so both are read while the data is checked.
+    # The device's context and the checkpoint take seconds each, so both are read in threads while the data is checked.
     facts_read = begin(partial(read_facts, config.hardware.device, world.local_rank, world.local_world_size), "facts")
     repair_shared = repair(config.inputs.base_checkpoint, config.inputs.tokenizer)
     selected = begin(partial(select, config.resume, store, repair_shared), "checkpoint")
     inputs = read_inputs(config, stop, emit, console, needs_base=_needs_base(config, store))
     _check_settings(config, inputs, emit)
     laps.done("inputs and data")
+    # `result` calls the check while it waits: a hanging read must not hide a stop.
     facts = result(facts_read, partial(check_stop, stop))
     if facts.device == "cuda":
         torch.cuda.set_device(world.local_rank)
     selection = decide(result(selected, partial(check_stop, stop)), inputs.present(config), emit)
-    # A node without a copy of the dataset downloads the first samples while the model is built.
+    # Without a local copy of the dataset, the first samples are downloaded while the model is built.
     begin(lambda: inputs.train_set.samples(inputs.order.samples_of(selection.step).tolist()), "first data")
     check_stop(stop)
     laps.done("checkpoint")
@@ -99,6 +102,7 @@ def run_attempt(
     def tell(message: str) -> None:
         emit(Notice(step=selection.step, topic="ranks", message=message, warning=True))
 
+    # As late as possible: what fails before ends one rank with its own message instead of making the others wait.
     with joined(world, facts.device, tell) as group:
         start = build(config, inputs, facts=facts, selection=selection, own=store, group=group, emit=emit)
         check_stop(stop)
@@ -122,18 +126,19 @@ def run_attempt(
             guard=guard or ExitGuard(stop),
         )
         code = _recorded(parts, other_rank(parts) if group.rank else rank_zero(parts, laps))
-        # Nobody ends before the last save is done: launchers take the first end of a rank for that of all.
-        group.any_rank(False)  # noqa: FBT003  # a barrier
+        # A barrier: no rank ends before the last save. Launchers take the first end of a rank as that of all.
+        group.any_rank(False)  # noqa: FBT003  # the value does not matter
         return code
 
 
 def _needs_base(config: RunConfig, store: CheckpointStore) -> bool:
-    """Whether the base checkpoint is read: not when a checkpoint of a run takes its place."""
+    """Whether the base checkpoint has to be read; a checkpoint of a run holds its tensors already."""
     from_base = config.resume.source in ("auto", "own", "none") or is_old_checkpoint(config.resume.source)
     return from_base and not store.names()
 
 
 def _check_settings(config: RunConfig, inputs: Inputs, emit: EventStream) -> None:
+    # Found now; otherwise the first save would fail, after the work of many steps.
     demand_storable(config.to_json(), "the configuration")
     demand_storable(inputs.model_document, config.inputs.model_config)
     for warning in warnings_of(config, inputs):
@@ -141,10 +146,12 @@ def _check_settings(config: RunConfig, inputs: Inputs, emit: EventStream) -> Non
 
 
 def _demand_same_start(group: ProcessGroup, step: int) -> None:
-    """Every rank looks for the newest checkpoint by itself, at the same time.
+    """Check that all ranks start at the same step.
+
+    Each rank selects the newest checkpoint by itself, while an older attempt may still be committing.
 
     Raises:
-        UnavailableError: They found different ones.
+        UnavailableError: They selected different ones.
     """
     steps = set(group.all_gather(step))
     if len(steps) > 1:
@@ -153,12 +160,12 @@ def _demand_same_start(group: ProcessGroup, step: int) -> None:
 
 
 def _recorded(parts: Parts, recording: Recording) -> int:
-    """Train, and write down how it ended."""
+    """Train, and record the end of the attempt."""
     with parts.guard.training():
         try:
             outcome = _train(parts, recording)
         except BaseException as error:
-            # A save that runs behind the training is worth finishing, whatever went wrong in front of it.
+            # A save in flight holds finished steps, so it is completed whatever the error of the training is.
             recording.saver.finished(wait_s=math.inf)
             code = getattr(error, "exit_code", EXIT_SOFTWARE)
             recording.ended("stopped" if code == EXIT_STOPPED else "failed", code, f"{type(error).__name__}: {error}")
@@ -216,27 +223,28 @@ def _loop_settings(parts: Parts) -> LoopSettings:
         checkpointing=CheckpointingSettings(
             checkpoint=config.checkpoint,
             between_kills_s=_between_kills_s(parts),
-            # Weights and two moments, 4 bytes each.
+            # Weights and two moments, 4 bytes per value.
             estimate_s=3 * 4 * count_parameters(start.state.model) / ASSUMED_SAVE_BYTES_PER_S,
         ),
     )
 
 
 def _peak_tokens_per_s(parts: Parts) -> float:
-    """What the ranks' GPUs could do if they did nothing but the model's operations; 0 when that is not known."""
+    """Tokens per second at the peak rate of all GPUs together; 0 when the peak of one is not known."""
     peaks = parts.group.all_gather(peak_flops(parts.facts, parts.start.plan.precision))
     return sum(peaks) / parts.inputs.mean_flops if all(peaks) else 0.0
 
 
 def _between_kills_s(parts: Parts) -> float:
-    """Mean time between kills by the run's own record. Rank 0 alone decides by it, and only for automatic saves."""
+    """Mean time between kills in the run's record; read by rank 0 only, and only for automatic saves."""
     if parts.config.checkpoint.interval_steps != AUTOMATIC or parts.group.rank:
         return PRIOR_S
+    # Without the last attempt, which is this one.
     return mean_between_kills_s(*kills(attempts(parts.store.storage)[:-1]))
 
 
 def _demand_writable(run: str) -> None:
-    """Find out before hours of work that a local run folder cannot be written; creates nothing."""
+    """Check that a local run folder can be written. Creates nothing: the settings may still turn out to be wrong."""
     if not files.is_local(run):
         return
     path = files.local_path(run).absolute()

@@ -1,4 +1,4 @@
-"""The state that training begins with, on the device, and everything that belongs to it."""
+"""Builds the state that the training starts with, on the device, and the objects that belong to it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -37,20 +37,20 @@ from indextts_job.training.state import Carried, TrainState, count_parameters, o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """The state to begin with."""
+    """The first state with the objects that train, check and record it."""
 
     state: TrainState
     engine: Engine
     reference: Reference
     checks: Iterator[Check] | None
-    """Checks of a state that was loaded; each is made when it is asked for."""
+    """Checks of a loaded state; each is computed when it is asked for. None for a fresh start."""
     plan: Plan
     capacity: Capacity
     tags: tuple[str, ...] | None
-    """Tags of this run's checkpoint that the state was loaded from; None for what came from elsewhere."""
+    """Tags of the checkpoint of this run that the state was loaded from; None if it came from elsewhere."""
     lineage: Lineage
     pace: Pace
-    """Of the last attempt, if it ran on the same hardware."""
+    """Durations of the last attempt, if it ran on the same hardware."""
 
 
 def build(  # noqa: PLR0913  # all by name
@@ -67,7 +67,7 @@ def build(  # noqa: PLR0913  # all by name
 
     Args:
         config: The checked configuration.
-        inputs: What the configuration names.
+        inputs: The files that the configuration names.
         facts: This machine.
         selection: The checkpoint to start from, if any, and how.
         own: The run's checkpoints.
@@ -83,7 +83,7 @@ def build(  # noqa: PLR0913  # all by name
     state = empty_state(model, plan, config.optimizer, config.schedule.new_rows_factor, mine)
     fill(state, origin, config.recipe, own)
     if group.rank:
-        state.carried = Carried()  # rank 0 writes the base's tensors
+        state.carried = Carried()  # rank 0 writes the base tensors; the others free their memory
     _set_last_rate(state, config, inputs.total_steps)
     engine = Engine(
         model=state.model,
@@ -96,6 +96,7 @@ def build(  # noqa: PLR0913  # all by name
         group=group,
         owners=owners if plan.shard_optimizer else (),
     )
+    # After the state is filled: the measurement needs the memory of weights and moments in use.
     capacity = Capacity(plan, inputs.longest, own.storage, facts)
     capacity = measured_capacity(capacity, config.hardware, inputs, engine, state.step, emit)
     plan = replace(plan, capacity_tokens=capacity.tokens, recompute=capacity.recompute)
@@ -118,7 +119,7 @@ def build(  # noqa: PLR0913  # all by name
 
 
 def _set_last_rate(state: TrainState, config: RunConfig, total_steps: int) -> None:
-    """Set the rate of the last update, which another attempt may have made: checkpoints record it."""
+    """Set the rate of the last update, which checkpoints record; another attempt may have made that update."""
     if not state.step:
         return
     rate = learning_rate(state.step - 1, total_steps, config.schedule)
@@ -133,12 +134,13 @@ def _tags(origin: Origin, own: CheckpointStore, state: TrainState) -> tuple[str,
 
 
 def _lineage(origin: Origin, point: ResumePoint | None, own: CheckpointStore, step: int) -> Lineage:
-    """Which checkpoint the attempt goes on from, and which other run this one came from."""
+    """The checkpoint that the attempt resumes from, and the run that this one was started from."""
     if origin.source:
         return Lineage(run=absolute(origin.source), step=step)
     if point is None:
         return Lineage()
     if same_place(point.store.storage.url, own.storage.url):
+        # The origin is passed on from checkpoint to checkpoint: `by +N` goals count from it.
         return replace(point.manifest.values.lineage, checkpoint=point.url)
     return Lineage(run=absolute(point.store.storage.url), checkpoint=point.url, step=point.name.step)
 

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint of the old trainer: what is taken over, what is refused, and what the user is told."""
+"""Resumes from a checkpoint of the old trainer, or refuses it, and tells the user what is taken over."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -15,18 +15,18 @@ from indextts_job.resume.select import Selection
 from indextts_job.training.state import FIRST_MOMENT, SECOND_MOMENT, Carried, TrainState
 
 MOVED_BASE_ROWS = "moved_base_rows"
-"""In `resume.accept`: go on from an old checkpoint although its base rows are not the base's."""
+"""Key in `resume.accept`: resume from an old checkpoint although its base rows differ from the base's."""
 
 
 def take_over(
     accept: Collection[str], inputs: Inputs, selection: Selection, base: BaseCheckpoint, emit: Emit
 ) -> tuple[BaseCheckpoint, Imported | None, str]:
-    """An old checkpoint: its state where the vocabulary is the same, its weights as a base where it grew.
+    """An old checkpoint: its state if the vocabulary is the same, its weights as a base if it has grown.
 
     Args:
         accept: `resume.accept` of the configuration.
         inputs: Model, tokenizer and length of the run.
-        selection: Names the old checkpoints, the one to go on from first.
+        selection: Names the old checkpoints, the preferred one first.
         base: The base checkpoint that the old run started from.
         emit: Gets a line for everything that is, and is not, taken over.
 
@@ -34,7 +34,7 @@ def take_over(
         The base to build on, the state unless the vocabulary grew, and the file that they are from.
 
     Raises:
-        ConfigError: It does not fit, or is not worth going on from.
+        ConfigError: It does not fit, or a fresh start would be better.
         DataError: None of them can be read.
     """
 
@@ -51,6 +51,7 @@ def take_over(
     if old.text_pieces < pieces:
         new = pieces - old.text_pieces
         say(f"weights of {source}; {new} new rows start afresh, and with them all moments")
+        # Moments, schedule and position belong together; new rows have no moments, so all start afresh.
         return BaseCheckpoint(old.tensors, old.text_pieces), None, source
     imported = adopt(old, base, Vocabulary(pieces=pieces, base_pieces=base.text_pieces), inputs.model)
     if imported.trained_rows and MOVED_BASE_ROWS not in accept:
@@ -70,7 +71,7 @@ def take_over(
 
 
 def _first_readable(sources: Sequence[str], inputs: Inputs, say: Callable[[str], None]) -> tuple[str, LegacyCheckpoint]:
-    """The first old checkpoint that is whole; the old trainer wrote in place, so a kill may have cut the newest."""
+    """The first old checkpoint that is whole. The old trainer wrote in place, so a kill may have cut the newest."""
     failures = []
     for source in sources:
         try:
@@ -81,7 +82,7 @@ def _first_readable(sources: Sequence[str], inputs: Inputs, say: Callable[[str],
         for failure in failures:
             say(f"passed over a checkpoint: {failure}")
         return source, old
-    if len(failures) == 1:
+    if len(failures) == 1:  # its own message says more than a list of one
         raise DataError(failures[0])
     advice = "Nothing was changed. Restore one of the files, or start afresh with --resume none."
     raise DataError(findings_message("no checkpoint of the old trainer can be read", failures, advice))
@@ -97,7 +98,7 @@ def _trained_rows_text(source: str, rows: Sequence[str]) -> str:
 
 
 def install(state: TrainState, imported: Imported, global_batch_samples: int) -> None:
-    """Put an old checkpoint's state in place of a fresh one."""
+    """Put the state of an old checkpoint into a fresh one."""
     frozen = {name: imported.base.tensors[name] for name, _ in state.model.named_buffers()}
     state.model.load_state_dict({**imported.weights, **frozen}, strict=True)
     if imported.moments is not None:
@@ -105,5 +106,6 @@ def install(state: TrainState, imported: Imported, global_batch_samples: int) ->
         tensors |= {SECOND_MOMENT + name: pair[1] for name, pair in imported.moments.items()}
         state.load_moments(tensors, imported.step)
     state.step = imported.step
+    # The old trainer recorded no history; the epoch is computed from the samples, so these are filled in.
     state.history = History(samples=imported.step * global_batch_samples)
     state.carried = Carried(tensors=carried_tensors(state.model, imported.base))

@@ -108,7 +108,7 @@ def _loaded(
     store: CheckpointStore, manifest: CheckpointManifest, repair: Repair | None
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors that training needs, and messages about repairs."""
-    # Only these: the other base tensors are gigabytes that only an export needs.
+    # Only these: the other base tensors, a gigabyte or more, are needed by an export alone.
     wanted = (WEIGHTS, FIRST_MOMENT, SECOND_MOMENT, *(BASE + key for key in TEXT_TABLES))
     try:
         return store.load(manifest, wanted), ()

@@ -123,7 +123,7 @@ def _before_the_first_checkpoint(config: ResumeConfig, own: CheckpointStore) -> 
     if config.source == "auto":
         note = f"no checkpoint of this run yet; the old trainer left {', '.join(old[:3])}: going on from there"
         return Selection(point=None, legacy=old, weights_only=config.weights_only, notes=(note,))
-    # A fresh start was asked for. It is only a line in the log, but one that explains a loss that starts high.
+    # `none` and `own` ask for a start without it; the note explains why the training begins at step 0.
     note = f"{old[0]} of the old trainer is in the run's folder and is NOT used; --resume auto goes on from it"
     return Selection(point=None, notes=(note,))
 
@@ -204,7 +204,7 @@ def _newest_of_own(own: CheckpointStore, repair: Repair | None) -> ResumePoint:
 
 
 def _has_had_checkpoints(own: CheckpointStore) -> bool:
-    # The summary follows the first commit. A fresh run has attempts too, and a copied folder may hold a summary alone.
+    # The summary is written after the first commit; attempts also exist in a run that has never committed.
     return describe.SUMMARY in own.storage.list("") and bool(own.storage.list(fence.FOLDER))
 
 
