@@ -1,4 +1,4 @@
-"""The attempts of a run, from their records and journals: where each ran, how far it came, how it ended."""
+"""Reads the attempts of a run from their records and journals: machine, progress and end of each."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -22,20 +22,21 @@ from indextts_job.report.journal import EVENTS, Logged, parse_events
 from indextts_job.storage.run_storage import RunStorage
 
 READERS = 16
+"""Files that are read at a time: a run on spot machines has hundreds of attempts, and each read is a round trip."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One attempt: its record, and what its journal adds. Times are UTC, ISO 8601; empty = not known."""
+    """One attempt: its record, and values from its journal. Times are UTC, ISO 8601; empty = not known."""
 
     number: int
     record: AttemptRecord = field(default_factory=AttemptRecord)
     last_step: int = 0
-    """The last step that it told of."""
+    """The last step in its journal."""
     heard: str = ""
-    """When it told of anything for the last time."""
+    """Time of its last event."""
     trained: str = ""
-    """When its training began."""
+    """Start of its training."""
     total_steps: int | None = None
     committed_step: int | None = None
     """Step of its last checkpoint."""
@@ -46,16 +47,16 @@ class Attempt:
     checkpoint: Logged[Committed] | None = None
     """The last checkpoint."""
     spent: tuple[Logged[TimeSpent], ...] = ()
-    """All accounts of its time."""
+    """All sums of its time, one for each save and one at the end."""
     ended: str = ""
-    """When it ended; empty while it runs, and when it was killed."""
+    """Time of its end; empty while it runs, and after a kill."""
     outcome: str = ""
     """How it ended: `complete`, `stopped` or `failed`."""
     exit_code: int | None = None
     train_lines: tuple[Logged[TrainLine], ...] = ()
-    """All train lines, where curves were asked for."""
+    """All train lines; empty unless `curves` was asked for."""
     validations: tuple[Logged[Validated], ...] = ()
-    """All validations, where curves were asked for."""
+    """All validations; empty unless `curves` was asked for."""
 
     @property
     def from_step(self) -> int:
@@ -64,12 +65,12 @@ class Attempt:
 
     @property
     def launched(self) -> str:
-        """When its process began; attempts of older releases did not record it."""
+        """Start of its process; empty for attempts of older releases."""
         return self.record.launched
 
     @property
     def end_or_heard(self) -> str:
-        """When it ended, or was heard of for the last time."""
+        """Time of its end, or of its last event."""
         return self.ended or self.heard
 
     def to_json(self) -> dict[str, Any]:
@@ -98,12 +99,13 @@ def attempts(storage: RunStorage, *, curves: bool = False) -> list[Attempt]:
 
     Args:
         storage: The run.
-        curves: Keep every train line and validation, not only the last ones.
+        curves: Keep all train lines and validations, not only the last ones.
     """
     numbers, journals = _numbers(storage), storage.list(EVENTS)
 
     def read(number: str) -> Attempt:
         record = parse_record(_side_record(storage, f"{FOLDER}/{number}.json"))
+        # By the listing: an attempt that was killed early has no journal, and a read that fails is retried for a while.
         events = _events(storage, number) if _journal(number) in journals else ()
         return _with_events(
             Attempt(number=int(number), record=record, last_step=record.step, heard=record.started),
@@ -116,8 +118,9 @@ def attempts(storage: RunStorage, *, curves: bool = False) -> list[Attempt]:
 
 
 def _numbers(storage: RunStorage) -> list[str]:
-    """Numbers of the attempts as their files spell them, oldest first; other files are no records."""
+    """Numbers of the attempts as their file names spell them, oldest first; other files are left out."""
     names = [name.removesuffix(".json") for name in storage.list(FOLDER)]
+    # As numbers: beyond 9999 the order of the names is another one.
     return sorted((name for name in names if name.isdecimal()), key=int)
 
 
@@ -130,7 +133,7 @@ def _events(storage: RunStorage, number: str) -> Iterable[Logged[Event]]:
 
 
 def _with_events(attempt: Attempt, events: Iterable[Logged[Event]], *, curves: bool) -> Attempt:
-    """An attempt with what its journal tells."""
+    """An attempt with the values from its journal."""
     told: dict[type[Event], list[Any]] = defaultdict(list)
     for logged in events:
         told[type(logged.event)].append(logged)
@@ -166,7 +169,7 @@ def _with_end(attempt: Attempt, ended: Logged[AttemptEnded] | None) -> Attempt:
 
 
 def _side_record(storage: RunStorage, key: str) -> bytes:
-    """A file that only tells about the run: one that cannot be read tells nothing."""
+    """The content of a side record; empty when it cannot be read, because nothing depends on it."""
     try:
         return storage.read(key)
     except (FileNotFoundError, IndexTTSJobError):
@@ -174,7 +177,7 @@ def _side_record(storage: RunStorage, key: str) -> bytes:
 
 
 def previous_end(storage: RunStorage) -> str:
-    """How the newest attempt ended, as its own journal tells it; empty when there was none."""
+    """The end of the newest attempt by its journal, in words; empty when there is no attempt."""
     numbers = _numbers(storage)
     if not numbers:
         return ""
@@ -186,7 +189,7 @@ def previous_end(storage: RunStorage) -> str:
 
 
 def scheduler_text(record: AttemptRecord) -> str:
-    """Who started an attempt, in a few words."""
+    """The job that started an attempt, in a few words; empty when a person did."""
     scheduler = record.scheduler
     if not {"kind", "chain"} <= scheduler.keys():
         return ""
@@ -196,5 +199,5 @@ def scheduler_text(record: AttemptRecord) -> str:
 
 
 def total_steps(rows: Sequence[Attempt]) -> int | None:
-    """Updates of the whole run, as the last attempt that trained knew it."""
+    """Updates of the whole run, by the last attempt that trained."""
     return next((row.total_steps for row in reversed(rows) if row.total_steps), None)

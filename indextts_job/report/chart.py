@@ -9,9 +9,9 @@ Point = tuple[float, float]
 WIDTH, HEIGHT = 640.0, 240.0
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 8.0, 16.0, 26.0
 MOST_POINTS = 500
-"""Points drawn of one curve; a longer curve is averaged."""
+"""Points drawn of one curve. A longer one is averaged: a picture has fewer columns, and the page stays small."""
 TICKS = 5
-"""Lines of the grid, at most one more."""
+"""Intervals of the grid, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Curve:
     name: str
     points: Sequence[Point]
     marks: bool = False
-    """Whether each point is a dot too: of a few validations, not of thousands of train lines."""
+    """Whether each point is drawn as a dot too; for few points, such as validations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class _ValueAxis:
     @classmethod
     def over(cls, values: Sequence[float]) -> "_ValueAxis":
         low, high = min(values), max(values)
-        if low == high:  # a line in the middle
+        if low == high:  # a constant curve is a line in the middle; the axis needs a range to divide by
             low, high = low - abs(low) / 10 - 1e-9, high + abs(high) / 10 + 1e-9
         ticks = _ticks(low, high)
         return cls(min(low, ticks[0]), max(high, ticks[-1]), ticks)
@@ -63,7 +63,7 @@ def chart(title: str, curves: Sequence[Curve], steps: StepAxis) -> str:
     """A figure with its legend; empty when no curve has a point.
 
     Args:
-        title: For people, and for screen readers.
+        title: Caption, also read by screen readers.
         curves: Drawn in the order given; each has a colour of its own.
         steps: The horizontal axis.
     """
@@ -85,7 +85,7 @@ def _key(number: int, curve: Curve) -> str:
 
 def _bands(steps: StepAxis) -> Iterator[str]:
     for index, (start, attempt) in enumerate(steps.starts):
-        # An attempt that went back ends where the earliest of its successors began.
+        # Steps after the earliest start of a later attempt were done again, so the band ends there.
         end = min([steps.last, *(other for other, _ in steps.starts[index + 1 :])])
         if end > start:
             width = steps.x(end) - steps.x(start)
@@ -105,7 +105,7 @@ def _grid(axis: _ValueAxis) -> Iterator[str]:
 def _step_labels(steps: StepAxis) -> Iterator[str]:
     for tick in _ticks(0, steps.last):
         if tick <= steps.last:
-            anchor = "end" if tick > 0.95 * steps.last else "middle"  # a centred number would leave the picture
+            anchor = "end" if tick > 0.95 * steps.last else "middle"  # a centred number would be cut off
             yield f'<text x="{steps.x(tick):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{tick:.0f}</text>'
 
 
@@ -124,12 +124,14 @@ def _drawn(number: int, curve: Curve, steps: StepAxis, axis: _ValueAxis) -> Iter
 def _thinned(points: Sequence[Point]) -> list[Point]:
     size = -(-len(points) // MOST_POINTS) or 1
     groups = [points[start : start + size] for start in range(0, len(points), size)]
+    # At the last step of a group, so that the curve ends where the run does.
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers from below `low` to above `high`."""
     step = 10.0 ** math.floor(math.log10((high - low) / TICKS))
+    # Steps of 1, 2 or 5 times a power of ten read well.
     step = next(factor * step for factor in (1, 2, 5, 10) if (high - low) / (factor * step) <= TICKS)
     first, after = math.floor(low / step), math.ceil(high / step)
     return [number * step for number in range(first, after + 1)]

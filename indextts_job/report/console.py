@@ -1,4 +1,4 @@
-"""The run on a screen: one readable line per thing, and on a terminal a progress bar below them."""
+"""Prints the run: one line per event, and on a terminal a progress bar below them."""
 
 from collections.abc import Callable
 from types import TracebackType
@@ -27,9 +27,10 @@ TOPIC_WIDTH = 11
 
 
 class ConsoleReport:
-    """Prints events; a context manager, so that the bar never outlives the run."""
+    """Prints events. A context manager, so that the bar is removed at the end in every case."""
 
     def __init__(self, stream: TextIO) -> None:
+        # No highlighting: it colours numbers inside of words. Soft wrap: a log line stays one line for grep.
         self._console = Console(file=stream, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -56,7 +57,7 @@ class ConsoleReport:
             self._bar.stop()
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Show how far a preparation is; nothing where no terminal is."""
+        """Show the progress of a preparation; nothing without a terminal."""
         if self._bar:
             self._show(what, done, total)
 
@@ -90,9 +91,10 @@ class ConsoleReport:
         self._bar.update(self._task, description=what, completed=done, total=total, recent=self._recent)
 
     def _line(self, topic: str, message: str, *, warning: bool = False) -> None:
-        # Further lines are indented: a line break in an id or a path cannot begin a line that looks like one of ours.
+        # Further lines are indented, so that a line break in an id or a path cannot forge a line of this program.
         text = terminal.lines(message.rstrip()).replace("\n", "\n" + " " * (TOPIC_WIDTH + 1))
         style = "yellow" if warning else "cyan"
+        # As `Text`, which has no markup: brackets in a name must not be taken for styles.
         self._console.print(Text.assemble((f"{terminal.one_line(topic):<{TOPIC_WIDTH}}", style), " ", text))
 
 
@@ -116,7 +118,7 @@ def _losses(losses: Losses) -> str:
 
 
 def _recent(event: TrainLine) -> str:
-    """Loss and rate beside the bar, short enough for 80 columns."""
+    """Losses and rate for the bar, short enough for 80 columns."""
     return f"text {event.losses.text_loss:.2f} mel {event.losses.mel_loss:.2f} {event.samples_per_s:.0f}/s"
 
 
@@ -152,10 +154,11 @@ def _stop_line(event: StopNoticed) -> str:
 
 
 def _end_line(event: AttemptEnded) -> str:
-    # The reason of a failure is the command's last word on stderr; here it would stand twice.
+    # Without the message of a failure: the command prints it on stderr, and here it would appear twice.
     return f"{event.outcome} at step {event.step}, exit code {event.exit_code}"
 
 
+# Events without an entry are for other readers: single steps would be thousands of lines.
 _LINES: dict[type[Event], Callable[[Any], tuple[str, str]]] = {
     Notice: lambda event: (event.topic, event.message),
     TrainLine: lambda event: ("train", _train_line(event)),

@@ -1,4 +1,4 @@
-"""What can happen during an attempt, as values. Readers turn them into lines, curves and files."""
+"""The events of an attempt, as values. Readers turn them into lines, curves and files."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from indextts_job.parsing import Count
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportConfig:
-    """What is written down, and how often."""
+    """Logs and curves: which are written, and how often."""
 
     log_interval_steps: Annotated[int, Bounds(1, 10**9)] = 100
     """Steps per train line and TensorBoard point; values are means over them."""
@@ -20,7 +20,7 @@ class ReportConfig:
     sample_log: bool = False
     """Also write the sample ids of every step to RUN/samples, one line per step."""
     prometheus_file: str = ""
-    """Local file to keep the run's numbers in, for node_exporter's textfile collector; empty = none."""
+    """Local file for the run's numbers, read by node_exporter's textfile collector; empty = none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptStarted(Event):
-    """Training is about to begin or to go on."""
+    """Training is about to start or to resume."""
 
     attempt: Count
     total_steps: Count
@@ -42,7 +42,7 @@ class AttemptStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice(Event):
-    """One thing that the user should know, under the heading of its line."""
+    """A message for the user; `topic` is the heading of its line."""
 
     topic: str
     message: str
@@ -54,7 +54,7 @@ class StepDone(Event):
     """An update was applied; `step` counts it."""
 
     samples: tuple[int, ...]
-    """Dataset indices, in the order in which they were computed."""
+    """Dataset indices of all ranks, in the order in which each computed them."""
     tokens: int
     seconds: float
 
@@ -66,13 +66,13 @@ class TrainLine(Event):
     epoch: float
     losses: Losses
     learning_rate: float
-    """Of the last update, the one that was used."""
+    """Rate of the last update."""
     grad_norm: float
     samples_per_s: float
     tokens_per_s: float
     eta_s: float
     mfu: float | None = None
-    """Share of what the hardware could compute at best; None when that is not known."""
+    """Model FLOPs utilisation: share of the hardware's peak; None when the peak is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,17 +102,17 @@ class Committed(Event):
     bytes_written: int
     bytes_total: int
     seconds: float
-    """From the beginning of the save until the checkpoint was visible."""
+    """Duration from the start of the save until the checkpoint was visible."""
     stall_seconds: float
-    """How long training waited for it."""
+    """Time that the training waited for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeSpent(Event):
-    """Where the time of the attempt went until this step: when a save of it begins, and at the end."""
+    """Sums of the attempt's time up to this step; emitted before each save and at the end."""
 
     steps_s: float
-    """In steps that were applied."""
+    """Steps that were applied."""
     data_s: float
     """Waiting for micro-batches."""
     validation_s: float
@@ -122,11 +122,11 @@ class TimeSpent(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopNoticed(Event):
-    """A stop request was seen, and what became of the cycle in flight."""
+    """A stop request was seen. Says what happened to the step in flight."""
 
     reason: str
     seconds_left: float | None
-    """Until the kill is expected; None when nobody will."""
+    """Time until the expected kill; None when none is expected."""
     micro_batches_done: int
     micro_batches: int
     decision: str

@@ -1,4 +1,4 @@
-"""Goodput: the share of wall time that went into steps that count, and where the rest went. Pure."""
+"""Goodput: the share of wall time spent on steps that count, and the shares of everything else. Pure."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -7,20 +7,18 @@ from indextts_job.report.attempts import Attempt
 from indextts_job.report.events import TimeSpent
 
 PARTS = ("steps", "not committed", "waiting", "start-up", "data", "validation", "saves", "lost")
-"""`steps` is the goodput; `not committed` is what the newest attempt has done since its last account: a kill would take
-it back; `waiting` is between attempts: queue, and what a killed one did after it was last heard of; `lost` is what was
-done and had to be done again, and whatever else is not accounted for."""
-
-
+"""`steps` is the goodput. `not committed` is the time of the newest attempt since its last account; a kill would turn
+it into `lost`. `waiting` is the time between attempts: the queue, and the time of a killed attempt after its last
+event. `lost` is the time of steps that were done again, and all other time that is not accounted for."""
 ACCOUNTED = ("steps", "data", "validation", "saves")
 """Parts that an attempt accounts for itself."""
 
 
 def where_time_went(rows: Sequence[Attempt]) -> dict[str, float]:
-    """Seconds by part, from the launch of the first attempt to what was heard last.
+    """Seconds by part, from the launch of the first attempt to the last event.
 
     Args:
-        rows: Oldest first. Attempts of older releases, which did not account for their time, are left out.
+        rows: Attempts, oldest first. Those of older releases, which did not account for their time, are left out.
     """
     rows = [row for row in rows if row.launched and row.trained]
     spent = dict.fromkeys(PARTS, 0.0)
@@ -32,23 +30,24 @@ def where_time_went(rows: Sequence[Attempt]) -> dict[str, float]:
 
 
 def _parts(row: Attempt, following: Attempt | None) -> dict[str, float]:
-    """Seconds by part of one attempt, and of the wait behind it."""
+    """Seconds by part of one attempt, and of the wait after it."""
     account = _account(row, following)
     parts = {part: getattr(account, f"{part}_s") if account else 0.0 for part in ACCOUNTED}
     parts["start-up"] = seconds_between(row.launched, row.trained)
     rest = "not committed" if following is None and not row.ended else "lost"
     known_s = sum(parts.values())
+    # Clocks of nodes differ, so a difference may be negative.
     parts[rest] = max(0.0, seconds_between(row.launched, row.end_or_heard) - known_s)
-    if following and row.outcome != "complete":  # nobody waits for a run that is complete
+    if following and row.outcome != "complete":  # a complete run that is prolonged weeks later has not waited
         parts["waiting"] = max(0.0, seconds_between(row.end_or_heard, following.launched))
     return parts
 
 
 def kills(rows: Sequence[Attempt]) -> tuple[int, float]:
-    """How many attempts ended without a word, and the seconds that all of them ran.
+    """Number of attempts without an end in their journal, and the seconds that all attempts ran.
 
     Args:
-        rows: Without an attempt that still runs.
+        rows: Attempts, without one that still runs.
     """
     known = [row for row in rows if row.launched]
     ran_s = sum(max(0.0, seconds_between(row.launched, row.end_or_heard)) for row in known)
@@ -56,7 +55,7 @@ def kills(rows: Sequence[Attempt]) -> tuple[int, float]:
 
 
 def goodput_text(rows: Sequence[Attempt]) -> str:
-    """In one line; empty when nothing is known."""
+    """The goodput in one line; empty when nothing is known."""
     spent = where_time_went(rows)
     total_s = sum(spent.values())
     if not total_s:
@@ -66,12 +65,12 @@ def goodput_text(rows: Sequence[Attempt]) -> str:
 
 
 def _account(row: Attempt, following: Attempt | None) -> TimeSpent | None:
-    """What an attempt had spent at the step that the next one went on from, or at its end."""
+    """The sums of an attempt at the step that the next one resumed at, or at its end."""
     accounts = [one.event for one in row.spent]
     counted = [one for one in accounts if following is None or one.step <= following.from_step]
     return counted[-1] if counted else None
 
 
 def seconds_between(begin: str, end: str) -> float:
-    """From one UTC time to another."""
+    """Seconds from one time to another, both in ISO 8601."""
     return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()

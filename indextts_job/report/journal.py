@@ -1,4 +1,4 @@
-"""Events as JSON lines in the run: `events/attempt-0001.jsonl`, and on request the samples of every step."""
+"""Writes and reads events as JSON lines in the run: `events/attempt-0001.jsonl`, and the optional sample log."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ E_co = TypeVar("E_co", bound=Event, covariant=True)
 
 
 class Journal:
-    """Appends every event that a person or a program may want later.
+    """Appends the events of an attempt, except single steps and the progress of validations.
 
     Lines: `{"time": UTC ISO 8601, "event": class name, …its fields}`. A line that a kill cut off is the last one of
     its file.
@@ -28,11 +28,12 @@ class Journal:
         self._key = f"{EVENTS}/attempt-{attempt:04d}.jsonl"
 
     def __call__(self, event: Event) -> None:
-        """Write one event; single steps and progress of a validation are left to other readers."""
+        """Write one event."""
         if isinstance(event, (StepDone, ValidationProgress)):
             return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         document = {"time": now, "event": type(event).__name__, **asdict(event)}
+        # No NaN: programs in other languages read these lines, and their JSON parsers refuse it.
         line = json.dumps(document, ensure_ascii=False, allow_nan=False)
         self._storage.append(self._key, line.encode() + b"\n")
 
@@ -46,7 +47,7 @@ class SampleLog:
         self._ids = ids
 
     def __call__(self, event: Event) -> None:
-        """Write the samples of one step."""
+        """Write the samples of one step; first of all the step that the attempt resumed at."""
         if isinstance(event, AttemptStarted):
             self._write({"resumed_at": event.step})
         elif isinstance(event, StepDone):
@@ -58,7 +59,7 @@ class SampleLog:
 
 @dataclass(frozen=True, slots=True)
 class Logged(Generic[E_co]):
-    """An event as a journal tells of it."""
+    """An event with its time, as a journal holds it."""
 
     time: str
     """UTC, ISO 8601."""
@@ -75,8 +76,8 @@ _EVENTS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in Event.__su
 def parse_events(content: bytes) -> Iterator[Logged[Event]]:
     """The events of a journal, in their order, as far as they can be read.
 
-    A line that is something else was cut off by a kill, is damaged, or was written by another release. It is left out,
-    because what a run is stands in its checkpoints.
+    Other lines are left out: a kill has cut them, they are damaged, or another release wrote them. No state of the run
+    depends on them, because that is in the checkpoints.
     """
     for line in content.split(b"\n"):
         try:
@@ -87,10 +88,10 @@ def parse_events(content: bytes) -> Iterator[Logged[Event]]:
 
 
 def _logged(document: object) -> Logged[Event]:
-    """One event; a class that this release does not know is an `Event` with its step.
+    """One event. An event of a class that this release does not know becomes an `Event` with its step.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The document is no event.
     """
     if not isinstance(document, Mapping) or not _is_instant(document.get("time")):
         raise ValueError("not a line of a journal")
@@ -135,6 +136,7 @@ def committed_samples(logs: Sequence[bytes]) -> dict[int, list[str]]:
     for log in logs:
         for entry in _sample_lines(log):
             if isinstance(entry, _Resumed):
+                # Later steps were done again from here; their old samples did not count.
                 steps = {step: samples for step, samples in steps.items() if step <= entry.resumed_at}
             else:
                 steps[entry.step] = list(entry.samples)
@@ -157,10 +159,14 @@ class _Used:
 
 
 def _sample_lines(log: bytes) -> Iterator[_Resumed | _Used]:
-    """Lines of a sample log; one that a kill cut off is left out, because its step was not committed."""
+    """Lines of a sample log. A line that a kill has cut is left out.
+
+    Logs are durable before a commit, so the step of such a line was not committed.
+    """
     for line in log.split(b"\n"):
         with contextlib.suppress(ValueError, RecursionError):
             document = json.loads(line.decode())
+            # Not `isinstance`: `true` is an int in Python, but no step.
             if isinstance(document, Mapping) and type(document.get("resumed_at")) is int:
                 yield parsed(document, _Resumed, "line")
             else:

@@ -1,4 +1,4 @@
-"""Whether the process of an attempt still runs, where that can be known: on the machine that it was started on."""
+"""Finds out whether the process of an attempt still runs. Possible only on the machine that it was started on."""
 
 import os
 import platform
@@ -9,11 +9,11 @@ from indextts_job.checkpoint.attempt_record import AttemptRecord
 
 PROC = Path("/proc")
 START_TOLERANCE_S = 120.0
-"""A process that began this much later than an attempt is another one, which got the same number."""
+"""A process that started this much later than an attempt is another one with a reused process number."""
 
 
 def pid_namespace(proc: Path = PROC) -> str:
-    """Where the process numbers of this process count; empty where it cannot be told."""
+    """The namespace of this process's number, as the kernel names it; empty when unknown."""
     try:
         return str((proc / "self/ns/pid").readlink())
     except OSError:
@@ -21,13 +21,14 @@ def pid_namespace(proc: Path = PROC) -> str:
 
 
 def is_running(record: AttemptRecord, proc: Path = PROC) -> bool | None:
-    """Whether the process that wrote an attempt's record is there; None where this machine cannot know.
+    """Whether the process of an attempt runs; None when this machine cannot know.
 
     Args:
-        record: The attempt's.
-        proc: Folder that the kernel shows processes in.
+        record: Record of the attempt.
+        proc: The proc file system.
     """
     pid, here = record.pid, pid_namespace(proc)
+    # Containers of one host name have process numbers of their own: only the same namespace makes them comparable.
     same_place = record.node == platform.node() and here and record.pid_namespace == here
     if not same_place or pid is None:
         return None
@@ -39,12 +40,13 @@ def is_running(record: AttemptRecord, proc: Path = PROC) -> bool | None:
         return False
     except (OSError, LookupError, ValueError, TypeError, OverflowError):
         return None
+    # A zombie has ended, and its parent has not asked for the exit code yet. The name before it may hold brackets.
     dead = status.rpartition(")")[2].split()[:1] in (["Z"], ["X"])
     return not dead and (began - launched) < timedelta(seconds=START_TOLERANCE_S)
 
 
 def _began(process: str, machine: str) -> datetime:
-    """When a process began: ticks since the machine started, of which the kernel tells the time (proc(5))."""
+    """Start of a process: clock ticks since boot, and the time of the boot (field 22 of stat and `btime`, proc(5))."""
     ticks = int(process.rpartition(")")[2].split()[19])
     booted_s = next(int(line.split()[1]) for line in machine.splitlines() if line.startswith("btime "))
     return datetime.fromtimestamp(booted_s + ticks / os.sysconf("SC_CLK_TCK"), UTC)

@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs nothing else: no script, no font, no request. Pure: from rows to text."""
+"""Renders a run as one self-contained HTML page: no script, no font, no request. Pure: from rows to text."""
 
 import html
 import math
@@ -16,7 +16,7 @@ from indextts_job.report.standing import how_it_ended, lost_steps, standing
 
 E = TypeVar("E", bound=Event)
 LEAST_SHARE = 0.0005
-"""Smaller parts would be shown as 0.0 %."""
+"""Smaller parts are left out; they would be shown as 0.0 %."""
 PART_NAMES = {
     "steps": "steps that count",
     "not committed": "not committed yet",
@@ -33,13 +33,14 @@ def render(run: str, rows: Sequence[Attempt], now: datetime, *, running: bool | 
     """The page.
 
     Args:
-        run: Its name for people.
-        rows: With curves, oldest first; at least one.
-        now: With a time zone.
-        running: Whether the process of the last attempt is there; None if that is not known.
+        run: Name of the run.
+        rows: Attempts with curves, oldest first; at least one.
+        now: The present, with a time zone.
+        running: Whether the process of the last attempt runs; None if unknown.
     """
     stands = standing(rows, now, running=running)
     known = [(name, text) for name, text in stands.lines() if name != "goodput"]  # goodput has a section of its own
+    # Everything is escaped: names and messages come from files.
     facts = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd></div>" for name, text in known)
     progress = min(1.0, rows[-1].last_step / stands.total_steps) if stands.total_steps else 0.0
     return f"""<!doctype html>
@@ -93,10 +94,11 @@ def _charts(rows: Sequence[Attempt]) -> list[str]:
 
 
 def _counting(rows: Sequence[Attempt], events_of: Callable[[Attempt], Sequence[Logged[E]]]) -> list[E]:
-    """Events of steps that count: what was done again is shown once, as it came in the end."""
+    """Events of steps that count. Of a step that was done again only the last result is shown."""
     kept: list[E] = []
     for index, row in enumerate(rows):
         following = min((other.from_step for other in rows[index + 1 :]), default=math.inf)
+        # Up to and including the start of the next attempt: that step itself was committed.
         kept += [logged.event for logged in events_of(row) if logged.event.step <= following]
     return sorted(kept, key=lambda event: event.step)
 

@@ -1,4 +1,4 @@
-"""How far an attempt has committed, in a file for the launcher that started it: it counts failures without progress."""
+"""Writes the last committed step to a file for the launcher, which counts failures without progress."""
 
 import contextlib
 from collections.abc import Mapping
@@ -15,17 +15,13 @@ class ProgressFile:
         self._path = path
 
     def __call__(self, event: Event) -> None:
-        """Note a checkpoint. A file that cannot be written is no reason to end a training."""
+        """Write the step of a checkpoint. A failure to write is ignored: the training does not need the file."""
         if isinstance(event, Committed):
             with contextlib.suppress(OSError):
                 self._path.write_text(f"{event.step}\n", encoding="ascii")
 
 
 def progress_readers(environment: Mapping[str, str]) -> list[ProgressFile]:
-    """One reader where a launcher asks for it, else none.
-
-    Args:
-        environment: Of the process.
-    """
+    """One reader if a launcher asks for it by an environment variable, otherwise none."""
     path = environment.get(PROGRESS_VARIABLE, "")
     return [ProgressFile(Path(path))] if path else []

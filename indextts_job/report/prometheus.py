@@ -1,4 +1,4 @@
-"""The numbers of a run for Prometheus, as the text file that node_exporter's textfile collector reads.
+"""Writes the numbers of a run for Prometheus, as the text file that node_exporter's textfile collector reads.
 
 Every event that changes a number replaces the whole file, so a reader never sees half of it.
 """
@@ -39,11 +39,11 @@ HELP = {
     "spent_seconds": "Time of the attempt by part: steps, data, validation, saves.",
 }
 LABELS = {"loss": ("kind", "set"), "mel_top1": ("set",), "spent_seconds": ("part",)}
-"""Labels besides `run`."""
+"""Labels in addition to `run`."""
 
 
 class PrometheusFile:
-    """Writes numbers as they come."""
+    """Writes the file after every event that has numbers."""
 
     def __init__(self, path: Path, run: str) -> None:
         """No file is written before the first event.
@@ -53,8 +53,9 @@ class PrometheusFile:
             run: Value of the label `run`.
 
         Raises:
-            ConfigError: There is no folder for it.
+            ConfigError: Its folder does not exist.
         """
+        # At the start: a mistyped folder would otherwise show up as a dashboard that stays empty.
         if not path.parent.is_dir():
             raise ConfigError(
                 f"report.prometheus_file: {path.parent} is no folder. Give a file in the one that node_exporter's "
@@ -67,14 +68,14 @@ class PrometheusFile:
         self._gauges: dict[str, Gauge] = {}
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
+        """Take the numbers of an event."""
         if not self._noted(event):
             return
         self._set(step=event.step, updated_timestamp_seconds=time.time())
         self._write()
 
     def _noted(self, event: Event) -> bool:
-        """Set the numbers that an event brings; False if it brings none."""
+        """Set the numbers of an event; False if it has none."""
         match event:
             case AttemptStarted():
                 self._set(total_steps=event.total_steps, attempt=event.attempt, running=1)
@@ -124,7 +125,7 @@ class PrometheusFile:
                 self._gauge(name).set(value)
 
     def _gauge(self, name: str, **labels: str) -> Gauge:
-        """A gauge; made when it is first set, so that the file holds no names without a value."""
+        """A gauge. It is created when it is first set, so that the file has no name without a value."""
         if name not in self._gauges:
             names = ("run", *LABELS.get(name, ()))
             self._gauges[name] = Gauge(f"{PREFIX}_{name}", HELP[name], names, registry=self._registry)
@@ -133,7 +134,7 @@ class PrometheusFile:
     def _write(self) -> None:
         try:
             write_to_textfile(str(self._path), self._registry)
-        except OSError as error:  # numbers for a dashboard are not worth a night of training
+        except OSError as error:  # the training does not need the file, so this is a warning
             if not self._complained:
                 logger.warning("report.prometheus_file: %s: %s; training goes on.", self._path, error.strerror)
             self._complained = True

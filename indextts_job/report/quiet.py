@@ -1,14 +1,14 @@
-"""A stream for people that never fails: what cannot be written is dropped."""
+"""A text stream that never fails: text that cannot be written is dropped."""
 
 import io
 from typing import Any, TextIO
 
 
 class QuietStream(io.TextIOBase):
-    """Writes to another stream until that fails, and from then on to nowhere.
+    """Writes to another stream until that fails, and drops everything from then on.
 
-    A terminal is closed while its job goes on, a disk fills up with the log, a pipe loses its reader. None of it is a
-    reason to stop a training.
+    A terminal may be closed while its job runs, a disk may fill up with the log, a pipe may lose its reader. None of
+    this may stop a training.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -16,12 +16,12 @@ class QuietStream(io.TextIOBase):
         self._failed = False
 
     def write(self, text: str) -> int:
-        """Write, or drop."""
+        """Write the text, or drop it."""
         self._tried(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        """Flush, if there is still somebody."""
+        """Flush the other stream, unless it has failed."""
         self._tried(self._stream.flush)
 
     def isatty(self) -> bool:
@@ -29,12 +29,12 @@ class QuietStream(io.TextIOBase):
         return not self._failed and self._stream.isatty()
 
     def fileno(self) -> int:
-        """Of the other stream."""
+        """File descriptor of the other stream."""
         return self._stream.fileno()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Of the other stream."""
+        """Encoding of the other stream."""
         return self._stream.encoding
 
     def _tried(self, work: Any) -> None:  # noqa: ANN401  # any call without arguments
@@ -42,7 +42,7 @@ class QuietStream(io.TextIOBase):
             return
         try:
             work()
-        except UnicodeEncodeError:  # the terminal lacks a character; it is there all the same
+        except UnicodeEncodeError:  # only this text is lost; the stream itself works
             return
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # a closed stream raises ValueError
             self._failed = True

@@ -1,4 +1,4 @@
-"""Where a run stands: as values for programs, and in the few lines that people look for. Pure."""
+"""Summarises the state of a run: as values for programs, and in a few lines for people. Pure."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -13,21 +13,21 @@ from indextts_job.report.events import TrainLine
 from indextts_job.report.goodput import goodput_text, where_time_went
 
 SILENT_S = 300.0
-"""An attempt that has reported nothing for this long, and no end, was killed, hangs, or has very long steps."""
+"""An attempt without an event for this long, and without an end, was killed, hangs, or has very long steps."""
 TRAINING, SILENT, KILLED = "training", "silent", "killed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """Where a run stands. Nothing that is not known yet has a value."""
+    """The state of a run. Values that are not known yet are None."""
 
     state: str
-    """`training`; `silent`: nothing heard for long; `killed`: its process is gone without a word; or how the last
-    attempt ended: `complete`, `stopped`, `failed`, …"""
+    """`training`; `silent`: no event for long; `killed`: the process is gone and has recorded no end; or the end of the
+    last attempt: `complete`, `stopped`, `failed`, …"""
     exit_code: int | None
-    """Of the last attempt, when it has ended."""
+    """Exit code of the last attempt, once it has ended."""
     since_seconds: float
-    """Since its end, or since it was last heard of."""
+    """Time since its end, or since its last event."""
     step: int
     total_steps: int | None
     epoch: float | None
@@ -38,7 +38,7 @@ class Standing:
     validation_step: int | None
     validation_is_best: bool | None
     samples_per_second: float | None
-    """This, tokens and what is left: only while an attempt runs."""
+    """This value and the next two are known only while an attempt runs."""
     tokens_per_second: float | None
     left_seconds: float | None
     checkpoint_step: int | None
@@ -46,7 +46,7 @@ class Standing:
     attempts: int
     steps_done_again: int
     goodput: float | None
-    """Share of the time that went into steps that count."""
+    """Share of the time spent on steps that count."""
     goodput_words: str
 
     def to_json(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Standing:
         return values
 
     def lines(self) -> list[tuple[str, str]]:
-        """A name and a text for each line; what is not known has no line."""
+        """A name and a text for each line; values that are not known have no line."""
         lines = {
             "state": self._state(),
             "step": self._step(),
@@ -110,12 +110,12 @@ class Standing:
 
 
 def standing(rows: Sequence[Attempt], now: datetime, *, running: bool | None = None) -> Standing:
-    """Where a run stands.
+    """The state of a run.
 
     Args:
-        rows: Oldest first; at least one.
-        now: With a time zone.
-        running: Whether the process of the last attempt is there; None if that is not known.
+        rows: Attempts, oldest first; at least one.
+        now: The present, with a time zone.
+        running: Whether the process of the last attempt runs; None if unknown.
     """
     last = rows[-1]
     spent = where_time_went(rows)
@@ -151,6 +151,7 @@ def _training_values(rows: Sequence[Attempt]) -> dict[str, Any]:
 
 def _rate_values(rows: Sequence[Attempt], *, live: bool) -> dict[str, Any]:
     """Rates are known only while an attempt runs."""
+    # The rate of an attempt that has ended would promise an end that is not coming.
     line = _train_line(rows) if live else None
     if line is None:
         return dict.fromkeys(("samples_per_second", "tokens_per_second", "left_seconds"))
@@ -176,16 +177,17 @@ def _checkpoint_values(rows: Sequence[Attempt], now: datetime) -> dict[str, Any]
 
 
 def _state_of_silence(row: Attempt, now: datetime, running: bool | None) -> str:  # noqa: FBT001  # private
+    # None means unknown: on another machine only the silence counts.
     if running is False:
         return KILLED
     return SILENT if _seconds_since(row.heard, now) > SILENT_S else TRAINING
 
 
 def lost_steps(rows: Sequence[Attempt]) -> list[int]:
-    """Steps of each attempt that the next one had to do again, also where it was asked to go back behind them.
+    """Steps of each attempt that the next one did again, also when a user asked it to go back.
 
     Args:
-        rows: Oldest first; of the last one nothing is lost yet.
+        rows: Attempts, oldest first. The last one has lost nothing yet.
     """
     pairs = itertools.pairwise(rows)
     return [*(max(0, row.last_step - after.from_step) for row, after in pairs), *([0] if rows else [])]
@@ -196,8 +198,8 @@ def how_it_ended(row: Attempt, *, newest: bool, running: bool | None = None) -> 
 
     Args:
         row: The attempt.
-        newest: Whether no later one has started.
-        running: Of the newest: whether its process is there; None if that is not known.
+        newest: Whether it is the last attempt.
+        running: For the last attempt: whether its process runs; None if unknown.
     """
     if row.outcome:
         return f"{row.outcome} ({row.exit_code})"
@@ -207,6 +209,7 @@ def how_it_ended(row: Attempt, *, newest: bool, running: bool | None = None) -> 
 
 
 def _seconds_since(instant: str, now: datetime) -> float:
+    # The clock of the node may be ahead of ours.
     return max(0.0, (now - datetime.fromisoformat(instant)).total_seconds())
 
 

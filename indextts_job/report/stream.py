@@ -11,7 +11,7 @@ from indextts_job.report.events import AttemptStarted, Emit, Event, Notice
 class EventStream:
     """Passes every event to every reader, in order.
 
-    The readers that write into the run can only join once the attempt has its number; they get what they missed.
+    The readers that write to the run need the attempt's number, so they join later and then get all earlier events.
     """
 
     def __init__(self, console: Emit) -> None:
@@ -20,7 +20,7 @@ class EventStream:
         self._failing: list[Emit] = []
 
     def __call__(self, event: Event) -> None:
-        """Emit one event, without secrets: messages name URLs as the user gave them."""
+        """Emit one event, with secrets removed: messages name URLs as the user gave them."""
         if isinstance(event, Notice):
             event = replace(event, message=redacted(event.message))
         elif isinstance(event, AttemptStarted) and event.resumed_from:
@@ -39,11 +39,12 @@ class EventStream:
         self._readers += readers
 
     def _hand_over(self, reader: Emit, event: Event) -> None:
-        """A record that cannot be written is a warning, said once, and no reason to stop training."""
+        """Pass an event to a reader. A failure of the storage is one warning per reader; the training goes on."""
         try:
             reader(event)
         except (UnavailableError, AccessRefusedError) as error:
             if reader not in self._failing:
                 self._failing.append(reader)
                 message = f"a record was lost: {error} Training goes on."
+                # To the console only: the failing reader would fail again.
                 self._readers[0](Notice(step=event.step, topic="report", message=message, warning=True))

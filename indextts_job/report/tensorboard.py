@@ -1,9 +1,9 @@
-"""The run as TensorBoard curves: one per tag over all restarts, under the tags of the old trainer.
+"""Writes the run as TensorBoard curves: one per tag over all restarts, under the tags of the old trainer.
 
 Every attempt writes a file of its own into the same folder and declares the step that it resumed at; TensorBoard
-drops what an earlier attempt wrote beyond it, so the curve never runs twice over the same steps. Files are named by
-the attempt, not by the clock as TensorBoard's own writer does: the reader takes them in the order of their names, and
-the clocks of two nodes need not agree.
+drops the points that an earlier attempt wrote beyond it, so each step has one point. Files are named by the attempt and
+not by the clock, as TensorBoard's own writer does: readers take them in the order of their names, and the clocks of two
+nodes may differ.
 """
 
 import io
@@ -29,7 +29,7 @@ class TensorBoardCurves:
     def __init__(self, storage: RunStorage, run_name: str, attempt: int, resumed_at: int) -> None:
         self._storage = storage
         self._key = f"{FOLDER}/{run_name}/events.out.tfevents.{attempt:010d}.attempt"
-        # Points at the resumed step were written before its checkpoint: everything after it is written anew.
+        # Points at the resumed step were written before its checkpoint and stay; all later ones are written again.
         start = SessionLog(status=SessionLog.START)
         self._append(
             Record(file_version=FILE_VERSION, wall_time=time.time()),
@@ -52,6 +52,7 @@ class TensorBoardCurves:
         self._append(Record(step=step, wall_time=time.time(), summary=summary))
 
     def _append(self, *records: Record) -> None:
+        # Framed in memory: the writer of TensorBoard wants a file, and the storage has appends only.
         framed = io.BytesIO()
         writer = RecordWriter(framed)
         for record in records:
