@@ -1,4 +1,4 @@
-"""`indextts-job checkpoints`: look at a run's checkpoints, compare them, keep one."""
+"""`indextts-job checkpoints`: list, inspect and compare a run's checkpoints, and keep one."""
 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
@@ -57,7 +57,7 @@ def _list(given: argparse.Namespace) -> int:
 
 
 def print_list(run: str, *, as_json: bool, verify: bool, storage: StorageConfig | None = None) -> int:
-    """All checkpoints of a run, newest first; of one that has only begun there are none.
+    """Print all checkpoints of a run, newest first; a run that has just started may have none.
 
     Raises:
         ConfigError: There is no run.
@@ -78,6 +78,7 @@ def print_list(run: str, *, as_json: bool, verify: bool, storage: StorageConfig 
     else:
         _print_rows(rows, run, store.storage.url)
         _tell_of_old_ones(old)
+    # Only a verification sets the exit code: a plain listing has to work for a run with a damaged checkpoint too.
     damaged = verify and any(row.verified is False for row in rows)
     return errors.EXIT_DATA if damaged else errors.EXIT_OK
 
@@ -92,7 +93,7 @@ def _print_rows(rows: "Sequence[Row]", run: str, url: str) -> None:
     below = [(file_name(row.name), row.problem) for row in rows]
     out = terminal.console()
     out.print(terminal.Listing(columns, [_cells(row) for row in rows], below))
-    # `inspect`, `keep` and `--resume` take a whole path.
+    # The folder, because `inspect`, `keep` and `--resume` take a whole path.
     out.print(terminal.one_line(f"all of them in {url.rstrip('/')}/{MANIFESTS}/"), soft_wrap=True)
 
 
@@ -128,6 +129,7 @@ def _inspect(given: argparse.Namespace) -> int:
     from indextts_job.resume.points import locate_all
 
     store, names = locate_all(given.checkpoint, configure(given, given.checkpoint))
+    # For a run the newest one: `locate_all` sorts them.
     manifest = store.manifest(names[0])
     document = describe.details(manifest)
     if given.verify:
@@ -156,6 +158,7 @@ def _compare(given: argparse.Namespace) -> int:
             console.progress("validating", done, total)
 
         found = list(compare(chosen, given.validation, given.max_samples, read_facts(given.device), progress))
+    # Best first: the question of this command is which checkpoint to use.
     found.sort(key=lambda compared: compared.losses.total)
     if given.json:
         print(json.dumps([compared.to_json() for compared in found], indent=1))  # noqa: T201

@@ -1,4 +1,4 @@
-"""The configuration explained: every key with its default and the docstring beside its field, as YAML."""
+"""Prints the configuration as YAML: every key with its default and the docstring of its field."""
 
 import ast
 import inspect
@@ -16,11 +16,11 @@ WIDTH = 110
 
 
 def documented_defaults(instance: object | None = None, indent: str = "") -> str:
-    """A YAML document that says everything it changes nothing of.
+    """A YAML document of all keys with their defaults, and their docstrings as comments.
 
     Args:
-        instance: The (section of the) configuration; the defaults if not given.
-        indent: Before every line.
+        instance: A configuration or a section of one; the defaults if not given.
+        indent: Indentation of every line.
     """
     section: Any = RunConfig() if instance is None else instance
     docs = _field_docs(type(section))
@@ -41,7 +41,8 @@ def documented_defaults(instance: object | None = None, indent: str = "") -> str
 
 
 def _field_docs(cls: type) -> dict[str, str]:
-    """Docstrings that stand below the fields of a dataclass."""
+    """Docstrings of the fields of a dataclass, by name."""
+    # Python keeps no docstrings of attributes at run time, so they are read from the source.
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     body = typing.cast("ast.ClassDef", tree).body
     docs = {}

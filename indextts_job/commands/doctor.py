@@ -1,4 +1,4 @@
-"""`indextts-job doctor`: find out before the night what would end it."""
+"""`indextts-job doctor`: finds problems before a training does."""
 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
@@ -12,22 +12,24 @@ from indextts_job.commands.storage_options import add_storage_options, configure
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    doctor = commands.add_parser("doctor", help="find out before the night what would end it")
+    doctor = commands.add_parser(
+        "doctor", help="find problems of machine, data, checkpoint or run before training does"
+    )
     subjects = doctor.add_subparsers(dest="subject", required=True, metavar="SUBJECT", parser_class=Parser)
     gpu = subjects.add_parser(
         "gpu",
         help="this machine: GPU, driver, memory, CPUs, scratch space, and the bucket of a run",
-        description="Look at this machine, and try the storage of a run. Exit code 0 if nothing is wrong, else that "
+        description="Examine this machine, and test the storage of a run. Exit code 0 if nothing is wrong, else that "
         "with which training would end.",
     )
-    gpu.add_argument("run", nargs="?", default="", help="run folder or URL, whose storage is tried too")
+    gpu.add_argument("run", nargs="?", default="", help="run folder or URL, whose storage is tested too")
     gpu.add_argument("--json", action="store_true", help="for programs")
     add_storage_options(gpu)
     gpu.set_defaults(act=_gpu)
     data = subjects.add_parser(
         "data",
-        help="manifests and every array they name: what training would refuse, and what it had better not learn",
-        description="Look at a dataset. Exit code 65 if training would refuse it, 0 with warnings only.",
+        help="manifests and every array they name: samples that training would refuse, and suspicious ones",
+        description="Examine a dataset. Exit code 65 if training would refuse it, 0 with warnings only.",
     )
     data.add_argument("manifests", nargs="+", metavar="MANIFEST[::LANG]", help="paired manifests to train on")
     data.add_argument("--validation", nargs="+", default=[], metavar="MANIFEST", help="paired manifests to validate on")
@@ -46,7 +48,7 @@ def add(commands: Commands) -> None:
     checkpoint = subjects.add_parser(
         "checkpoint",
         help="a checkpoint, the old trainer's too: whole, finite, frozen rows, worth resuming, and how here",
-        description="Look at a checkpoint. Exit code 65 if it is damaged.",
+        description="Examine a checkpoint. Exit code 65 if it is damaged.",
     )
     checkpoint.add_argument("checkpoint", help="a run for its newest one, a checkpoint's .json, or an old .pth")
     checkpoint.add_argument("--base-checkpoint", default="", help="gpt.pth that it was trained from, to compare rows")
@@ -65,8 +67,8 @@ def add(commands: Commands) -> None:
     run.set_defaults(act=_run)
     problem = subjects.add_parser(
         "report",
-        help="one file to send along with a problem: run, attempts, events, configuration, machine; no secrets",
-        description="Gather what somebody who helps would ask for. Look through it before you send it.",
+        help="write one file for a problem report: run, attempts, events, configuration, machine; no secrets",
+        description="Collect the facts that help to find the cause of a problem. Read the file before you send it.",
     )
     problem.add_argument("run", help="run folder or URL")
     problem.add_argument("--output", default="indextts-report.json", help="(default: %(default)s)")
@@ -105,8 +107,10 @@ def _data(given: argparse.Namespace) -> int:
             tokenizer.pieces,
             lambda done, total: console.progress("looking at arrays", done, total),
         )
+    # A dataset with one systematic fault would print a line for each of its samples.
     shown = sys.maxsize if given.all else DETAILS_SHOWN
     manifests = [*given.manifests, *given.validation]
+    # A generator: the repair runs after the findings have been shown, and only if it was asked for.
     repair = (drop_tails(found, manifests, output) for output in ([given.output] if given.repair else []))
     return report(itertools.chain(examine_data(found, tokenizer.content), repair), as_json=given.json, details=shown)
 

@@ -1,4 +1,4 @@
-"""`indextts-job export`: what inference needs."""
+"""`indextts-job export`: writes the files that inference needs."""
 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
@@ -52,5 +52,5 @@ def _export(given: argparse.Namespace) -> int:
 
 
 def _below(prefix: str, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    """The tensors whose name begins with a prefix, under the rest of their name."""
+    """The tensors whose names begin with a prefix, by their names without it."""
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

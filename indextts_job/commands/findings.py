@@ -1,4 +1,4 @@
-"""Shows what `doctor` finds: each finding as soon as it is made, or all of them as JSON for programs."""
+"""Prints the findings of `doctor`: each as soon as it is known, or all as JSON for programs."""
 
 import json
 import sys
@@ -18,9 +18,9 @@ def report(findings: Iterable[Finding], *, as_json: bool, details: int = DETAILS
     """Show findings.
 
     Args:
-        findings: Shown in this order.
+        findings: The findings, shown in this order.
         as_json: Print one JSON array at the end instead.
-        details: How many places of each finding are shown.
+        details: Number of places that are shown of each finding.
 
     Returns:
         The exit code of the first error; 0 if there is none.
@@ -52,5 +52,5 @@ def _lines(finding: Finding, details: int) -> Iterator[Text]:
 
 
 def _clean(text: str) -> str:
-    """What a finding says of files and networks: without secrets, line breaks kept, and no terminal command."""
+    """Text from files and networks, made safe for a terminal: no secrets, no control sequences; line breaks stay."""
     return terminal.lines(redacted(text))

@@ -1,4 +1,4 @@
-"""An argument parser that raises what the rest of the program raises."""
+"""An argument parser that raises the errors of this program instead of ending it."""
 
 import argparse
 import math
@@ -12,14 +12,14 @@ from indextts_job.errors import ConfigError
 from indextts_job.version import program_version
 
 STORAGE_SETTINGS = "storage_settings"
-"""Attribute of parsed arguments: what was given as `storage.KEY=VALUE`."""
+"""Attribute of parsed arguments that holds the arguments `storage.KEY=VALUE`."""
 _STORAGE_SETTING = re.compile(r"storage\.\w+=")
 Commands = Any
-"""What argparse's `add_subparsers` returns has no public name."""
+"""The type that argparse's `add_subparsers` returns; it has no public name."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong arguments are a wrong configuration (I8); a flag is written out, so that a new one cannot change it."""
+    """Raises ConfigError for wrong arguments (I8). Takes no abbreviations: a new flag could change their meaning."""
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401  # argparse's own
         super().__init__(**{"allow_abbrev": False, **options})
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # argparse's overloads say the same in three signatures
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse does it. Storage settings are taken out first: a list of files would swallow them."""
+        """Parse as argparse does, without storage settings: an argument with `nargs="+"` would take them as files."""
         given = list(sys.argv[1:] if args is None else args)
         if not self.takes_storage:
             return super().parse_known_args(given, namespace)
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong."""
+        """Raise instead of leaving with exit code 2, which launchers do not know."""
         self.print_usage(sys.stderr)
         raise ConfigError(f"{message}. `{self.prog} --help` lists what is possible.")
 
@@ -49,12 +49,13 @@ def at_least(least: float, kind: type[int] | type[float] = int) -> Callable[[str
     """A number for `add_argument(type=…)` that is finite and not below another one.
 
     Args:
-        least: Smallest value that makes sense.
-        kind: Whole numbers, or any.
+        least: Smallest value that is accepted.
+        kind: Whole numbers, or any numbers.
     """
 
     def parse(text: str) -> float:
         try:
+            # float() also takes `nan` and `inf`, which are refused below.
             value = kind(text)
         except ValueError:
             value = math.nan
@@ -67,12 +68,12 @@ def at_least(least: float, kind: type[int] | type[float] = int) -> Callable[[str
 
 
 class ShowVersion(argparse.Action):
-    """`--version`: release and commit. Looked up when it is asked for, because git takes a moment."""
+    """`--version`: prints release and commit. They are looked up only then, because git takes a moment."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **_options: object) -> None:
         super().__init__(option_strings, dest, nargs=0, help="print the release and the commit, and exit")
 
     def __call__(self, parser: argparse.ArgumentParser, *_given: object) -> NoReturn:
-        """Print it and end."""
+        """Print the version and end."""
         terminal.say(f"{parser.prog} {program_version()}")
         parser.exit()

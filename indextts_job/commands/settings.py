@@ -1,7 +1,7 @@
-"""The run's configuration from a command line: a file, dotted keys, flags, and what the run itself records.
+"""Composes the run's configuration from a command line: a file, dotted keys, flags, and the record of the run.
 
-Weakest first: defaults, the run's record (only where no file is given), the old script's training file, flags, dotted
-keys. A file is a whole configuration, so nothing is mixed into it from elsewhere.
+Precedence, lowest first: defaults, the run's record (only without a file), the training file of the old script, flags,
+dotted keys. A file is a whole configuration, so nothing of a record is mixed into it.
 """
 
 # ruff: noqa: PLC0415  # imports inside functions: only a run named by itself needs torch
@@ -20,14 +20,16 @@ from indextts_job.storage import files
 from indextts_job.storage.config import StorageConfig
 
 SHOWN_KEYS = 12
+"""Settings that a note lists by name: as many as fit a few lines."""
 OF_THIS_ATTEMPT = ("resume.source", "resume.weights_only", "resume.accept", "run")
-"""Never taken from a record: they say how an attempt starts, not what the run is."""
+"""Keys that are never taken from a record: they describe the start of an attempt, not the run."""
 FOLDERS_SEARCHED = ("*/attempts", "*/*/attempts")
+"""Patterns of runs near the working directory. Two levels, because a whole disk would take minutes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """A configuration, and what the user should know about where it is from."""
+    """A configuration, and notes for the user about its origin."""
 
     config: config.RunConfig
     notes: tuple[str, ...] = ()
@@ -37,11 +39,11 @@ def configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> C
     """The checked configuration.
 
     Args:
-        settings: A file, and dotted keys with values.
-        flag_keys: What flags say, by dotted key; weaker than `settings`.
+        settings: At most one file, and dotted keys with values.
+        flag_keys: Values of flags, by dotted key; `settings` override them.
 
     Raises:
-        ConfigError: They make no configuration.
+        ConfigError: They do not make a valid configuration.
     """
     paths, overrides = config.split_settings(settings, os.path.exists)
     if len(paths) > 1:
@@ -49,6 +51,7 @@ def configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> C
     dotted = dict(overrides)
     layers = [("command line flags", flag_keys), ("command line", dotted)]
     given = {**flag_keys, **dotted}
+    # The file or the record may lie in a bucket that only the command line says how to reach.
     files.configure_object_stores(config.storage_config(given))
     if paths:
         return Configured(config.build_config(_run_file(paths[0]), paths[0], layers))
@@ -58,7 +61,7 @@ def configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> C
 def _without_file(
     given: Mapping[str, object], layers: list[tuple[str, Mapping[str, object]]], *, from_old_flags: bool
 ) -> Configured:
-    """A configuration from the command line alone, completed by what the run itself records."""
+    """A configuration from the command line alone, completed by the record of the run."""
     path, script = _training_settings(given)
     notes = []
     if script:
@@ -67,7 +70,8 @@ def _without_file(
         shown = ", ".join(f"{key}={value}" for key, value in script.items())
         notes.append(f"{path} also holds training settings; used where no flag says otherwise: {shown}")
     if from_old_flags and "resume.source" not in given:
-        # The old trainer started afresh unless --resume said otherwise; a run of ours goes on in any case.
+        # The old trainer started afresh unless --resume said otherwise, so its files are not taken over unasked. A run
+        # of this program resumes in any case.
         layers.insert(0, ("flags of the old trainer", {"resume.source": "own"}))
     where, recorded = _record(given)
     if recorded:
@@ -78,17 +82,17 @@ def _without_file(
 
 
 def _training_settings(given: Mapping[str, object]) -> tuple[str, dict[str, Any]]:
-    """Training settings that an old script's file holds beside the model; its path and their dotted keys."""
+    """Path of the model's config.yaml, and the training settings in it, which the old script also kept there."""
     path = str(given.get("inputs.model_config", ""))
     return path, settings_of(files.read_yaml(path, "model configuration", "--config")) if path else {}
 
 
 def run_of(settings: Sequence[str], flag_keys: Mapping[str, object]) -> tuple[str, StorageConfig]:
-    """The run that a command line names, and how to reach it; the rest of its configuration is not asked for.
+    """The run that a command line names, and its storage settings; the rest of the configuration may be missing.
 
     Args:
-        settings: See `configuration`.
-        flag_keys: See `configuration`.
+        settings: As in `configuration`.
+        flag_keys: As in `configuration`.
 
     Raises:
         ConfigError: The file cannot be read, or a storage setting is wrong.
@@ -110,19 +114,19 @@ def _run_file(path: str) -> object:
 
 
 def _record(given: Mapping[str, object]) -> tuple[str, dict[str, Any]]:
-    """Where a recorded configuration was found, and its dotted keys: that of the run, else of its origin."""
+    """The place of a recorded configuration, and its dotted keys: that of the run, else that of its origin."""
     run = str(given.get("run", "trained_ckpts"))
     for where in _recorded_at(run, given):
         if document := _recorded(where):
             flat = {key: value for key, value in config.flatten(document).items() if key not in OF_THIS_ATTEMPT}
             if where != run and "run" not in given:
-                flat["run"] = _run_at(where)  # only --resume names a run, so that run goes on
+                flat["run"] = _run_at(where)  # only --resume names a run, so that run is resumed
             return where, flat
     return run, {}
 
 
 def _recorded_at(run: str, given: Mapping[str, object]) -> list[str]:
-    """Where a record may be: in the run, and in what `--resume` names if no data is given."""
+    """Places where a record may be: the run, and the argument of `--resume` if no data is given."""
     source = str(given.get("resume.source", "auto"))
     if "data.train_manifests" in given or _names_no_run(source):
         return [run]
@@ -134,7 +138,7 @@ def _names_no_run(source: str) -> bool:
 
 
 def _recorded(where: str) -> dict[str, Any] | None:
-    # Reading a checkpoint imports torch, which takes seconds: not where nothing can be recorded.
+    # Reading a checkpoint imports torch, which takes seconds, so it is avoided where there can be no record.
     if not files.exists(f"{where.rstrip('/')}/checkpoints") and not where.endswith(".json"):
         return None
     from indextts_job.resume.points import recorded_config
@@ -149,19 +153,24 @@ def _run_at(where: str) -> str:
 
 
 def _note_of(where: str, recorded: Mapping[str, Any], given: Mapping[str, object]) -> list[str]:
-    """One line about what was taken from a record; nothing when all of it is given, or a default."""
+    """One line about the values taken from a record; nothing when all are given or defaults."""
     taken = {key: value for key, value in recorded.items() if key not in given}
-    lost = [key for key, value in taken.items() if STRUCK_OUT in str(value)]
-    if lost:
-        raise errors.ConfigError(
-            f"{where} records {', '.join(lost)} without the secret in it. Give it again: {lost[0]}=…"
-        )
+    _demand_secrets(where, taken)
     defaults = config.flatten(config.RunConfig().to_json())
     shown = [f"{key}={value}" for key, value in taken.items() if key in defaults and value != defaults[key]]
     if not shown:
         return []
     more = f" and {len(shown) - SHOWN_KEYS} more" if len(shown) > SHOWN_KEYS else ""
     return [f"not given, so as {where} records it: {', '.join(shown[:SHOWN_KEYS])}{more}"]
+
+
+def _demand_secrets(where: str, taken: Mapping[str, Any]) -> None:
+    """Refuse recorded values whose secret was removed before they were written."""
+    lost = [key for key, value in taken.items() if STRUCK_OUT in str(value)]
+    if lost:
+        raise errors.ConfigError(
+            f"{where} records {', '.join(lost)} without the secret in it. Give it again: {lost[0]}=…"
+        )
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,9 +182,9 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _say_what_is_missing(run: str, source: str) -> None:
-    """Nothing is recorded and no data is given: raise an error that names the runs nearby, if there are any.
+    """Raise an error for a command without data and without a record; it names runs near the working directory.
 
-    A command that names nothing means the run of the default folder.
+    A command that names no run means the one of the default folder.
     """
     if not _names_no_run(source):
         raise errors.ConfigError(

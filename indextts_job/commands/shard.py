@@ -1,4 +1,4 @@
-"""`indextts-job shard`: a sharded dataset of manifests and their files."""
+"""`indextts-job shard`: writes a sharded dataset from manifests and their files."""
 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 

@@ -1,4 +1,4 @@
-"""`indextts-job simulate`: what a run on machines that vanish will take, before it is paid for."""
+"""`indextts-job simulate`: predicts time and cost of a run on machines that may be taken away."""
 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 INTERVALS = (50, 100, 250, 500, 1000, 2000, 5000)
 TRIALS = 20
+"""Random runs that each result is the mean of."""
 
 
 def add(commands: Commands) -> None:
@@ -25,7 +26,7 @@ def add(commands: Commands) -> None:
     simulate = commands.add_parser(
         "simulate",
         help="predict goodput, hours and cost for intervals between saves, machines and prices",
-        description="Play a run through on machines that vanish. Give the pace, or a RUN to take it from.",
+        description="Simulate a run on machines that may be taken away. Give the pace, or a RUN to take it from.",
     )
     simulate.add_argument("run", nargs="?", default="", help="run to take steps, pace and rate of kills from")
     simulate.add_argument("--steps", type=at_least(1), help="optimizer steps of the run")
@@ -76,7 +77,7 @@ class _Played:
 
     machine: str
     price: float
-    """Per hour."""
+    """Price per hour."""
     interval_steps: int
     outcome: "Outcome"
     best: bool = False
@@ -114,7 +115,7 @@ class _Played:
 
 
 def _played(given: argparse.Namespace, pace: "RunPace", steps: int, per_day: float) -> list[_Played]:
-    """Every offered machine with every interval; the cheapest is marked, the fastest of equally cheap ones."""
+    """Every offered machine with every interval. The cheapest is marked; of equally cheap ones the fastest."""
     from indextts_job.simulation.world import Offer, average, parse_offer, scaled
 
     lives = _trace(given.trace) if given.trace else None
@@ -128,7 +129,7 @@ def _played(given: argparse.Namespace, pace: "RunPace", steps: int, per_day: flo
 
 
 def _pace(given: argparse.Namespace) -> "tuple[RunPace, int, float]":
-    """Pace, steps and kills per day: as given, else as a run has had them."""
+    """Pace, steps and kills per day: from the arguments, else as measured in a run."""
     pace, steps, per_day = _measured(given)
     named = {name: getattr(given, f"{name}_seconds") for name in ("step", "stall", "save", "start", "requeue")}
     pace = replace(pace, **{f"{name}_s": seconds for name, seconds in named.items() if seconds is not None})
@@ -154,7 +155,7 @@ def _measured(given: argparse.Namespace) -> "tuple[RunPace, int, float]":
 
 
 def _trace(path: str) -> "list[Life]":
-    """The lives in a file: a line each, seconds and perhaps `noticed`."""
+    """The machine lives in a file, one per line: seconds, and `noticed` if a notice came in time."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:

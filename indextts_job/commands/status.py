@@ -1,4 +1,4 @@
-"""`indextts-job status`: where a run stands, and its attempts."""
+"""`indextts-job status`: shows the state of a run and its attempts."""
 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from indextts_job.report.attempts import Attempt
 
 WATCH_S = 5.0
+"""Default interval of `--watch`: a look lists and reads the run, which costs requests in a bucket."""
 
 
 def add(commands: Commands) -> None:
@@ -80,7 +81,7 @@ def _write_page(path: str, page: str) -> int:
 
 
 def _watch(console: "Console", look: "Callable[[], list[Attempt]]", rows: "list[Attempt]", every_s: float) -> NoReturn:
-    """Show the run again and again until Ctrl+C; into a file, one report after another."""
+    """Show the run repeatedly until Ctrl+C; without a terminal, print one report after another."""
     from rich.live import Live
 
     if not console.is_terminal:

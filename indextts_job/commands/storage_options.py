@@ -1,7 +1,7 @@
-"""How a command that is no training reaches storage: the same settings as the run, given in the same words.
+"""Storage settings of commands other than `train`, with the same keys as a run's configuration.
 
-Later ones win: defaults; what a local run records (where the environment names no endpoint); the `storage` section of
-`--config RUN.yaml`; `storage.KEY=VALUE` on the command line.
+Precedence, lowest first: defaults; the record of a local run (unless the environment names an endpoint); the `storage`
+section of `--config RUN.yaml`; `storage.KEY=VALUE` on the command line.
 """
 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from indextts_job.storage.run_storage import RunStorage
 
 TERMINAL_PATIENCE_S = 10.0
-"""A person who looks at a run has mistyped something more often than the storage is away."""
+"""Limit of retries on a terminal. For a person a mistyped name is more likely than storage that is away."""
 _ENDPOINT = re.compile(r"https?://[^\s/]+")
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
@@ -32,8 +32,8 @@ def add_storage_options(parser: Parser, *, config_is_the_models: bool = False) -
     """Let a command take `storage.KEY=VALUE` and a run's configuration.
 
     Args:
-        parser: Of the command.
-        config_is_the_models: Whether `--config` names the model's config.yaml here; then it is `--run-config` only.
+        parser: Parser of the command.
+        config_is_the_models: Whether `--config` names the model's config.yaml; the run's is `--run-config` then.
     """
     names = ("--run-config",) if config_is_the_models else ("--config", "--run-config")
     text = "configuration of the run: its storage settings are used; storage.KEY=VALUE overrides them"
@@ -42,11 +42,11 @@ def add_storage_options(parser: Parser, *, config_is_the_models: bool = False) -
 
 
 def configure(given: argparse.Namespace, run: str = "") -> StorageConfig:
-    """The storage settings of a command, set for this process.
+    """The storage settings of a command, also set for this process.
 
     Args:
-        given: Its arguments.
-        run: Folder or URL of the run that it looks at; empty = none.
+        given: Arguments of the command.
+        run: Folder or URL of the run that it reads; empty = none.
 
     Raises:
         ConfigError: An unknown key, a wrong value, a configuration that cannot be read.
@@ -56,7 +56,7 @@ def configure(given: argparse.Namespace, run: str = "") -> StorageConfig:
 
     dotted = dict(map(config.parse_override, getattr(given, STORAGE_SETTINGS, ())))
     overrides = {key.removeprefix("storage."): value for key, value in dotted.items()}
-    # The configuration may itself lie in the bucket that the overrides lead to.
+    # The configuration may itself lie in a bucket that only the overrides say how to reach.
     files.configure_object_stores(_checked(overrides, "command line"))
     layers = {**_section(given.run_config), **overrides}
     if run and files.is_local(run) and not any(os.environ.get(name) for name in ENDPOINT_VARIABLES):
@@ -70,7 +70,7 @@ def configure(given: argparse.Namespace, run: str = "") -> StorageConfig:
 
 
 def open_run(given: argparse.Namespace) -> "RunStorage":
-    """The storage of the run that a command looks at.
+    """The storage of the run that a command reads.
 
     Raises:
         ConfigError: There is no run.
@@ -86,7 +86,7 @@ def open_run(given: argparse.Namespace) -> "RunStorage":
 
 
 def no_run(run: str) -> errors.ConfigError:
-    """There is nothing of a run where somebody looks for one."""
+    """The error for a place without a run."""
     advice = "Give the folder or URL of a run."
     if "://" in run:
         advice = "Give the URL of a run; a store other than AWS needs storage.endpoint_url=URL or --config RUN.yaml."
@@ -104,7 +104,7 @@ def _checked(values: Mapping[str, object], where: str) -> StorageConfig:
 
 
 def _section(path: str) -> dict[str, Any]:
-    """The storage settings of a run's configuration; the rest of it is checked too, for a wrong file."""
+    """The storage settings of a run's configuration. The rest is checked too, so that a wrong file is noticed."""
     if not path:
         return {}
     from indextts_job.storage import files
@@ -117,7 +117,10 @@ def _section(path: str) -> dict[str, Any]:
 
 
 def _recorded(run: str) -> dict[str, Any]:
-    """What the newest checkpoint of a local run records; nothing where none can be read, which is said elsewhere."""
+    """The storage settings in the newest readable checkpoint of a local run; empty without one.
+
+    An unreadable checkpoint is no error here: the command itself reports it.
+    """
     from indextts_job.checkpoint import retention
     from indextts_job.checkpoint.manifest import MANIFESTS, parse_file_name, parse_manifest
     from indextts_job.storage.local_storage import LocalStorage
@@ -137,10 +140,10 @@ def _recorded(run: str) -> dict[str, Any]:
 
 
 def _usable_endpoint(section: Mapping[str, Any], run: str) -> dict[str, Any]:
-    """The endpoint that a run records, if it records one and without a secret in it.
+    """The recorded endpoint of a run; empty when there is none, or when a secret was removed from it.
 
     Raises:
-        ConfigError: It is no endpoint.
+        ConfigError: It is no address of a server.
     """
     endpoint = _checked({"endpoint_url": section.get("endpoint_url", "")}, run).endpoint_url
     return {"endpoint_url": endpoint} if endpoint and STRUCK_OUT not in endpoint else {}

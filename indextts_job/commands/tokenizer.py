@@ -1,4 +1,4 @@
-"""`indextts-job tokenizer`: more pieces for a new language, and whether they are sound."""
+"""`indextts-job tokenizer`: adds pieces for a new language, and checks an extended tokenizer."""
 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
     actions = tokenizer.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     extend = actions.add_parser(
         "extend",
-        help="append pieces for a new language; what the base has stays byte for byte",
+        help="append pieces for a new language; the base's pieces stay byte for byte",
         description="Learn pieces from text and append them to the base tokenizer. Base text encodes to the same ids "
         "as before; every new character gets a piece. The result is checked and described.",
     )
@@ -70,11 +70,13 @@ def _extend(given: argparse.Namespace) -> int:
     extended = extend(base, corpus, given.pieces, say)
     findings = list(examine_extension(base, extended.content, corpus, _base_text(given)))
     code = report(findings, as_json=given.json)
+    # A tokenizer with a wrong id would spoil a training silently, so nothing is written.
     if code != errors.EXIT_OK:
         say(f"{given.output} was not written.")
         return code
     folder, _, name = given.output.rpartition("/")
     storage = open_storage(folder or ".")
+    # The model comes last: it is the file whose presence counts, also for --force.
     storage.write(name.removesuffix(".model") + ".vocab", _vocabulary(extended.content))
     storage.write(name, extended.content)
     say(f"{extended.pieces} pieces written to {given.output}")
@@ -100,7 +102,7 @@ def _base_text(given: argparse.Namespace) -> list[str]:
 
 
 def _vocabulary(content: bytes) -> bytes:
-    """Piece and score of every id, a line each."""
+    """Piece and score of every id, one per line: the .vocab file of SentencePiece."""
     from indextts_job.tokenizer.extend import parse_model
 
     pieces = parse_model(content, "tokenizer").pieces

@@ -1,4 +1,4 @@
-"""`indextts-job train`: train, or go on where the run stands."""
+"""`indextts-job train`: trains, or resumes the run at its newest checkpoint."""
 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
@@ -28,8 +28,8 @@ def add(commands: Commands) -> None:
     """Add the command."""
     train = commands.add_parser(
         "train",
-        help="train, or go on where the run stands",
-        description="Train, or go on where the run stands: the same command again continues an interrupted run.",
+        help="train, or resume the run at its newest checkpoint",
+        description="Train, or resume the run: the same command again continues an interrupted run.",
     )
     train.add_argument(
         "settings",
@@ -63,14 +63,14 @@ def _train(given: argparse.Namespace) -> int:
     processes.die_with_parent()
     count, nodes = wanted_processes(configured.config.hardware, os.environ), read_nodes(os.environ)
     if "RANK" not in os.environ and max(count, nodes.count) > 1:
-        guard.dismiss()  # each rank has a guard of its own, and this process only waits for them
+        guard.dismiss()  # each rank has its own guard; this process waits for them and must outlive them
         command = [sys.executable, "-m", "indextts_job", *given.raw]
         return processes.ProcessesOfNode(command, count, lambda: given.stop() is not None, nodes).run()
     return _train_here(configured, notes, given.stop, guard, started_at_s)
 
 
 def _own_flags(given: argparse.Namespace) -> dict[str, object]:
-    """Flags of this trainer, as keys; those of the old trainer are in `legacy.flags`."""
+    """Values of this trainer's own flags, by key; those of the old trainer are in `legacy.flags`."""
     keys: dict[str, object] = {}
     if given.grace_seconds is not None:
         keys["preemption.grace_seconds"] = given.grace_seconds
@@ -82,17 +82,19 @@ def _own_flags(given: argparse.Namespace) -> dict[str, object]:
 def _train_here(
     configured: "Configured", notes: Sequence[str], stop: StopSignals, guard: ExitGuard, started_at_s: float
 ) -> int:
-    """Train in this process, alone or as one of several ranks."""
+    """Train in this process, which may be one of several ranks."""
     from indextts_job.attempt.ahead import begin_downloads
 
-    # Downloads begin before torch is imported, which takes seconds.
+    # Downloads start before torch is imported, which takes seconds itself.
     begin_downloads(configured.config)
     if configured.config.preemption.spot_notices:
+        # In a thread: the metadata service of a cloud is asked every few seconds.
         begin(lambda: _watch_notices(stop), "spot notices")
     from indextts_job.attempt.run import run_attempt
     from indextts_job.report.console import ConsoleReport
     from indextts_job.report.events import Notice
 
+    # The other ranks compute the same lines; printed, each would appear once per rank.
     prints = os.environ.get("RANK", "0") == "0"
     with ConsoleReport(sys.stdout if prints else io.StringIO()) as console:
         for topic, messages in (("flag", notes), ("settings", configured.notes)):
