@@ -1,4 +1,4 @@
-"""The run's configuration: composed of the parts' own dataclasses, read from YAML, dotted overrides and old flags.
+"""The run's configuration: composed of the packages' dataclasses; read from YAML, dotted overrides and old flags.
 
 Precedence, lowest first: defaults, the YAML file, old flags, dotted overrides. Unknown keys and wrong types are
 errors before anything slow starts. Nothing below this file imports it.
@@ -46,7 +46,7 @@ ChecksPolicy = Literal["auto", "abort", "warn", "ask"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumeConfig:
-    """Where to go on from."""
+    """The checkpoint to start from, and checks of it."""
 
     source: str = "auto"
     """auto = newest checkpoint of the run, else one that the old trainer left in its folder, else a fresh start;
@@ -56,13 +56,13 @@ class ResumeConfig:
     accept: tuple[str, ...] = ()
     """Keys whose change since the checkpoint is intended."""
     checks: ChecksPolicy = "auto"
-    """When the state that was loaded is not the one that was saved: abort; warn and go on; ask = a countdown that
-    Ctrl+C ends; auto = ask on a terminal, else abort."""
+    """When a loaded state differs from the saved one: abort; warn and train on; ask = a countdown that Ctrl+C ends;
+    auto = ask on a terminal, else abort."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """Everything a run is made of."""
+    """All settings of a run."""
 
     run: str = "trained_ckpts"
     """Folder or URL of the run: checkpoints, events, curves."""
@@ -81,6 +81,7 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as stored in every checkpoint."""
+        # Lists instead of tuples: after JSON a comparison would find every tuple changed.
         plain: dict[str, Any] = _lists(asdict(self))
         return plain
 
@@ -89,7 +90,7 @@ class RunConfig:
         """A configuration from plain values.
 
         Raises:
-            ConfigError: Naming the key, with the nearest known one.
+            ConfigError: An unknown key or a wrong type; names the key, and the nearest known one.
         """
         config: Self = _section(cls, document, where, "")
         return config
@@ -104,7 +105,7 @@ def _lists(value: Any) -> Any:  # noqa: ANN401  # plain JSON values
 Overrides = Mapping[str, object]
 """Dotted keys and their values."""
 _NAME = re.compile(r"(?!\.{1,2}$)[^\x00-\x1f\x7f\\]+")
-"""Of a file or folder: no control characters, not `.` or `..`."""
+"""Names of a file or folder: no control characters, no backslash, not `.` or `..`."""
 _DOTTED_KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
@@ -113,7 +114,7 @@ def build_config(document: object, where: str, overrides: Iterable[tuple[str, Ov
 
     Args:
         document: The parsed YAML file; None for an empty one.
-        where: Its name, for messages.
+        where: Name of the file, for messages.
         overrides: Layers of (origin for messages, dotted keys), later ones win.
 
     Raises:
@@ -130,7 +131,7 @@ def build_config(document: object, where: str, overrides: Iterable[tuple[str, Ov
 
 
 def storage_config(given: Overrides) -> StorageConfig:
-    """The `storage.*` keys of a command line alone: they are needed to read what the other keys are in.
+    """The `storage.*` keys of a command line alone, which are needed to read the configuration file itself.
 
     Raises:
         ConfigError: One of them is wrong.
@@ -160,11 +161,11 @@ def split_settings(
 ) -> tuple[list[str], list[tuple[str, object]]]:
     """The positional arguments of a command that takes a configuration: files, and overrides by dotted key.
 
-    `data/lang=am/run.yaml` is a file although it holds an `=`: what stands before it can be no key.
+    `data/lang=am/run.yaml` is a file although it holds an `=`, because the part before it is no key.
 
     Args:
-        arguments: As they were given.
-        exists: Whether a path is there; asked only where the argument can be both.
+        arguments: The positional arguments.
+        exists: Whether a path exists; called only where an argument can be both.
 
     Raises:
         ConfigError: An override is malformed.
@@ -233,17 +234,19 @@ def _unknown_key(where: str, key: str) -> ConfigError:
     known = all_keys()
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     last = key.rpartition(".")[2]
+    # A key that stands in another section is as common a mistake as a misspelt one.
     near = near or [name for name in known if name.rpartition(".")[2] == last]
     hint = f" Did you mean {near[0]}?" if near else " `indextts-job train --help-config` lists all keys."
     return ConfigError(f"{where}: unknown key {key}.{hint}")
 
 
 def _check_values(config: RunConfig) -> None:
-    """What one value alone, or its type, does not tell."""
+    """Check bounds and combinations, which types do not express."""
     _check_bounds(config, "")
     shortest, longest = config.checkpoint.shortest_seconds, config.checkpoint.longest_seconds
     if longest < shortest:
         raise ConfigError(f"checkpoint.longest_seconds is {longest:g}, expected at least {shortest:g}, the shortest.")
+    # Parsed for its errors too: a goal that cannot be read must not be found at its step.
     if parse_goals(config.validation.stop_unless) and not config.data.validation_manifests:
         raise ConfigError("validation.stop_unless wants a goal reached, but data.validation_manifests is empty.")
     if not config.data.train_manifests:
@@ -264,7 +267,7 @@ def _check_bounds(section: Any, prefix: str) -> None:  # noqa: ANN401  # a datac
 
 
 def _check_places(config: RunConfig) -> None:
-    """Refuse places that a run cannot have before any of them is touched."""
+    """Refuse impossible places before any of them is read or written."""
     if not config.run.strip():
         raise ConfigError("run is empty. Give the folder or URL of the run (--output-dir).")
     if not is_local(config.run) and demand_openable(config.run) in ("http", "https"):
@@ -277,6 +280,7 @@ def _check_places(config: RunConfig) -> None:
         if not is_local(path):
             raise ConfigError(f"{key} is {shown(redacted(path))}, expected a local path.")
         local_path(path)
+    # It becomes a folder below RUN/logs, and `../` would lead out of the run.
     parts = config.report.run_name.split("/")
     if not all(_NAME.fullmatch(part) for part in parts):
         raise ConfigError(

@@ -1,7 +1,7 @@
 """Documents that a run wrote (JSON) as frozen dataclasses, checked against their type hints, and back. Pure.
 
-A document may come from another release, or may be damaged. So it is converted once, where it is read; behind that
-point the program works with fields whose types are known. msgspec does the conversion.
+A document may come from another release, or may be damaged. It is converted once, where it is read; all later code
+works with fields of known types. msgspec does the conversion.
 """
 
 import contextlib
@@ -14,12 +14,13 @@ import msgspec
 T = TypeVar("T")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-"""A whole number from 0 on that fits 64 bits."""
+"""A whole number of at least 0 that fits 64 bits."""
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
-"""A whole number from 1 on that fits 64 bits."""
+"""A whole number of at least 1 that fits 64 bits."""
 Document = Mapping[str, Any]
-"""Plain JSON values that are kept for people and compared, but not computed with."""
+"""Plain JSON values that are stored and compared, but not computed with."""
 
+# msgspec has no attribute for the path of a wrong value, only its message.
 _MESSAGE = re.compile(r"(.*) - at `\$(.*)`", re.DOTALL)
 
 
@@ -29,7 +30,7 @@ def parsed(document: object, kind: type[T], name: str) -> T:
     Args:
         document: Plain JSON values.
         kind: A dataclass. A field without a default must be in the document.
-        name: Of the document: the first part of every path in a message.
+        name: Name of the document: the first part of every path in a message.
 
     Raises:
         ValueError: `name.path: Expected int, got str`, say.
@@ -52,8 +53,8 @@ def unknown_key(document: object, known: object, path: str) -> str | None:
 
     Args:
         document: As it was read.
-        known: `plain` of what was parsed from it.
-        path: Of the document.
+        known: `plain` of the value parsed from it.
+        path: Path of the document, for the result.
 
     Returns:
         None when nothing was left out.
@@ -71,9 +72,9 @@ def unknown_key(document: object, known: object, path: str) -> str | None:
 
 
 def parsed_leniently(document: object, kind: type[T]) -> T:
-    """A document as a dataclass whose fields all have defaults; a field that is not what it should be has its default.
+    """A document as a dataclass whose fields all have defaults. A field with a wrong value gets its default.
 
-    For side records: a damaged one tells less, and is no reason to stop a training.
+    For side records: a damaged one must not stop a training.
 
     Args:
         document: Plain JSON values, or anything else.
@@ -83,6 +84,7 @@ def parsed_leniently(document: object, kind: type[T]) -> T:
     hints = get_type_hints(kind, include_extras=True)
     good = {}
     for name, hint in hints.items():
+        # Field by field: one wrong value must not cost the others.
         with contextlib.suppress(msgspec.ValidationError, LookupError):
             good[name] = msgspec.convert(given[name], hint)
     return kind(**good)
