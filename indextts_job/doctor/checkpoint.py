@@ -1,4 +1,4 @@
-"""Whether a checkpoint is whole, what it holds, and whether it is worth going on from."""
+"""Examines a checkpoint: its integrity, its content, and whether to resume from it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from indextts_job.checkpoint.history import History, Validation
 from indextts_job.checkpoint.manifest import CheckpointManifest, file_name
 from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.checkpoint.values import VocabularyRecord
 from indextts_job.doctor.findings import Finding, Level, data_finding
 from indextts_job.errors import ConfigError, DataError
 from indextts_job.hardware.facts import read_facts
@@ -25,21 +26,21 @@ from indextts_job.storage.config import StorageConfig
 from indextts_job.training.state import BASE, WEIGHTS
 
 FEW_STEPS, MANY_STEPS = 5_000, 20_000
-"""Below the first, starting anew costs little; from the second on it would throw much away."""
+"""Below the first a fresh start costs little; from the second on it would lose much work."""
 EMBEDDING_STD = (1e-3, 0.5)
-"""Of text embedding rows: they are born at 0.003 to 0.02 and grow. Outside, something went wrong."""
+"""Range of the standard deviation of text embedding rows. They start at 0.003 to 0.02 and grow in training."""
 
 
 def examine_checkpoint(
     source: str, base_checkpoint: str, model_config: str, storage: StorageConfig | None = None
 ) -> Iterator[Finding]:
-    """Look at a checkpoint, or at the newest one of a run.
+    """Examine a checkpoint, or the newest one of a run.
 
     Args:
         source: A run, the `.json` of one of its checkpoints, or a `.pth` of the old trainer.
-        base_checkpoint: `gpt.pth` that it was trained from, to compare frozen rows with; empty = do not.
+        base_checkpoint: `gpt.pth` that it was trained from, to compare frozen rows with; empty = no comparison.
         model_config: `config.yaml` of the model, for a checkpoint of the old trainer.
-        storage: How patient to be with remote storage.
+        storage: Settings of remote storage.
     """
     if is_old_checkpoint(source):
         yield from _legacy(source, base_checkpoint, model_config)
@@ -70,31 +71,36 @@ def _own(store: CheckpointStore, manifest: CheckpointManifest, base_checkpoint: 
     values = manifest.values
     tables = tuple(BASE + key for key in TEXT_TABLES)
     tensors = store.load(manifest, (WEIGHTS, *tables))
-    bad = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
-    if bad:
-        yield data_finding("weights", "error", f"{', '.join(bad[:3])}: NaN or infinity", "Go back to an older one.")
-    else:
-        yield data_finding("weights", "ok", f"{len(tensors)} tensors finite")
-    vocabulary = values.vocabulary
-    new = tensors.get(WEIGHTS + TEXT_TABLES[0] + NEW_ROWS_SUFFIX)
-    whole = tensors.get(WEIGHTS + TEXT_TABLES[0])
-    old = tensors.get(BASE + TEXT_TABLES[0])
-    parts = [(label, rows) for label, rows in (("base", old), ("new", new), ("all", whole)) if rows is not None]
-    spreads = ", ".join(f"{label} rows {float(rows.float().std()):.4f}" for label, rows in parts)
-    low, high = EMBEDDING_STD
-    odd = not all(low <= float(rows.float().std()) <= high for _, rows in parts)
-    text = f"{vocabulary.pieces} pieces, {vocabulary.base_pieces} of the base; standard deviation of {spreads}"
-    yield data_finding(
-        "vocabulary",
-        "warning" if odd else "ok",
-        text,
-        "Rows of another size than any training gives: look at tokenizer and base.",
-    )
+    yield _finite(tensors)
+    yield _rows(tensors, values.vocabulary)
     if base_checkpoint:
         base = load_base_checkpoint(base_checkpoint, gpt_config(values.model_config, "the checkpoint"))
         yield _frozen_rows(tensors, base)
     if values.history.best:
         yield _validation(values.history, values.history.best)
+
+
+def _finite(tensors: Mapping[str, Tensor]) -> Finding:
+    bad = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        return data_finding("weights", "error", f"{', '.join(bad[:3])}: NaN or infinity", "Go back to an older one.")
+    return data_finding("weights", "ok", f"{len(tensors)} tensors finite")
+
+
+def _rows(tensors: Mapping[str, Tensor], vocabulary: VocabularyRecord) -> Finding:
+    """The spread of the text embedding's rows, base and new ones apart: a mean of both would hide odd new rows."""
+    table = TEXT_TABLES[0]
+    keys = (("base", BASE + table), ("new", WEIGHTS + table + NEW_ROWS_SUFFIX), ("all", WEIGHTS + table))
+    deviations = {label: float(tensors[key].float().std()) for label, key in keys if key in tensors}
+    low, high = EMBEDDING_STD
+    odd = not all(low <= deviation <= high for deviation in deviations.values())
+    spreads = ", ".join(f"{label} rows {deviation:.4f}" for label, deviation in deviations.items())
+    return data_finding(
+        "vocabulary",
+        "warning" if odd else "ok",
+        f"{vocabulary.pieces} pieces, {vocabulary.base_pieces} of the base; standard deviation of {spreads}",
+        "Rows of another size than any training gives: look at tokenizer and base.",
+    )
 
 
 def _validation(history: History, best: Validation) -> Finding:
@@ -126,11 +132,13 @@ def _resumed_here(manifest: CheckpointManifest) -> Finding:
     values = manifest.values
     model = gpt_config(values.model_config, "the checkpoint")
     config = HardwareConfig(**values.config_section("hardware"))
+    # The dataset is not read here, so the longest sample that the model allows stands for it.
     longest = model.sample_tokens(model.max_text_tokens, model.max_mel_tokens) if not config.capacity_tokens else 1
     needs = Needs(model=model, trained_parameters=values.parameters.trained, longest_tokens=longest)
     facts = read_facts(config.device)
     try:
         plan = make_plan(facts, config, needs)
+    # The plan fails where the settings demand a device that this machine lacks; that is a finding.
     except ConfigError as error:
         return Finding(subject="on this machine", level="error", found=str(error))
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
@@ -160,7 +168,7 @@ def _legacy(source: str, base_checkpoint: str, model_config: str) -> Iterator[Fi
 
 
 def _worth(trained_rows: Sequence[str], step: int) -> Finding:
-    """The answer to the question whether to go on from a checkpoint of the old trainer."""
+    """Whether to resume from a checkpoint of the old trainer."""
     if trained_rows:
         text = f"no: {len(trained_rows)} base rows hold trained values, so it was trained without freezing them"
         advice = "The base languages have suffered. Start from the base checkpoint in another run folder."

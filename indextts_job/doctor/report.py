@@ -1,4 +1,4 @@
-"""Everything that somebody who helps with a run would ask for, as one document without secrets."""
+"""Collects the facts about a run and this machine for a problem report, as one document without secrets."""
 
 import json
 import platform
@@ -21,11 +21,11 @@ from indextts_job.storage.run_storage import RunStorage
 from indextts_job.version import program_version
 
 ATTEMPTS, FIRST_EVENTS, LAST_EVENTS = 3, 50, 50
-"""Of the newest attempts, so many events from the beginning and from the end."""
+"""Number of newest attempts in a report, and of events from the start and the end of each."""
 
 
 def problem_report(storage: RunStorage) -> str:
-    """JSON about a run, and about the machine that this runs on."""
+    """A JSON document about a run, and about this machine."""
     rows = attempts(storage)
     document: dict[str, Any] = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -43,10 +43,10 @@ def problem_report(storage: RunStorage) -> str:
         "newest_checkpoint": _newest(CheckpointStore(storage)),
         "events": {str(row.number): _events(storage, row.number) for row in rows[-ATTEMPTS:]},
     }
-    # Values first: inside JSON a secret may be escaped. Then the whole, for keys and what is text in text.
+    # Values first, because a secret may be escaped inside JSON. Then the whole text, for keys and for JSON in strings.
     plain = redacted_values(json.loads(json.dumps(document, default=str)))
     text = redacted(json.dumps(plain, indent=1, ensure_ascii=False))
-    return text.encode("utf-8", "replace").decode()  # half of a surrogate pair has no bytes
+    return text.encode("utf-8", "replace").decode()  # half of a surrogate pair has no encoding
 
 
 def _newest(store: CheckpointStore) -> dict[str, Any]:
@@ -56,6 +56,7 @@ def _newest(store: CheckpointStore) -> dict[str, Any]:
     try:
         return describe.details(store.manifest(names[0]))
     except IndexTTSJobError as error:
+        # The report is for runs with problems, so a damaged checkpoint belongs into it.
         return {"unreadable": str(error)}
 
 

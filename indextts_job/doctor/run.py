@@ -1,4 +1,4 @@
-"""What would happen if the training of a configuration began here and now, up to its first step."""
+"""Examines everything that a training with a configuration does on this machine before its first step."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -25,25 +25,22 @@ _T = TypeVar("_T")
 
 
 class _FailedError(Exception):
-    """The rest cannot be looked at; the finding has been collected."""
+    """Ends an examination whose later parts depend on the failed one. The finding has been stored."""
 
 
 def examine_run(config: RunConfig, console: ConsoleReport) -> Iterator[Finding]:
-    """Look at storage, inputs, data, checkpoint and plan.
+    """Examine storage, inputs, data, checkpoint and plan.
 
     Args:
         config: The checked configuration.
-        console: Shows how far the data check is.
+        console: Shows the progress of the data check.
     """
     files.configure_object_stores(config.storage)
-    for finding in examine(config.run, config.storage):
-        if finding.subject != "GPU" or config.hardware.device == "cuda" or finding.level == "ok":
-            yield finding
-        elif config.hardware.device == "auto":
-            yield replace(finding, level="warning", found=f"{finding.found}: the CPU would train, for weeks")
+    yield from _machine(config)
     found: list[Finding] = []
     notices: list[str] = []
 
+    # The same functions as in a training, whose notices become details of the findings.
     def note(event: Event) -> None:
         if isinstance(event, Notice):
             notices.append(event.message)
@@ -72,8 +69,19 @@ def examine_run(config: RunConfig, console: ConsoleReport) -> Iterator[Finding]:
         yield from found
 
 
+def _machine(config: RunConfig) -> Iterator[Finding]:
+    """Findings about the machine, as far as the configured device needs them."""
+    for finding in examine(config.run, config.storage):
+        # Without a GPU `cuda` fails, `auto` trains on the CPU, and `cpu` has asked for that.
+        if finding.subject != "GPU" or config.hardware.device == "cuda" or finding.level == "ok":
+            yield finding
+        elif config.hardware.device == "auto":
+            yield replace(finding, level="warning", found=f"{finding.found}: the CPU would train, for weeks")
+
+
 def _plan(config: RunConfig, inputs: Inputs) -> Finding:
     rows = inputs.tokenizer.pieces + 1
+    # Computed from the shapes: building the model would take its memory for a count.
     parameters = sum(math.prod(shape) for shape in trained_shapes(inputs.model, rows).values())
     needs = Needs(model=inputs.model, trained_parameters=parameters, longest_tokens=inputs.longest[0])
     facts = read_facts(config.hardware.device)
