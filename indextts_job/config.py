@@ -280,10 +280,12 @@ def _check_places(config: RunConfig) -> None:
         if not is_local(path):
             raise ConfigError(f"{key} is {shown(redacted(path))}, expected a local path.")
         local_path(path)
+    _check_run_name(config.report.run_name)
+
+
+def _check_run_name(name: str) -> None:
     # It becomes a folder below RUN/logs, and `../` would lead out of the run.
-    parts = config.report.run_name.split("/")
-    if not all(_NAME.fullmatch(part) for part in parts):
+    if not all(_NAME.fullmatch(part) for part in name.split("/")):
         raise ConfigError(
-            f"report.run_name is {shown(config.report.run_name)}, expected the name of a folder below RUN/logs, "
-            "for example train."
+            f"report.run_name is {shown(name)}, expected the name of a folder below RUN/logs, for example train."
         )

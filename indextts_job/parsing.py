@@ -60,15 +60,16 @@ def unknown_key(document: object, known: object, path: str) -> str | None:
         None when nothing was left out.
     """
     if isinstance(document, Mapping) and isinstance(known, Mapping):
-        for key, value in document.items():
-            below = f"{path}.{key}"
-            found = unknown_key(value, known[key], below) if key in known else below
-            if found:
-                return found
+        return next(filter(None, (_unknown_at(key, value, known, path) for key, value in document.items())), None)
     if isinstance(document, list) and isinstance(known, list):
         pairs = enumerate(zip(document, known, strict=False))
         return next(filter(None, (unknown_key(one, two, f"{path}[{i}]") for i, (one, two) in pairs)), None)
     return None
+
+
+def _unknown_at(key: str, value: object, known: Mapping[str, object], path: str) -> str | None:
+    below = f"{path}.{key}"
+    return unknown_key(value, known[key], below) if key in known else below
 
 
 def parsed_leniently(document: object, kind: type[T]) -> T:

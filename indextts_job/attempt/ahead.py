@@ -28,8 +28,12 @@ def _begin_large(config: RunConfig) -> None:
         if fresh and not files.is_local(base) and not files.sizes(f"{config.run}/{MANIFESTS}"):
             files.read_ahead(base)
         for argument in (*config.data.train_manifests, *config.data.validation_manifests):
-            url = parse_source(argument, files.exists).url
-            if not files.is_local(url) and not is_manifest(url):
-                files.read_ahead(url if url.endswith(INDEX) else f"{url.rstrip('/')}/{INDEX}")
+            _begin_index(parse_source(argument, files.exists).url)
     except IndexTTSJobError:
         return  # it fails again where the file is needed, with a message
+
+
+def _begin_index(url: str) -> None:
+    """Start reading the index of a remote sharded dataset; manifests are read by the check of the data."""
+    if not files.is_local(url) and not is_manifest(url):
+        files.read_ahead(url if url.endswith(INDEX) else f"{url.rstrip('/')}/{INDEX}")

@@ -100,6 +100,7 @@ class ProcessesOfNode:
         self._stops.listen()
         if self.stopped():
             self._stops.note(signal.SIGTERM)
+        # For the rendezvous and the errors of ranks; both are needed only while they run.
         with tempfile.TemporaryDirectory(prefix="indextts-ranks-") as folder:
             try:
                 for local in range(self.count):
@@ -184,13 +185,18 @@ class ProcessesOfNode:
                 rank.process.kill()
 
     def _exit_code(self, failed: list[_Rank]) -> int:
-        if self._stops.insisted and any(rank.killed_by_us or rank.unheard for rank in self._ranks):
+        if self._interrupted():
             return EXIT_INTERRUPTED
         cause = self._cause(failed)
         if cause is None:
             return EXIT_STOPPED if any(rank.code == EXIT_STOPPED for rank in self._ranks) else EXIT_OK
         self._report(cause)
+        # The code of the rank that failed decides whether a launcher retries (I8).
         return cause.code or EXIT_OK
+
+    def _interrupted(self) -> bool:
+        """Whether a second Ctrl+C ended a rank that could not commit."""
+        return self._stops.insisted and any(rank.killed_by_us or rank.unheard for rank in self._ranks)
 
     def _cause(self, failed: list[_Rank]) -> _Rank | None:
         """The rank whose failure explains the end of the others; None if they ended well."""
@@ -219,4 +225,5 @@ class ProcessesOfNode:
         words = terminal.lines(rank.last_words()) or f"it ended with exit code {rank.code}"
         if rank.number:
             total = self.nodes.count * self.count
+            # Rank 0 shares our standard error and has said its error already.
             terminal.say(f"error: rank {rank.number} of {total}: {words.removeprefix('error: ')}", sys.stderr)

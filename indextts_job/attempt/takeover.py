@@ -57,17 +57,22 @@ def take_over(
     if imported.trained_rows and MOVED_BASE_ROWS not in accept:
         raise ConfigError(_trained_rows_text(source, imported.trained_rows))
     if selection.weights_only:
+        # Moments belong to the position, so both go together.
         imported = replace(imported, moments=None, step=0)
-    if imported.step >= inputs.total_steps:
-        raise ConfigError(
-            f"{source} is at step {imported.step}, this run ends at step {inputs.total_steps}. Raise "
-            "schedule.epochs or schedule.max_steps, or take its weights only (--no-load-optimizer)."
-        )
+    _demand_steps_left(source, imported.step, inputs.total_steps)
     for note in imported.notes:
         say(note)
     taken = "weights and moments" if imported.moments is not None else "weights"
     say(f"{taken} of {source}; going on at step {imported.step} of {inputs.total_steps}")
     return imported.base, imported, source
+
+
+def _demand_steps_left(source: str, step: int, total_steps: int) -> None:
+    if step >= total_steps:
+        raise ConfigError(
+            f"{source} is at step {step}, this run ends at step {total_steps}. Raise "
+            "schedule.epochs or schedule.max_steps, or take its weights only (--no-load-optimizer)."
+        )
 
 
 def _first_readable(sources: Sequence[str], inputs: Inputs, say: Callable[[str], None]) -> tuple[str, LegacyCheckpoint]:

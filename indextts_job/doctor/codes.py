@@ -43,9 +43,13 @@ def examine_codes(pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]:
     if len(equal) > PADDED_SHARE * len(targets):
         yield _probably_padded(equal, len(targets))
     elif not padded and not short:
-        told = f", {known} against their duration" if known else "; no durations to compare with"
-        yield data_finding("code lengths", "ok", f"{len(targets)} checked{told}")
+        yield _good_lengths(len(targets), known)
     yield from _outliers(targets, found)
+
+
+def _good_lengths(targets: int, known: int) -> Finding:
+    told = f", {known} against their duration" if known else "; no durations to compare with"
+    return data_finding("code lengths", "ok", f"{targets} checked{told}")
 
 
 def _probably_padded(equal: Sequence[str], targets: int) -> Finding:

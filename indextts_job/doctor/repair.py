@@ -57,9 +57,7 @@ def drop_tails(found: Survey, manifests: Sequence[str], output: str) -> Finding:
         )
     output = output.rstrip("/")
     storage = _empty_storage(output)
-    # A pair with a fault elsewhere is repaired as well: only its codes are needed for that.
-    good = [pair for pair in found.pairs if not found.arrays[pair.record.codes_path].fault]
-    tails = padded_tails(good, found)
+    tails = _tails(found)
     if not tails:
         return data_finding("repair", "ok", "no padded code tails that durations tell of: nothing was written")
     cut = dict(zip(tails, (f"codes/{name}" for name in _file_names(tails)), strict=True))
@@ -76,6 +74,12 @@ def drop_tails(found: Survey, manifests: Sequence[str], output: str) -> Finding:
     for target, text in zip(targets, texts, strict=True):
         storage.write(target, text)
     return _done(storage, targets, tails)
+
+
+def _tails(found: Survey) -> dict[str, Tail]:
+    # A pair with a fault elsewhere is repaired as well: only its codes are needed for that.
+    good = [pair for pair in found.pairs if not found.arrays[pair.record.codes_path].fault]
+    return dict(padded_tails(good, found))
 
 
 def _empty_storage(output: str) -> RunStorage:

@@ -99,14 +99,9 @@ def _moments(
     if old.moments is None:
         return None, []
     of_tables = {key: old.moments[key] for key in tables if key in old.moments}
-    notes = []
-    if any(first[: vocabulary.base_pieces].count_nonzero() > 0 for first, _ in of_tables.values()):
-        notes.append(
-            "moments of the frozen base rows were not zero: dropped, because they would move rows that must not change"
-        )
-    rows = slice(vocabulary.base_pieces, vocabulary.pieces)
+    notes = _notes_on_base_rows(of_tables, vocabulary)
     moments = {key: pair for key, pair in old.moments.items() if key not in of_tables}
-    moments |= {key + NEW_ROWS_SUFFIX: (first[rows], second[rows]) for key, (first, second) in of_tables.items()}
+    moments |= _of_new_rows(of_tables, vocabulary)
     missing = weights.keys() - moments.keys()
     if missing:
         # All parameters share one step, so moments of zero beside old ones would get a wrong bias correction.
@@ -115,3 +110,15 @@ def _moments(
         )
         return None, notes
     return moments, notes
+
+
+def _notes_on_base_rows(of_tables: Moments, vocabulary: Vocabulary) -> list[str]:
+    if not any(first[: vocabulary.base_pieces].count_nonzero() > 0 for first, _ in of_tables.values()):
+        return []
+    return ["moments of the frozen base rows were not zero: dropped, because they would move rows that must not change"]
+
+
+def _of_new_rows(of_tables: Moments, vocabulary: Vocabulary) -> dict[str, tuple[Tensor, Tensor]]:
+    """The moments of the rows behind those of the base, under the names of their own parameters."""
+    rows = slice(vocabulary.base_pieces, vocabulary.pieces)
+    return {key + NEW_ROWS_SUFFIX: (first[rows], second[rows]) for key, (first, second) in of_tables.items()}

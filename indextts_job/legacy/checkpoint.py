@@ -53,11 +53,8 @@ def read_legacy_checkpoint(url: str, config: GPTConfig) -> LegacyCheckpoint:
     if not isinstance(model, Mapping):
         raise DataError(f"{url}: neither `model` nor `model_state_dict`. Expected a checkpoint of the old trainer.")
     tensors = demand_tensors(model, config, url)
-    step = content.get("step", 0)
     notes = ["epoch and batch index are not taken over: they point into a shuffle that cannot be rebuilt"]
-    if not isinstance(step, int) or step < 0:
-        notes.append(f"the step is {step!r}: not used, the run starts at 0")
-        step = 0
+    step = _step(content.get("step", 0), notes)
     optimizer = content.get("optimizer", content.get("optimizer_state_dict"))
     # Buffers have no moments and no index among the parameters.
     moments, reason = _moments(optimizer, [key for key in model if not key.endswith(_POSITION_BUFFER)], tensors)
@@ -73,6 +70,14 @@ def read_legacy_checkpoint(url: str, config: GPTConfig) -> LegacyCheckpoint:
         moments=moments,
         notes=tuple(notes),
     )
+
+
+def _step(value: object, notes: list[str]) -> int:
+    """The recorded step; 0 and a note if it is no number of updates."""
+    if isinstance(value, int) and value >= 0:
+        return value
+    notes.append(f"the step is {value!r}: not used, the run starts at 0")
+    return 0
 
 
 def _load(url: str) -> Mapping[str, Any]:

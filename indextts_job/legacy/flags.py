@@ -69,11 +69,16 @@ def normalise(arguments: Sequence[str]) -> list[str]:
                 "write \\ at the end of a line instead, and / instead of \\ in paths."
             )
         name, found, value = argument.partition("=")
-        if name.startswith("--"):
-            name = name.replace("_", "-")
-            name = _ALIASES.get(name, name)
-        result.append(name + found + value)
+        result.append(_current_name(name) + found + value)
     return result
+
+
+def _current_name(name: str) -> str:
+    """The name of a flag today; other arguments unchanged."""
+    if not name.startswith("--"):
+        return name
+    name = name.replace("_", "-")
+    return _ALIASES.get(name, name)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -100,17 +100,20 @@ def _changes(values: CheckpointValues, present: Present) -> list[_Change]:
 def _demand_same_mathematics(
     changes: Sequence[_Change], values: CheckpointValues, present: Present, where: str
 ) -> None:
-    harmless = set(WITHOUT_EFFECT)
-    if not values.vocabulary.new_rows:
-        # The rate of new rows has no effect where there are none.
-        harmless.add("schedule.new_rows_factor")
-    decisive = [change for change in changes if change.key.startswith(MATHEMATICS) and change.key not in harmless]
+    decisive = [change for change in changes if _is_decisive(change.key, values)]
     refused = [str(change) for change in decisive if change.key not in present.config.resume.accept]
     if refused:
         # All of them, also those accepted before: the line replaces the setting as a whole.
         accept = f"resume.accept=[{','.join(change.key for change in decisive)}]"
         advice = f"They change the update of every step. If that is intended, say so: {accept}"
         raise ConfigError(findings_message(f"settings differ from those of {where}", refused, advice))
+
+
+def _is_decisive(key: str, values: CheckpointValues) -> bool:
+    """Whether a change of the key changes the update of a step in this run."""
+    # The rate of new rows has no effect where there are none.
+    without_effect = key in WITHOUT_EFFECT or (key == "schedule.new_rows_factor" and not values.vocabulary.new_rows)
+    return key.startswith(MATHEMATICS) and not without_effect
 
 
 def _demand_same_model(values: CheckpointValues, present: Present, where: str) -> None:

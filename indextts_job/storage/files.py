@@ -97,11 +97,8 @@ def exists(url: str) -> bool:
 def sizes(folder: str) -> dict[str, int]:
     """Sizes in bytes of the files directly in a folder, by name; empty when the folder does not exist."""
     if is_local(folder):
-        path = local_path(folder)
         with translated(f"listing {folder}"):
-            if not path.is_dir():
-                return {}
-            return {entry.name: entry.stat().st_size for entry in os.scandir(path) if entry.is_file()}
+            return _local_sizes(local_path(folder))
     filesystem, root = RemoteFileSystem.of(folder)
     try:
         found = patiently(f"listing {folder}", lambda: filesystem.list(root), READ_PATIENCE_S)
@@ -139,6 +136,12 @@ def read_bytes(url: str, limit_bytes: int = LARGEST_FILE_BYTES) -> bytes:
     content = result(future)
     _demand_size(url, len(content), limit_bytes)
     return content
+
+
+def _local_sizes(folder: Path) -> dict[str, int]:
+    if not folder.is_dir():
+        return {}
+    return {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
 
 
 def _read(url: str, limit_bytes: int = LARGEST_FILE_BYTES) -> bytes:
@@ -241,19 +244,29 @@ def read_manifest_text(url: str) -> str:
         # Windows programs begin UTF-8 files with a byte-order mark, which JSON does not allow.
         return content.decode("utf-8-sig")
     except FileNotFoundError:
-        if is_local(url) and local_path(url).is_dir():
-            raise DataError(
-                f"{shown} is a folder, and no sharded dataset. Give a manifest, or a folder that `indextts-job shard` "
-                "wrote."
-            ) from None
-        raise DataError(
-            f"manifest not found: {shown} (seen from {Path.cwd()}).{backslash_hint(url)} Give an existing path or URL."
-        ) from None
+        raise _no_manifest(url) from None
     except UnicodeDecodeError as error:
-        marked = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "")
-        found = f"{marked}, not UTF-8 text" if marked else f"not UTF-8 text ({error})"
-        how = f" Convert it: iconv -f {marked} -t UTF-8." if marked else ""
-        raise DataError(f"{shown}: {found}. A manifest is JSON lines in UTF-8.{how}") from error
+        raise DataError(f"{shown}: {_encoding_text(content, error)}") from error
+
+
+def _no_manifest(url: str) -> DataError:
+    shown = redacted(url)
+    if is_local(url) and local_path(url).is_dir():
+        return DataError(
+            f"{shown} is a folder, and no sharded dataset. Give a manifest, or a folder that `indextts-job shard` "
+            "wrote."
+        )
+    return DataError(
+        f"manifest not found: {shown} (seen from {Path.cwd()}).{backslash_hint(url)} Give an existing path or URL."
+    )
+
+
+def _encoding_text(content: bytes, error: UnicodeDecodeError) -> str:
+    """What a manifest is instead of UTF-8, and how to convert it, if its byte-order mark says so."""
+    marked = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "")
+    found = f"{marked}, not UTF-8 text" if marked else f"not UTF-8 text ({error})"
+    how = f" Convert it: iconv -f {marked} -t UTF-8." if marked else ""
+    return f"{found}. A manifest is JSON lines in UTF-8.{how}"
 
 
 def lines_of(text: str) -> list[str]:
