@@ -67,6 +67,7 @@ def compare(
         ConfigError: There are no validation manifests.
     """
     values = checkpoints[0][1].values
+    # The settings of the first checkpoint for all: the same samples and weights make the losses comparable.
     config = RunConfig.from_json(values.config, "the checkpoint")
     model_config = gpt_config(values.model_config, "the checkpoint")
     manifests = manifests or config.data.validation_manifests
@@ -115,6 +116,7 @@ def _loaded(
     longest: int,
 ) -> tuple[TrainState, Plan]:
     model = UnifiedVoice(model_config, Vocabulary.recorded(manifest.values.vocabulary), 0.0)
+    # Planned per checkpoint: their vocabularies may differ in size.
     needs = Needs(model=model_config, trained_parameters=count_parameters(model), longest_tokens=longest)
     plan = make_plan(facts, config.hardware, needs)
     model.to(plan.device)

@@ -25,6 +25,7 @@ def foreseen(
         validates: Whether there are validation samples.
     """
     # Warnings, not errors: a short trial run with the settings of a long one is legitimate.
+    # Such a run never reaches its learning rate.
     if schedule.warmup_steps >= total_steps:
         reached = schedule.learning_rate * max(0, total_steps - 1) / max(1, schedule.warmup_steps)
         yield (
@@ -44,6 +45,7 @@ def foreseen(
             "kill without notice loses everything since the last validation that improved"
         )
     for goal in parse_goals(validation.stop_unless):
+        # Goals are judged at validations, and the last one is at the end of the run.
         if goal.step > total_steps:
             yield (
                 f"the goal for {goal.metric} by step {goal.step} lies behind the end of the run ({total_steps} steps): "

@@ -100,6 +100,7 @@ def _restore(state: TrainState, point: ResumePoint, own: CheckpointStore) -> Non
     if values.scaler and state.scaler.is_enabled():
         state.scaler.load_state_dict(dict(values.scaler))
     state.step = point.name.step
+    # Saved whole, so that means and validations go on as without an interruption.
     state.history = values.history
     if point.store is own:
         state.carried = stored_base(point.manifest)
@@ -113,6 +114,7 @@ def _weights_as_base(point: ResumePoint) -> BaseCheckpoint:
     """The weights of a checkpoint as a base; its frozen rows stay those of its own base."""
     tensors = point.store.load(point.manifest, (BASE,))
     full = {key.removeprefix(BASE): value for key, value in tensors.items()}
+    # Trained weights replace those of the base; new rows have no place in the base's tables and come on their own.
     full |= {
         key.removeprefix(WEIGHTS): value
         for key, value in point.tensors.items()

@@ -129,6 +129,7 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
         DataError: The dataset is bad.
         StoppedError: A stop was requested meanwhile.
     """
+    # Small files first: a typing error shows within a second instead of after the check of the data.
     document = files.read_yaml(config.inputs.model_config, "model configuration", "inputs.model_config")
     model = gpt_config(document, config.inputs.model_config)
     tokenizer = load_tokenizer(config.inputs.tokenizer)
@@ -140,6 +141,7 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
         num_samples=len(train_set),
         seed=config.recipe.seed,
         global_batch_samples=config.recipe.global_batch_samples,
+        # Epochs count samples, so the last step of the run may be a short one.
         total_samples=len(train_set) * config.schedule.epochs,
     )
     emit(Notice(step=0, topic="data", message=_data_text(train_set, validation_set)))

@@ -64,6 +64,7 @@ def empty_state(
         owned: For each parameter, whether this rank writes it to checkpoints (and updates it, if moments are sharded).
     """
     model.to(plan.device)
+    # Also without sharded moments each rank writes only its part: writes of all ranks run in parallel.
     own = {name for (name, _), mine in zip(model.named_parameters(), owned, strict=True) if mine}
     return TrainState(
         model=model,
@@ -80,6 +81,7 @@ def configure_torch(config: HardwareConfig, plan: Plan) -> None:
     if config.deterministic:
         # cuBLAS reads it at its first call; torch names this value and raises without one.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Without it some backward kernels add in any order, and a repeated step differs in its last bits (I2).
     torch.use_deterministic_algorithms(config.deterministic)
 
 
@@ -121,6 +123,7 @@ def recorded_pace(values: CheckpointValues | None, facts: HardwareFacts, world_s
     if values is None or values.pace is None:
         return Pace()
     then = values.environment
+    # The cut into micro-batches depends on both, and with it the duration of one.
     same = then.hardware.get("name") == facts.name and then.world_size == world_size
     return values.pace if same else Pace()
 

@@ -26,6 +26,7 @@ def read_nodes(environment: Mapping[str, str]) -> Nodes:
     Raises:
         ConfigError: There are several nodes and no place to meet, or a variable holds something unexpected.
     """
+    # Set by our launchers. One node needs none of the further variables.
     count = whole_number(environment, NODES_VARIABLE, 1, least=1)
     if count == 1:
         return Nodes()

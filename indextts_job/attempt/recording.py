@@ -91,6 +91,7 @@ def rank_zero(parts: Parts, laps: Laps) -> Recording:
     shape = in_samples(start.capacity.tokens, inputs.mean_tokens, samples, parts.group.world_size)
     emit(Notice(step=step, topic="plan", message=shape))
     emit(Notice(step=step, topic="start-up", message=str(laps)))
+    # Here, because their files are named after the attempt's number.
     emit.start(run_readers(config, store.storage, fence.attempt, inputs.train_set, step))
     values = constant_values(config, inputs, start, environment(parts.facts, start.plan, parts.group.world_size))
     emit(

@@ -91,6 +91,7 @@ def run_attempt(
     laps.done("inputs and data")
     # `result` calls the check while it waits: a hanging read must not hide a stop.
     facts = result(facts_read, partial(check_stop, stop))
+    # Before any tensor is made: the default is GPU 0 for every process.
     if facts.device == "cuda":
         torch.cuda.set_device(world.local_rank)
     selection = decide(result(selected, partial(check_stop, stop)), inputs.present(config), emit)
@@ -107,6 +108,7 @@ def run_attempt(
         start = build(config, inputs, facts=facts, selection=selection, own=store, group=group, emit=emit)
         check_stop(stop)
         laps.done("model")
+        # A fresh start has nothing to be compared with.
         if start.checks:
             admit(start.checks, config.resume.checks, stop, emit, start.state.step)
             laps.done("checks")
@@ -167,6 +169,7 @@ def _recorded(parts: Parts, recording: Recording) -> int:
         except BaseException as error:
             # A save in flight holds finished steps, so it is completed whatever the error of the training is.
             recording.saver.finished(wait_s=math.inf)
+            # Any other exception is an error of the program.
             code = getattr(error, "exit_code", EXIT_SOFTWARE)
             recording.ended("stopped" if code == EXIT_STOPPED else "failed", code, f"{type(error).__name__}: {error}")
             raise

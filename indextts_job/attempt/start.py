@@ -99,6 +99,7 @@ def build(  # noqa: PLR0913  # all by name
     # After the state is filled: the measurement needs the memory of weights and moments in use.
     capacity = Capacity(plan, inputs.longest, own.storage, facts)
     capacity = measured_capacity(capacity, config.hardware, inputs, engine, state.step, emit)
+    # Checkpoints record the plan, so it has to hold what is really used.
     plan = replace(plan, capacity_tokens=capacity.tokens, recompute=capacity.recompute)
     _describe(config, facts, plan, state, emit)
     values = origin.point.manifest.values if origin.point else None

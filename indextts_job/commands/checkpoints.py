@@ -71,6 +71,7 @@ def print_list(run: str, *, as_json: bool, verify: bool, storage: StorageConfig 
     store = CheckpointStore(open_storage(run, storage))
     rows = describe.rows(store, verify=verify)
     old = old_checkpoints(store.storage.list(""))
+    # A run that has just started has attempts but no checkpoint; that is an empty list and no error.
     if not rows and not old and not store.storage.list(FOLDER):
         raise no_run(run)
     if as_json:
@@ -101,6 +102,7 @@ def _cells(row: "Row") -> tuple[object, ...]:
     from indextts_job.report.console import human_bytes
 
     tags = ", ".join([*row.name.tags, *(["superseded"] if row.superseded else [])])
+    # Without --verify nothing is known about the bytes, so the column is empty.
     whole = {True: "yes", False: "NO", None: ""}[row.verified]
     manifest = row.manifest
     if manifest is None:
@@ -152,6 +154,7 @@ def _compare(given: argparse.Namespace) -> int:
     storage = configure(given, given.checkpoints[0])
     located = [locate_all(source, storage) for source in given.checkpoints]
     chosen = [(store, store.manifest(name)) for store, names in located for name in names]
+    # On stderr: stdout is the table or the JSON.
     with ConsoleReport(sys.stderr) as console:
 
         def progress(done: int, total: int) -> None:

@@ -34,6 +34,7 @@ def documented_defaults(instance: object | None = None, indent: str = "") -> str
             continue
         wrapped = textwrap.wrap(docs.get(entry.name, ""), WIDTH - len(indent))
         lines += [f"{indent}# {line}\n" for line in wrapped]
+        # YAML would write a tuple with a Python tag.
         plain = list(value) if isinstance(value, tuple) else value
         text = yaml.safe_dump({entry.name: plain}, default_flow_style=False)
         lines.append(f"{indent}{text}")

@@ -94,6 +94,7 @@ def _data(given: argparse.Namespace) -> int:
     from indextts_job.storage import files
     from indextts_job.tokenizer.loading import load_tokenizer
 
+    # Before the survey, which reads every array.
     if bool(given.repair) != bool(given.output):
         raise ConfigError("--repair and --output belong together. Give both, or none.")
     configure(given)
@@ -130,6 +131,7 @@ def _run(given: argparse.Namespace) -> int:
     from indextts_job.doctor.run import examine_run
     from indextts_job.report.console import ConsoleReport
 
+    # Composed as `train` does it, so that both see the same settings.
     config = configuration(given.settings, {}).config
     with ConsoleReport(sys.stderr) as console:
         return report(examine_run(config, console), as_json=given.json)
@@ -141,6 +143,7 @@ def _problem(given: argparse.Namespace) -> int:
     from indextts_job import errors
     from indextts_job.doctor.report import problem_report
 
+    # Gathered before the file is opened: an error leaves no empty file.
     text = problem_report(open_run(given))
     try:
         Path(given.output).write_text(text, encoding="utf-8")

@@ -32,6 +32,7 @@ def _export(given: argparse.Namespace) -> int:
     from indextts_job.training.state import BASE, WEIGHTS
 
     store, names = locate_all(given.source, configure(given, given.source))
+    # Sorted with the newest first, so the first match is the newest with the tag.
     tagged = [name for name in names if given.tag is None or given.tag in name.tags]
     if not tagged:
         raise errors.ConfigError(
@@ -44,6 +45,7 @@ def _export(given: argparse.Namespace) -> int:
         _below(WEIGHTS, tensors),
         _below(BASE, tensors),
         manifest.values,
+        # The tokenizer of this very checkpoint: the input file may have grown since.
         store.read_file(manifest, "tokenizer.model"),
     )
     for path in written:

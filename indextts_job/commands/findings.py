@@ -31,6 +31,7 @@ def report(findings: Iterable[Finding], *, as_json: bool, details: int = DETAILS
         seen.append(finding)
         if not as_json:
             for line in _lines(finding, details):
+                # Not wrapped: paths stay in one piece and can be copied.
                 console.print(line, soft_wrap=True)
             sys.stdout.flush()  # a long examination is followed line by line, also through a pipe
     if as_json:

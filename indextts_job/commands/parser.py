@@ -59,6 +59,7 @@ def at_least(least: float, kind: type[int] | type[float] = int) -> Callable[[str
             value = kind(text)
         except ValueError:
             value = math.nan
+        # Also for what is no number: NaN is not finite.
         if not (math.isfinite(value) and value >= least):
             what = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"{text!r}, expected {what} of at least {least:g}")
@@ -75,5 +76,6 @@ class ShowVersion(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_given: object) -> NoReturn:
         """Print the version and end."""
+        # On stdout, where scripts expect the version.
         terminal.say(f"{parser.prog} {program_version()}")
         parser.exit()

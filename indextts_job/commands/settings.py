@@ -46,6 +46,7 @@ def configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> C
         ConfigError: They do not make a valid configuration.
     """
     paths, overrides = config.split_settings(settings, os.path.exists)
+    # Two files would need a rule which one wins; overrides already have one.
     if len(paths) > 1:
         raise errors.ConfigError(f"{len(paths)} configuration files given ({', '.join(paths)}), expected one.")
     dotted = dict(overrides)
@@ -99,6 +100,7 @@ def run_of(settings: Sequence[str], flag_keys: Mapping[str, object]) -> tuple[st
     """
     paths, overrides = config.split_settings(settings, os.path.exists)
     document = _run_file(paths[0]) if paths else {}
+    # Not checked: this command only looks at a run, and a wrong key elsewhere must not prevent that.
     in_file = config.flatten(document) if isinstance(document, Mapping) else {}
     given = {**in_file, **flag_keys, **dict(overrides)}
     storage = config.storage_config(given)
@@ -157,6 +159,7 @@ def _note_of(where: str, recorded: Mapping[str, Any], given: Mapping[str, object
     taken = {key: value for key, value in recorded.items() if key not in given}
     _demand_secrets(where, taken)
     defaults = config.flatten(config.RunConfig().to_json())
+    # Defaults are left out: the line is for what differs from a run that was never configured.
     shown = [f"{key}={value}" for key, value in taken.items() if key in defaults and value != defaults[key]]
     if not shown:
         return []
@@ -191,6 +194,7 @@ def _say_what_is_missing(run: str, source: str) -> None:
             f"{source} holds no checkpoints to go on from, and no training data is given. Give the folder or URL of a "
             "run with checkpoints, or data with --train-manifest."
         )
+    # Runs are recognised by their folder of attempts, which exists before the first checkpoint.
     found = sorted({str(path.parent) for pattern in FOLDERS_SEARCHED for path in Path().glob(pattern)})
     if found and not files.exists(run):
         raise errors.ConfigError(

@@ -50,6 +50,7 @@ def _shard(given: argparse.Namespace) -> int:
             skip_bad_samples=given.skip_bad_samples,
             progress=lambda done, total: console.progress("checking data", done, total),
         )
+        # Named one by one: a sharded dataset is made once, and what it lacks is never seen again.
         for sample in dataset.skipped:
             message = f"skipped bad sample {sample.id}: {sample.reason}"
             console(Notice(step=0, topic="data", message=message, warning=True))

@@ -124,6 +124,7 @@ def _played(given: argparse.Namespace, pace: "RunPace", steps: int, per_day: flo
     for offer, interval in itertools.product(offers, sorted(given.intervals)):
         outcome = average(steps, interval, scaled(pace, offer.speed), offer.kills_per_day, given.noticed, TRIALS, lives)
         played.append(_Played(offer.name, offer.price, interval, outcome))
+    # Without prices all costs are 0, and the fastest is the best.
     best = min(played, key=lambda one: (one.cost, one.outcome.wall_s))
     return [replace(one, best=one is best) for one in played]
 
@@ -132,6 +133,7 @@ def _pace(given: argparse.Namespace) -> "tuple[RunPace, int, float]":
     """Pace, steps and kills per day: from the arguments, else as measured in a run."""
     pace, steps, per_day = _measured(given)
     named = {name: getattr(given, f"{name}_seconds") for name in ("step", "stall", "save", "start", "requeue")}
+    # What is given replaces what was measured, for questions like "what if saves took a minute".
     pace = replace(pace, **{f"{name}_s": seconds for name, seconds in named.items() if seconds is not None})
     steps = given.steps or steps
     if not steps or not pace.step_s:
@@ -149,6 +151,7 @@ def _measured(given: argparse.Namespace) -> "tuple[RunPace, int, float]":
     from indextts_job.simulation.measured import pace_of
 
     rows = attempts(open_run(given))
+    # The pace comes from accounts of time, which are written before a save and at the end.
     if not any(row.spent for row in rows):
         raise errors.ConfigError(f"{given.run}: no attempt here has trained and saved yet; give --step-seconds.")
     return pace_of(rows)

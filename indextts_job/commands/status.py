@@ -52,7 +52,9 @@ def _status(given: argparse.Namespace) -> int:
     from indextts_job.report.standing import standing
 
     storage = open_run(given)
+    # Curves of long runs are megabytes; only the page draws them.
     rows = attempts(storage, curves=bool(given.html))
+    # Only checkpoints without attempt records, as in a partial copy: there is nothing to show here.
     if not rows:
         raise no_run(given.run)
     now, running = datetime.now(UTC), is_running(rows[-1].record)

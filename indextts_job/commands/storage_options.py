@@ -62,6 +62,7 @@ def configure(given: argparse.Namespace, run: str = "") -> StorageConfig:
     if run and files.is_local(run) and not any(os.environ.get(name) for name in ENDPOINT_VARIABLES):
         layers = {**_recorded(run), **layers}
     if "retry_seconds" not in overrides and sys.stdout.isatty():
+        # Only on a terminal, and only where nothing else was asked for: scripts keep the patience of the run.
         layers["retry_seconds"] = TERMINAL_PATIENCE_S
         limit_patience(TERMINAL_PATIENCE_S)
     storage = _checked(layers, "storage settings")
@@ -109,6 +110,7 @@ def _section(path: str) -> dict[str, Any]:
         return {}
     from indextts_job.storage import files
 
+    # Read with the storage settings of the command line, which `configure` has set.
     document = files.read_yaml(path, "run configuration", "--config")
     if document is not None and not isinstance(document, Mapping):
         raise errors.ConfigError(f"{path}: holds a {type(document).__name__}, expected keys and values.")

@@ -65,6 +65,7 @@ def _extend(given: argparse.Namespace) -> int:
         if not given.json:
             terminal.say(terminal.one_line(doing), sys.stderr)
 
+    # Before the texts are read, which takes minutes for a large corpus.
     base = load_tokenizer(given.base).content
     corpus = read_corpus(given.text, given.language, say)
     extended = extend(base, corpus, given.pieces, say)

@@ -55,6 +55,7 @@ def _train(given: argparse.Namespace) -> int:
     keys |= _own_flags(given)
     from indextts_job.commands.settings import configuration, run_of
 
+    # Before the configuration is checked: a listing needs the run only.
     if given.list_checkpoints:
         run, storage = run_of(given.settings, keys)
         return checkpoints.print_list(run, as_json=False, verify=False, storage=storage)
@@ -62,6 +63,7 @@ def _train(given: argparse.Namespace) -> int:
     guard = given.guard or ExitGuard(given.stop)
     processes.die_with_parent()
     count, nodes = wanted_processes(configured.config.hardware, os.environ), read_nodes(os.environ)
+    # With RANK set this process is a rank itself, started below or by torchrun.
     if "RANK" not in os.environ and max(count, nodes.count) > 1:
         guard.dismiss()  # each rank has its own guard; this process waits for them and must outlive them
         command = [sys.executable, "-m", "indextts_job", *given.raw]

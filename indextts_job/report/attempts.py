@@ -113,6 +113,7 @@ def attempts(storage: RunStorage, *, curves: bool = False) -> list[Attempt]:
             curves=curves,
         )
 
+    # In the order of the numbers: `map` keeps it whatever read ends first.
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(read, numbers))
 
@@ -157,6 +158,7 @@ def _last(logged: Sequence[Any]) -> Any:  # noqa: ANN401  # of the type that it 
 
 
 def _with_begin(attempt: Attempt, began: Logged[AttemptStarted] | None) -> Attempt:
+    # A kill before the first step leaves a journal without this event.
     if began is None:
         return attempt
     return replace(attempt, total_steps=began.event.total_steps, trained=began.time)
@@ -184,6 +186,7 @@ def previous_end(storage: RunStorage) -> str:
     told = list(_events(storage, numbers[-1]))
     last = told[-1].event if told else None
     if not isinstance(last, AttemptEnded):
+        # Every other end writes an event, so its absence is the sign of a kill.
         return "killed: it wrote no end"
     return f"{last.outcome}, exit code {last.exit_code}" + (f": {last.message}" if last.message else "")
 
@@ -193,6 +196,7 @@ def scheduler_text(record: AttemptRecord) -> str:
     scheduler = record.scheduler
     if not {"kind", "chain"} <= scheduler.keys():
         return ""
+    # As squeue and sacct write it: job_task.
     task = f"_{scheduler['task']}" if scheduler.get("task") else ""
     restarts = scheduler.get("restarts", "0")
     return f"{scheduler['kind']} {scheduler['chain']}{task}" + (f", restart {restarts}" if restarts != "0" else "")
@@ -200,4 +204,5 @@ def scheduler_text(record: AttemptRecord) -> str:
 
 def total_steps(rows: Sequence[Attempt]) -> int | None:
     """Updates of the whole run, by the last attempt that trained."""
+    # An attempt that was killed during its start has recorded none; and a run may have been prolonged since.
     return next((row.total_steps for row in reversed(rows) if row.total_steps), None)

@@ -67,6 +67,7 @@ def chart(title: str, curves: Sequence[Curve], steps: StepAxis) -> str:
         curves: Drawn in the order given; each has a colour of its own.
         steps: The horizontal axis.
     """
+    # One axis for all curves: training and validation losses are compared by eye.
     values = [value for curve in curves for _, value in curve.points]
     if not values:
         return ""
@@ -122,6 +123,7 @@ def _drawn(number: int, curve: Curve, steps: StepAxis, axis: _ValueAxis) -> Iter
 
 
 def _thinned(points: Sequence[Point]) -> list[Point]:
+    # Rounded up; 1 for a curve without points, which cannot be cut into groups of 0.
     size = -(-len(points) // MOST_POINTS) or 1
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     # At the last step of a group, so that the curve ends where the run does.

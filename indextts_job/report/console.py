@@ -37,6 +37,7 @@ class ConsoleReport:
         self._recent = ""
 
     def __enter__(self) -> Self:
+        # In a log file a bar would be thousands of lines.
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -45,6 +46,7 @@ class ConsoleReport:
                 TextColumn("{task.fields[recent]}"),
                 TimeRemainingColumn(),
                 console=self._console,
+                # The bar vanishes at the end; the lines above stay.
                 transient=True,
             )
             self._bar.start()
@@ -78,6 +80,7 @@ class ConsoleReport:
         if isinstance(event, StepDone):
             self._bar.update(self._task, description="step", completed=event.step)
         elif isinstance(event, TrainLine):
+            # Kept for `_show`, which sets all fields of the task again.
             self._recent = _recent(event)
             self._bar.update(self._task, recent=self._recent)
         elif isinstance(event, ValidationProgress):
@@ -110,6 +113,7 @@ def human_bytes(count: float) -> str:
 def human_seconds(seconds: float) -> str:
     """A duration for people: 1:02:03."""
     whole = int(seconds)
+    # Whole hours without a bound: days would need a word, and runs take hundreds of hours.
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 

@@ -143,4 +143,5 @@ class AttemptEnded(Event):
     message: str = ""
 
 
+# Events are values and not log lines: the console, the journal and the curves need different parts of them.
 Emit = Callable[[Event], None]

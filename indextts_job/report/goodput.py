@@ -20,6 +20,7 @@ def where_time_went(rows: Sequence[Attempt]) -> dict[str, float]:
     Args:
         rows: Attempts, oldest first. Those of older releases, which did not account for their time, are left out.
     """
+    # An attempt that ended before its first step has trained nothing; its time counts as waiting of the one before.
     rows = [row for row in rows if row.launched and row.trained]
     spent = dict.fromkeys(PARTS, 0.0)
     for index, row in enumerate(rows):
@@ -51,6 +52,7 @@ def kills(rows: Sequence[Attempt]) -> tuple[int, float]:
     """
     known = [row for row in rows if row.launched]
     ran_s = sum(max(0.0, seconds_between(row.launched, row.end_or_heard)) for row in known)
+    # A preemption with enough notice ends with an event and loses nothing; only silent ends are kills.
     return sum(not row.outcome for row in known), ran_s
 
 
@@ -60,6 +62,7 @@ def goodput_text(rows: Sequence[Attempt]) -> str:
     total_s = sum(spent.values())
     if not total_s:
         return ""
+    # Parts that would be shown as 0.0 % are left out.
     rest = ", ".join(f"{part} {spent[part] / total_s:.1%}" for part in PARTS[1:] if spent[part] / total_s >= 0.0005)
     return f"{spent['steps'] / total_s:.1%} in steps that count; {rest}"
 
@@ -67,6 +70,7 @@ def goodput_text(rows: Sequence[Attempt]) -> str:
 def _account(row: Attempt, following: Attempt | None) -> TimeSpent | None:
     """The sums of an attempt at the step that the next one resumed at, or at its end."""
     accounts = [one.event for one in row.spent]
+    # Accounts are written before each save, so the one at the resumed step covers exactly the steps that count.
     counted = [one for one in accounts if following is None or one.step <= following.from_step]
     return counted[-1] if counted else None
 

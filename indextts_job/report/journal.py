@@ -25,6 +25,7 @@ class Journal:
 
     def __init__(self, storage: RunStorage, attempt: int) -> None:
         self._storage = storage
+        # A file per attempt: each file has one writer, also while an older attempt is still ending.
         self._key = f"{EVENTS}/attempt-{attempt:04d}.jsonl"
 
     def __call__(self, event: Event) -> None:
@@ -95,6 +96,7 @@ def _logged(document: object) -> Logged[Event]:
     """
     if not isinstance(document, Mapping) or not _is_instant(document.get("time")):
         raise ValueError("not a line of a journal")
+    # A newer release may have more kinds of events; their step and time still tell that the attempt was alive.
     kind = _EVENTS.get(str(document.get("event")), Event)
     event = parsed(document, kind, "event")
     if not all(math.isfinite(number) for number in _numbers(plain(event))):

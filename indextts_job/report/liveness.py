@@ -36,8 +36,10 @@ def is_running(record: AttemptRecord, proc: Path = PROC) -> bool | None:
         status = (proc / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
         began = _began(status, (proc / "stat").read_text(encoding="ascii", errors="replace"))
         launched = datetime.fromisoformat(record.launched)
+    # The process may end between two reads; both errors mean that it is gone.
     except (FileNotFoundError, ProcessLookupError):
         return False
+    # A proc file system that hides others' processes, or a record without a time: unknown, not dead.
     except (OSError, LookupError, ValueError, TypeError, OverflowError):
         return None
     # A zombie has ended, and its parent has not asked for the exit code yet. The name before it may hold brackets.

@@ -42,6 +42,7 @@ def render(run: str, rows: Sequence[Attempt], now: datetime, *, running: bool | 
     known = [(name, text) for name, text in stands.lines() if name != "goodput"]  # goodput has a section of its own
     # Everything is escaped: names and messages come from files.
     facts = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd></div>" for name, text in known)
+    # A run that was shortened afterwards has done more steps than its total.
     progress = min(1.0, rows[-1].last_step / stands.total_steps) if stands.total_steps else 0.0
     return f"""<!doctype html>
 <html lang="en">
@@ -73,6 +74,7 @@ def render(run: str, rows: Sequence[Attempt], now: datetime, *, running: bool | 
 def _charts(rows: Sequence[Attempt]) -> list[str]:
     train = _counting(rows, lambda row: row.train_lines)
     validation = _counting(rows, lambda row: row.validations)
+    # At least 1: the axis divides by it.
     axis = StepAxis(last=max([1, *(row.last_step for row in rows)]), starts=[(r.from_step, r.number) for r in rows])
 
     def losses(title: str, key: str) -> str:
@@ -100,6 +102,7 @@ def _counting(rows: Sequence[Attempt], events_of: Callable[[Attempt], Sequence[L
         following = min((other.from_step for other in rows[index + 1 :]), default=math.inf)
         # Up to and including the start of the next attempt: that step itself was committed.
         kept += [logged.event for logged in events_of(row) if logged.event.step <= following]
+    # An attempt that went back comes later in the list, but its steps are earlier.
     return sorted(kept, key=lambda event: event.step)
 
 

@@ -23,5 +23,6 @@ class ProgressFile:
 
 def progress_readers(environment: Mapping[str, str]) -> list[ProgressFile]:
     """One reader if a launcher asks for it by an environment variable, otherwise none."""
+    # By the environment, not the configuration: it belongs to the launcher and differs from attempt to attempt.
     path = environment.get(PROGRESS_VARIABLE, "")
     return [ProgressFile(Path(path))] if path else []

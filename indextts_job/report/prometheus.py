@@ -64,6 +64,7 @@ class PrometheusFile:
         self._path = path
         self._run = run
         self._complained = False
+        # A registry of its own: the global one also holds figures of this Python process.
         self._registry = CollectorRegistry()
         self._gauges: dict[str, Gauge] = {}
 
@@ -133,6 +134,7 @@ class PrometheusFile:
 
     def _write(self) -> None:
         try:
+            # It writes beside the file and renames, so the collector never reads half of it.
             write_to_textfile(str(self._path), self._registry)
         except OSError as error:  # the training does not need the file, so this is a warning
             if not self._complained:

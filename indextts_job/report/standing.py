@@ -52,6 +52,7 @@ class Standing:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         values = asdict(self)
+        # Words are for people; programs have the number.
         del values["goodput_words"]
         return values
 
@@ -123,6 +124,7 @@ def standing(rows: Sequence[Attempt], now: datetime, *, running: bool | None = N
     return Standing(
         state=last.outcome or _state_of_silence(last, now, running),
         exit_code=last.exit_code,
+        # The end of an attempt is exact; without one the last event is the best that is known.
         since_seconds=_seconds_since(last.ended if last.outcome else last.heard, now),
         step=last.last_step,
         total_steps=total_steps(rows),

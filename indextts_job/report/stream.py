@@ -26,6 +26,7 @@ class EventStream:
         elif isinstance(event, AttemptStarted) and event.resumed_from:
             event = replace(event, resumed_from=redacted(event.resumed_from))
         if self._before_start is not None:
+            # The number comes late in a start, and the journal shall have the lines about data and hardware too.
             self._before_start.append(event)
         for reader in self._readers:
             self._hand_over(reader, event)
@@ -43,6 +44,7 @@ class EventStream:
         try:
             reader(event)
         except (UnavailableError, AccessRefusedError) as error:
+            # Once per reader: storage that stays away would add a warning to every event.
             if reader not in self._failing:
                 self._failing.append(reader)
                 message = f"a record was lost: {error} Training goes on."

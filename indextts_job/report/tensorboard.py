@@ -28,6 +28,7 @@ class TensorBoardCurves:
 
     def __init__(self, storage: RunStorage, run_name: str, attempt: int, resumed_at: int) -> None:
         self._storage = storage
+        # `tfevents` in the name makes readers take it for an event file; padded numbers sort as text.
         self._key = f"{FOLDER}/{run_name}/events.out.tfevents.{attempt:010d}.attempt"
         # Points at the resumed step were written before its checkpoint and stay; all later ones are written again.
         start = SessionLog(status=SessionLog.START)
