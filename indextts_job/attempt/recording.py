@@ -15,6 +15,7 @@ from indextts_job.attempt.records import (
 )
 from indextts_job.attempt.start import Start
 from indextts_job.checkpoint.fence import Fence
+from indextts_job.checkpoint.removal import collect_orphans
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig
 from indextts_job.hardware.plan import HardwareFacts, in_samples
@@ -149,7 +150,7 @@ def _audit(store: CheckpointStore, repair: Repair) -> Repaired:
 
 def _tidy(store: CheckpointStore, emit: Emit) -> None:
     try:
-        store.collect_orphans()
+        collect_orphans(store)
     # A store may not support the requests, or a manifest may be damaged. Neither prevents the training.
     except Exception as error:  # noqa: BLE001
         message = f"left-over objects of interrupted saves were not removed: {error}"

@@ -19,20 +19,14 @@ from indextts_job.checkpoint.manifest import (
     StoredObject,
     StoredTensor,
     file_name,
-    is_object_key,
     parse_file_name,
     parse_manifest,
 )
-from indextts_job.checkpoint.objects import OBJECTS, DamagedCheckpointError, Objects, tensor_in
+from indextts_job.checkpoint.objects import DamagedCheckpointError, Objects, tensor_in
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.errors import DataError
 from indextts_job.storage.run_storage import RunStorage
-
-FURTHER_FOLDERS = ("attempts", "hardware")
-"""Other folders of a run in which killed writers may leave temporary files."""
-SAFE_AGE_S = 3600.0
-"""Objects that no manifest names are removed only when older: they may belong to a save in progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,33 +295,7 @@ class CheckpointStore:
         """
         self._objects.read_all(manifest.objects.values(), lambda _one, content: len(content))
 
-    def retain(self, keep: int, untouchable: Iterable[CheckpointName] = ()) -> list[CheckpointName]:
-        """Remove checkpoints that need not be kept, and objects that no other checkpoint names.
-
-        Args:
-            keep: Newest checkpoints to keep.
-            untouchable: Checkpoints that could not be read; another program may be able to.
-
-        Returns:
-            The removed ones.
-        """
-        names, spared = self.names(), set(untouchable)
-        doomed = [name for name in retention.to_delete(names, keep) if name not in spared]
-        if not doomed:
-            return []
-        # Only objects that a removed manifest names can go. A manifest that cannot be read names none, so its own
-        # objects stay.
-        doomed_objects = self._objects_of(doomed) - self._objects_of(name for name in names if name not in doomed)
-        # Manifests go first: a kill between the two leaves objects without a manifest, not a manifest that lies.
-        for name in doomed:
-            self.storage.delete(f"{MANIFESTS}/{file_name(name)}")
-        # Listed again: a person may have tagged one of them meanwhile, and another process may have committed; their
-        # manifests have new names and share these objects.
-        doomed_objects -= self._objects_of(name for name in self.names() if name not in names)
-        self._remove(doomed_objects)
-        return doomed
-
-    def _objects_of(self, names: Iterable[CheckpointName]) -> set[str]:
+    def objects_of(self, names: Iterable[CheckpointName]) -> set[str]:
         """Keys of all objects that some checkpoints name; a manifest that cannot be read names none."""
         keys: set[str] = set()
         for name in names:
@@ -335,40 +303,15 @@ class CheckpointStore:
                 keys |= self.manifest(name).objects.keys()
         return keys
 
-    def _remove(self, keys: Iterable[str]) -> None:
+    def remove(self, name: CheckpointName) -> None:
+        """Remove the manifest of a checkpoint, and so the checkpoint; its objects stay."""
+        self.storage.delete(f"{MANIFESTS}/{file_name(name)}")
+
+    def remove_objects(self, keys: Iterable[str]) -> None:
+        """Remove objects that no checkpoint names."""
         for key in keys:
             self._objects.forget(key)
             self.storage.delete(key)
-
-    def collect_orphans(self) -> int:
-        """Remove the remains of interrupted saves: old temporary files, and old objects that no manifest names.
-
-        Files with names of another form stay, because this program did not write them. Without any manifest all objects
-        stay: a person may have moved the manifests away and may put them back.
-
-        Returns:
-            Number of objects removed.
-
-        Raises:
-            DataError: A manifest is damaged. Then nothing is removed: what looks like an orphan may be its object.
-        """
-        for folder in ("", MANIFESTS, OBJECTS, *FURTHER_FOLDERS):
-            self.storage.remove_temporary(folder, SAFE_AGE_S)
-        # Objects are listed before manifests: an object that a save adds in between is not in the list, and a manifest
-        # that a save adds in between protects its objects.
-        stored = self.storage.list(OBJECTS)
-        names = self.names()
-        if not names:
-            return 0
-        old = [f"{OBJECTS}/{file}" for file, info in stored.items() if info.age_s > SAFE_AGE_S]
-        orphans = self._unnamed(old, names)
-        self._remove(orphans)
-        return len(orphans)
-
-    def _unnamed(self, keys: Iterable[str], names: Iterable[CheckpointName]) -> list[str]:
-        """Objects of ours that none of these checkpoints names."""
-        named = {key for name in names for key in self.manifest(name).objects}
-        return [key for key in keys if key not in named and is_object_key(key)]
 
     def look_again(self) -> None:
         """Forget which objects are there, because another process has removed some."""

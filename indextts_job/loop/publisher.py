@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from indextts_job.checkpoint import describe, retention
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.manifest import CheckpointManifest
+from indextts_job.checkpoint.removal import retain
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore, CommitResult, Content, Written
 from indextts_job.checkpoint.values import CheckpointValues
@@ -120,7 +121,7 @@ class Publisher:
         """
         removed: list[CheckpointName] = []
         try:
-            removed = self._store.retain(self._keep, self._unreadable)
+            removed = retain(self._store, self._keep, self._unreadable)
             self._store.storage.write(describe.SUMMARY, json.dumps(describe.summary(self._store), indent=1).encode())
             self._append_to_log(committed.manifest)
             self._audit(committed.manifest)

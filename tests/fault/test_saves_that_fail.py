@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from indextts_job.checkpoint.removal import retain
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.demo.world import World
@@ -22,7 +23,7 @@ def operations_of_a_save(tmp_path: Path) -> int:
     save(store, 1)
     before = storage.operations
     save(store, 2)
-    store.retain(1)
+    retain(store, 1)
     return storage.operations - before
 
 
@@ -43,7 +44,7 @@ class _FaultFrom:
 
 def _save_and_retain(store: CheckpointStore) -> None:
     store.commit(CheckpointName(2, 1, 0), content(2), lambda: None)
-    store.retain(1)
+    retain(store, 1)
 
 
 @pytest.mark.parametrize("dead", [False, True], ids=["one failure", "dead from there on"])

@@ -12,6 +12,7 @@ from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.attempt_record import AttemptRecord
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.objects import DamagedCheckpointError
+from indextts_job.checkpoint.removal import retain
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.storage.remote_storage import open_storage
@@ -51,7 +52,7 @@ class StoreMachine(RuleBasedStateMachine):
         name = CheckpointName(self.step, self.fence.attempt, self.start, ("best",) if best else ())
         self.store.commit(name, content(seed), self.fence.check)
         self.committed[name] = seed
-        for gone in self.store.retain(keep):
+        for gone in retain(self.store, keep):
             del self.committed[gone]
 
     @rule(at=st.integers(0, 12), seed=st.integers(4, 7))
@@ -65,7 +66,7 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             dying.commit(name, content(seed), self.fence.check)
             self.committed[name] = seed
-            for gone in dying.retain(2):
+            for gone in retain(dying, 2):
                 del self.committed[gone]
         except OSError:
             for gone in set(self.committed) - set(self.store.names()):

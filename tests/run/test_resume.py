@@ -11,6 +11,7 @@ import torch
 
 from indextts_job.attempt.run import run_attempt
 from indextts_job.checkpoint.manifest import file_name
+from indextts_job.checkpoint.removal import collect_orphans
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import ResumeConfig, build_config
@@ -424,7 +425,7 @@ def test_objects_stay_as_long_as_no_manifest_is_there(finished: Path, tmp_path: 
     shutil.rmtree(run / "checkpoints")
     for path in (run / "objects").iterdir():
         os.utime(path, (0, 0))
-    assert store_of(run).collect_orphans() == 0
+    assert collect_orphans(store_of(run)) == 0
     assert list((run / "objects").iterdir())
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from indextts_job.checkpoint.attempt_record import AttemptRecord
 from indextts_job.checkpoint.fence import Fence
+from indextts_job.checkpoint.removal import retain
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.errors import AccessRefusedError, SupersededError, UnavailableError
 from indextts_job.storage import files
@@ -93,7 +94,7 @@ def test_checkpoints_are_committed_verified_and_retained(s3_run: str) -> None:
     store = CheckpointStore(open_storage(s3_run))
     for step in range(1, 6):
         save(store, step)
-        store.retain(2)
+        retain(store, 2)
     other = reopened(store)
     assert [name.step for name in other.names()] == [4, 5]
     for name in other.names():
@@ -210,7 +211,7 @@ def test_a_bucket_that_keeps_versions_works(s3_run: str) -> None:
     store = CheckpointStore(RemoteStorage(s3_run.replace("//bucket", "//versions"), StorageConfig()))
     for step in range(1, 5):
         save(store, step)
-        store.retain(2)
+        retain(store, 2)
     assert [name.step for name in reopened(store).names()] == [3, 4]
     for name in reopened(store).names():
         store.verify(store.manifest(name))

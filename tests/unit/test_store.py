@@ -13,8 +13,9 @@ import torch
 
 from indextts_job.checkpoint.manifest import FORMAT_VERSION, file_name, parse_file_name, parse_manifest
 from indextts_job.checkpoint.objects import DamagedCheckpointError
+from indextts_job.checkpoint.removal import SAFE_AGE_S, collect_orphans, retain
 from indextts_job.checkpoint.retention import CheckpointName, current, to_delete
-from indextts_job.checkpoint.store import SAFE_AGE_S, CheckpointStore
+from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.errors import DataError, SupersededError, UnavailableError
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.run_storage import RunStorage, StoredFile
@@ -235,7 +236,7 @@ def test_an_object_that_retention_removed_is_restored_by_the_same_process(store:
     stored = manifest.objects[manifest.tensors["model/a"].object]
     data = store.storage.read(stored.key)
     save(store, 2)
-    assert store.retain(1) == [CheckpointName(1, 1, 0)]
+    assert retain(store, 1) == [CheckpointName(1, 1, 0)]
     assert stored.key.rpartition("/")[2] not in store.storage.list("objects")
     assert store.restore(stored, data)
     assert store.storage.read(stored.key) == data
@@ -244,13 +245,13 @@ def test_an_object_that_retention_removed_is_restored_by_the_same_process(store:
 def test_retention_keeps_newest_best_and_final(store: CheckpointStore) -> None:
     for step in range(1, 8):
         save(store, step, tags=("best",) if step in (1, 2) else ())
-        store.retain(3)
+        retain(store, 3)
     assert [name.step for name in store.names()] == [2, 5, 6, 7]
     save(store, 8, tags=("final",))
     save(store, 9)
     save(store, 10)
     save(store, 11)
-    store.retain(2)
+    retain(store, 2)
     assert [name.step for name in store.names()] == [2, 8, 10, 11]
     for name in store.names():
         reopened(store).verify(store.manifest(name))
@@ -261,7 +262,7 @@ def test_retention_keeps_newest_best_and_final(store: CheckpointStore) -> None:
 def test_an_object_that_comes_back_after_its_removal_is_written_again(store: CheckpointStore) -> None:
     save(store, 1, seed=1)
     save(store, 2, seed=2)
-    store.retain(1)
+    retain(store, 1)
     name = save(store, 3, seed=1)
     reopened(store).verify(store.manifest(name))
 
@@ -270,7 +271,7 @@ def test_a_checkpoint_that_could_not_be_read_is_not_deleted(store: CheckpointSto
     damaged = save(store, 1)
     for step in (2, 3, 4):
         save(store, step)
-    assert store.retain(1, untouchable=[damaged]) == [CheckpointName(2, 1, 0), CheckpointName(3, 1, 0)]
+    assert retain(store, 1, untouchable=[damaged]) == [CheckpointName(2, 1, 0), CheckpointName(3, 1, 0)]
     assert damaged in store.names()
 
 
@@ -285,7 +286,7 @@ def test_orphans_are_removed_only_when_old(tmp_path: Path) -> None:
     long_ago = time.time() - SAFE_AGE_S - 10
     for file in (old, ".tmp-1-old", *named):
         os.utime(folder / file, (long_ago, long_ago))
-    assert store.collect_orphans() == 1
+    assert collect_orphans(store) == 1
     left = {path.name for path in folder.iterdir()}
     assert {young, ".tmp-1-young"} <= left
     assert not {old, ".tmp-1-old"} & left
@@ -420,7 +421,7 @@ def test_a_checkpoint_that_a_person_keeps_while_retention_runs_keeps_its_objects
         delete(key)
 
     store.storage.delete = while_deleting  # type: ignore[method-assign]
-    store.retain(1)
+    retain(store, 1)
     store.verify(store.manifest(kept[0]))
 
 
@@ -460,7 +461,7 @@ def test_files_that_are_no_objects_of_ours_are_left_alone(tmp_path: Path) -> Non
     notes = tmp_path / "objects/NOTES.txt"
     notes.write_text("mine", encoding="utf-8")
     os.utime(notes, (0, 0))
-    store.collect_orphans()
+    collect_orphans(store)
     assert notes.exists()
 
 
@@ -539,9 +540,9 @@ def test_an_orphan_goes_when_it_is_older_than_any_save(tmp_path: Path) -> None:
     store = CheckpointStore(storage)
     manifest = store.manifest(save(store, 1))
     store.write([{"model/lost": torch.ones(3)}, {"model/lost too": torch.ones(4)}])
-    assert store.collect_orphans() == 0
+    assert collect_orphans(store) == 0
     storage.age_s += 1
-    assert store.collect_orphans() == 2
+    assert collect_orphans(store) == 2
     store.verify(manifest)
     assert {f"objects/{file}" for file in storage.list("objects")} == set(manifest.objects)
     folders = ("", "checkpoints", "objects", "attempts", "hardware")
@@ -557,7 +558,7 @@ def test_an_orphan_that_was_collected_is_written_when_it_is_wanted_again(tmp_pat
     save(store, 1)
     (lost,) = store.write([{"model/lost": torch.ones(3)}]).objects.values()
     data = storage.read(lost.key)
-    assert store.collect_orphans() == 1
+    assert collect_orphans(store) == 1
     assert store.restore(lost, data)
     assert storage.read(lost.key) == data
 
@@ -566,5 +567,5 @@ def test_without_a_manifest_no_object_is_an_orphan(tmp_path: Path) -> None:
     storage = Aged(open_storage(str(tmp_path)), SAFE_AGE_S + 1)
     store = CheckpointStore(storage)
     (lost,) = store.write([{"model/lost": torch.ones(3)}]).objects.values()
-    assert store.collect_orphans() == 0
+    assert collect_orphans(store) == 0
     assert storage.read(lost.key)
