@@ -9,6 +9,7 @@ import torch
 from indextts_job.checkpoint.history import Losses
 from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name
 from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.checkpoint.tensor_names import BASE, WEIGHTS
 from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Limits
 from indextts_job.data.sources import load_dataset
@@ -21,7 +22,7 @@ from indextts_job.model.vocabulary import TEXT_TABLES, Vocabulary
 from indextts_job.parsing import plain
 from indextts_job.training.engine import Engine
 from indextts_job.training.evaluate import evaluate, in_order
-from indextts_job.training.state import BASE, WEIGHTS, TrainState, build_optimizer, count_parameters
+from indextts_job.training.state import TrainState, build_optimizer, count_parameters
 
 Progress = Callable[[int, int], None]
 

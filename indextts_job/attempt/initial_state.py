@@ -8,6 +8,7 @@ from torch import Tensor
 from indextts_job.attempt.inputs import Inputs
 from indextts_job.attempt.takeover import install, take_over
 from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.checkpoint.tensor_names import BASE, FIRST_MOMENT, WEIGHTS, below
 from indextts_job.config import RunConfig
 from indextts_job.data.order import derive_seed
 from indextts_job.errors import UnavailableError
@@ -18,7 +19,7 @@ from indextts_job.report.events import Emit
 from indextts_job.resume.points import ResumePoint
 from indextts_job.resume.select import Selection
 from indextts_job.training.recipe import RecipeConfig
-from indextts_job.training.state import BASE, FIRST_MOMENT, WEIGHTS, Carried, TrainState, stored_base
+from indextts_job.training.state import Carried, TrainState, stored_base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,19 +108,16 @@ def _restore(state: TrainState, point: ResumePoint, own: CheckpointStore) -> Non
     else:
         # Another run: this one must not depend on its folder, so the base tensors are written here once more.
         tensors = point.store.load(point.manifest, (BASE,))
-        state.carried = Carried(tensors={key.removeprefix(BASE): value for key, value in tensors.items()})
+        state.carried = Carried(tensors=below(BASE, tensors))
 
 
 def _weights_as_base(point: ResumePoint) -> BaseCheckpoint:
     """The weights of a checkpoint as a base; its frozen rows stay those of its own base."""
     tensors = point.store.load(point.manifest, (BASE,))
-    full = {key.removeprefix(BASE): value for key, value in tensors.items()}
+    full = below(BASE, tensors)
     # Trained weights replace those of the base; new rows have no place in the base's tables and come on their own.
-    full |= {
-        key.removeprefix(WEIGHTS): value
-        for key, value in point.tensors.items()
-        if key.startswith(WEIGHTS) and not key.endswith(NEW_ROWS_SUFFIX)
-    }
+    weights = below(WEIGHTS, point.tensors)
+    full |= {key: value for key, value in weights.items() if not key.endswith(NEW_ROWS_SUFFIX)}
     return BaseCheckpoint(full, full["text_embedding.weight"].shape[0] - 1)
 
 

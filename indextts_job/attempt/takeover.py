@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from indextts_job.attempt.inputs import Inputs
 from indextts_job.checkpoint.history import History
+from indextts_job.checkpoint.tensor_names import FIRST_MOMENT, SECOND_MOMENT
 from indextts_job.errors import MAX_FINDINGS_SHOWN, ConfigError, DataError, findings_message
 from indextts_job.legacy.adoption import Imported, adopt
 from indextts_job.legacy.checkpoint import LegacyCheckpoint, read_legacy_checkpoint
@@ -12,7 +13,7 @@ from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors
 from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.report.events import Emit, Notice
 from indextts_job.resume.select import Selection
-from indextts_job.training.state import FIRST_MOMENT, SECOND_MOMENT, Carried, TrainState
+from indextts_job.training.state import Carried, TrainState
 
 MOVED_BASE_ROWS = "moved_base_rows"
 """Key in `resume.accept`: resume from an old checkpoint although its base rows differ from the base's."""

@@ -4,16 +4,10 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from indextts_job import errors
 from indextts_job.commands.parser import Commands
 from indextts_job.commands.storage_options import add_storage_options, configure
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
 
 
 def add(commands: Commands) -> None:
@@ -27,9 +21,9 @@ def add(commands: Commands) -> None:
 
 
 def _export(given: argparse.Namespace) -> int:
+    from indextts_job.checkpoint.tensor_names import BASE, WEIGHTS, below
     from indextts_job.model.export import write_export
     from indextts_job.resume.points import locate_all
-    from indextts_job.training.state import BASE, WEIGHTS
 
     store, names = locate_all(given.source, configure(given, given.source))
     # Sorted with the newest first, so the first match is the newest with the tag.
@@ -42,8 +36,8 @@ def _export(given: argparse.Namespace) -> int:
     tensors = store.load(manifest, (WEIGHTS, BASE))
     written = write_export(
         Path(given.output_dir),
-        _below(WEIGHTS, tensors),
-        _below(BASE, tensors),
+        below(WEIGHTS, tensors),
+        below(BASE, tensors),
         manifest.values,
         # The tokenizer of this very checkpoint: the input file may have grown since.
         store.read_file(manifest, "tokenizer.model"),
@@ -51,8 +45,3 @@ def _export(given: argparse.Namespace) -> int:
     for path in written:
         print(path)  # noqa: T201
     return errors.EXIT_OK
-
-
-def _below(prefix: str, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    """The tensors whose names begin with a prefix, by their names without it."""
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

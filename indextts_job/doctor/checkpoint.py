@@ -8,6 +8,7 @@ from torch import Tensor
 from indextts_job.checkpoint.history import History, Validation
 from indextts_job.checkpoint.manifest import CheckpointManifest, file_name
 from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.checkpoint.tensor_names import BASE, WEIGHTS
 from indextts_job.checkpoint.values import VocabularyRecord
 from indextts_job.doctor.findings import Finding, Level, data_finding
 from indextts_job.errors import ConfigError, DataError
@@ -23,7 +24,6 @@ from indextts_job.report.console import human_bytes
 from indextts_job.resume.points import locate_all
 from indextts_job.storage import files
 from indextts_job.storage.config import StorageConfig
-from indextts_job.training.state import BASE, WEIGHTS
 
 FEW_STEPS, MANY_STEPS = 5_000, 20_000
 """Below the first a fresh start costs little; from the second on it would lose much work."""

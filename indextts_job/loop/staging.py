@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from indextts_job.training.state import BASE
+from indextts_job.checkpoint.tensor_names import BASE
 
 
 class HostCopies:

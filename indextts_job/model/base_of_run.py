@@ -8,6 +8,7 @@ from torch import Tensor
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import MANIFESTS, parse_file_name
 from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.checkpoint.tensor_names import BASE, WEIGHTS, below
 from indextts_job.errors import ConfigError
 from indextts_job.model.base_checkpoint import BaseCheckpoint, as_base, load_base_checkpoint
 from indextts_job.model.config import GPTConfig
@@ -16,9 +17,6 @@ from indextts_job.redaction import redacted
 from indextts_job.storage import files
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.urls import file_path
-
-_WEIGHTS, _BASE = "model/", "base/"
-"""Prefixes of a checkpoint's tensor names, see `docs/checkpoint-format.md`."""
 
 
 def load_base(url: str, config: GPTConfig) -> BaseCheckpoint:
@@ -62,16 +60,15 @@ def _may_be_run(url: str) -> bool:
 
 def _base_of(store: CheckpointStore, name: retention.CheckpointName, shown: str, config: GPTConfig) -> BaseCheckpoint:
     manifest = store.manifest(name)
-    tensors = store.load(manifest, (_WEIGHTS, _BASE))
+    tensors = store.load(manifest, (WEIGHTS, BASE))
     base = as_base(_published(tensors), config, shown)
     return replace(base, frozen_pieces=manifest.values.vocabulary.base_pieces)
 
 
 def _published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint's tensors under their published names, text tables joined of frozen and new rows."""
-    published = {key.removeprefix(_BASE): value for key, value in tensors.items() if key.startswith(_BASE)}
-    trained = {key.removeprefix(_WEIGHTS): value for key, value in tensors.items() if key.startswith(_WEIGHTS)}
-    for key, value in trained.items():
+    published = below(BASE, tensors)
+    for key, value in below(WEIGHTS, tensors).items():
         table = key.removesuffix(NEW_ROWS_SUFFIX)
         is_new_rows = key != table and table in published
         published[table] = join_rows(published[table], value.to(published[table].dtype)) if is_new_rows else value

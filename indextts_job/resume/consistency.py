@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from indextts_job.checkpoint.tensor_names import BASE
 from indextts_job.checkpoint.values import CheckpointValues, ReferenceLosses
 from indextts_job.data.dataset import Dataset
 from indextts_job.model.batch import PackedBatch, collate
@@ -21,7 +22,7 @@ from indextts_job.training.distributed import SingleProcess
 from indextts_job.training.engine import Engine
 from indextts_job.training.evaluate import evaluate
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
-from indextts_job.training.state import BASE, TrainState
+from indextts_job.training.state import TrainState
 
 REFERENCE_SAMPLES = 4
 TOLERANCES: Mapping[str, float] = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}

@@ -11,6 +11,7 @@ from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file
 from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.checkpoint.tensor_names import BASE, FIRST_MOMENT, SECOND_MOMENT, WEIGHTS
 from indextts_job.errors import ConfigError, DataError, findings_message
 from indextts_job.legacy.discovery import is_old_checkpoint
 from indextts_job.model.vocabulary import TEXT_TABLES
@@ -18,7 +19,6 @@ from indextts_job.resume.shared_objects import Repaired
 from indextts_job.storage import files
 from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.remote_storage import open_storage
-from indextts_job.training.state import BASE, FIRST_MOMENT, SECOND_MOMENT, WEIGHTS
 
 Repair = Callable[[CheckpointStore, CheckpointManifest], Repaired]
 

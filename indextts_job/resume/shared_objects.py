@@ -11,11 +11,11 @@ from pathlib import Path
 from indextts_job.checkpoint.manifest import CheckpointManifest, StoredObject
 from indextts_job.checkpoint.objects import serialised
 from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.checkpoint.tensor_names import BASE
 from indextts_job.errors import IndexTTSJobError
 from indextts_job.model.base_checkpoint import load_base_checkpoint
 from indextts_job.model.config import gpt_config
 from indextts_job.storage import files
-from indextts_job.training.state import BASE
 
 
 @dataclass(frozen=True, slots=True)

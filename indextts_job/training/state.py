@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from indextts_job.checkpoint.history import History
 from indextts_job.checkpoint.manifest import CheckpointManifest, StoredObject, StoredTensor
+from indextts_job.checkpoint.tensor_names import BASE, FIRST_MOMENT, SECOND_MOMENT, WEIGHTS, below
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES
 from indextts_job.training.recipe import OptimizerConfig
 from indextts_job.training.schedule import RATE_FACTOR
 
-WEIGHTS, FIRST_MOMENT, SECOND_MOMENT, BASE = "model/", "exp_avg/", "exp_avg_sq/", "base/"
 _DECAYED = re.compile(r"gpt\.h\.\d+\.(attn|mlp)\..*\.weight")
 """Matrices of the transformer, the only parameters with weight decay (`OptimizerConfig.weight_decay`)."""
 
@@ -159,7 +159,7 @@ class TrainState:
         Args:
             tensors: By full name, `model/…` and the frozen tables of `base/…`.
         """
-        weights = {name.removeprefix(WEIGHTS): value for name, value in tensors.items() if name.startswith(WEIGHTS)}
+        weights = below(WEIGHTS, tensors)
         frozen = {name: tensors[BASE + name] for name, _ in self.model.named_buffers()}
         self.model.load_state_dict(weights | frozen, strict=True)
 

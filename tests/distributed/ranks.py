@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 import yaml
 
+from indextts_job.checkpoint.tensor_names import WEIGHTS
 from indextts_job.demo.world import World
-from indextts_job.training.state import WEIGHTS
 from tests.support.runs import config_for, newest, samples, store_of
 from tests.support.warm_parent import REPOSITORY
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from indextts_job.checkpoint.tensor_names import WEIGHTS
 from indextts_job.demo.world import World
 from indextts_job.model.unified_voice import UnifiedVoice
-from indextts_job.training.state import WEIGHTS
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, events, newest, samples, state_of, store_of
 

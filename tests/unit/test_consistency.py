@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from indextts_job.checkpoint.history import History
+from indextts_job.checkpoint.tensor_names import BASE
 from indextts_job.model.batch import collate
 from indextts_job.resume.consistency import Reference, consistency
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
-from indextts_job.training.state import BASE, TrainState
+from indextts_job.training.state import TrainState
 from indextts_job.training.step import train_step
 from tests.support.models import SMALL, engine, micro_batches, random_samples, small_model
 from tests.support.values import SOUND, values
