@@ -95,7 +95,6 @@ def measured_capacity(
         config: Settings of the user.
         inputs: The lengths of a usual sample and of the longest one.
         engine: The engine, on the device.
-        step: The position.
         emit: Gets a line about the result.
     """
     model, group = engine.model, engine.group

@@ -78,7 +78,6 @@ def rank_zero(parts: Parts, laps: Laps) -> Recording:
     """Take the next attempt number and start to report.
 
     Args:
-        parts: The attempt.
         laps: Durations of the start-up.
     """
     config, inputs, start, emit, store = parts.config, parts.inputs, parts.start, parts.emit, parts.store

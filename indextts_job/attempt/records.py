@@ -73,10 +73,9 @@ def attempt_record(
     """The record that an attempt leaves at its start. Other attempts and `status` read it.
 
     Args:
-        facts: The device.
         world_size: Number of processes.
         step: The position that it begins at.
-        resume: The setting `resume.from`.
+        resume: The setting `resume.source`.
         launched: Start of the process.
         previous: End of the attempt before, in words.
     """

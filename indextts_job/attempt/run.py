@@ -64,7 +64,7 @@ def run_attempt(
         stop: Stop signals, installed before anything slow.
         console: Shows the progress.
         started_at_s: Instant of the monotonic clock at which the process began, for the durations of the start-up.
-        guard: Ends the process at the deadline; told in which phase the attempt is.
+        guard: Ends the process at the deadline; follows the phase of the attempt.
 
     Returns:
         The exit code: 0 complete, 75 stopped with everything committed.

@@ -70,7 +70,6 @@ def build(  # noqa: PLR0913  # all by name
         inputs: The files that the configuration names.
         facts: This machine.
         selection: The checkpoint to start from, if any, and how.
-        own: The run's checkpoints.
         group: All ranks.
         emit: Gets lines about hardware, plan, vocabulary and model.
     """

@@ -1,1 +1,1 @@
-"""What a checkpoint is, how it becomes visible, and which ones are kept."""
+"""Checkpoints of a run: format, commit, verified reading, fencing and retention."""

@@ -1,4 +1,4 @@
-"""What an attempt writes down about itself as it begins: `attempts/0002.json` of the run. Pure."""
+"""The record that an attempt writes at its start: `attempts/0002.json` of the run. Pure."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from indextts_job.parsing import Count, parsed_leniently, plain
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptRecord:
-    """Who wrote into the run, from when on, and where. A field that was not recorded is empty."""
+    """Process, machine and job of an attempt. A field that was not recorded is empty."""
 
     started: str = ""
     """When it took its number. UTC, ISO 8601, as `launched`."""
@@ -18,7 +18,7 @@ class AttemptRecord:
     """When its process began."""
     pid: Count | None = None
     pid_namespace: str = ""
-    """Where `pid` counts: containers have numbers of their own."""
+    """Namespace of `pid`, because each container has process numbers of its own."""
     command: str = ""
     node: str = ""
     device: str = ""
@@ -26,11 +26,11 @@ class AttemptRecord:
     scheduler: Mapping[str, str] = field(default_factory=dict)
     """The scheduler's job as `scheduler.read_scheduler` found it in the environment."""
     previous_end: str = ""
-    """How the attempt before it ended, for people."""
+    """End of the attempt before, in words."""
     step: Count = 0
     """The position that it began at."""
     resume: str = ""
-    """What it was asked to go on from."""
+    """The setting `resume.source` that it was started with."""
 
     @property
     def chain(self) -> str:

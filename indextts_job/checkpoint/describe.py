@@ -26,7 +26,7 @@ class Row:
     """Whether a newer line of attempts has replaced it."""
     manifest: CheckpointManifest | None = None
     verified: bool | None = None
-    """Whether every byte is unchanged; None where nobody looked."""
+    """Whether every byte is unchanged; None without a verification."""
     problem: str = ""
     """Why the manifest cannot be read."""
 
@@ -64,7 +64,6 @@ def rows(store: CheckpointStore, *, verify: bool) -> list[Row]:
     """One row per checkpoint, newest first.
 
     Args:
-        store: The run.
         verify: Read every object and compare hashes.
     """
     names = store.names()
@@ -148,7 +147,6 @@ def log_entry(manifest: CheckpointManifest, url: str) -> dict[str, Any]:
     """One line of `checkpoint_log.json`, which lists every checkpoint that ever existed.
 
     Args:
-        manifest: The checkpoint.
         url: URL of the run.
     """
     history = manifest.values.history

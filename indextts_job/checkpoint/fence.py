@@ -23,13 +23,12 @@ _NAME = re.compile(r"(\d{4,})\.json")
 
 
 class Fence:
-    """The right to write into a run, until somebody takes the next number."""
+    """The right to write to a run, until another attempt takes the next number."""
 
     def __init__(self, storage: RunStorage, record: AttemptRecord) -> None:
         """Take the next attempt number.
 
         Args:
-            storage: The run.
             record: What to write down about this attempt.
         """
         self._storage = storage

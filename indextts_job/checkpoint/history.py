@@ -102,8 +102,7 @@ class History:
         """The history with one more validation; a lower weighted total is an improvement.
 
         Args:
-            step: The position.
-            losses: Of the validation set.
+            losses: Losses of the validation set.
             overfitting_validations: Validations in a row without improvement that count as overfitting; 0 = never.
         """
         # Without a step since the validation before there is no mean.

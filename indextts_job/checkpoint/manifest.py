@@ -66,7 +66,7 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor lies."""
+    """The place of a tensor in an object."""
 
     dtype: str
     """As safetensors spells it: F32, F16, BF16."""

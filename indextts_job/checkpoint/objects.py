@@ -71,7 +71,6 @@ class Objects:
         """Write bytes, unless this process knows that they are there.
 
         Args:
-            data: The bytes.
             suffix: Of the object's name, with its dot.
         """
         # Hashed before the write: the name is the content, so an interrupted save can leave no object that lies.

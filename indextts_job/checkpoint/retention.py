@@ -1,4 +1,4 @@
-"""Which checkpoints are current and which may go. Pure: names in, names out."""
+"""Decides which checkpoints are current and which are removed. Pure: names in, names out."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, slots=True, order=True)
 class CheckpointName:
-    """What a checkpoint's name says. Names order by step, then by attempt."""
+    """The parts of a checkpoint's name. Names sort by step, then by attempt."""
 
     step: int
     attempt: int

@@ -31,7 +31,7 @@ from indextts_job.storage.run_storage import RunStorage
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What goes into a checkpoint."""
+    """The content of a checkpoint that is to be written."""
 
     groups: Sequence[Mapping[str, Tensor]]
     """Tensors by full name, on any device; tensors of different groups never share an object."""
@@ -56,7 +56,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
-    """What a commit did."""
+    """The result of a commit."""
 
     manifest: CheckpointManifest
     bytes_written: int
@@ -268,7 +268,6 @@ class CheckpointStore:
         """Tensors of a checkpoint, every byte verified.
 
         Args:
-            manifest: The checkpoint.
             prefixes: Beginnings of the names to load.
 
         Returns:

@@ -71,7 +71,7 @@ class ParametersRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lineage:
-    """Where a run came from."""
+    """The origin of a run and of an attempt."""
 
     run: str | None = None
     """The other run, or the old trainer's file, that it was started from."""
@@ -163,14 +163,13 @@ class CheckpointValues:
 _SECTIONS = {"config": ("recipe", "schedule", "data", "hardware"), "model_config": ("gpt",)}
 """Parts of the recorded documents that readers rely on."""
 _CLOSED = ("history", "vocabulary", "pace")
-"""Training goes on from these, so a key that this release does not know would be lost with the next save."""
+"""Training resumes from these, so a key that this release does not know would be lost with the next save."""
 
 
 def parse_values(document: object, where: str) -> CheckpointValues:
     """The values of a checkpoint.
 
     Args:
-        document: As it was parsed from JSON.
         where: The manifest, for the message.
 
     Raises:

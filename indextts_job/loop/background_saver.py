@@ -67,7 +67,6 @@ class BackgroundSaver:
         """Without a save in flight.
 
         Args:
-            store: The run's checkpoints.
             publisher: On rank 0; None on other ranks, which only write their part.
             group: A process group for the thread alone, because the main thread communicates at the same time.
             emit: Gets an event for every commit.
@@ -93,7 +92,6 @@ class BackgroundSaver:
         """Start to save a state. Returns when the state is copied and may be changed.
 
         Args:
-            state: The state.
             tags: Tags of the checkpoint.
             values: The values that it records besides tensors; None on ranks that do not publish.
 

@@ -32,7 +32,6 @@ class Capacity:
             plan: Plan of this attempt.
             longest: Tokens and name of the longest sample, which must fit.
             storage: The run, where measurements and lowered capacities are stored.
-            facts: The device.
         """
         self._least_tokens, self._longest = longest
         self._storage = storage

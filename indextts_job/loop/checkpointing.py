@@ -211,7 +211,7 @@ class Checkpointing:
         return older is not None and not older.tags and self._time_for_another()
 
     def _time_for_another(self) -> bool:
-        """Whether a save that begins now would be done before the deadline, if there is one."""
+        """Whether a save that starts now would end before the deadline; False without a stop request."""
         request, now_s = self._stop(), self._clock()
         # A save that has already taken longer than the one before shows how slow the storage is now.
         pace = Pace(save_s=max(self.lasts_s, now_s - self._began_s))

@@ -46,7 +46,6 @@ class Publisher:
         """Without a commit so far.
 
         Args:
-            store: The run's checkpoints.
             fence: Refuses a commit when a newer attempt has started.
             attempt_start: Step at which this attempt began; part of every checkpoint's name.
             keep: Newest checkpoints to keep.
@@ -75,7 +74,6 @@ class Publisher:
         """Make a checkpoint visible.
 
         Args:
-            publication: The checkpoint.
             parts: The tensors that each rank has written.
 
         Raises:

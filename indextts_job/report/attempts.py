@@ -51,7 +51,7 @@ class Attempt:
     ended: str = ""
     """Time of its end; empty while it runs, and after a kill."""
     outcome: str = ""
-    """How it ended: `complete`, `stopped` or `failed`."""
+    """Its end: `complete`, `stopped` or `failed`; empty while it runs, and after a kill."""
     exit_code: int | None = None
     train_lines: tuple[Logged[TrainLine], ...] = ()
     """All train lines; empty unless `curves` was asked for."""
@@ -98,7 +98,6 @@ def attempts(storage: RunStorage, *, curves: bool = False) -> list[Attempt]:
     """All attempts of a run, oldest first.
 
     Args:
-        storage: The run.
         curves: Keep all train lines and validations, not only the last ones.
     """
     numbers, journals = _numbers(storage), storage.list(EVENTS)

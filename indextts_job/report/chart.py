@@ -34,7 +34,7 @@ class StepAxis:
     """First step and number of each attempt; attempts are bands in the background."""
 
     def x(self, step: float) -> float:
-        """Where a step is drawn."""
+        """Horizontal position of a step."""
         return LEFT + (WIDTH - LEFT - RIGHT) * step / self.last
 
 
@@ -55,7 +55,7 @@ class _ValueAxis:
         return cls(min(low, ticks[0]), max(high, ticks[-1]), ticks)
 
     def y(self, value: float) -> float:
-        """Where a value is drawn."""
+        """Vertical position of a value."""
         return TOP + (HEIGHT - TOP - BOTTOM) * (self.high - value) / (self.high - self.low)
 
 

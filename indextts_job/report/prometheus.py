@@ -49,7 +49,6 @@ class PrometheusFile:
         """No file is written before the first event.
 
         Args:
-            path: The file.
             run: Value of the label `run`.
 
         Raises:

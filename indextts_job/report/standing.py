@@ -199,7 +199,6 @@ def how_it_ended(row: Attempt, *, newest: bool, running: bool | None = None) -> 
     """The end of an attempt in a few words.
 
     Args:
-        row: The attempt.
         newest: Whether it is the last attempt.
         running: For the last attempt: whether its process runs; None if unknown.
     """

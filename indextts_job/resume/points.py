@@ -54,7 +54,6 @@ def newest(store: CheckpointStore, repair: Repair | None = None) -> ResumePoint:
     A checkpoint that cannot be read ranks below every one that can, because its name may hold any number.
 
     Args:
-        store: The run.
         repair: As in `read`.
 
     Raises:
@@ -88,8 +87,6 @@ def read(store: CheckpointStore, name: CheckpointName, repair: Repair | None = N
     """One checkpoint, verified, with the tensors that training needs.
 
     Args:
-        store: The run.
-        name: The checkpoint.
         repair: Writes damaged objects again that all checkpoints share; returns messages about it.
 
     Raises:

@@ -26,7 +26,6 @@ def admit(checks: Iterable[Check], policy: ChecksPolicy, stop: Stop, emit: Emit,
         policy: `ResumeConfig.checks`.
         stop: Ends a countdown.
         emit: Gets a line for each check, and the result.
-        step: The position.
 
     Raises:
         DataError: A check failed and the policy says abort.

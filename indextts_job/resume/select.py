@@ -43,8 +43,6 @@ def select(config: ResumeConfig, own: CheckpointStore, repair: Repair | None = N
     checkpoint, and one that names an older checkpoint of this run only until a later step has been committed from it.
 
     Args:
-        config: The request.
-        own: The run's checkpoints.
         repair: As in `points.read`.
 
     Raises:

@@ -86,7 +86,7 @@ def configure_object_stores(config: StorageConfig) -> None:
 
 
 def exists(url: str) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder exists."""
     if is_local(url):
         with translated(f"looking at {url}"):
             return local_path(url).exists()
@@ -262,7 +262,7 @@ def _no_manifest(url: str) -> DataError:
 
 
 def _encoding_text(content: bytes, error: UnicodeDecodeError) -> str:
-    """What a manifest is instead of UTF-8, and how to convert it, if its byte-order mark says so."""
+    """The encoding that a manifest has instead of UTF-8, and how to convert it, if a byte-order mark tells."""
     marked = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "")
     found = f"{marked}, not UTF-8 text" if marked else f"not UTF-8 text ({error})"
     how = f" Convert it: iconv -f {marked} -t UTF-8." if marked else ""

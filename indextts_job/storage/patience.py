@@ -69,7 +69,7 @@ _most_s: ContextVar[float] = ContextVar("most_patience_s", default=math.inf)
 def limit_patience(seconds: float) -> None:
     """Bound the retries of each further operation in the calling thread.
 
-    Commands for people use it: nobody waits two minutes to learn that a bucket's name is mistyped.
+    Commands use it on a terminal, where two minutes of retries for a mistyped bucket would be too long.
     """
     _most_s.set(seconds)
 

@@ -116,7 +116,7 @@ class RemoteFileSystem:
         return entry
 
     def exists(self, path: str) -> bool:
-        """Whether a file or folder is there."""
+        """Whether a file or folder exists."""
         return bool(self.call("exists", path))
 
     def remove(self, path: str) -> None:

@@ -102,7 +102,6 @@ def demand_endpoint(url: str, key: str) -> None:
     """Refuse an endpoint of an object store that is no address of a server; an empty one means the default.
 
     Args:
-        url: The endpoint.
         key: Configuration key or environment variable that names it, for the message.
 
     Raises:

@@ -12,7 +12,7 @@ RATE_FACTOR = "rate_factor"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleConfig:
-    """How long the run is and how its learning rate moves."""
+    """The length of the run and its learning rate."""
 
     learning_rate: Annotated[float, Bounds(0, 1e3)] = 2e-5
     """Peak learning rate. 2e-5 is the published recipe; 5e-6 is the one for a new language."""
