@@ -70,11 +70,7 @@ def render(job: Job, options: SlurmOptions) -> str:
 
 def _check(job: Job, options: SlurmOptions) -> None:
     for name, value in (("name", job.name), ("account", options.account), ("partition", options.partition)):
-        if value and not _WORD.fullmatch(value):
-            raise ConfigError(
-                f"{name} {value!r}: expected letters, digits and . _ + : @ , = - without spaces, beginning with a "
-                "letter or digit."
-            )
+        _check_word(name, value)
     if not _DURATION.fullmatch(options.time_limit):
         raise ConfigError(
             f"time limit {options.time_limit!r}: expected minutes, hours:minutes:seconds or days-hours, as SLURM "
@@ -84,6 +80,14 @@ def _check(job: Job, options: SlurmOptions) -> None:
         raise ConfigError(f"log folder {options.log_folder!r}: expected a path without quotes, \\ and line breaks.")
     if options.slices < 1:
         raise ConfigError(f"slices {options.slices}: expected at least 1.")
+
+
+def _check_word(name: str, value: str) -> None:
+    if value and not _WORD.fullmatch(value):
+        raise ConfigError(
+            f"{name} {value!r}: expected letters, digits and . _ + : @ , = - without spaces, beginning with a "
+            "letter or digit."
+        )
 
 
 def _directive(name: str, value: str) -> str:

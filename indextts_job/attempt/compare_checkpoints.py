@@ -71,9 +71,7 @@ def compare(
     # The settings of the first checkpoint for all: the same samples and weights make the losses comparable.
     config = RunConfig.from_json(values.config, "the checkpoint")
     model_config = gpt_config(values.model_config, "the checkpoint")
-    manifests = manifests or config.data.validation_manifests
-    if not manifests:
-        raise ConfigError("the run validates on nothing. Give manifests with --validation.")
+    manifests = _validation_manifests(manifests, config)
     # The smallest vocabulary: every sample must be valid for every checkpoint, or the losses could not be compared.
     limits = Limits(model_config, min(manifest.values.tokenizer.pieces for _, manifest in checkpoints))
     dataset = load_dataset(manifests, limits, skip_bad_samples=config.data.skip_bad_samples)
@@ -93,6 +91,13 @@ def compare(
         losses = evaluate(_engine(state, plan, config), batches, interrupted)
         assert losses is not None  # noqa: S101  # `interrupted` never says so
         yield Compared(store.storage.url, manifest, losses, count)
+
+
+def _validation_manifests(given: Sequence[str], config: RunConfig) -> Sequence[str]:
+    manifests = given or config.data.validation_manifests
+    if not manifests:
+        raise ConfigError("the run validates on nothing. Give manifests with --validation.")
+    return manifests
 
 
 def _engine(state: TrainState, plan: Plan, config: RunConfig) -> Engine:

@@ -60,13 +60,17 @@ def _unknown_ids(texts: Texts, found: Survey) -> Finding:
     advice = "Another tokenizer made these ids, or characters have no piece: `indextts-job tokenizer check`."
     if share <= UNKNOWN_SHARE:
         return data_finding("unknown ids", "ok", text, advice)
+    return data_finding("unknown ids", "warning", text, advice, _worst_first(texts, found))
+
+
+def _worst_first(texts: Texts, found: Survey) -> list[str]:
+    """Texts with unknown ids, those with the largest share first."""
+    seen = {path: found.arrays[path] for path in texts}
     affected = [path for path, array in seen.items() if array.unknown]
-    worst_first = sorted(affected, key=lambda path: -seen[path].unknown / seen[path].length)
-    details = [
+    return [
         f"{texts[path].where}: {seen[path].unknown} of {seen[path].length}: {texts[path].text[:SHOWN_CHARACTERS]}"
-        for path in worst_first
+        for path in sorted(affected, key=lambda path: -seen[path].unknown / seen[path].length)
     ]
-    return data_finding("unknown ids", "warning", text, advice, details)
 
 
 def _other_tokenizer(texts: Texts, found: Survey, tokenizer: bytes) -> Iterator[Finding]:

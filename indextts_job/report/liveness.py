@@ -27,13 +27,10 @@ def is_running(record: AttemptRecord, proc: Path = PROC) -> bool | None:
         record: Record of the attempt.
         proc: The proc file system.
     """
-    pid, here = record.pid, pid_namespace(proc)
-    # Containers of one host name have process numbers of their own: only the same namespace makes them comparable.
-    same_place = record.node == platform.node() and here and record.pid_namespace == here
-    if not same_place or pid is None:
+    if record.pid is None or not _started_here(record, proc):
         return None
     try:
-        status = (proc / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
+        status = (proc / str(record.pid) / "stat").read_text(encoding="ascii", errors="replace")
         began = _began(status, (proc / "stat").read_text(encoding="ascii", errors="replace"))
         launched = datetime.fromisoformat(record.launched)
     # The process may end between two reads; both errors mean that it is gone.
@@ -45,6 +42,12 @@ def is_running(record: AttemptRecord, proc: Path = PROC) -> bool | None:
     # A zombie has ended, and its parent has not asked for the exit code yet. The name before it may hold brackets.
     dead = status.rpartition(")")[2].split()[:1] in (["Z"], ["X"])
     return not dead and (began - launched) < timedelta(seconds=START_TOLERANCE_S)
+
+
+def _started_here(record: AttemptRecord, proc: Path) -> bool:
+    # Containers of one host name have process numbers of their own: only the same namespace makes them comparable.
+    here = pid_namespace(proc)
+    return record.node == platform.node() and here != "" and record.pid_namespace == here
 
 
 def _began(process: str, machine: str) -> datetime:

@@ -83,10 +83,13 @@ def _repaired(
     # The file of the start may be gone. Training does not need it, so this is a message.
     except IndexTTSJobError as error:
         return Repaired((f"{lost} and could not be written again: {error} {ADVICE}",), whole=False)
-    left = len(damaged) - restored
+    return _result(lost, kind.url, len(damaged) - restored)
+
+
+def _result(lost: str, url: str, left: int) -> Repaired:
     if not left:
-        return Repaired((f"{lost}; written again from {kind.url}, every byte as before",))
-    why = f"{kind.url} is not what this run started from"
+        return Repaired((f"{lost}; written again from {url}, every byte as before",))
+    why = f"{url} is not what this run started from"
     return Repaired((f"{lost}; {left} could not be written again: {why}. {ADVICE}",), whole=False)
 
 

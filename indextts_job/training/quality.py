@@ -53,13 +53,16 @@ class Goal:
         # The best of all, not the last: a run that has reached its goal may get worse again, which is for early
         # stopping to judge.
         best, at_step = min(values) if self.below else max(values)
-        if best < self.value if self.below else best > self.value:
+        if self._reached_by(best):
             return ""
         sign = "<" if self.below else ">"
         return (
             f"the goal {self.metric} {sign} {self.value:g} by step {self.step} is missed: the best so far is "
             f"{best:.4g}, at step {at_step}"
         )
+
+    def _reached_by(self, value: float) -> bool:
+        return value < self.value if self.below else value > self.value
 
 
 def parse_goals(texts: Sequence[str], began_at: int = 0) -> list[Goal]:

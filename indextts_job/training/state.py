@@ -134,9 +134,14 @@ class TrainState:
         groups = [{WEIGHTS + name: value.detach() for name, value in trained.items()}]
         # Before the first update the moments are zeros, which every reader can make itself.
         if self.step:
-            for prefix, key in ((FIRST_MOMENT, "exp_avg"), (SECOND_MOMENT, "exp_avg_sq")):
-                groups.append({prefix + name: self.optimizer.state[value][key] for name, value in trained.items()})
+            groups += [
+                self._moments(FIRST_MOMENT, "exp_avg", trained),
+                self._moments(SECOND_MOMENT, "exp_avg_sq", trained),
+            ]
         return groups
+
+    def _moments(self, prefix: str, key: str, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        return {prefix + name: self.optimizer.state[value][key] for name, value in trained.items()}
 
     def _carried_groups(self) -> list[dict[str, Tensor]]:
         """Base tensors that the run does not hold yet.

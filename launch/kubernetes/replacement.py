@@ -70,12 +70,16 @@ def _seconds_since_last_end(pods: Sequence[Object], now: datetime) -> float:
 def _ended(pod: Object) -> datetime | None:
     """When a pod ended: the last end of a container, or of a disruption that left no such record."""
     status = pod.get("status") or {}
-    containers = status.get("containerStatuses") or []
-    finished = [((entry.get("state") or {}).get("terminated") or {}).get("finishedAt") for entry in containers]
+    finished = [_finished_at(entry) for entry in status.get("containerStatuses") or []]
     conditions = status.get("conditions") or []
     disrupted = [entry.get("lastTransitionTime") for entry in conditions if entry.get("type") == "DisruptionTarget"]
     instants = filter(None, map(_instant, (*finished, *disrupted)))
     return max(instants, default=None)
+
+
+def _finished_at(container: Object) -> object:
+    """The end in the status of a container; None while it runs."""
+    return ((container.get("state") or {}).get("terminated") or {}).get("finishedAt")
 
 
 def _instant(text: object) -> datetime | None:
