@@ -7,6 +7,7 @@ works with fields of known types. msgspec does the conversion.
 import contextlib
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
@@ -89,3 +90,13 @@ def parsed_leniently(document: object, kind: type[T]) -> T:
         with contextlib.suppress(msgspec.ValidationError, LookupError):
             good[name] = msgspec.convert(given[name], hint)
     return kind(**good)
+
+
+def is_instant(text: object) -> bool:
+    """Whether a value is a time in ISO 8601 with its offset from UTC. Only such times can be compared."""
+    if not isinstance(text, str):
+        return False
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from indextts_job.parsing import Count, parsed_leniently, plain
+from indextts_job.parsing import Count, is_instant, parsed_leniently, plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +57,22 @@ def parse_record(content: bytes) -> AttemptRecord:
     except (ValueError, RecursionError):
         return AttemptRecord()
     record = parsed_leniently(document, AttemptRecord)
+    # Readers compute with these times.
+    return replace(
+        record,
+        started=record.started if is_instant(record.started) else "",
+        launched=record.launched if is_instant(record.launched) else "",
+        scheduler=record.scheduler or _texts_of_scheduler(document),
+    )
+
+
+def _texts_of_scheduler(document: object) -> dict[str, str]:
+    """The entries of `scheduler` that are texts.
+
+    A mapping with one entry of another type is refused as a whole, and that must not hide the others: `Fence.check`
+    compares the chain to tell a requeue of the same job from a second job.
+    """
     pairs = document.get("scheduler") if isinstance(document, dict) else None
-    if record.scheduler or not isinstance(pairs, dict):
-        return record
-    # The mapping was refused as a whole. One entry of the wrong type must not hide the others: `Fence.check` compares
-    # the chain to tell a requeue of the same job from a second job.
-    texts = {key: value for key, value in pairs.items() if isinstance(key, str) and isinstance(value, str)}
-    return replace(record, scheduler=texts)
+    if not isinstance(pairs, dict):
+        return {}
+    return {key: value for key, value in pairs.items() if isinstance(key, str) and isinstance(value, str)}

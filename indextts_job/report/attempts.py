@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 from indextts_job.checkpoint.attempt_record import AttemptRecord, parse_record
@@ -69,6 +70,12 @@ class Attempt:
         return self.record.launched
 
     @property
+    def ran_s(self) -> float:
+        """Seconds from its launch to its end, as far as it told; 0 where the launch is not known."""
+        # Clocks of two machines may disagree, and a damaged record may say anything.
+        return max(0.0, seconds_between(self.launched, self.end_or_heard)) if self.launched else 0.0
+
+    @property
     def end_or_heard(self) -> str:
         """Time of its end, or of its last event."""
         return self.ended or self.heard
@@ -107,7 +114,7 @@ def attempts(storage: RunStorage, *, curves: bool = False) -> list[Attempt]:
         # By the listing: an attempt that was killed early has no journal, and a read that fails is retried for a while.
         events = _events(storage, number) if _journal(number) in journals else ()
         return _with_events(
-            Attempt(number=int(number), record=record, last_step=record.step, heard=record.started),
+            Attempt(number=int(number), record=record, last_step=record.step, heard=record.started or record.launched),
             events,
             curves=curves,
         )
@@ -205,3 +212,8 @@ def total_steps(rows: Sequence[Attempt]) -> int | None:
     """Updates of the whole run, by the last attempt that trained."""
     # An attempt that was killed during its start has recorded none; and a run may have been prolonged since.
     return next((row.total_steps for row in reversed(rows) if row.total_steps), None)
+
+
+def seconds_between(begin: str, end: str) -> float:
+    """Seconds from one time to another, both in ISO 8601."""
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()

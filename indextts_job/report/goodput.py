@@ -1,9 +1,8 @@
 """Goodput: the share of wall time spent on steps that count, and the shares of everything else. Pure."""
 
 from collections.abc import Sequence
-from datetime import datetime
 
-from indextts_job.report.attempts import Attempt
+from indextts_job.report.attempts import Attempt, seconds_between
 from indextts_job.report.events import TimeSpent
 
 PARTS = ("steps", "not committed", "waiting", "start-up", "data", "validation", "saves", "lost")
@@ -51,9 +50,7 @@ def kills(rows: Sequence[Attempt]) -> tuple[int, float]:
         rows: Attempts, without one that still runs.
     """
     known = [row for row in rows if row.launched]
-    ran_s = sum(max(0.0, seconds_between(row.launched, row.end_or_heard)) for row in known)
-    # A preemption with enough notice ends with an event and loses nothing; only silent ends are kills.
-    return sum(not row.outcome for row in known), ran_s
+    return sum(not row.outcome for row in known), sum(row.ran_s for row in known)
 
 
 def goodput_text(rows: Sequence[Attempt]) -> str:
@@ -73,8 +70,3 @@ def _account(row: Attempt, following: Attempt | None) -> TimeSpent | None:
     # Accounts are written before each save, so the one at the resumed step covers exactly the steps that count.
     counted = [one for one in accounts if following is None or one.step <= following.from_step]
     return counted[-1] if counted else None
-
-
-def seconds_between(begin: str, end: str) -> float:
-    """Seconds from one time to another, both in ISO 8601."""
-    return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
-from indextts_job.parsing import parsed, plain
+from indextts_job.parsing import is_instant, parsed, plain
 from indextts_job.report.events import AttemptStarted, Event, StepDone, ValidationProgress
 from indextts_job.storage.run_storage import RunStorage
 
@@ -94,7 +94,7 @@ def _logged(document: object) -> Logged[Event]:
     Raises:
         ValueError: The document is no event.
     """
-    if not isinstance(document, Mapping) or not _is_instant(document.get("time")):
+    if not isinstance(document, Mapping) or not is_instant(document.get("time")):
         raise ValueError("not a line of a journal")
     # A newer release may have more kinds of events; their step and time still tell that the attempt was alive.
     kind = _EVENTS.get(str(document.get("event")), Event)
@@ -111,15 +111,6 @@ def _numbers(value: object) -> Iterator[float]:
     elif isinstance(value, Mapping):
         for entry in value.values():
             yield from _numbers(entry)
-
-
-def _is_instant(text: object) -> bool:
-    if not isinstance(text, str):
-        return False
-    try:
-        return datetime.fromisoformat(text).tzinfo is not None
-    except ValueError:
-        return False
 
 
 def committed_samples(logs: Sequence[bytes]) -> dict[int, list[str]]:

@@ -26,7 +26,7 @@ class Standing:
     last attempt: `complete`, `stopped`, `failed`, …"""
     exit_code: int | None
     """Exit code of the last attempt, once it has ended."""
-    since_seconds: float
+    since_seconds: float | None
     """Time since its end, or since its last event."""
     step: int
     total_steps: int | None
@@ -182,7 +182,8 @@ def _state_of_silence(row: Attempt, now: datetime, running: bool | None) -> str:
     # None means unknown: on another machine only the silence counts.
     if running is False:
         return KILLED
-    return SILENT if _seconds_since(row.heard, now) > SILENT_S else TRAINING
+    heard_s = _seconds_since(row.heard, now)
+    return TRAINING if heard_s is not None and heard_s <= SILENT_S else SILENT
 
 
 def lost_steps(rows: Sequence[Attempt]) -> list[int]:
@@ -209,10 +210,10 @@ def how_it_ended(row: Attempt, *, newest: bool, running: bool | None = None) -> 
     return "runs" if running else "runs, or was killed"
 
 
-def _seconds_since(instant: str, now: datetime) -> float:
-    # The clock of the node may be ahead of ours.
-    return max(0.0, (now - datetime.fromisoformat(instant)).total_seconds())
+def _seconds_since(instant: str, now: datetime) -> float | None:
+    """Seconds since a time; None where it is not known."""
+    return max(0.0, (now - datetime.fromisoformat(instant)).total_seconds()) if instant else None
 
 
-def _ago(seconds: float) -> str:
-    return f"{human_seconds(seconds)} ago"
+def _ago(seconds: float | None) -> str:
+    return "at an unknown time" if seconds is None else f"{human_seconds(seconds)} ago"

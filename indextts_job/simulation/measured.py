@@ -4,9 +4,9 @@ import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 
-from indextts_job.report.attempts import Attempt, total_steps
+from indextts_job.report.attempts import Attempt, seconds_between, total_steps
 from indextts_job.report.events import TimeSpent
-from indextts_job.report.goodput import kills, seconds_between, where_time_went
+from indextts_job.report.goodput import kills, where_time_went
 from indextts_job.simulation.world import Life, RunPace
 
 
@@ -64,11 +64,7 @@ def _mean(values: Iterable[float]) -> float:
 
 def lives_of(rows: Sequence[Attempt]) -> list[Life]:
     """The lives of a run's attempts, except the last one, which reached the end of the run."""
-    return [
-        Life(seconds_between(row.launched, row.end_or_heard), noticed=bool(row.outcome))
-        for row in rows[:-1]
-        if row.launched
-    ]
+    return [Life(row.ran_s, noticed=bool(row.outcome)) for row in rows[:-1] if row.launched]
 
 
 def measured_goodput(rows: Sequence[Attempt]) -> float:

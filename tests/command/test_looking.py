@@ -17,7 +17,10 @@ import yaml
 from indextts_job.checkpoint.manifest import parse_manifest
 from indextts_job.cli import main
 from indextts_job.demo.world import World
+from indextts_job.report.attempts import attempts
+from indextts_job.report.goodput import kills
 from indextts_job.report.liveness import pid_namespace
+from indextts_job.storage.local_storage import LocalStorage
 from indextts_job.version import program_version
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, store_of
@@ -272,3 +275,22 @@ def test_a_wrong_configuration_is_named(run: Path, tmp_path: Path, capsys: pytes
     assert "unknown key storagee" in capsys.readouterr().err
     path.write_text(yaml.safe_dump({"storage": {"retry_seconds": 3}}))
     assert main(["status", str(run), "--config", str(path)]) == 0
+
+
+@pytest.mark.parametrize(
+    "record",
+    [b"garbage", b'{"started": "2026-01-01"}', b'{"launched": "2026-01-01T00:00:00+00:00", "started": "yesterday"}'],
+    ids=["nothing", "a time without offset", "no time"],
+)
+def test_a_damaged_record_without_a_journal_is_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], record: bytes
+) -> None:
+    run = tmp_path / "run"
+    (run / "attempts").mkdir(parents=True)
+    (run / "attempts/0001.json").write_bytes(record)
+    page, report = tmp_path / "run.html", tmp_path / "report.json"
+    looks = (["status", str(run)], ["status", str(run), "--json"], ["status", str(run), "--html", str(page)])
+    for arguments in (*looks, ["doctor", "report", str(run), "--output", str(report)]):
+        assert main(arguments) == 0, capsys.readouterr().err
+    assert "silent: last heard of" in page.read_text(encoding="utf-8")
+    assert kills(attempts(LocalStorage(str(run))))[0] <= 1  # what automatic saves ask for in a training

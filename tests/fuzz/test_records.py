@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 from hypothesis import given
@@ -11,7 +12,9 @@ from indextts_job.checkpoint import describe
 from indextts_job.checkpoint.attempt_record import parse_record
 from indextts_job.checkpoint.manifest import parse_manifest
 from indextts_job.checkpoint.values import parse_values
+from indextts_job.report.attempts import Attempt
 from indextts_job.report.journal import committed_samples, parse_events
+from indextts_job.report.standing import standing
 from tests.fuzz.outcomes import taken_or_refused
 from tests.fuzz.strategies import Damage, changed, damaged, damages, values
 from tests.support import goldens
@@ -59,6 +62,8 @@ def test_a_record_of_an_attempt_is_read_as_far_as_it_goes(document: Any) -> None
     record = parse_record(content)
     assert all(isinstance(value, str) for value in record.scheduler.values())
     assert record.step >= 0
+    stands = standing([Attempt(number=1, record=record, heard=record.started)], datetime.now(UTC))
+    assert dict(stands.lines())["state"]
 
 
 EVENT = {
