@@ -136,12 +136,20 @@ def storage_config(given: Overrides) -> StorageConfig:
     Raises:
         ConfigError: One of them is wrong.
     """
-    config = RunConfig()
-    for key, value in given.items():
-        if key.startswith("storage."):
-            config = _with(config, key.split("."), value, "command line", key)
-    _check_bounds(config.storage, "storage.")
-    return config.storage
+    settings = {key.removeprefix("storage."): value for key, value in given.items() if key.startswith("storage.")}
+    return checked_storage(settings, "command line")
+
+
+def checked_storage(settings: Mapping[str, object], where: str) -> StorageConfig:
+    """Storage settings by their names in the section, checked as those of a whole configuration.
+
+    Raises:
+        ConfigError: One of them is unknown or wrong.
+    """
+    storage = RunConfig.from_json({"storage": dict(settings)}, where).storage
+    _check_bounds(storage, "storage.")
+    demand_endpoint(storage.endpoint_url, "storage.endpoint_url")
+    return storage
 
 
 def parse_override(argument: str) -> tuple[str, object]:

@@ -7,16 +7,14 @@ section of `--config RUN.yaml`; `storage.KEY=VALUE` on the command line.
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
 import argparse
-import math
 import os
-import re
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from indextts_job import config, errors
 from indextts_job.commands.parser import STORAGE_SETTINGS, Parser
-from indextts_job.redaction import STRUCK_OUT, redacted
+from indextts_job.redaction import STRUCK_OUT
 from indextts_job.storage.config import StorageConfig
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 TERMINAL_PATIENCE_S = 10.0
 """Limit of retries on a terminal. For a person a mistyped name is more likely than storage that is away."""
-_ENDPOINT = re.compile(r"https?://[^\s/]+")
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
@@ -57,7 +54,7 @@ def configure(given: argparse.Namespace, run: str = "") -> StorageConfig:
     dotted = dict(map(config.parse_override, getattr(given, STORAGE_SETTINGS, ())))
     overrides = {key.removeprefix("storage."): value for key, value in dotted.items()}
     # The configuration may itself lie in a bucket that only the overrides say how to reach.
-    files.configure_object_stores(_checked(overrides, "command line"))
+    files.configure_object_stores(config.checked_storage(overrides, "command line"))
     layers = {**_section(given.run_config), **overrides}
     if run and files.is_local(run) and not any(os.environ.get(name) for name in ENDPOINT_VARIABLES):
         layers = {**_recorded(run), **layers}
@@ -65,7 +62,7 @@ def configure(given: argparse.Namespace, run: str = "") -> StorageConfig:
         # Only on a terminal, and only where nothing else was asked for: scripts keep the patience of the run.
         layers["retry_seconds"] = TERMINAL_PATIENCE_S
         limit_patience(TERMINAL_PATIENCE_S)
-    storage = _checked(layers, "storage settings")
+    storage = config.checked_storage(layers, "storage settings")
     files.configure_object_stores(storage)
     return storage
 
@@ -92,16 +89,6 @@ def no_run(run: str) -> errors.ConfigError:
     if "://" in run:
         advice = "Give the URL of a run; a store other than AWS needs storage.endpoint_url=URL or --config RUN.yaml."
     return errors.ConfigError(f"{run}: no run here; it holds no attempts and no checkpoints. {advice}")
-
-
-def _checked(values: Mapping[str, object], where: str) -> StorageConfig:
-    storage = config.RunConfig.from_json({"storage": dict(values)}, where).storage
-    if not (math.isfinite(storage.retry_seconds) and storage.retry_seconds >= 0):
-        raise errors.ConfigError(f"storage.retry_seconds is {storage.retry_seconds:g}, expected at least 0.")
-    if storage.endpoint_url and not _ENDPOINT.match(storage.endpoint_url):
-        found = redacted(storage.endpoint_url)
-        raise errors.ConfigError(f"storage.endpoint_url is {found!r}, expected http://HOST:PORT or https://HOST.")
-    return storage
 
 
 def _section(path: str) -> dict[str, Any]:
@@ -147,5 +134,5 @@ def _usable_endpoint(section: Mapping[str, Any], run: str) -> dict[str, Any]:
     Raises:
         ConfigError: It is no address of a server.
     """
-    endpoint = _checked({"endpoint_url": section.get("endpoint_url", "")}, run).endpoint_url
+    endpoint = config.checked_storage({"endpoint_url": section.get("endpoint_url", "")}, run).endpoint_url
     return {"endpoint_url": endpoint} if endpoint and STRUCK_OUT not in endpoint else {}
