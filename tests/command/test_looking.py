@@ -237,7 +237,7 @@ def test_findings_that_end_nothing_have_no_exit_code(tmp_path: Path, capsys: pyt
         ("storage.retry_seconds=soon", "storage.retry_seconds"),
         ("storage.retry_seconds=.nan", "storage.retry_seconds"),
         ("storage.retry_seconds=-1", "storage.retry_seconds"),
-        ("storage.endpoint_url=nonsense", "http://HOST:PORT"),
+        ("storage.endpoint_url=nonsense", "http://127.0.0.1:9000"),
     ],
 )
 def test_a_wrong_storage_setting_is_named(
