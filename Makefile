@@ -7,7 +7,7 @@
 # make image   the container image; make image-report what is in it, by size
 # make fuzz    input from outside, for about an hour: other examples than in the tests, each time
 # make mutants do the tests notice what is wrong? Half an hour; goes on where it was stopped
-# make bench   the measurements behind the README's figures
+# make bench   the measurements behind the figures of README.md and docs/figures.md
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -1,1 +1,1 @@
-"""Measurements behind every figure in the README, each with its rival in the same run."""
+"""Measurements behind every figure in README.md and docs/figures.md, each with its rival in the same run."""
