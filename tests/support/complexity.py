@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("indextts_job", "launch")
-MOST_MEAN, MOST_OF_NINE_TENTHS, MOST = 3.1, 6, 12
+MOST_MEAN, MOST_OF_NINE_TENTHS, MOST = 3.0, 6, 12
 """Of all functions and classes; a class counts as radon has it, with the mean of its methods."""
 
 
