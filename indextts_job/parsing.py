@@ -6,7 +6,7 @@ works with fields of known types. msgspec does the conversion.
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -45,32 +45,44 @@ def parsed(document: object, kind: type[T], name: str) -> T:
 
 
 def plain(value: object) -> Any:  # noqa: ANN401  # JSON values
-    """The inverse of `parsed`: dictionaries, lists and scalars; floats survive JSON bit for bit."""
+    """The inverse of `parsed`: dictionaries, tuples, lists and scalars; floats survive JSON bit for bit."""
     return msgspec.to_builtins(value)
 
 
-def unknown_key(document: object, known: object, path: str) -> str | None:
-    """The path of the first key in a document that its parsed form does not have.
+def different_key(document: object, known: object, optional: Collection[str], path: str) -> str | None:
+    """The first key that only a document or only its parsed form has, with what is wrong with it.
+
+    msgspec leaves unknown keys out and gives missing ones their defaults, which is wrong where every value counts.
 
     Args:
         document: As it was read.
         known: `plain` of the value parsed from it.
+        optional: Names of keys that may be missing.
         path: Path of the document, for the result.
 
     Returns:
-        None when nothing was left out.
+        None when both have the same keys.
     """
     if isinstance(document, Mapping) and isinstance(known, Mapping):
-        return next(filter(None, (_unknown_at(key, value, known, path) for key, value in document.items())), None)
-    if isinstance(document, list) and isinstance(known, list):
+        return _different_entry(document, known, optional, path)
+    if isinstance(document, (list, tuple)) and isinstance(known, (list, tuple)):
         pairs = enumerate(zip(document, known, strict=False))
-        return next(filter(None, (unknown_key(one, two, f"{path}[{i}]") for i, (one, two) in pairs)), None)
+        return next(filter(None, (different_key(a, b, optional, f"{path}[{i}]") for i, (a, b) in pairs)), None)
     return None
 
 
-def _unknown_at(key: str, value: object, known: Mapping[str, object], path: str) -> str | None:
-    below = f"{path}.{key}"
-    return unknown_key(value, known[key], below) if key in known else below
+def _different_entry(
+    document: Mapping[str, object], known: Mapping[str, object], optional: Collection[str], path: str
+) -> str | None:
+    for key in known:
+        if key not in document and key not in optional:
+            return f"{path}.{key} is missing"
+    for key, value in document.items():
+        if key not in known:
+            return f"{path}.{key} is a key that this release does not know"
+        if found := different_key(value, known[key], optional, f"{path}.{key}"):
+            return found
+    return None
 
 
 def parsed_leniently(document: object, kind: type[T]) -> T:

@@ -35,7 +35,6 @@ from indextts_job.report.events import Emit
 from indextts_job.report.journal import Journal, SampleLog
 from indextts_job.report.liveness import pid_namespace
 from indextts_job.report.progress import progress_readers
-from indextts_job.report.prometheus import PrometheusFile
 from indextts_job.report.tensorboard import TensorBoardCurves
 from indextts_job.resume.consistency import Reference
 from indextts_job.scheduler import read_scheduler
@@ -104,6 +103,9 @@ def run_readers(config: RunConfig, storage: RunStorage, attempt: int, train_set:
     ]
     readers += progress_readers(os.environ)
     if config.report.prometheus_file:
+        # Its library takes a sixth of a second to import, which most starts need not wait for.
+        from indextts_job.report.prometheus import PrometheusFile  # noqa: PLC0415
+
         readers.append(PrometheusFile(Path(config.report.prometheus_file), config.run))
     if config.report.sample_log:
         readers.append(SampleLog(storage, attempt, lambda index: train_set.entries[index].id))

@@ -167,11 +167,14 @@ def _recorded(parts: Parts, recording: Recording) -> int:
         try:
             outcome = _train(parts, recording)
         except BaseException as error:
-            # A save in flight holds finished steps, so it is completed whatever the error of the training is.
-            recording.saver.finished(wait_s=math.inf)
             # Any other exception is an error of the program.
             code = getattr(error, "exit_code", EXIT_SOFTWARE)
-            recording.ended("stopped" if code == EXIT_STOPPED else "failed", code, f"{type(error).__name__}: {error}")
+            outcome = "stopped" if code == EXIT_STOPPED else "failed"
+            try:
+                # A save in flight holds finished steps, so it is completed whatever the error of the training is.
+                recording.saver.finished(wait_s=math.inf)
+            finally:
+                recording.ended(outcome, code, f"{type(error).__name__}: {error}")
             raise
         code = EXIT_OK if outcome == "complete" else EXIT_STOPPED
         recording.ended(outcome, code, "")

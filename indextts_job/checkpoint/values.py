@@ -5,12 +5,12 @@ docs/checkpoint-format.md describes the fields for readers of the files.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from indextts_job.checkpoint.history import History
 from indextts_job.errors import ConfigError, DataError
-from indextts_job.parsing import AtLeastOne, Count, Document, parsed, plain, unknown_key
+from indextts_job.parsing import AtLeastOne, Count, Document, different_key, parsed, plain
 from indextts_job.preemption.deadline import Pace
 
 
@@ -90,9 +90,9 @@ class Lineage:
 class Environment:
     """Hardware and software of an attempt. For people, and to report what has changed since."""
 
-    hardware: Document = field(default_factory=dict)
+    hardware: Document
     """Fields of `hardware.plan.HardwareFacts`."""
-    plan: Document = field(default_factory=dict)
+    plan: Document
     """Fields of `hardware.plan.Plan`."""
     world_size: Count | None = None
     indextts_job: str = ""
@@ -163,7 +163,9 @@ class CheckpointValues:
 _SECTIONS = {"config": ("recipe", "schedule", "data", "hardware"), "model_config": ("gpt",)}
 """Parts of the recorded documents that readers rely on."""
 _CLOSED = ("history", "vocabulary", "pace")
-"""Training resumes from these, so a key that this release does not know would be lost with the next save."""
+"""Training resumes from these: an unknown key would be lost with the next save, a missing one would begin at 0."""
+_OPTIONAL = ("since_validation", "last_line", "overfitting_since", "train_total")
+"""Keys of the history that earlier checkpoints may lack."""
 
 
 def parse_values(document: object, where: str) -> CheckpointValues:
@@ -180,7 +182,7 @@ def parse_values(document: object, where: str) -> CheckpointValues:
     except ValueError as error:
         raise DataError(f"{where}: {error}; the manifest is damaged.") from error
     # msgspec leaves unknown keys out. For most sections that is right: a newer release may have recorded more.
-    if problem := _missing_section(values) or _unknown(document, values):
+    if problem := _missing_section(values) or _difference(document, values):
         raise DataError(f"{where}: {problem}; the manifest is damaged.")
     return values
 
@@ -194,13 +196,11 @@ def _missing_section(values: CheckpointValues) -> str | None:
     return None
 
 
-def _unknown(document: object, values: CheckpointValues) -> str | None:
+def _difference(document: object, values: CheckpointValues) -> str | None:
     assert isinstance(document, Mapping)  # noqa: S101  # it was parsed
     known = plain(values)
-    for name in _CLOSED:
-        if path := unknown_key(document.get(name), known[name], f"values.{name}"):
-            return f"{path} is a key that this release does not know"
-    return None
+    problems = (different_key(document.get(name), known[name], _OPTIONAL, f"values.{name}") for name in _CLOSED)
+    return next(filter(None, problems), None)
 
 
 def demand_storable(values: object, where: str) -> None:

@@ -5,9 +5,11 @@ Every event that changes a number replaces the whole file, so a reader never see
 
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+from prometheus_client import CollectorRegistry, write_to_textfile
+from prometheus_client.core import GaugeMetricFamily
 
 from indextts_job.checkpoint.history import Losses
 from indextts_job.errors import ConfigError
@@ -64,8 +66,22 @@ class PrometheusFile:
         self._run = run
         self._complained = False
         # A registry of its own: the global one also holds figures of this Python process.
+        self._values: dict[str, dict[tuple[str, ...], float]] = {}
+        """By name and the values of its further labels."""
         self._registry = CollectorRegistry()
-        self._gauges: dict[str, Gauge] = {}
+        self._registry.register(self)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """All numbers that are known, for prometheus_client.
+
+        The client's own gauges are not used: with PROMETHEUS_MULTIPROC_DIR in the environment they write files there.
+        """
+        for name, found in self._values.items():
+            labels = ("run", *LABELS.get(name, ()))
+            family = GaugeMetricFamily(f"{PREFIX}_{name}", HELP[name], labels=labels)
+            for further, value in found.items():
+                family.add_metric((self._run, *further), value)
+            yield family
 
     def __call__(self, event: Event) -> None:
         """Take the numbers of an event."""
@@ -87,7 +103,7 @@ class PrometheusFile:
                 self._note_checkpoint(event)
             case TimeSpent():
                 for part in ("steps", "data", "validation", "saves"):
-                    self._gauge("spent_seconds", part=part).set(getattr(event, f"{part}_s"))
+                    self._note("spent_seconds", getattr(event, f"{part}_s"), part)
             case AttemptEnded():
                 self._set(running=0, exit_code=event.exit_code)
             case _:
@@ -116,20 +132,16 @@ class PrometheusFile:
 
     def _set_losses(self, which: str, losses: Losses) -> None:
         for kind, value in (("text", losses.text_loss), ("mel", losses.mel_loss), ("total", losses.total)):
-            self._gauge("loss", kind=kind, set=which).set(value)
-        self._gauge("mel_top1", set=which).set(losses.mel_top1)
+            self._note("loss", value, kind, which)
+        self._note("mel_top1", losses.mel_top1, which)
 
     def _set(self, **values: float | None) -> None:
         for name, value in values.items():
             if value is not None:
-                self._gauge(name).set(value)
+                self._note(name, value)
 
-    def _gauge(self, name: str, **labels: str) -> Gauge:
-        """A gauge. It is created when it is first set, so that the file has no name without a value."""
-        if name not in self._gauges:
-            names = ("run", *LABELS.get(name, ()))
-            self._gauges[name] = Gauge(f"{PREFIX}_{name}", HELP[name], names, registry=self._registry)
-        return self._gauges[name].labels(run=self._run, **labels)
+    def _note(self, name: str, value: float, *labels: str) -> None:
+        self._values.setdefault(name, {})[labels] = value
 
     def _write(self) -> None:
         try:

@@ -39,7 +39,8 @@ def decide(selection: Selection, present: Present, emit: Emit) -> Selection:
     if point is None:
         _tell_of_no_checkpoint(selection, _Voice(emit))
         return selection
-    voice = _Voice(emit, point.name.step)
+    # The position of these notices is this run's, not that of the checkpoint, which may be another run's.
+    voice = _Voice(emit)
     _tell_of_checkpoint(selection, point, voice)
     recorded = point.manifest.values.tokenizer.pieces
     # Before the request for weights only: the check also refuses a tokenizer that does not fit the checkpoint at all.
@@ -52,6 +53,7 @@ def decide(selection: Selection, present: Present, emit: Emit) -> Selection:
     if selection.weights_only:
         voice.warn("weights only: moments, schedule and position start afresh")
         return selection
+    voice = _Voice(emit, point.name.step)
     for change in demand_same_run(point.manifest.values, present, point.url):
         voice.say(f"changed: {change}")
     voice.say(_position_text(point, present))

@@ -18,6 +18,7 @@ from indextts_job.config import ResumeConfig, build_config
 from indextts_job.demo.world import World, make_world
 from indextts_job.hardware.facts import read_facts
 from indextts_job.preemption.signals import StopSignals
+from indextts_job.report.attempts import attempts
 from indextts_job.report.console import ConsoleReport, human_bytes
 from indextts_job.report.events import AttemptStarted, Committed, Event
 from indextts_job.resume.points import recorded_config
@@ -445,6 +446,14 @@ def test_a_fork_that_is_stopped_before_its_first_step_has_its_own_checkpoint(
         assert run_attempt(config_for(world, fork, resume__source=str(half_done)), stop, console) == 75
     assert newest(fork).name.step == 12
     store_of(fork).verify(newest(fork))
+
+
+def test_a_fork_of_weights_shows_its_own_steps(world: World, finished: Path, tmp_path: Path) -> None:
+    fork = tmp_path / "fork"
+    keys = {"resume__source": str(finished), "resume__weights_only": True, "schedule__max_steps": 8}
+    assert attempt(config_for(world, fork, **keys)).code == 0
+    (only,) = attempts(store_of(fork).storage)
+    assert (only.from_step, only.last_step, only.total_steps) == (0, 8, 8)
 
 
 def test_the_origin_of_a_fork_is_needed_only_once(world: World, half_done: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ SOUND = CheckpointValues(
     vocabulary=VocabularyRecord(pieces=100, base_pieces=100),
     parameters=ParametersRecord(trained=1),
     lineage=Lineage(),
-    environment=Environment(),
+    environment=Environment(hardware={}, plan={}),
     history=History(),
     scaler=None,
 )

@@ -120,7 +120,7 @@ def test_a_plan_is_told_in_sequences_and_in_what_changed() -> None:
         f"tokens per micro-batch 3000 -> {tokens}",
         "torch 2.12.0 -> 2.13.0",
     ]
-    assert changes(Environment(), A100, plan, here) == []
+    assert changes(Environment(hardware={}, plan={}), A100, plan, here) == []
 
 
 @pytest.mark.parametrize("what", ["torch", "cuda"])
@@ -129,7 +129,7 @@ def test_another_version_alone_is_told(what: str) -> None:
     shown = {"torch": "torch", "cuda": "CUDA"}[what]
     plan = make_plan(A100, AUTO, needs(700))
     then = {**here, what: "12.8"}
-    before = Environment(torch=then["torch"], cuda=then["cuda"])
+    before = Environment(hardware={}, plan={}, torch=then["torch"], cuda=then["cuda"])
     assert changes(before, A100, plan, here) == [f"{shown} 12.8 -> {here[what]}"]
 
 

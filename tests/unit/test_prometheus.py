@@ -1,6 +1,8 @@
 """Numbers for Prometheus, in its text format."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,13 +17,13 @@ LINE = re.compile(r'([a-z0-9_]+)\{((?:[a-z]+="(?:[^"\\\n]|\\.)*",?)+)\} (-?[0-9.
 RUN = re.compile(r',?run="(?:[^"\\\n]|\\.)*",?')
 
 
-def numbers(path: Path) -> dict[str, float]:
+def numbers(path: Path, run: str = 's3://b/am\\"har\\\\ic') -> dict[str, float]:
     found = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             match = LINE.fullmatch(line)
             assert match, line
-            assert 'run="s3://b/am\\"har\\\\ic"' in match[2]
+            assert f'run="{run}"' in match[2]
             others = ",".join(filter(None, RUN.split(match[2])))
             found[f"{match[1]}{{{others}}}"] = float(match[3])
     return found
@@ -70,3 +72,17 @@ def test_a_file_that_cannot_be_written_is_said_once_and_ends_nothing(
     for step in (1, 2):
         tell(AttemptEnded(step=step, outcome="stopped", exit_code=75))
     assert len([record for record in caplog.records if "training goes on" in record.message]) == 1
+
+
+def test_the_client_s_mode_for_several_processes_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "nowhere"))
+    script = (
+        "import sys; from pathlib import Path; from indextts_job.report.prometheus import PrometheusFile\n"
+        "from indextts_job.report.events import AttemptEnded\n"
+        "PrometheusFile(Path(sys.argv[1]), 'run')(AttemptEnded(step=1, outcome='stopped', exit_code=75))"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "run.prom")], check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.prom"]
+    assert numbers(tmp_path / "run.prom", run="run")["indextts_job_exit_code{}"] == 75

@@ -1,16 +1,20 @@
 """The store: commit, verified reading, content addressing, retention; the same on files and in memory."""
 
+import hashlib
 import json
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from indextts_job.checkpoint.history import History, Losses
 from indextts_job.checkpoint.manifest import FORMAT_VERSION, file_name, parse_file_name, parse_manifest
 from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.removal import SAFE_AGE_S, collect_orphans, retain
@@ -20,6 +24,7 @@ from indextts_job.errors import DataError, SupersededError, UnavailableError
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.run_storage import RunStorage, StoredFile
 from tests.support.stores import FaultyStorage, content, fresh_url, reopened, save
+from tests.support.values import values
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -569,3 +574,42 @@ def test_without_a_manifest_no_object_is_an_orphan(tmp_path: Path) -> None:
     (lost,) = store.write([{"model/lost": torch.ones(3)}]).objects.values()
     assert collect_orphans(store) == 0
     assert storage.read(lost.key)
+
+
+def changed_history(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> str:
+    """What is said of a manifest whose history somebody has changed, with the hash of what it holds."""
+    store = CheckpointStore(open_storage(str(tmp_path)))
+    history = History().after_step(LOSSES, 1.0).after_validation(3, LOSSES)
+    name = CheckpointName(3, 1, 0)
+    store.commit(name, content(3, values=values(history=history)), lambda: None)
+    (path,) = (tmp_path / "checkpoints").iterdir()
+    document = json.loads(path.read_bytes())
+    change(document["values"]["history"])
+    del document["sha256"]
+    text = json.dumps(document, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    signed = document | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+    try:
+        parse_manifest(json.dumps(signed).encode(), "manifest")
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+LOSSES = Losses(text_loss=1.0, mel_loss=1.0, mel_top1=0.5, total=1.0)
+
+
+@pytest.mark.parametrize(
+    "key", ["samples", "tokens", "interval", "validations", "best", "validations_without_improvement"]
+)
+def test_a_history_that_lacks_something_is_no_history(tmp_path: Path, key: str) -> None:
+    assert f"values.history.{key} is missing" in changed_history(tmp_path, lambda history: history.pop(key))
+
+
+def test_a_history_knows_every_key_at_every_depth(tmp_path: Path) -> None:
+    assert changed_history(tmp_path, len) == ""
+    assert changed_history(tmp_path / "older", lambda history: history.pop("overfitting_since")) == ""
+    deep = changed_history(tmp_path / "deep", lambda history: history["validations"][0]["losses"].update(x=1.0))
+    assert "values.history.validations[0].losses.x is a key that this release does not know" in deep
+    assert "interval.steps is missing" in changed_history(
+        tmp_path / "sums", lambda history: history.update(interval={})
+    )
