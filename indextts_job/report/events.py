@@ -130,7 +130,7 @@ class StopNoticed(Event):
     micro_batches_done: int
     micro_batches: int
     decision: str
-    """`finish`, `discard`, or `between cycles`."""
+    """`finish`, `discard`, `between cycles`, `while its data was waited for`, or `validation postponed`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ _LINK = re.compile(r"\]\((indextts_job/[a-z_/]+\.py)\)")
 def documented(walk: str) -> list[str]:
     """The files of a walk, in the order in which ARCHITECTURE.md names them."""
     text = (REPOSITORY / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    section = text.partition(f"**{walk}.**")[2].partition("\n\n")[0]
+    section = text.partition(f"**{walk}")[2].partition("\n\n")[0]
     return _LINK.findall(section)
 
 
@@ -149,6 +149,8 @@ def watch_files(patch: pytest.MonkeyPatch, tracer: Tracer) -> None:
 
     def replaced(path: Path, target: Path) -> Any:
         if "objects" in target.parts:
+            tracer.note("objects")
+        if "checkpoints" in target.parts:
             tracer.note("save")
         if target.name.endswith("-preempted.json"):
             tracer.note("preemption")
@@ -171,6 +173,11 @@ def test_a_walk_passes_the_files_that_it_names_and_no_others(tracer: Tracer, wal
     assert passed[0] == "indextts_job/cli.py"  # which every command passes
     assert documented(walk) == passed[1:]
     assert len(passed) - 1 <= MOST_FILES
+
+
+def test_the_objects_of_a_save_pass_the_files_that_it_names(tracer: Tracer) -> None:
+    passed = tracer.seen["objects"]
+    assert documented("Its objects") == passed[passed.index("indextts_job/loop/background_saver.py") :]
 
 
 def test_a_preemption_passes_the_files_that_it_names(tracer: Tracer) -> None:
