@@ -27,6 +27,7 @@ def test_the_learning_rate_warms_up_decays_and_stays_at_zero() -> None:
 def test_a_run_shorter_than_its_warmup_has_a_rate() -> None:
     assert learning_rate(3, 5, CONFIG) == 0.3
     assert learning_rate(0, 5, ScheduleConfig(learning_rate=1.0, warmup_steps=0)) == 1.0
+    assert [learning_rate(k, 11, CONFIG) for k in (10, 11)] == [1.0, 0.0]  # one step behind its warmup
 
 
 def test_max_steps_is_a_limit_not_a_target() -> None:
