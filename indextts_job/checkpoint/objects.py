@@ -146,6 +146,7 @@ class Objects:
         try:
             data = self._storage.read_large(stored.key, stored.size_bytes)
         except FileNotFoundError as error:
+            self.forget(stored.key)  # else the same content would not be written again
             raise DamagedCheckpointError(f"{where}: missing.") from error
         if len(data) != stored.size_bytes:
             # A later commit must not rest on it, even where this process itself wrote it.

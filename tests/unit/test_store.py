@@ -613,3 +613,14 @@ def test_a_history_knows_every_key_at_every_depth(tmp_path: Path) -> None:
     assert "interval.steps is missing" in changed_history(
         tmp_path / "sums", lambda history: history.update(interval={})
     )
+
+
+def test_an_object_that_was_found_missing_is_written_again(store: CheckpointStore) -> None:
+    manifest = store.manifest(save(store, 3))
+    for key in manifest.objects:
+        store.storage.delete(key)
+    with pytest.raises(DamagedCheckpointError):
+        store.verify(manifest)
+    missing = {stored.key for stored in store.missing(manifest)}
+    assert store.restore(manifest.objects[manifest.files["tokenizer.model"]], b"pieces")
+    assert missing - {stored.key for stored in store.missing(manifest)} == {manifest.files["tokenizer.model"]}
