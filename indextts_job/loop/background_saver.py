@@ -185,7 +185,8 @@ class BackgroundSaver:
         except UnavailableError:
             self._store.look_again()  # the other ranks are lost; which objects rank 0 has removed is unknown
             return
-        # Tensors that rank 0 has removed have to be written again if they come back.
+        # Tensors that rank 0 has removed have to be written again if they come back. The listing before the next save
+        # is not enough: on a shared disk another node may go on listing a file for a while after its removal.
         if self._publisher is None and any(removed):
             self._store.look_again()
 
