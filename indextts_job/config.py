@@ -122,11 +122,24 @@ def build_config(document: object, where: str, overrides: Iterable[tuple[str, Ov
     """
     if document is not None and not isinstance(document, Mapping):
         raise ConfigError(f"{where}: holds a {type(document).__name__}, expected keys and values.")
-    config = RunConfig.from_json(document or {}, where)
+    config = overridden(RunConfig.from_json(document or {}, where), overrides)
+    _check_values(config)
+    return config
+
+
+def overridden(config: RunConfig, overrides: Iterable[tuple[str, Overrides]]) -> RunConfig:
+    """A configuration with other values. Keys and types are checked; bounds and combinations are not.
+
+    Args:
+        config: The values to start from.
+        overrides: As in `build_config`.
+
+    Raises:
+        ConfigError: An unknown key or a wrong type; names the key, and the nearest known one.
+    """
     for origin, layer in overrides:
         for key, value in layer.items():
             config = _with(config, key.split("."), value, origin, key)
-    _check_values(config)
     return config
 
 

@@ -78,6 +78,8 @@ def _without_file(
     if recorded:
         notes += _note_of(where, recorded, given)
     elif "data.train_manifests" not in given:
+        # The misspelt key first: `rum=DIR` would otherwise be told only that the default folder holds no run.
+        config.overridden(config.RunConfig(), layers)
         _say_what_is_missing(where, str(given.get("resume.source", "auto")))
     return Configured(config.build_config(_nested(recorded), where or "command line", layers), tuple(notes))
 

@@ -135,6 +135,24 @@ def test_what_is_not_there_is_named(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ([], "trained_ckpts: no such run, and no training data is given. Runs below {cwd}: runs/am."),
+        (["run=runs/ma"], "runs/ma: no such run"),
+        (["rum=runs/am"], "unknown key rum. Did you mean run?"),
+        (["recipe.seeds=3"], "unknown key recipe.seeds. Did you mean recipe.seed?"),
+    ],
+)
+def test_a_command_without_data_names_the_misspelt_key_else_the_runs_nearby(
+    settings: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs/am/attempts").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *settings]) == 78
+    assert words.format(cwd=tmp_path) in capsys.readouterr().err
+
+
 def test_an_export_computes_what_the_run_computed(
     world: World, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
