@@ -39,6 +39,7 @@ from indextts_job.resume.shared_objects import repair
 from indextts_job.storage import files
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.training.distributed import ProcessGroup, joined, read_world
+from indextts_job.training.engine import allocator
 from indextts_job.training.quality import parse_goals
 from indextts_job.training.state import count_parameters
 from indextts_job.waiting import result
@@ -185,9 +186,12 @@ def _train(parts: Parts, recording: Recording) -> str:
     inputs, start, group = parts.inputs, parts.start, parts.group
     settings = _loop_settings(parts)
 
+    allocate = allocator(start.engine.device)
+
     def cut_step(step: int) -> CutStep:
         cut = Cut(capacity_tokens=start.capacity.tokens, rank=group.rank, world_size=group.world_size)
-        return CutStep(cut.capacity_tokens, step_batches(inputs.train_set, inputs.order, inputs.model, cut, step))
+        batches = step_batches(inputs.train_set, inputs.order, inputs.model, cut, step, allocate)
+        return CutStep(cut.capacity_tokens, batches)
 
     with Prefetcher(cut_step, range(start.state.step, inputs.total_steps)) as prefetcher:
         work = StepWork(
