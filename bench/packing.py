@@ -19,9 +19,9 @@ from bench.timing import alternate
 from bench.workload import engine, model_config, tokens_of, utterances
 from indextts_job.data.packing import pack
 from indextts_job.model import transformer
+from indextts_job.model.attention import SampleEdges
 from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import GPTConfig
-from indextts_job.model.transformer import SampleEdges
 from indextts_job.training.step import train_step
 
 

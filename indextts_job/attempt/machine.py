@@ -9,8 +9,18 @@ import torch
 from indextts_job.attempt.inputs import Inputs
 from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.hardware.memory import MemoryLine
-from indextts_job.hardware.plan import PRECISIONS, HardwareConfig, HardwareFacts, Needs, Plan, changes, make_plan
+from indextts_job.hardware.plan import (
+    PRECISIONS,
+    RECOMPUTED_WORK,
+    HardwareConfig,
+    HardwareFacts,
+    Needs,
+    Plan,
+    changes,
+    make_plan,
+)
 from indextts_job.loop.capacity import Capacity
+from indextts_job.model.memory import Recompute
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.preemption.deadline import Pace
 from indextts_job.report.console import human_bytes
@@ -19,14 +29,14 @@ from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.engine import Engine
 from indextts_job.training.probe import CudaMeter, measured_line
 from indextts_job.training.recipe import OptimizerConfig
-from indextts_job.training.state import TrainState, build_optimizer, count_parameters
+from indextts_job.training.state import TrainState, build_optimizer
 
 
 def shared_plan(
     facts: HardwareFacts, config: HardwareConfig, inputs: Inputs, model: UnifiedVoice, group: ProcessGroup
 ) -> Plan:
     """The plan of this attempt. Fields that must be equal on all ranks are."""
-    needs = Needs(model=inputs.model, trained_parameters=count_parameters(model), longest_tokens=inputs.longest[0])
+    needs = Needs(sizes=model.vocabulary.sizes(inputs.model), longest_tokens=inputs.longest[0])
     return agreed_plan(make_plan(facts, config, needs, group.world_size), group)
 
 
@@ -42,9 +52,15 @@ def agreed_plan(plan: Plan, group: ProcessGroup) -> Plan:
     return replace(
         plan,
         precision=PRECISIONS[group.all_reduce_min(PRECISIONS.index(plan.precision))],
-        recompute=group.any_rank(plan.recompute),
+        recompute=most_recomputed(plan.recompute, group),
         shard_optimizer=group.any_rank(plan.shard_optimizer),
     )
+
+
+def most_recomputed(own: Recompute, group: ProcessGroup) -> Recompute:
+    """What the rank with the least memory computes again, so that all ranks run the same kernels."""
+    order: list[Recompute] = list(RECOMPUTED_WORK)
+    return order[-group.all_reduce_min(-order.index(own))]
 
 
 def empty_state(
@@ -83,6 +99,9 @@ def configure_torch(config: HardwareConfig, plan: Plan) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Without it some backward kernels add in any order, and a repeated step differs in its last bits (I2).
     torch.use_deterministic_algorithms(config.deterministic)
+    # It would also fill all new memory, so that a program that reads it before it writes gives the same bits. That
+    # doubles the launches of a step, and no kernel here reads such memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # its module is not typed
 
 
 def measured_capacity(
@@ -112,7 +131,7 @@ def measured_capacity(
             emit(Notice(step=step, topic="memory", message=message))
     # Every rank cuts every step by itself, so all need the same capacity.
     capacity.tokens = group.all_reduce_min(capacity.tokens)
-    capacity.recompute = group.any_rank(capacity.recompute)
+    capacity.recompute = most_recomputed(capacity.recompute, group)
     model.gpt.recompute = capacity.recompute
     return capacity
 
@@ -138,7 +157,8 @@ def tell_of_changes(values: CheckpointValues, facts: HardwareFacts, plan: Plan, 
 def plan_text(plan: Plan, *, deterministic: bool, global_batch_samples: int) -> str:
     """The plan in one line."""
     further = {
-        "activations are computed again": plan.recompute,
+        "activations are computed again": plan.recompute == "blocks",
+        "GELUs are computed again": plan.recompute == "gelu",
         "deterministic kernels": deterministic,
         "moments shared among the processes": plan.shard_optimizer,
     }
