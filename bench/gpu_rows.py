@@ -9,13 +9,14 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from bench.attention_checks import Attention, compared, efficient, flash, inputs_of, mask_error, product, relative
-from bench.gpu_setting import DROPOUT, Setting, Value, kernels, packed, peak_bytes, trained
-from bench.packing import batched_attention, padded
+from bench.attention_checks import Attention, compared, efficient_packed, inputs_of, mask_error, product, relative
+from bench.attention_checks import padded as padded_attention
+from bench.gpu_setting import DROPOUT, Setting, Value, kernels, packed, padded_batches, peak_bytes, trained
+from bench.packing import padded
 from bench.timing import alternate
 from bench.workload import engine, model_config, tokens_of, utterances
 from indextts_job.hardware.memory import MEASURED_SHARE
-from indextts_job.hardware.plan import usable_bytes
+from indextts_job.hardware.plan import planned_bytes, usable_bytes
 from indextts_job.loop.staging import HostCopies
 from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import GPTConfig
@@ -81,11 +82,11 @@ def attention_row(attention: Attention) -> Callable[[Setting], dict[str, Value]]
     def work(setting: Setting) -> dict[str, Value]:
         gradient_error = compared(attention, setting.dtype, setting.config)
         mask, mean = mask_error(attention, setting.dtype, setting.config)
-        edges, inputs = inputs_of(setting.samples, setting.dtype, setting.config)
-        upstream = torch.randn_like(inputs[0])
+        edges, qkv = inputs_of(setting.samples, setting.dtype, setting.config)
+        upstream = torch.randn_like(qkv[:, 0])
 
         def both() -> None:
-            torch.autograd.grad(attention(*inputs, edges, DROPOUT), inputs, upstream)
+            torch.autograd.grad(attention(qkv, edges, DROPOUT), qkv, upstream)
 
         ms = 1e3 * alternate({"": _ended(both)}, setting.options.rounds)[""]
         return {"error": gradient_error, "mask_error": mask, "mean_of_ones": mean, "ms": ms}
@@ -159,9 +160,7 @@ def step_with(
 def step_compiled(setting: Setting) -> dict[str, Value]:
     """A step with compiled blocks, by turns with one with default settings."""
     own, faster, batches = setting.engine(), setting.engine(), setting.batches()
-    # The place of the product's own switch, once it has one.
-    for block in faster.model.gpt.h:
-        block.compile(dynamic=True)
+    faster.model.gpt.compile_blocks()
     with kernels():
         started_s = time.perf_counter()
         trained(faster, batches)
@@ -182,7 +181,7 @@ def padded_rival(setting: Setting) -> dict[str, Value]:
     groups = [padded(samples[first : first + size], setting.config) for first in range(0, len(samples), size)]
     batches = packed(samples, setting.config, setting.plan.capacity_tokens)
     own = setting.engine()
-    theirs = _inside(lambda: kernels(deterministic=False, attention=batched_attention), _step(own, groups))
+    theirs = _inside(padded_batches, _step(own, groups))
     ours = _inside(kernels, _step(own, batches))
     seconds = alternate({"padded": theirs, "packed": ours}, setting.options.rounds)
     found = setting.figures(seconds["packed"], samples)
@@ -301,7 +300,8 @@ def plan(setting: Setting) -> dict[str, Value]:
         )
         longest = max(tokens_of(sample, config) for sample in setting.samples)
         line = measured_line(own, config, (text, codes), longest, CudaMeter(), 0)
-    predicted = usable_bytes(setting.facts)
+    expected = planned_bytes(setting.facts, setting.plan, setting.sizes)
+    predicted = expected.fixed + expected.per_token * filled
     return {
         "fits": fits,
         "tokens": filled,
@@ -357,8 +357,10 @@ def _never(_done: int) -> bool:
 ROWS = {
     "device": Row("the card, its driver, torch, and what the product plans for them", device),
     "attention-product": Row("the product's kernel against float64, its dropout, its time", attention_row(product)),
-    "attention-flash": Row("the same of FlashAttention 2", attention_row(flash)),
-    "attention-efficient": Row("the same of memory-efficient attention", attention_row(efficient)),
+    "attention-padded": Row("the same of the way below sm_80", attention_row(padded_attention)),
+    "attention-efficient": Row(
+        "the same of memory-efficient attention on packed rows, which is not used", attention_row(efficient_packed)
+    ),
     "model-gradients": Row("a small model's loss and gradient against float64 on the CPU", model_gradients),
     "step": Row("a step with default settings", step),
     "evaluate": Row("a validation, which every save does too", evaluation),
@@ -370,12 +372,8 @@ ROWS = {
     "step-not-deterministic": Row(
         "any kernels, by turns with the default step", step_with(lambda: kernels(deterministic=False))
     ),
-    "step-deterministic": Row(
-        "deterministic kernels, by turns with the default step", step_with(lambda: kernels(deterministic=True))
-    ),
-    "step-flash": Row("FlashAttention 2, by turns with the default step", step_with(lambda: kernels(attention=flash))),
-    "step-efficient": Row(
-        "memory-efficient attention, by turns with the default step", step_with(lambda: kernels(attention=efficient))
+    "step-padded-attention": Row(
+        "attention as below sm_80, by turns with the default step", step_with(lambda: kernels(attention="padded"))
     ),
     "step-small": Row(
         "micro-batches of 4,096 tokens, by turns with the default step", step_with(kernels, SMALL_MICRO_BATCH_TOKENS)

@@ -2,23 +2,25 @@
 
 import contextlib
 import gc
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
 
-from bench.attention_checks import Attention
+from bench.attention_checks import forced
+from bench.packing import batched_attention
 from bench.workload import FULL, engine, tokens_of, utterances
 from indextts_job.data.packing import pack
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.peak import peak_flops
 from indextts_job.hardware.plan import HardwareConfig, HardwareFacts, Needs, Plan, make_plan
 from indextts_job.model import transformer
+from indextts_job.model.attention import AttentionKernel
 from indextts_job.model.batch import PackedBatch, Sample, collate
-from indextts_job.model.config import GPTConfig, trained_shapes
+from indextts_job.model.config import GPTConfig
 from indextts_job.model.flops import training_flops
+from indextts_job.model.memory import Sizes
 from indextts_job.training.engine import AUTOCAST_DTYPES, Engine
 from indextts_job.training.recipe import RecipeConfig
 from indextts_job.training.step import Updated, train_step
@@ -48,6 +50,7 @@ class Setting:
     options: Options
     facts: HardwareFacts
     config: GPTConfig
+    sizes: Sizes
     samples: list[Sample]
     """Those of a step."""
     plan: Plan
@@ -98,16 +101,14 @@ def read_setting(options: Options) -> Setting:
     facts = read_facts("cuda")
     config = replace(FULL, layers=options.layers)
     samples = utterances(options.samples, config)
-    needs = Needs(
-        model=config,
-        trained_parameters=sum(math.prod(shape) for shape in trained_shapes(config, PIECES + 1).values()),
-        longest_tokens=max(tokens_of(sample, config) for sample in samples),
-    )
+    sizes = Sizes(model=config, pieces=PIECES, base_pieces=PIECES)
+    needs = Needs(sizes=sizes, longest_tokens=max(tokens_of(sample, config) for sample in samples))
     plan = make_plan(facts, HardwareConfig(), needs)
     return Setting(
         options=options,
         facts=facts,
         config=config,
+        sizes=sizes,
         samples=samples,
         plan=plan,
         peak=options.peak_flops or peak_flops(facts, plan.precision),
@@ -140,24 +141,27 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 
 @contextlib.contextmanager
-def kernels(*, deterministic: bool = DETERMINISTIC, attention: Attention | None = None) -> Iterator[None]:
+def kernels(*, deterministic: bool = DETERMINISTIC, attention: AttentionKernel | None = None) -> Iterator[None]:
     """Choose kernels for the work inside.
 
     Args:
         deterministic: Only those that give the same bits every time.
-        attention: In place of the product's; None = the product's.
+        attention: In place of the one that the product takes on this card; None = the product's.
     """
     torch.use_deterministic_algorithms(deterministic)
-    # Filling every new tensor doubles the launches, and determinism does not need it where nothing reads what it has
-    # not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # as the product does
     try:
-        with mock.patch.object(
-            transformer, "packed_causal_attention", attention or transformer.packed_causal_attention
-        ):
+        with forced(attention) if attention else contextlib.nullcontext():
             yield
     finally:
         torch.use_deterministic_algorithms(mode=False)
+
+
+@contextlib.contextmanager
+def padded_batches() -> Iterator[None]:
+    """Inside, attention takes equally long samples as one batch, as the public trainer does; any kernels."""
+    with kernels(deterministic=False), mock.patch.object(transformer, "packed_causal_attention", batched_attention):
+        yield
 
 
 def put_back() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from indextts_job.bounds import Bounds
 from indextts_job.checkpoint.values import Environment
 from indextts_job.errors import ConfigError
-from indextts_job.model.memory import Recompute, Sizes, StepBytes, step_bytes
+from indextts_job.model.memory import Products, Recompute, Sizes, StepBytes, step_bytes
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -225,15 +225,13 @@ def estimated_capacity(facts: HardwareFacts, plan: Plan, needs: Needs, world_siz
     """Tokens of a micro-batch by a formula, used until a measurement is there."""
     if facts.device == "cpu":
         return CPU_CAPACITY_TOKENS
-    found = planned_bytes(plan, needs.sizes, world_size)
+    found = planned_bytes(facts, plan, needs.sizes, world_size)
     return max(0, int((usable_bytes(facts) - found.fixed) / found.per_token))
 
 
-def planned_bytes(plan: Plan, sizes: Sizes, world_size: int = 1) -> StepBytes:
+def planned_bytes(facts: HardwareFacts, plan: Plan, sizes: Sizes, world_size: int = 1) -> StepBytes:
     """The memory of a step under a plan, by a formula."""
-    return step_bytes(
-        sizes,
-        plan.recompute,
-        sixteen_bit=plan.precision != "float32",
-        moments_shared_by=world_size if plan.shard_optimizer else 1,
-    )
+    # Ampere brought both, bfloat16 and what FlashAttention needs.
+    in_16_bit: Products = "flash" if facts.bfloat16 else "padded"
+    products: Products = "float32" if plan.precision == "float32" else in_16_bit
+    return step_bytes(sizes, plan.recompute, products, world_size if plan.shard_optimizer else 1)

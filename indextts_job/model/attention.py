@@ -1,8 +1,12 @@
 """Causal attention over a packed sequence: inside each sample, nothing across samples.
 
-torch has two variable-length kernels with dropout, and no public function that reaches both: `varlen_attn` has no
-dropout, and nested tensors cost three more launches per layer. So they are called by their operators, whose schemas a
-test compares over the supported releases of torch.
+Three ways, by what the device has. On every GPU from sm_80 on, in 16 bit, FlashAttention reads the packed rows as they
+are. torch has no public function that reaches it with dropout (`varlen_attn` has none, and nested tensors cost three
+more launches per layer), so its operator is called, whose schema a test compares. On other GPUs, and in float32, the
+samples are padded for this one operation, and torch's public function takes its memory-efficient kernel. That kernel
+could read packed rows too, but then its backward pass drops other weights than its forward pass did (measured with
+torch 2.11 by `bench/first_ten_minutes.py`: the gradient is off by 9 % at dropout 0.1). On a CPU a loop over the samples
+was faster than padding and than a dense block mask (`bench/packing.py`).
 """
 
 from collections.abc import Sequence
@@ -13,17 +17,18 @@ from typing import Literal
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-AttentionKernel = Literal["flash", "efficient", "loop"]
-"""`flash`: FlashAttention 2. `efficient`: CUTLASS's memory-efficient attention. `loop`: one call per sample."""
+from indextts_job.model.rows import take_rows
+
+AttentionKernel = Literal["flash", "padded", "loop"]
+"""See the top of this file."""
 
 FLASH_CAPABILITY = (8, 0)
 """Ampere: the first compute capability that FlashAttention 2 supports."""
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 LENGTH_STEP = 64
 """The longest length is rounded up to a multiple of this number of rows, which is half a block of the kernels."""
-_CAUSAL_FROM_TOP_LEFT = 1
-"""`custom_mask_type` of the efficient kernel: a row attends to itself and to the rows before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +43,70 @@ class SampleEdges:
     """At least the rows of the longest sample; the kernels size their grid by it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Where the packed rows lie when every sample is padded to the longest one."""
+
+    source: Tensor
+    """[samples * longest] packed row of each padded row; any row where there is none. Such rows stand behind all rows
+    of their sample, so causal attention never reads them, and their gradient is zero."""
+    packed: Tensor
+    """The same, with the number of tokens where there is none."""
+    padded: Tensor
+    """[tokens] padded row of each packed row."""
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attend:
+    """How the blocks attend in one forward pass."""
+
+    kernel: AttentionKernel
+    edges: SampleEdges
+    padding: Padding | None = None
+
+
+def attend_with(x: Tensor, dtype: torch.dtype, edges: SampleEdges) -> Attend:
+    """The fastest way that the device has.
+
+    Args:
+        x: [tokens, dim] input of the blocks.
+        dtype: Type of queries, keys and values.
+        edges: The edges of the samples.
+    """
+    kernel = attention_kernel(x.device, dtype)
+    return Attend(kernel, edges, _padding(len(x), edges) if kernel == "padded" else None)
+
+
+def attention_kernel(device: torch.device, dtype: torch.dtype) -> AttentionKernel:
+    """The fastest kernel that the device has for a type."""
+    # float64 is used by tests of exactness, and only the loop has it.
+    if device.type != "cuda" or dtype == torch.float64:
+        return "loop"
+    return "flash" if dtype in SIXTEEN_BIT and _capability(device) >= FLASH_CAPABILITY else "padded"
+
+
 def longest_bound(lengths: Sequence[int]) -> int:
     """The longest length, rounded up; 0 for no samples."""
     return -(-max(lengths, default=0) // LENGTH_STEP) * LENGTH_STEP
 
 
-def attention_kernel(device: torch.device, dtype: torch.dtype) -> AttentionKernel:
-    """The fastest kernel that the device has for a type.
+def packed_causal_attention(qkv: Tensor, attend: Attend, dropout: float) -> Tensor:
+    """Causal attention within each sample, scaled by 1 / sqrt(head_dim).
 
     Args:
-        device: Device of queries, keys and values.
-        dtype: Their type.
+        qkv: [tokens, 3, heads, head_dim] queries, keys and values.
+        attend: Edges of the samples, and a kernel that the device has for this type.
+        dropout: Probability of dropping an attention weight.
+
+    Returns:
+        [tokens, heads, head_dim].
     """
-    # float64 is used by tests of exactness, and only the loop has it.
-    if device.type != "cuda" or dtype == torch.float64:
-        return "loop"
-    return "flash" if dtype in SIXTEEN_BIT and _capability(device) >= FLASH_CAPABILITY else "efficient"
+    if attend.kernel == "flash":
+        return _flash(qkv, attend.edges, dropout)
+    if attend.padding:
+        return _padded(qkv, attend.padding, dropout)
+    return _per_sample(qkv, attend.edges, dropout)
 
 
 @cache
@@ -61,35 +114,10 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-def packed_causal_attention(
-    query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, kernel: AttentionKernel, dropout: float
-) -> Tensor:
-    """Causal attention within each sample, scaled by 1 / sqrt(head_dim).
-
-    Args:
-        query: [tokens, heads, head_dim].
-        key: [tokens, heads, head_dim].
-        value: [tokens, heads, head_dim].
-        edges: The edges of the samples.
-        kernel: A kernel that the device has for this type.
-        dropout: Probability of dropping an attention weight.
-
-    Returns:
-        [tokens, heads, head_dim].
-    """
-    if kernel == "flash":
-        return _flash(query, key, value, edges, dropout)
-    if kernel == "efficient":
-        return _efficient(query, key, value, edges, dropout)
-    return _per_sample(query, key, value, edges, dropout)
-
-
-def _flash(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
+def _flash(qkv: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
     cu_seqlens, longest = edges.cu_seqlens, edges.longest
-    output: Tensor = torch.ops.aten._flash_attention_forward(
-        query,
-        key,
-        value,
+    output: Tensor = torch.ops.aten._flash_attention_forward(  # noqa: SLF001
+        *qkv.unbind(1),
         cu_seqlens,
         cu_seqlens,
         longest,
@@ -101,38 +129,37 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, dropou
     return output
 
 
-def _efficient(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
-    cu_seqlens, longest = edges.cu_seqlens, edges.longest
-    output: Tensor = torch.ops.aten._efficient_attention_forward(
-        query[None],
-        key[None],
-        value[None],
-        None,  # bias
-        cu_seqlens,
-        cu_seqlens,
-        longest,
-        longest,
-        dropout,
-        _CAUSAL_FROM_TOP_LEFT,
-        True,  # noqa: FBT003  # compute_log_sumexp, which backward needs
-    )[0]
-    return output[0]
+def _padding(tokens: int, edges: SampleEdges) -> Padding:
+    starts, device = edges.cu_seqlens.long(), edges.cu_seqlens.device
+    samples, longest = len(edges.lengths), edges.longest
+    # By arithmetic on the device: a scatter would sort in deterministic mode, and arrays of the host need a copy.
+    row = torch.arange(tokens, device=device)
+    sample = torch.bucketize(row, starts[1:], right=True)
+    slot = torch.arange(samples * longest, device=device)
+    packed = starts[slot // longest] + slot % longest
+    packed = torch.where(packed < starts[slot // longest + 1], packed, tokens)
+    return Padding(packed.clamp(max=tokens - 1), packed, sample * longest + row - starts[sample], samples)
 
 
-def _per_sample(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
-    # On a CPU a loop over samples was faster than padding and than a dense block mask (`bench/packing.py`).
-    lengths = list(edges.lengths)
-    parts = zip(*(torch.split(rows, lengths) for rows in (query, key, value)), strict=True)
+def _padded(qkv: Tensor, padding: Padding, dropout: float) -> Tensor:
+    tokens, _, heads, head_dim = qkv.shape
+    rows = take_rows(qkv.reshape(tokens, -1), padding.source, padding.padded)
+    # [samples, longest, 3, heads, head_dim] -> 3 x [samples, heads, longest, head_dim]
+    query, key, value = rows.view(padding.samples, -1, 3, heads, head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    # Not left to torch: with a choice it may take another kernel in another release, or on another card.
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+    rows = mixed.transpose(1, 2).reshape(-1, heads * head_dim)
+    return take_rows(rows, padding.padded, padding.packed).view(tokens, heads, head_dim)
+
+
+def _per_sample(qkv: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
     return torch.cat(
         [
-            # [length, heads, head_dim] -> [1, heads, length, head_dim] and back
+            # [length, 3, heads, head_dim] -> 3 x [1, heads, length, head_dim], and back to [length, heads, head_dim]
             F.scaled_dot_product_attention(
-                q.transpose(0, 1)[None],
-                k.transpose(0, 1)[None],
-                v.transpose(0, 1)[None],
-                dropout_p=dropout,
-                is_causal=True,
+                *sample.permute(1, 2, 0, 3)[:, None].unbind(0), dropout_p=dropout, is_causal=True
             )[0].transpose(0, 1)
-            for q, k, v in parts
+            for sample in torch.split(qkv, list(edges.lengths))
         ]
     )

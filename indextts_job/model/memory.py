@@ -17,15 +17,21 @@ WEIGHT_BYTES, GRADIENT_BYTES, MOMENT_BYTES = 4, 4, 8
 """float32; two moments."""
 CAST_BYTES = 2
 """The 16-bit copy of a weight that autocast keeps during a step."""
-BLOCK_BYTES: dict[bool, dict[Recompute, int]] = {
+Products = Literal["flash", "padded", "float32"]
+"""Products in 16 bit with attention on packed rows; in 16 bit with attention on padded samples, below sm_80; in
+float32, with attention on padded samples too."""
+BLOCK_BYTES: dict[Products, dict[Recompute, int]] = {
     # The float32 inputs of both norms 4 + 4, their 16-bit outputs 2 + 2, query, key and value 6, attention's output 2,
     # the MLP's input to the GELU 8 and its output 8, masks of both dropouts 2.
-    True: {"nothing": 38, "gelu": 30, "blocks": 4},
-    # The same in float32: 8, 8, 12, 4, 16, 16, 2. Whole blocks keep their input either way.
-    False: {"nothing": 66, "gelu": 50, "blocks": 4},
+    "flash": {"nothing": 38, "gelu": 30, "blocks": 4},
+    # Attention's output a second time 2, and 8 for the padding of query, key, value and output: micro-batches of
+    # utterances between 2 and 15 s are nearly doubled by it.
+    "padded": {"nothing": 48, "gelu": 40, "blocks": 4},
+    # The same in float32, but for the inputs of the norms and the masks. Whole blocks keep their input either way.
+    "float32": {"nothing": 85, "gelu": 69, "blocks": 4},
 }
-"""Activations per token, layer and unit of width, by whether products are computed in 16 bit."""
-OUTSIDE_BYTES = {True: 18, False: 24}
+"""Activations per token, layer and unit of width."""
+OUTSIDE_BYTES: dict[Products, int] = {"flash": 22, "padded": 22, "float32": 26}
 """The same outside of the blocks: embeddings, rows in packed order, final norms, inputs of the heads, gradients."""
 HEAD_CHUNK_BYTES = 10 * 2**24
 """A chunk of a head: logits and log-probabilities in float32 and the gradient in 16 bit, of 2^24 logits."""
@@ -73,16 +79,16 @@ class StepBytes:
     per_token: float
 
 
-def step_bytes(sizes: Sizes, recompute: Recompute, *, sixteen_bit: bool, moments_shared_by: int = 1) -> StepBytes:
+def step_bytes(sizes: Sizes, recompute: Recompute, products: Products, moments_shared_by: int = 1) -> StepBytes:
     """Memory of a step, from its second micro-batch on.
 
     Args:
         sizes: The model.
         recompute: The activations that are computed again.
-        sixteen_bit: Whether products are computed in 16 bit.
+        products: How products and attention are computed.
         moments_shared_by: Number of processes that keep a share of the moments each.
     """
-    model = sizes.model
+    model, sixteen_bit = sizes.model, products != "float32"
     per_parameter = WEIGHT_BYTES + GRADIENT_BYTES + MOMENT_BYTES / moments_shared_by + CAST_BYTES * sixteen_bit
     fixed = (
         per_parameter * sizes.trained_parameters
@@ -90,11 +96,10 @@ def step_bytes(sizes: Sizes, recompute: Recompute, *, sixteen_bit: bool, moments
         + _head_bytes(sizes, sixteen_bit=sixteen_bit)
         + WORKSPACE_BYTES
     )
-    kept = BLOCK_BYTES[sixteen_bit]
-    widths = model.layers * kept[recompute] + OUTSIDE_BYTES[sixteen_bit]
-    if recompute == "blocks":
-        # Of one block at a time, all is there.
-        widths = model.layers * kept["blocks"] + max(OUTSIDE_BYTES[sixteen_bit], kept["nothing"])
+    kept, outside = BLOCK_BYTES[products], OUTSIDE_BYTES[products]
+    # Where whole blocks are computed again, all of one block is there at a time.
+    outside = max(outside, kept["nothing"]) if recompute == "blocks" else outside
+    widths = model.layers * kept[recompute] + outside
     return StepBytes(fixed=fixed, per_token=widths * model.model_dim)
 
 

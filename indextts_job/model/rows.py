@@ -18,7 +18,7 @@ def take_rows(tensor: Tensor, rows: Tensor, taken_as: Tensor) -> Tensor:
 
     Args:
         tensor: [n, dim].
-        rows: [m] the rows to take, none twice.
+        rows: [m] the rows to take. None twice, unless the gradient of the other copies is zero.
         taken_as: [n] for each row of `tensor`, its place in the result; m if it is not taken.
 
     Returns:
@@ -32,12 +32,14 @@ class _TakeRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, rows: Tensor, taken_as: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ANN401
         ctx.save_for_backward(taken_as)
+        # With as many rows as there are, or with copies of some, all are taken.
+        ctx.some_are_not = len(rows) < len(tensor)
         return tensor.index_select(0, rows)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # noqa: ANN401
         (taken_as,) = ctx.saved_tensors
-        if len(grad) < len(taken_as):
+        if ctx.some_are_not:
             grad = F.pad(grad, (0, 0, 0, 1))  # a row of zeros, for the rows that were not taken
         return grad.index_select(0, taken_as), None, None

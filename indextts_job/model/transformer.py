@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from indextts_job.model.attention import AttentionKernel, SampleEdges, attention_kernel, packed_causal_attention
+from indextts_job.model.attention import Attend, SampleEdges, attend_with, packed_causal_attention
 from indextts_job.model.memory import Recompute
 
 LAYER_NORM_EPSILON = 1e-5
@@ -44,12 +44,11 @@ class Attention(nn.Module):
         self.c_attn = InOutLinear(width, 3 * width)
         self.c_proj = InOutLinear(width, width)
 
-    def forward(self, x: Tensor, edges: SampleEdges, kernel: AttentionKernel) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """[tokens, dim] -> [tokens, dim]."""
         tokens, width = x.shape
-        query, key, value = self.c_attn(x).view(tokens, 3, self.heads, width // self.heads).unbind(1)
-        dropout = self.dropout if self.training else 0.0
-        mixed = packed_causal_attention(query, key, value, edges, kernel, dropout)
+        qkv = self.c_attn(x).view(tokens, 3, self.heads, width // self.heads)
+        mixed = packed_causal_attention(qkv, attend, self.dropout if self.training else 0.0)
         return F.dropout(self.c_proj(mixed.reshape(tokens, width)), self.dropout, self.training)
 
 
@@ -88,15 +87,15 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
         self.mlp = MLP(width, dropout)
 
-    def forward(self, x: Tensor, edges: SampleEdges, kernel: AttentionKernel) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """[tokens, dim] -> [tokens, dim]."""
-        x = x + self.attn(self.ln_1(x), edges, kernel)
+        x = x + self.attn(self.ln_1(x), attend)
         output: Tensor = x + self.mlp(self.ln_2(x))
         return output
 
 
-def _run_block(block: Block, x: Tensor, edges: SampleEdges, kernel: AttentionKernel) -> Tensor:
-    output: Tensor = block(x, edges, kernel)
+def _run_block(block: Block, x: Tensor, attend: Attend) -> Tensor:
+    output: Tensor = block(x, attend)
     return output
 
 
@@ -135,13 +134,13 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, edges: SampleEdges) -> Tensor:
         """[tokens, dim] -> [tokens, dim]."""
         x = F.dropout(x, self.dropout, self.training)
-        kernel = attention_kernel(x.device, computing_dtype(x))
+        attend = attend_with(x, computing_dtype(x), edges)
         for block in self.h:
             # Without gradients the kernels of a compiled block would be others, and have to be compiled too.
             run = self._run_block if self.training else _run_block
             if self.recompute == "blocks" and self.training:
-                x = checkpoint(run, block, x, edges, kernel, use_reentrant=False)
+                x = checkpoint(run, block, x, attend, use_reentrant=False)
             else:
-                x = run(block, x, edges, kernel)
+                x = run(block, x, attend)
         output: Tensor = self.ln_f(x)
         return output

@@ -80,7 +80,7 @@ def test_every_card_gets_a_plan_that_fits_it(name: str) -> None:
     facts = replace(L4, name=name, memory_bytes=int(GIBS[name] * GIB), bfloat16=native)
     plan = make_plan(facts, AUTO, needs(700))
     assert plan.precision == ("bfloat16" if native else "float16")
-    found = planned_bytes(plan, needs(700).sizes)
+    found = planned_bytes(facts, plan, needs(700).sizes)
     assert found.fixed + found.per_token * plan.capacity_tokens <= 0.85 * facts.memory_bytes
     # Fastest by the formula: whole blocks are computed again where few tokens would fit otherwise.
     assert plan.recompute == ("blocks" if GIBS[name] < 14 else "gelu" if GIBS[name] < 30 else "nothing")
