@@ -25,7 +25,7 @@ def product(qkv: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
 
 def forced(kernel: AttentionKernel) -> AbstractContextManager[object]:
     """Inside, the product takes this way on every card."""
-    return mock.patch.object(model_attention, "attention_kernel", lambda _device, _dtype: kernel)
+    return mock.patch.object(model_attention, "attention_kernel", return_value=kernel)
 
 
 def padded(qkv: Tensor, edges: SampleEdges, dropout: float) -> Tensor:

@@ -236,19 +236,24 @@ def stall(setting: Setting) -> dict[str, Value]:
     own = setting.engine()
     state = TrainState(model=own.model, optimizer=own.optimizer, scaler=own.scaler, step=1)  # type: ignore[arg-type]
     groups, copies = state.tensor_groups(), HostCopies()
-    seconds = []
+    seconds, complete = [], []
+    started_s = time.perf_counter()
+    copies.reserve(groups)
+    reserve_s = time.perf_counter() - started_s
     for _ in range(4):
         torch.cuda.synchronize()
         started_s = time.perf_counter()
-        copies.of(groups)
+        snapshot = copies.of(groups, own.optimizer)
         seconds.append(time.perf_counter() - started_s)
+        snapshot.complete()
+        complete.append(time.perf_counter() - started_s)
     copied = sum(tensor.nbytes for group in groups for tensor in group.values())
-    later = median(seconds[1:])
     return {
-        "first_ms": 1e3 * seconds[0],
-        "later_ms": 1e3 * later,
+        "reserve_ms": 1e3 * reserve_s,
+        "stall_ms": 1e3 * median(seconds),
+        "complete_ms": 1e3 * median(complete),
         "gb": copied / 1e9,
-        "gb_per_s": copied / later / 1e9,
+        "gb_per_s": copied / median(complete) / 1e9,
     }
 
 

@@ -8,6 +8,7 @@ import torch
 
 from indextts_job.attempt.inputs import Inputs
 from indextts_job.checkpoint.values import CheckpointValues
+from indextts_job.errors import ConfigError
 from indextts_job.hardware.memory import MemoryLine
 from indextts_job.hardware.plan import (
     PRECISIONS,
@@ -20,16 +21,21 @@ from indextts_job.hardware.plan import (
     make_plan,
 )
 from indextts_job.loop.capacity import Capacity
+from indextts_job.model.batch import PackedBatch
 from indextts_job.model.memory import Recompute
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.preemption.deadline import Pace
 from indextts_job.report.console import human_bytes
 from indextts_job.report.events import Emit, Notice
+from indextts_job.training.compilation import CompilationError, compile_blocks, worth_compiling
 from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.engine import Engine
-from indextts_job.training.probe import CudaMeter, measured_line
+from indextts_job.training.probe import CudaMeter, measured_line, uniform_batch
 from indextts_job.training.recipe import OptimizerConfig
 from indextts_job.training.state import TrainState, build_optimizer
+
+COMPILED_TOKENS = 8192
+"""Most tokens of the micro-batch by which compiled blocks are judged."""
 
 
 def shared_plan(
@@ -126,7 +132,8 @@ def measured_capacity(
     if engine.device.type == "cuda" and not config.capacity_tokens:
         moments = f"moments shared by {group.world_size}" if engine.owners else "all moments"
         # All settings that change the bytes per token: a stored measurement holds only for the same ones.
-        what = f"{engine.precision}, dropout {engine.recipe.dropout:g}, {moments}"
+        compiled = ", compiled" if capacity.compiled else ""
+        what = f"{engine.precision}, dropout {engine.recipe.dropout:g}, {moments}{compiled}"
         if message := capacity.measure(what, measured, may_recompute=config.recompute == "auto"):
             emit(Notice(step=step, topic="memory", message=message))
     # Every rank cuts every step by itself, so all need the same capacity.
@@ -134,6 +141,57 @@ def measured_capacity(
     capacity.recompute = most_recomputed(capacity.recompute, group)
     model.gpt.recompute = capacity.recompute
     return capacity
+
+
+def compiled_blocks(  # noqa: PLR0913  # all by name
+    *, capacity: Capacity, config: HardwareConfig, inputs: Inputs, samples: int, engine: Engine, step: int, emit: Emit
+) -> bool:
+    """Compile the blocks if that is asked for, or faster; equal on all ranks, and for all attempts on such a device.
+
+    Args:
+        capacity: Remembers the decision.
+        config: Settings of the user.
+        inputs: The lengths of a usual sample.
+        samples: Samples of the whole run on one rank.
+        engine: The engine, on the device.
+        step: The position.
+        emit: Gets a line about the result.
+
+    Returns:
+        Whether the blocks are compiled.
+
+    Raises:
+        ConfigError: It is asked for, and not possible here.
+    """
+    if engine.device.type != "cuda" or config.compile == "never":
+        return False
+    batch = _usual_batch(inputs, min(capacity.tokens, COMPILED_TOKENS))
+    try:
+        wanted = config.compile == "always" or capacity.compiled
+        if wanted is None:
+
+            def tell(message: str) -> None:
+                emit(Notice(step=step, topic="plan", message=message))
+
+            wanted = worth_compiling(engine, batch, samples * inputs.mean_tokens, step, tell)
+        if wanted:
+            compile_blocks(engine, batch, step)
+    except (CompilationError, torch.OutOfMemoryError) as error:
+        if config.compile == "always":
+            raise ConfigError(f"hardware.compile is always, but compiling fails: {error} Use auto.") from error
+        emit(Notice(step=step, topic="plan", message=f"blocks are not compiled: {error}", warning=True))
+        wanted = False
+    agreed = engine.group.all_reduce_min(int(wanted)) > 0
+    if not agreed:
+        engine.model.gpt.run_uncompiled()
+    capacity.remember_compiled(agreed)
+    return agreed
+
+
+def _usual_batch(inputs: Inputs, tokens: int) -> PackedBatch:
+    """A micro-batch of usual samples with at most so many tokens, and at least one sample."""
+    count = max(1, tokens // inputs.model.sample_tokens(*inputs.usual))
+    return uniform_batch(inputs.model, inputs.usual, count)
 
 
 def recorded_pace(values: CheckpointValues | None, facts: HardwareFacts, world_size: int) -> Pace:
@@ -159,6 +217,7 @@ def plan_text(plan: Plan, *, deterministic: bool, global_batch_samples: int) -> 
     further = {
         "activations are computed again": plan.recompute == "blocks",
         "GELUs are computed again": plan.recompute == "gelu",
+        "compiled blocks": plan.compiled,
         "deterministic kernels": deterministic,
         "moments shared among the processes": plan.shard_optimizer,
     }

@@ -128,7 +128,10 @@ def run_attempt(
             saver_group=group.new_group(),
             guard=guard or ExitGuard(stop),
         )
-        code = _recorded(parts, other_rank(parts) if group.rank else rank_zero(parts, laps))
+        recording = other_rank(parts) if group.rank else rank_zero(parts, laps)
+        if facts.device == "cuda":
+            begin(partial(recording.saver.reserve, start.state), "memory of saves")
+        code = _recorded(parts, recording)
         # A barrier: no rank ends before the last save. Launchers take the first end of a rank as that of all.
         group.any_rank(False)  # noqa: FBT003  # the value does not matter
         return code

@@ -35,6 +35,10 @@ def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
     import torch  # noqa: PLC0415  # the rest of this module works on login nodes without torch
 
     cpus = max(1, usable_cpus() // processes)
+    # Read when CUDA starts. Micro-batches differ in size, and segments of a fixed size would leave gaps between them.
+    # The second name is the older one, and still read.
+    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     if device != "cpu" and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(gpu)
         capability = properties.major, properties.minor
@@ -81,8 +85,8 @@ def demand_kernels(name: str, capability: tuple[int, int], architectures: Sequen
     compiled_for = ", ".join(architectures)
     advice = OLDER_BUILDS if capability < OLDEST_OF_CUDA_13 else "Install a newer torch, compiled for this GPU."
     raise ConfigError(
-        f"torch {version} has no kernels for {name}, whose compute capability is {capability[0]}.{capability[1]}: it was "
-        f"compiled for {compiled_for}. {advice}"
+        f"torch {version} has no kernels for {name}, whose compute capability is {capability[0]}.{capability[1]}: it "
+        f"was compiled for {compiled_for}. {advice}"
     )
 
 

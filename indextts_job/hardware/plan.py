@@ -48,12 +48,15 @@ class HardwareConfig:
     recompute: Literal["auto", "always", "gelu", "never"] = "auto"
     """Compute activations again in backward, not keep them: all of each block (always), or the output of its GELU;
     auto = what is fastest on this GPU. It changes no bit of the result."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Kernels that torch.compile makes for the blocks; auto = on a GPU where they are faster, which is measured at the
+    first start and remembered in the run, unless the whole run takes less than half an hour."""
     shard_optimizer: Literal["auto", "always", "never"] = "auto"
     """Several processes keep the moments of a share of the weights each (ZeRO stage 1); auto = when the longest sample
     does not fit otherwise. It changes no bit of the result."""
     deterministic: bool = True
-    """Only kernels that give the same bits every time, so that a run that was interrupted ends with the bits of one that
-    was not. false on a GPU: attention's backward pass adds up in any order, which is faster by a few per cent. CPUs
+    """Only kernels that give the same bits every time, so that an interrupted run ends with the bits of one that was
+    not. With false on a GPU, attention's backward pass adds up in any order: a step is then 2 % faster (H200). CPUs
     always give the same bits."""
     threads: Annotated[int, Bounds(0, 4096)] = 0
     """CPU threads of torch; 0 = OMP_NUM_THREADS where it is set, else the CPUs that this process may use, shared with
@@ -101,6 +104,8 @@ class Plan:
     capacity_tokens: int
     threads: int
     recompute: Recompute = "nothing"
+    compiled: bool = False
+    """Whether the blocks run kernels that torch.compile has made, which round otherwise than torch's own."""
     shard_optimizer: bool = False
 
 
@@ -142,8 +147,8 @@ def make_plan(
 def _demand_possible(facts: HardwareFacts, config: HardwareConfig, needs: Needs) -> None:
     if config.precision == "bfloat16" and facts.device == "cuda" and not facts.bfloat16:
         raise ConfigError(
-            f"hardware.precision is bfloat16, which {facts.name} (compute capability {facts.capability}) does not have. "
-            "Use auto, which takes float16 with a loss scale there."
+            f"hardware.precision is bfloat16, which {facts.name} (compute capability {facts.capability}) does not have."
+            " Use auto, which takes float16 with a loss scale there."
         )
     longest = needs.longest_tokens
     if config.capacity_tokens and config.capacity_tokens < longest:
@@ -208,6 +213,7 @@ def changes(before: Environment, facts: HardwareFacts, plan: Plan, versions: Map
         ("device", hardware.get("name"), facts.name),
         ("precision", planned.get("precision"), plan.precision),
         ("tokens per micro-batch", planned.get("capacity_tokens"), plan.capacity_tokens),
+        ("compiled blocks", planned.get("compiled"), plan.compiled),
         ("torch", before.torch, versions["torch"]),
         ("CUDA", before.cuda, versions["cuda"]),
     )

@@ -74,6 +74,18 @@ class Capacity:
             f"1000 tokens; micro-batches of up to {self.tokens} tokens"
         )
 
+    @property
+    def compiled(self) -> bool | None:
+        """Whether earlier attempts on this kind of device compiled the blocks; None if it was not decided."""
+        found = self._memory.get("compiled")
+        return found if isinstance(found, bool) else None
+
+    def remember_compiled(self, compiled: bool) -> None:  # noqa: FBT001
+        """Store the decision for later attempts: compiled kernels round otherwise, and a run must keep its bits."""
+        if self.compiled != compiled:
+            self._memory["compiled"] = compiled
+            self._keep()
+
     def _recompute_more(self) -> bool:
         """Keep less; False when nothing more can be computed again."""
         more = _ORDER[_ORDER.index(self.recompute) + 1 :]

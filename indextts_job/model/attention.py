@@ -116,7 +116,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 def _flash(qkv: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
     cu_seqlens, longest = edges.cu_seqlens, edges.longest
-    output: Tensor = torch.ops.aten._flash_attention_forward(  # noqa: SLF001
+    output: Tensor = torch.ops.aten._flash_attention_forward(
         *qkv.unbind(1),
         cu_seqlens,
         cu_seqlens,
@@ -154,12 +154,10 @@ def _padded(qkv: Tensor, padding: Padding, dropout: float) -> Tensor:
 
 
 def _per_sample(qkv: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
-    return torch.cat(
-        [
-            # [length, 3, heads, head_dim] -> 3 x [1, heads, length, head_dim], and back to [length, heads, head_dim]
-            F.scaled_dot_product_attention(
-                *sample.permute(1, 2, 0, 3)[:, None].unbind(0), dropout_p=dropout, is_causal=True
-            )[0].transpose(0, 1)
-            for sample in torch.split(qkv, list(edges.lengths))
-        ]
-    )
+    outputs = []
+    for sample in torch.split(qkv, list(edges.lengths)):
+        # [length, 3, heads, head_dim] -> 3 x [1, heads, length, head_dim]
+        query, key, value = sample.permute(1, 2, 0, 3)[:, None].unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        outputs.append(mixed[0].transpose(0, 1))
+    return torch.cat(outputs)

@@ -69,7 +69,7 @@ class _HeadLoss(torch.autograd.Function):
     """`head_loss` with its gradient. The tables come twice: autograd only looks at arguments that are tensors."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,  # noqa: ANN401
         hidden: Tensor,
         weight: Tensor,
@@ -84,8 +84,8 @@ class _HeadLoss(torch.autograd.Function):
         return loss, correct
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor, _of_count: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _of_count: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         hidden, weight, bias = ctx.saved_tensors
         # In place: they have no other use, and the one of a large table is not worth a copy.
         return hidden.mul_(grad), weight.mul_(grad), bias.mul_(grad), None, None

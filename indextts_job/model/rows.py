@@ -30,15 +30,15 @@ def take_rows(tensor: Tensor, rows: Tensor, taken_as: Tensor) -> Tensor:
 
 class _TakeRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, rows: Tensor, taken_as: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ANN401
+    def forward(ctx: Any, tensor: Tensor, rows: Tensor, taken_as: Tensor) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(taken_as)
         # With as many rows as there are, or with copies of some, all are taken.
         ctx.some_are_not = len(rows) < len(tensor)
         return tensor.index_select(0, rows)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # noqa: ANN401
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         (taken_as,) = ctx.saved_tensors
         if ctx.some_are_not:
             grad = F.pad(grad, (0, 0, 0, 1))  # a row of zeros, for the rows that were not taken

@@ -94,7 +94,7 @@ class Block(nn.Module):
         return output
 
 
-def _run_block(block: Block, x: Tensor, attend: Attend) -> Tensor:
+def _run_block(block: nn.Module, x: Tensor, attend: Attend) -> Tensor:
     output: Tensor = block(x, attend)
     return output
 
@@ -118,8 +118,9 @@ class Transformer(nn.Module):
     @recompute.setter
     def recompute(self, what: Recompute) -> None:
         self._recompute = what
-        for block in self.h:
-            block.mlp.recompute_gelu = what == "gelu"
+        for module in self.modules():
+            if isinstance(module, MLP):
+                module.recompute_gelu = what == "gelu"
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Let torch.compile make the kernels of the blocks; at the first forward pass, which takes longer.
@@ -130,6 +131,10 @@ class Transformer(nn.Module):
             backend: Name of a backend of torch.compile.
         """
         self._run_block = torch.compile(_run_block, dynamic=True, backend=backend)
+
+    def run_uncompiled(self) -> None:
+        """Undo `compile_blocks`."""
+        self._run_block = _run_block
 
     def forward(self, x: Tensor, edges: SampleEdges) -> Tensor:
         """[tokens, dim] -> [tokens, dim]."""

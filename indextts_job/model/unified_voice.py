@@ -85,7 +85,7 @@ class UnifiedVoice(nn.Module):
         hidden = self.hidden_states(batch)
         # Cast before the rows are taken: in 16 bit half as much is copied.
         predicting = take_rows(hidden.to(computing_dtype(hidden)), batch.target_rows, batch.target_of_row)
-        texts, codes = predicting.split([len(batch.text_targets), len(batch.code_targets)])
+        texts, codes = torch.split(predicting, [len(batch.text_targets), len(batch.code_targets)])
         text_sum, _ = head_loss(texts, self.text_head.tables(), self.text_head.columns(batch.text_targets))
         mel_sum, mel_correct = head_loss(
             codes, HeadTables(self.mel_head.weight, self.mel_head.bias), batch.code_targets

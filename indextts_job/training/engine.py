@@ -78,7 +78,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 @contextlib.contextmanager
-def weights_cast_once(engine: Engine) -> Iterator[None]:
+def weights_cast_once() -> Iterator[None]:
     """Inside, all micro-batches share the 16-bit copies of the weights that autocast makes.
 
     Otherwise autocast casts every weight again in every micro-batch. Valid while no weight changes.

@@ -60,7 +60,7 @@ def measured_line(
     # Rounded up, so that the smaller micro-batch has at least that many tokens.
     few = -(-max(longest_tokens, LEAST_PROBED_TOKENS) // config.sample_tokens(*shape))
     while few:
-        points = _peaks(engine, [_batch(config, shape, count) for count in (1, few, 2 * few)], meter)
+        points = _peaks(engine, [uniform_batch(config, shape, count) for count in (1, few, 2 * few)], meter)
         # Also after an out of memory in the middle: gradients and the scaler must not remember the probe.
         reset_step(engine, step)
         if len(points) > 1:
@@ -80,7 +80,8 @@ def _peaks(engine: Engine, batches: Sequence[PackedBatch], meter: Meter) -> list
         # measured ones have the peak of the later micro-batches.
         accumulate(engine, batches[0], counts)
         for batch in batches[1:]:
-            points.append((batch.num_tokens, meter.peak_bytes(partial(_tried, engine, batch, counts))))
+            peak_bytes = meter.peak_bytes(partial(_tried, engine, batch, counts))
+            points.append((batch.num_tokens, peak_bytes))
     return points
 
 
@@ -88,7 +89,14 @@ def _tried(engine: Engine, batch: PackedBatch, counts: TargetCounts) -> None:
     accumulate(engine, batch, counts)
 
 
-def _batch(config: GPTConfig, shape: tuple[int, int], count: int) -> PackedBatch:
+def uniform_batch(config: GPTConfig, shape: tuple[int, int], count: int) -> PackedBatch:
+    """A micro-batch of equal samples, for measurements.
+
+    Args:
+        config: The model's configuration.
+        shape: Numbers of text and code tokens of a sample.
+        count: Number of samples.
+    """
     text, codes = shape
     sample = Sample(
         index=0,

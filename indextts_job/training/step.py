@@ -177,7 +177,7 @@ def _accumulated(
     group = engine.group
     sums: list[LossSums] = []
     out_of_memory = False
-    with weights_cast_once(engine):
+    with weights_cast_once():
         for index, batch in enumerate(batches):
             if discard(len(batches) - index):
                 return Discarded(index)

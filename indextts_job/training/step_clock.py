@@ -22,8 +22,9 @@ class StepClock(Protocol):
         """The update was called."""
 
     def update_s(self) -> float:
-        """Duration of an update, with the exchange and the norm of the gradients: on a GPU, of the last one that has
-        ended, which is that of the step before.
+        """Duration of an update, with the exchange and the norm of the gradients.
+
+        On a GPU it is that of the step before: the one of this step still runs.
         """
 
 
@@ -73,7 +74,7 @@ class CudaClock:
 
     def computed_s(self) -> float:
         """See `StepClock`."""
-        return self._begun.elapsed_time(self._accumulated) / 1000
+        return float(self._begun.elapsed_time(self._accumulated)) / 1000
 
     def updated(self) -> None:
         """See `StepClock`."""
@@ -89,7 +90,7 @@ class CudaClock:
 
 
 def _recorded() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
 

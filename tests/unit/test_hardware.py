@@ -176,12 +176,12 @@ def test_wishes_are_followed_or_refused() -> None:
     assert (plan.precision, plan.capacity_tokens, plan.threads) == ("float32", 900, 3)
     with pytest.raises(ConfigError, match="the longest sample has 901"):
         make_plan(L4, wish, needs(901))
-    with pytest.raises(ConfigError, match="Tesla V100 .* does not have"):
+    with pytest.raises(ConfigError, match=r"Tesla V100 .* does not have"):
         make_plan(V100, HardwareConfig(precision="bfloat16"), needs(700))
 
 
 def test_a_gpu_that_is_asked_for_and_missing_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="no GPU here. torch .* is a CPU build"):
+    with pytest.raises(ConfigError, match=r"no GPU here. torch .* is a CPU build"):
         read_facts("cuda")
 
 
