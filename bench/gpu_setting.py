@@ -10,6 +10,7 @@ from unittest import mock
 import torch
 
 from bench.attention_checks import Attention
+from bench.first_ten_minutes import Options, Value
 from bench.workload import FULL, engine, tokens_of, utterances
 from indextts_job.data.packing import pack
 from indextts_job.hardware.facts import read_facts
@@ -23,22 +24,10 @@ from indextts_job.training.engine import AUTOCAST_DTYPES, Engine
 from indextts_job.training.recipe import RecipeConfig
 from indextts_job.training.step import Updated, train_step
 
-Value = float | int | str | bool
 PIECES = FULL.number_text_tokens
 DROPOUT = RecipeConfig().dropout
 DETERMINISTIC = HardwareConfig().deterministic
 LEARNING_RATE = 1e-4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What the user has asked for."""
-
-    layers: int
-    samples: int
-    rounds: int
-    peak_flops: float
-    """0 = from the table of cards."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +92,7 @@ def read_setting(options: Options) -> Setting:
         trained_parameters=sum(math.prod(shape) for shape in trained_shapes(config, PIECES + 1).values()),
         longest_tokens=max(tokens_of(sample, config) for sample in samples),
     )
-    plan = make_plan(facts, HardwareConfig(), needs)
+    plan = make_plan(facts, HardwareConfig(device="cuda"), needs)
     return Setting(
         options=options,
         facts=facts,
