@@ -1,51 +1,47 @@
 """Attention kernels of a GPU against float64, and whether their backward pass drops what their forward pass dropped."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from bench.workload import utterances
-from indextts_job.model import transformer
+from indextts_job.model import attention as model_attention
+from indextts_job.model.attention import AttentionKernel, SampleEdges, attend_with, packed_causal_attention
 from indextts_job.model.batch import Sample, collate
 from indextts_job.model.config import GPTConfig
-from indextts_job.model.transformer import SampleEdges
 from indextts_job.training.engine import to_device
 
 Attention = Callable[..., Tensor]
-"""As `transformer.packed_causal_attention`: query, key, value, edges first, the dropout probability last."""
+"""Of queries, keys and values [tokens, 3, heads, head_dim], edges, and the dropout probability."""
 
 
-def product(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, *further: object) -> Tensor:
+def product(qkv: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
     """The attention that training uses on this device."""
-    return transformer.packed_causal_attention(query, key, value, edges, *further)  # type: ignore[arg-type]
+    return packed_causal_attention(qkv, attend_with(qkv, qkv.dtype, edges), dropout)
 
 
-def flash(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, *further: object) -> Tensor:
-    """FlashAttention 2 with cu_seqlens and dropout: 16 bit, from compute capability 8.0 on."""
-    starts, longest, dropout = edges.cu_seqlens, max(edges.lengths), further[-1]
-    output: Tensor = torch.ops.aten._flash_attention_forward(
+def forced(kernel: AttentionKernel) -> AbstractContextManager[object]:
+    """Inside, the product takes this way on every card."""
+    return mock.patch.object(model_attention, "attention_kernel", return_value=kernel)
+
+
+def padded(qkv: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
+    """The product's way on cards below sm_80."""
+    with forced("padded"):
+        return product(qkv, edges, dropout)
+
+
+def efficient_packed(qkv: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
+    """CUTLASS's memory-efficient attention on packed rows, which the product does not use: look at its `mask_error`."""
+    starts, longest = edges.cu_seqlens, edges.longest
+    query, key, value = (rows[None] for rows in qkv.unbind(1))
+    output: Tensor = torch.ops.aten._efficient_attention_forward(
         query,
         key,
         value,
-        starts,
-        starts,
-        longest,
-        longest,
-        dropout,
-        True,  # noqa: FBT003  # is_causal; the operator takes it by position only
-        False,  # noqa: FBT003  # return_debug_mask
-    )[0]
-    return output
-
-
-def efficient(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, *further: object) -> Tensor:
-    """CUTLASS's memory-efficient attention with cu_seqlens and dropout: every type, every supported card."""
-    starts, longest, dropout = edges.cu_seqlens, max(edges.lengths), further[-1]
-    output: Tensor = torch.ops.aten._efficient_attention_forward(
-        query[None],
-        key[None],
-        value[None],
         None,  # bias
         starts,
         starts,
@@ -58,18 +54,18 @@ def efficient(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, *fu
     return output[0]
 
 
-def by_definition(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges) -> Tensor:
+def by_definition(qkv: Tensor, edges: SampleEdges) -> Tensor:
     """Softmax of the masked scores, sample by sample."""
     outputs = []
-    for q, k, v in zip(*(torch.split(rows, list(edges.lengths)) for rows in (query, key, value)), strict=True):
+    for q, k, v in (sample.unbind(1) for sample in torch.split(qkv, list(edges.lengths))):
         scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
         later = torch.ones(len(q), len(q), dtype=torch.bool, device=q.device).triu(1)
         outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(later, -torch.inf).softmax(-1), v))
     return torch.cat(outputs)
 
 
-def inputs_of(samples: Sequence[Sample], dtype: torch.dtype, config: GPTConfig) -> tuple[SampleEdges, list[Tensor]]:
-    """Edges of these samples on the device; random query, key and value of their rows.
+def inputs_of(samples: Sequence[Sample], dtype: torch.dtype, config: GPTConfig) -> tuple[SampleEdges, Tensor]:
+    """Edges of these samples on the device; random queries, keys and values of their rows.
 
     Args:
         samples: The samples of a packed sequence.
@@ -77,8 +73,8 @@ def inputs_of(samples: Sequence[Sample], dtype: torch.dtype, config: GPTConfig) 
         config: Width and heads.
     """
     batch = collate(samples, config)
-    shape = (batch.num_tokens, config.heads, config.model_dim // config.heads)
-    values = [torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True) for _ in range(3)]
+    shape = (batch.num_tokens, 3, config.heads, config.model_dim // config.heads)
+    values = torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True)
     return to_device(batch, torch.device("cuda")).edges, values
 
 
@@ -90,14 +86,15 @@ def compared(attention: Attention, dtype: torch.dtype, config: GPTConfig) -> flo
         dtype: Type of the inputs.
         config: Width and heads.
     """
-    edges, inputs = inputs_of(utterances(5, config), dtype, config)
-    exact = [value.detach().double().requires_grad_() for value in inputs]
-    output = attention(*inputs, edges, 0.0)
+    edges, qkv = inputs_of(utterances(5, config), dtype, config)
+    exact = qkv.detach().double().requires_grad_()
+    output = attention(qkv, edges, 0.0)
     upstream = torch.randn_like(output)
-    found = (output, *torch.autograd.grad(output, inputs, upstream))
-    right_output = by_definition(exact[0], exact[1], exact[2], edges)
-    right = (right_output, *torch.autograd.grad(right_output, exact, upstream.double()))
-    return max(relative(one, other) for one, other in zip(found, right, strict=True))
+    right = by_definition(exact, edges)
+    (found_gradient,) = torch.autograd.grad(output, qkv, upstream)
+    (right_gradient,) = torch.autograd.grad(right, exact, upstream.double())
+    pairs = [(output, right), *zip(found_gradient.unbind(1), right_gradient.unbind(1), strict=True)]
+    return max(relative(one, other) for one, other in pairs)
 
 
 def mask_error(attention: Attention, dtype: torch.dtype, config: GPTConfig) -> tuple[float, float]:
@@ -109,15 +106,16 @@ def mask_error(attention: Attention, dtype: torch.dtype, config: GPTConfig) -> t
     Returns:
         The relative difference of both products, and the mean of an output whose values are all ones (right: 1).
     """
-    edges, (query, key, value) = inputs_of(utterances(5, config), dtype, config)
-    output = attention(query, key, value, edges, 0.1)
+    edges, qkv = inputs_of(utterances(5, config), dtype, config)
+    output = attention(qkv, edges, 0.1)
     # Not random: the products would be sums around zero, whose relative error says nothing.
     upstream = output.detach().clone()
-    (gradient,) = torch.autograd.grad(output, value, upstream)
+    (gradient,) = torch.autograd.grad(output, qkv, upstream)
     ahead = (upstream.double() * upstream.double()).sum()
-    back = (value.detach().double() * gradient.double()).sum()
-    ones = attention(query, key, torch.ones_like(value), edges, 0.1).detach()
-    return float((back - ahead).abs() / ahead.abs()), float(ones.double().mean())
+    back = (qkv.detach()[:, 2].double() * gradient[:, 2].double()).sum()
+    ones = qkv.detach().clone()
+    ones[:, 2] = 1.0
+    return float((back - ahead).abs() / ahead.abs()), float(attention(ones, edges, 0.1).double().mean())
 
 
 def relative(found: Tensor, right: Tensor) -> float:

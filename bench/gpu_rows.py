@@ -8,14 +8,15 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from bench.attention_checks import Attention, compared, efficient, flash, inputs_of, mask_error, product, relative
+from bench.attention_checks import Attention, compared, efficient_packed, inputs_of, mask_error, product, relative
+from bench.attention_checks import padded as padded_attention
 from bench.first_ten_minutes import Value
-from bench.gpu_setting import DROPOUT, Setting, kernels, packed, peak_bytes, trained
-from bench.packing import batched_attention, padded
+from bench.gpu_setting import DROPOUT, Setting, kernels, packed, padded_batches, peak_bytes, trained
+from bench.packing import padded
 from bench.timing import alternate
 from bench.workload import engine, model_config, tokens_of, utterances
 from indextts_job.hardware.memory import MEASURED_SHARE
-from indextts_job.hardware.plan import usable_bytes
+from indextts_job.hardware.plan import planned_bytes, usable_bytes
 from indextts_job.loop.staging import HostCopies
 from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import GPTConfig
@@ -73,11 +74,11 @@ def attention_row(attention: Attention) -> Callable[[Setting], dict[str, Value]]
     def work(setting: Setting) -> dict[str, Value]:
         gradient_error = compared(attention, setting.dtype, setting.config)
         mask, mean = mask_error(attention, setting.dtype, setting.config)
-        edges, inputs = inputs_of(setting.samples, setting.dtype, setting.config)
-        upstream = torch.randn_like(inputs[0])
+        edges, qkv = inputs_of(setting.samples, setting.dtype, setting.config)
+        upstream = torch.randn_like(qkv[:, 0])
 
         def both() -> None:
-            torch.autograd.grad(attention(*inputs, edges, DROPOUT), inputs, upstream)
+            torch.autograd.grad(attention(qkv, edges, DROPOUT), qkv, upstream)
 
         ms = 1e3 * alternate({"": _ended(both)}, setting.options.rounds)[""]
         return {"error": gradient_error, "mask_error": mask, "mean_of_ones": mean, "ms": ms}
@@ -151,9 +152,7 @@ def step_with(
 def step_compiled(setting: Setting) -> dict[str, Value]:
     """A step with compiled blocks, by turns with one with default settings."""
     own, faster, batches = setting.engine(), setting.engine(), setting.batches()
-    # The place of the product's own switch, once it has one.
-    for block in faster.model.gpt.h:
-        block.compile(dynamic=True)
+    faster.model.gpt.compile_blocks()
     with kernels():
         started_s = time.perf_counter()
         trained(faster, batches)
@@ -174,7 +173,7 @@ def padded_rival(setting: Setting) -> dict[str, Value]:
     groups = [padded(samples[first : first + size], setting.config) for first in range(0, len(samples), size)]
     batches = packed(samples, setting.config, setting.plan.capacity_tokens)
     own = setting.engine()
-    theirs = _inside(lambda: kernels(deterministic=False, attention=batched_attention), _step(own, groups))
+    theirs = _inside(padded_batches, _step(own, groups))
     ours = _inside(kernels, _step(own, batches))
     seconds = alternate({"padded": theirs, "packed": ours}, setting.options.rounds)
     found = setting.figures(seconds["packed"], samples)
@@ -229,19 +228,24 @@ def stall(setting: Setting) -> dict[str, Value]:
     own = setting.engine()
     state = TrainState(model=own.model, optimizer=own.optimizer, scaler=own.scaler, step=1)  # type: ignore[arg-type]
     groups, copies = state.tensor_groups(), HostCopies()
-    seconds = []
+    seconds, complete = [], []
+    started_s = time.perf_counter()
+    copies.reserve(groups)
+    reserve_s = time.perf_counter() - started_s
     for _ in range(4):
         torch.cuda.synchronize()
         started_s = time.perf_counter()
-        copies.of(groups)
+        snapshot = copies.of(groups, own.optimizer)
         seconds.append(time.perf_counter() - started_s)
+        snapshot.complete()
+        complete.append(time.perf_counter() - started_s)
     copied = sum(tensor.nbytes for group in groups for tensor in group.values())
-    later = median(seconds[1:])
     return {
-        "first_ms": 1e3 * seconds[0],
-        "later_ms": 1e3 * later,
+        "reserve_ms": 1e3 * reserve_s,
+        "stall_ms": 1e3 * median(seconds),
+        "complete_ms": 1e3 * median(complete),
         "gb": copied / 1e9,
-        "gb_per_s": copied / later / 1e9,
+        "gb_per_s": copied / median(complete) / 1e9,
     }
 
 
@@ -293,7 +297,8 @@ def plan(setting: Setting) -> dict[str, Value]:
         )
         longest = max(tokens_of(sample, config) for sample in setting.samples)
         line = measured_line(own, config, (text, codes), longest, CudaMeter(), 0)
-    predicted = usable_bytes(setting.facts)
+    expected = planned_bytes(setting.facts, setting.plan, setting.sizes)
+    predicted = expected.fixed + expected.per_token * filled
     return {
         "fits": fits,
         "tokens": filled,
@@ -349,8 +354,8 @@ def _never(_done: int) -> bool:
 WORK: dict[str, Callable[[Setting], dict[str, Value]]] = {
     "device": device,
     "attention-product": attention_row(product),
-    "attention-flash": attention_row(flash),
-    "attention-efficient": attention_row(efficient),
+    "attention-padded": attention_row(padded_attention),
+    "attention-efficient": attention_row(efficient_packed),
     "model-gradients": model_gradients,
     "step": step,
     "evaluate": evaluation,
@@ -360,9 +365,7 @@ WORK: dict[str, Callable[[Setting], dict[str, Value]]] = {
     "padded-rival": padded_rival,
     "stall": stall,
     "step-not-deterministic": step_with(lambda: kernels(deterministic=False)),
-    "step-deterministic": step_with(lambda: kernels(deterministic=True)),
-    "step-flash": step_with(lambda: kernels(attention=flash)),
-    "step-efficient": step_with(lambda: kernels(attention=efficient)),
+    "step-padded-attention": step_with(lambda: kernels(attention="padded")),
     "step-small": step_with(kernels, SMALL_MICRO_BATCH_TOKENS),
     "ceilings": ceilings,
     "bits-any": bits(deterministic=False),

@@ -2,25 +2,27 @@
 
 import contextlib
 import gc
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
 
-from bench.attention_checks import Attention
+from bench.attention_checks import forced
 from bench.first_ten_minutes import Options, Value
+from bench.packing import batched_attention
 from bench.workload import FULL, engine, tokens_of, utterances
 from indextts_job.data.packing import pack
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.peak import peak_flops
 from indextts_job.hardware.plan import HardwareConfig, HardwareFacts, Needs, Plan, make_plan
 from indextts_job.model import transformer
+from indextts_job.model.attention import AttentionKernel
 from indextts_job.model.batch import PackedBatch, Sample, collate
-from indextts_job.model.config import GPTConfig, trained_shapes
+from indextts_job.model.config import GPTConfig
 from indextts_job.model.flops import training_flops
-from indextts_job.training.engine import AUTOCAST_DTYPES, Engine
+from indextts_job.model.memory import Sizes
+from indextts_job.training.engine import AUTOCAST_DTYPES, Engine, allocator
 from indextts_job.training.recipe import RecipeConfig
 from indextts_job.training.step import Updated, train_step
 
@@ -37,6 +39,7 @@ class Setting:
     options: Options
     facts: HardwareFacts
     config: GPTConfig
+    sizes: Sizes
     samples: list[Sample]
     """Those of a step."""
     plan: Plan
@@ -87,16 +90,14 @@ def read_setting(options: Options) -> Setting:
     facts = read_facts("cuda")
     config = replace(FULL, layers=options.layers)
     samples = utterances(options.samples, config)
-    needs = Needs(
-        model=config,
-        trained_parameters=sum(math.prod(shape) for shape in trained_shapes(config, PIECES + 1).values()),
-        longest_tokens=max(tokens_of(sample, config) for sample in samples),
-    )
-    plan = make_plan(facts, HardwareConfig(device="cuda"), needs)
+    sizes = Sizes(model=config, pieces=PIECES, base_pieces=PIECES)
+    needs = Needs(sizes=sizes, longest_tokens=max(tokens_of(sample, config) for sample in samples))
+    plan = make_plan(facts, HardwareConfig(), needs)
     return Setting(
         options=options,
         facts=facts,
         config=config,
+        sizes=sizes,
         samples=samples,
         plan=plan,
         peak=options.peak_flops or peak_flops(facts, plan.precision),
@@ -104,10 +105,11 @@ def read_setting(options: Options) -> Setting:
 
 
 def packed(samples: Sequence[Sample], config: GPTConfig, capacity_tokens: int) -> list[PackedBatch]:
-    """Samples, packed into micro-batches."""
+    """Samples, packed into micro-batches in pinned memory, as the loader does."""
     lengths = [tokens_of(sample, config) for sample in samples]
     bins = pack(lengths, max(capacity_tokens, *lengths))
-    return [collate([samples[slot] for slot in slots], config) for slots in bins]
+    allocate = allocator(torch.device("cuda"))
+    return [collate([samples[slot] for slot in slots], config, allocate) for slots in bins]
 
 
 def trained(own: Engine, batches: Sequence[PackedBatch], step: int = 0) -> Updated:
@@ -129,24 +131,27 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 
 @contextlib.contextmanager
-def kernels(*, deterministic: bool = DETERMINISTIC, attention: Attention | None = None) -> Iterator[None]:
+def kernels(*, deterministic: bool = DETERMINISTIC, attention: AttentionKernel | None = None) -> Iterator[None]:
     """Choose kernels for the work inside.
 
     Args:
         deterministic: Only those that give the same bits every time.
-        attention: In place of the product's; None = the product's.
+        attention: In place of the one that the product takes on this card; None = the product's.
     """
     torch.use_deterministic_algorithms(deterministic)
-    # Filling every new tensor doubles the launches, and determinism does not need it where nothing reads what it has
-    # not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # as the product does
     try:
-        with mock.patch.object(
-            transformer, "packed_causal_attention", attention or transformer.packed_causal_attention
-        ):
+        with forced(attention) if attention else contextlib.nullcontext():
             yield
     finally:
         torch.use_deterministic_algorithms(mode=False)
+
+
+@contextlib.contextmanager
+def padded_batches() -> Iterator[None]:
+    """Inside, attention takes equally long samples as one batch, as the public trainer does; any kernels."""
+    with kernels(deterministic=False), mock.patch.object(transformer, "packed_causal_attention", batched_attention):
+        yield
 
 
 def put_back() -> None:

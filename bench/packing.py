@@ -19,18 +19,19 @@ from bench.timing import alternate
 from bench.workload import engine, model_config, tokens_of, utterances
 from indextts_job.data.packing import pack
 from indextts_job.model import transformer
+from indextts_job.model.attention import Attend
 from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import GPTConfig
-from indextts_job.model.transformer import SampleEdges
 from indextts_job.training.step import train_step
 
 
-def batched_attention(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
+def batched_attention(qkv: Tensor, attend: Attend, dropout: float) -> Tensor:
     """Attention of equally long sequences as one batch."""
-    shape = (len(edges.lengths), -1, *query.shape[1:])
-    q, k, v = (rows.view(shape).transpose(1, 2) for rows in (query, key, value))
-    output = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-    return output.transpose(1, 2).reshape(query.shape)
+    tokens, _, heads, head_dim = qkv.shape
+    shape = (len(attend.edges.lengths), -1, heads, head_dim)
+    query, key, value = (rows.reshape(shape).transpose(1, 2) for rows in qkv.unbind(1))
+    output = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+    return output.transpose(1, 2).reshape(tokens, heads, head_dim)
 
 
 def padded(samples: list[Sample], config: GPTConfig) -> PackedBatch:

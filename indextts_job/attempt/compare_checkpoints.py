@@ -22,7 +22,7 @@ from indextts_job.model.vocabulary import TEXT_TABLES, Vocabulary
 from indextts_job.parsing import plain
 from indextts_job.training.engine import Engine
 from indextts_job.training.evaluate import evaluate, in_order
-from indextts_job.training.state import TrainState, build_optimizer, count_parameters
+from indextts_job.training.state import TrainState, build_optimizer
 
 Progress = Callable[[int, int], None]
 
@@ -123,7 +123,7 @@ def _loaded(
 ) -> tuple[TrainState, Plan]:
     model = UnifiedVoice(model_config, Vocabulary.recorded(manifest.values.vocabulary), 0.0)
     # Planned per checkpoint: their vocabularies may differ in size.
-    needs = Needs(model=model_config, trained_parameters=count_parameters(model), longest_tokens=longest)
+    needs = Needs(sizes=model.vocabulary.sizes(model_config), longest_tokens=longest)
     plan = make_plan(facts, config.hardware, needs)
     model.to(plan.device)
     frozen = tuple(BASE + key for key in TEXT_TABLES)

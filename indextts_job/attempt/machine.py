@@ -8,25 +8,41 @@ import torch
 
 from indextts_job.attempt.inputs import Inputs
 from indextts_job.checkpoint.values import CheckpointValues
+from indextts_job.errors import ConfigError
 from indextts_job.hardware.memory import MemoryLine
-from indextts_job.hardware.plan import PRECISIONS, HardwareConfig, HardwareFacts, Needs, Plan, changes, make_plan
+from indextts_job.hardware.plan import (
+    PRECISIONS,
+    RECOMPUTED_WORK,
+    HardwareConfig,
+    HardwareFacts,
+    Needs,
+    Plan,
+    changes,
+    make_plan,
+)
 from indextts_job.loop.capacity import Capacity
+from indextts_job.model.batch import PackedBatch
+from indextts_job.model.memory import Recompute
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.preemption.deadline import Pace
 from indextts_job.report.console import human_bytes
 from indextts_job.report.events import Emit, Notice
+from indextts_job.training.compilation import CompilationError, compile_blocks, worth_compiling
 from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.engine import Engine
-from indextts_job.training.probe import CudaMeter, measured_line
+from indextts_job.training.probe import CudaMeter, measured_line, uniform_batch
 from indextts_job.training.recipe import OptimizerConfig
-from indextts_job.training.state import TrainState, build_optimizer, count_parameters
+from indextts_job.training.state import TrainState, build_optimizer
+
+COMPILED_TOKENS = 8192
+"""Most tokens of the micro-batch by which compiled blocks are judged."""
 
 
 def shared_plan(
     facts: HardwareFacts, config: HardwareConfig, inputs: Inputs, model: UnifiedVoice, group: ProcessGroup
 ) -> Plan:
     """The plan of this attempt. Fields that must be equal on all ranks are."""
-    needs = Needs(model=inputs.model, trained_parameters=count_parameters(model), longest_tokens=inputs.longest[0])
+    needs = Needs(sizes=model.vocabulary.sizes(inputs.model), longest_tokens=inputs.longest[0])
     return agreed_plan(make_plan(facts, config, needs, group.world_size), group)
 
 
@@ -42,9 +58,15 @@ def agreed_plan(plan: Plan, group: ProcessGroup) -> Plan:
     return replace(
         plan,
         precision=PRECISIONS[group.all_reduce_min(PRECISIONS.index(plan.precision))],
-        recompute=group.any_rank(plan.recompute),
+        recompute=most_recomputed(plan.recompute, group),
         shard_optimizer=group.any_rank(plan.shard_optimizer),
     )
+
+
+def most_recomputed(own: Recompute, group: ProcessGroup) -> Recompute:
+    """What the rank with the least memory computes again, so that all ranks run the same kernels."""
+    order: list[Recompute] = list(RECOMPUTED_WORK)
+    return order[-group.all_reduce_min(-order.index(own))]
 
 
 def empty_state(
@@ -83,6 +105,9 @@ def configure_torch(config: HardwareConfig, plan: Plan) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Without it some backward kernels add in any order, and a repeated step differs in its last bits (I2).
     torch.use_deterministic_algorithms(config.deterministic)
+    # It would also fill all new memory, so that a program that reads it before it writes gives the same bits. That
+    # doubles the launches of a step, and no kernel here reads such memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # its module is not typed
 
 
 def measured_capacity(
@@ -107,14 +132,66 @@ def measured_capacity(
     if engine.device.type == "cuda" and not config.capacity_tokens:
         moments = f"moments shared by {group.world_size}" if engine.owners else "all moments"
         # All settings that change the bytes per token: a stored measurement holds only for the same ones.
-        what = f"{engine.precision}, dropout {engine.recipe.dropout:g}, {moments}"
+        compiled = ", compiled" if capacity.compiled else ""
+        what = f"{engine.precision}, dropout {engine.recipe.dropout:g}, {moments}{compiled}"
         if message := capacity.measure(what, measured, may_recompute=config.recompute == "auto"):
             emit(Notice(step=step, topic="memory", message=message))
     # Every rank cuts every step by itself, so all need the same capacity.
     capacity.tokens = group.all_reduce_min(capacity.tokens)
-    capacity.recompute = group.any_rank(capacity.recompute)
+    capacity.recompute = most_recomputed(capacity.recompute, group)
     model.gpt.recompute = capacity.recompute
     return capacity
+
+
+def compiled_blocks(  # noqa: PLR0913  # all by name
+    *, capacity: Capacity, config: HardwareConfig, inputs: Inputs, samples: int, engine: Engine, step: int, emit: Emit
+) -> bool:
+    """Compile the blocks if that is asked for, or faster; equal on all ranks, and for all attempts on such a device.
+
+    Args:
+        capacity: Remembers the decision.
+        config: Settings of the user.
+        inputs: The lengths of a usual sample.
+        samples: Samples of the whole run on one rank.
+        engine: The engine, on the device.
+        step: The position.
+        emit: Gets a line about the result.
+
+    Returns:
+        Whether the blocks are compiled.
+
+    Raises:
+        ConfigError: It is asked for, and not possible here.
+    """
+    if engine.device.type != "cuda" or config.compile == "never":
+        return False
+    batch = _usual_batch(inputs, min(capacity.tokens, COMPILED_TOKENS))
+    try:
+        wanted = config.compile == "always" or capacity.compiled
+        if wanted is None:
+
+            def tell(message: str) -> None:
+                emit(Notice(step=step, topic="plan", message=message))
+
+            wanted = worth_compiling(engine, batch, samples * inputs.mean_tokens, step, tell)
+        if wanted:
+            compile_blocks(engine, batch, step)
+    except (CompilationError, torch.OutOfMemoryError) as error:
+        if config.compile == "always":
+            raise ConfigError(f"hardware.compile is always, but compiling fails: {error} Use auto.") from error
+        emit(Notice(step=step, topic="plan", message=f"blocks are not compiled: {error}", warning=True))
+        wanted = False
+    agreed = engine.group.all_reduce_min(int(wanted)) > 0
+    if not agreed:
+        engine.model.gpt.run_uncompiled()
+    capacity.remember_compiled(agreed)
+    return agreed
+
+
+def _usual_batch(inputs: Inputs, tokens: int) -> PackedBatch:
+    """A micro-batch of usual samples with at most so many tokens, and at least one sample."""
+    count = max(1, tokens // inputs.model.sample_tokens(*inputs.usual))
+    return uniform_batch(inputs.model, inputs.usual, count)
 
 
 def recorded_pace(values: CheckpointValues | None, facts: HardwareFacts, world_size: int) -> Pace:
@@ -138,7 +215,9 @@ def tell_of_changes(values: CheckpointValues, facts: HardwareFacts, plan: Plan, 
 def plan_text(plan: Plan, *, deterministic: bool, global_batch_samples: int) -> str:
     """The plan in one line."""
     further = {
-        "activations are computed again": plan.recompute,
+        "activations are computed again": plan.recompute == "blocks",
+        "GELUs are computed again": plan.recompute == "gelu",
+        "compiled blocks": plan.compiled,
         "deterministic kernels": deterministic,
         "moments shared among the processes": plan.shard_optimizer,
     }

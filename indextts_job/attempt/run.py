@@ -39,6 +39,7 @@ from indextts_job.resume.shared_objects import repair
 from indextts_job.storage import files
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.training.distributed import ProcessGroup, joined, read_world
+from indextts_job.training.engine import allocator
 from indextts_job.training.quality import parse_goals
 from indextts_job.training.state import count_parameters
 from indextts_job.waiting import result
@@ -127,7 +128,10 @@ def run_attempt(
             saver_group=group.new_group(),
             guard=guard or ExitGuard(stop),
         )
-        code = _recorded(parts, other_rank(parts) if group.rank else rank_zero(parts, laps))
+        recording = other_rank(parts) if group.rank else rank_zero(parts, laps)
+        if facts.device == "cuda":
+            begin(partial(recording.saver.reserve, start.state), "memory of saves")
+        code = _recorded(parts, recording)
         # A barrier: no rank ends before the last save. Launchers take the first end of a rank as that of all.
         group.any_rank(False)  # noqa: FBT003  # the value does not matter
         return code
@@ -185,9 +189,12 @@ def _train(parts: Parts, recording: Recording) -> str:
     inputs, start, group = parts.inputs, parts.start, parts.group
     settings = _loop_settings(parts)
 
+    allocate = allocator(start.engine.device)
+
     def cut_step(step: int) -> CutStep:
         cut = Cut(capacity_tokens=start.capacity.tokens, rank=group.rank, world_size=group.world_size)
-        return CutStep(cut.capacity_tokens, step_batches(inputs.train_set, inputs.order, inputs.model, cut, step))
+        batches = step_batches(inputs.train_set, inputs.order, inputs.model, cut, step, allocate)
+        return CutStep(cut.capacity_tokens, batches)
 
     with Prefetcher(cut_step, range(start.state.step, inputs.total_steps)) as prefetcher:
         work = StepWork(

@@ -8,6 +8,7 @@ import torch
 from indextts_job.attempt.initial_state import Origin, fill, origin_of
 from indextts_job.attempt.inputs import Inputs
 from indextts_job.attempt.machine import (
+    compiled_blocks,
     configure_torch,
     empty_state,
     hardware_text,
@@ -97,9 +98,18 @@ def build(  # noqa: PLR0913  # all by name
     )
     # After the state is filled: the measurement needs the memory of weights and moments in use.
     capacity = Capacity(plan, inputs.longest, own.storage, facts)
+    compiled = compiled_blocks(
+        capacity=capacity,
+        config=config.hardware,
+        inputs=inputs,
+        samples=inputs.total_steps * config.recipe.global_batch_samples // group.world_size,
+        engine=engine,
+        step=state.step,
+        emit=emit,
+    )
     capacity = measured_capacity(capacity, config.hardware, inputs, engine, state.step, emit)
     # Checkpoints record the plan, so it has to hold what is really used.
-    plan = replace(plan, capacity_tokens=capacity.tokens, recompute=capacity.recompute)
+    plan = replace(plan, capacity_tokens=capacity.tokens, recompute=capacity.recompute, compiled=compiled)
     _describe(config, facts, plan, state, emit)
     values = origin.point.manifest.values if origin.point else None
     if values:

@@ -14,7 +14,7 @@ from typing import Generic, Self, TypeVar
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.order import Order
 from indextts_job.data.packing import Cut, bins_of_rank, pack
-from indextts_job.model.batch import PackedBatch, collate
+from indextts_job.model.batch import Allocate, PackedBatch, collate, pageable
 from indextts_job.model.config import GPTConfig
 from indextts_job.waiting import Stopped, hand_over, never, take
 
@@ -108,7 +108,9 @@ class Prefetcher(Generic[T]):
                 return
 
 
-def step_batches(dataset: Dataset, order: Order, config: GPTConfig, cut: Cut, step: int) -> list[PackedBatch]:
+def step_batches(  # a function of all of them and of nothing else
+    dataset: Dataset, order: Order, config: GPTConfig, cut: Cut, step: int, allocate: Allocate = pageable
+) -> list[PackedBatch]:
     """The packed micro-batches of one step on one rank; all ranks have the same number of them.
 
     Args:
@@ -117,6 +119,7 @@ def step_batches(dataset: Dataset, order: Order, config: GPTConfig, cut: Cut, st
         config: The model's sizes.
         cut: Capacity of a micro-batch, and this rank's share.
         step: The optimizer step, from 0.
+        allocate: Gives the memory of the micro-batches.
     """
     indices = [int(index) for index in order.samples_of(step)]
     lengths = [config.sample_tokens(dataset.text_lengths[i], dataset.code_lengths[i]) for i in indices]
@@ -124,4 +127,4 @@ def step_batches(dataset: Dataset, order: Order, config: GPTConfig, cut: Cut, st
     # Only the samples of this rank are read, and all of them at once.
     slots = [slot for taken in mine for slot in taken]
     samples = dict(zip(slots, dataset.samples([indices[slot] for slot in slots]), strict=True))
-    return [collate([samples[slot] for slot in taken], config) for taken in mine]
+    return [collate([samples[slot] for slot in taken], config, allocate) for taken in mine]

@@ -19,6 +19,7 @@ from indextts_job.legacy.checkpoint import read_legacy_checkpoint
 from indextts_job.legacy.discovery import is_old_checkpoint
 from indextts_job.model.base_checkpoint import BaseCheckpoint, load_base_checkpoint
 from indextts_job.model.config import gpt_config
+from indextts_job.model.memory import Sizes
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
 from indextts_job.report.console import human_bytes
 from indextts_job.resume.points import locate_all
@@ -134,9 +135,11 @@ def _resumed_here(manifest: CheckpointManifest) -> Finding:
     config = HardwareConfig(**values.config_section("hardware"))
     # The dataset is not read here, so the longest sample that the model allows stands for it.
     longest = model.sample_tokens(model.max_text_tokens, model.max_mel_tokens) if not config.capacity_tokens else 1
-    needs = Needs(model=model, trained_parameters=values.parameters.trained, longest_tokens=longest)
-    facts = read_facts(config.device)
+    vocabulary = values.vocabulary
+    sizes = Sizes(model=model, pieces=vocabulary.pieces, base_pieces=vocabulary.base_pieces)
+    needs = Needs(sizes=sizes, longest_tokens=longest)
     try:
+        facts = read_facts(config.device)
         plan = make_plan(facts, config, needs)
     # The plan fails where the settings demand a device that this machine lacks; that is a finding.
     except ConfigError as error:

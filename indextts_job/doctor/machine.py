@@ -13,7 +13,7 @@ import torch
 
 from indextts_job.doctor.findings import Finding
 from indextts_job.errors import EXIT_SOFTWARE, IndexTTSJobError
-from indextts_job.hardware.facts import driver_version, memory_limit_bytes, read_facts, usable_cpus
+from indextts_job.hardware.facts import advice_without_gpu, memory_limit_bytes, read_facts, usable_cpus
 from indextts_job.report.console import human_bytes
 from indextts_job.storage import files
 from indextts_job.storage.config import StorageConfig
@@ -52,7 +52,7 @@ def examine(run: str, storage: StorageConfig | None = None) -> Iterator[Finding]
 
 def _gpu() -> Iterator[Finding]:
     if not torch.cuda.is_available():
-        yield Finding(subject="GPU", level="error", found="torch sees none", advice=_advice_without_gpu())
+        yield Finding(subject="GPU", level="error", found="torch sees none", advice=advice_without_gpu())
         return
     facts = read_facts("cuda")
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
@@ -68,14 +68,6 @@ def _gpu() -> Iterator[Finding]:
         advice="float16 with a loss scale is used instead.",
     )
     yield _kernels()
-
-
-def _advice_without_gpu() -> str:
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is a CPU build: install the one from the default index, or the image."
-    if not (driver := driver_version()):
-        return "No NVIDIA driver is visible. In a container: docker run --gpus all, or nvidia.com/gpu in limits."
-    return f"Driver {driver} is there, but torch (CUDA {torch.version.cuda}) cannot use it: is it too old?"
 
 
 def _gpu_memory() -> Finding:

@@ -1,6 +1,5 @@
 """Examines everything that a training with a configuration does on this machine before its first step."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeVar
@@ -13,7 +12,7 @@ from indextts_job.doctor.machine import examine
 from indextts_job.errors import IndexTTSJobError
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.plan import Needs, in_samples, make_plan
-from indextts_job.model.config import trained_shapes
+from indextts_job.model.memory import Sizes
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import Event, Notice
 from indextts_job.resume.decision import decide
@@ -80,10 +79,9 @@ def _machine(config: RunConfig) -> Iterator[Finding]:
 
 
 def _plan(config: RunConfig, inputs: Inputs) -> Finding:
-    rows = inputs.tokenizer.pieces + 1
-    # Computed from the shapes: building the model would take its memory for a count.
-    parameters = sum(math.prod(shape) for shape in trained_shapes(inputs.model, rows).values())
-    needs = Needs(model=inputs.model, trained_parameters=parameters, longest_tokens=inputs.longest[0])
+    # The rows that the base checkpoint has are not known here: as if all trained.
+    sizes = Sizes(model=inputs.model, pieces=inputs.tokenizer.pieces, base_pieces=inputs.tokenizer.pieces)
+    needs = Needs(sizes=sizes, longest_tokens=inputs.longest[0])
     facts = read_facts(config.hardware.device)
     plan = make_plan(facts, config.hardware, needs)
     shape = in_samples(plan.capacity_tokens, inputs.mean_tokens, config.recipe.global_batch_samples, 1)

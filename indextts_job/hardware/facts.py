@@ -3,11 +3,20 @@
 import math
 import os
 import platform
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareFacts
 
+OLDEST_OF_CUDA_13 = (7, 5)
+"""Turing: CUDA 13 cannot compile for older GPUs, and torch's builds with CUDA 13 have no kernels for them."""
+OLDER_BUILDS = (
+    "Builds with CUDA 13 begin at 7.5. For a V100 (7.0): pip install -c constraints-v100.txt indextts-job, which takes "
+    "torch 2.10 with CUDA 12.8. Older cards are not supported."
+)
+_ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)")
 BFLOAT16_CAPABILITY = (8, 0)
 """Ampere: the first compute capability with native bfloat16. torch's `is_bf16_supported` is also true for emulation."""
 
@@ -19,23 +28,34 @@ def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
         device: `auto`, `cpu` or `cuda`.
         gpu: Index of a visible GPU.
         processes: Number of processes that share this machine's CPUs.
+
+    Raises:
+        ConfigError: This build of torch has no kernels for the GPU, or a GPU is asked for and there is none.
     """
     import torch  # noqa: PLC0415  # the rest of this module works on login nodes without torch
 
     cpus = max(1, usable_cpus() // processes)
+    # Read when CUDA starts. Micro-batches differ in size, and segments of a fixed size would leave gaps between them.
+    # The second name is the older one, and still read.
+    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     if device != "cpu" and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(gpu)
+        capability = properties.major, properties.minor
+        demand_kernels(properties.name, capability, torch.cuda.get_arch_list(), torch.__version__)
         return HardwareFacts(
             device="cuda",
             name=properties.name,
             memory_bytes=properties.total_memory,
-            bfloat16=(properties.major, properties.minor) >= BFLOAT16_CAPABILITY,
+            bfloat16=capability >= BFLOAT16_CAPABILITY,
             cpus=cpus,
             threads=wanted_threads(os.environ),
             driver=driver_version(),
             capability=f"{properties.major}.{properties.minor}",
             free_bytes=torch.cuda.mem_get_info(gpu)[0],
         )
+    if device == "cuda":
+        raise ConfigError(f"hardware.device is cuda, but torch sees no GPU here. {advice_without_gpu()}")
     return HardwareFacts(
         device="cpu",
         name=platform.processor() or platform.machine(),
@@ -44,6 +64,51 @@ def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
         cpus=cpus,
         threads=wanted_threads(os.environ),
     )
+
+
+def demand_kernels(name: str, capability: tuple[int, int], architectures: Sequence[str], version: str) -> None:
+    """Check that a build of torch can run on a GPU.
+
+    Without this check the first kernel fails, with "no kernel image is available", after minutes of reading.
+
+    Args:
+        name: Name of the GPU.
+        capability: Its compute capability.
+        architectures: What the build was compiled for, as `torch.cuda.get_arch_list` gives it: `sm_90`, `compute_120`.
+        version: Version of torch.
+
+    Raises:
+        ConfigError: It has no kernels for this GPU.
+    """
+    if not architectures or any(_runs_on(architecture, capability) for architecture in architectures):
+        return
+    compiled_for = ", ".join(architectures)
+    advice = OLDER_BUILDS if capability < OLDEST_OF_CUDA_13 else "Install a newer torch, compiled for this GPU."
+    raise ConfigError(
+        f"torch {version} has no kernels for {name}, whose compute capability is {capability[0]}.{capability[1]}: it "
+        f"was compiled for {compiled_for}. {advice}"
+    )
+
+
+def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether code for an architecture runs on a GPU: machine code (sm) within one major version, PTX on all newer."""
+    match = _ARCHITECTURE.match(architecture)
+    if not match:
+        return False
+    major, minor = int(match[2]), int(match[3])
+    same = major == capability[0] if match[1] == "sm" else True
+    return same and (major, minor) <= capability
+
+
+def advice_without_gpu() -> str:
+    """Why torch sees no GPU, as far as this process can know."""
+    import torch  # noqa: PLC0415
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a CPU build: install the one from the default index, or the image."
+    if not (driver := driver_version()):
+        return "No NVIDIA driver is visible. In a container: docker run --gpus all, or nvidia.com/gpu in limits."
+    return f"Driver {driver} is there, but torch (CUDA {torch.version.cuda}) cannot use it: is it too old?"
 
 
 def wanted_threads(environment: Mapping[str, str]) -> int:

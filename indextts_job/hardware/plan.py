@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from indextts_job.bounds import Bounds
 from indextts_job.checkpoint.values import Environment
 from indextts_job.errors import ConfigError
-from indextts_job.model.config import GPTConfig
+from indextts_job.model.memory import Products, Recompute, Sizes, StepBytes, step_bytes
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -21,11 +21,15 @@ MEMORY_SHARE = 0.85
 """Share of the device's memory that the plan uses; the rest is for kernels' workspace and fragmentation."""
 FREE_SHARE = 0.92
 """Share of the free memory that the plan uses. It is larger, because the driver's memory is no part of the free one."""
-ACTIVATION_BYTES_PER_WIDTH = 34
-"""Bytes of activations per token, layer and unit of width in 16-bit training with fused attention: Korthikanti et
-al. 2022, "Reducing Activation Recomputation in Large Transformer Models", equation 1 without its attention term."""
-WEIGHT_BYTES_PER_PARAMETER, MOMENT_BYTES_PER_PARAMETER = 8, 8
-"""float32 weight and gradient; two float32 moments, which several processes may shard."""
+MICRO_BATCH_TOKENS = 700
+"""Cost of one more micro-batch, as the tokens that a GPU computes meanwhile: 2,000 launches, and every gradient read
+and written once more. By launch counts and memory bandwidth of cards from T4 to H100, 250 to 700."""
+RECOMPUTED_WORK: dict[Recompute, float] = {"nothing": 1.0, "gelu": 1.01, "blocks": 4 / 3}
+"""Work of a token. With whole blocks the forward pass, a third of all work, is done twice."""
+SHARED_MOMENTS_WORK = 0.1
+"""Cost of shared moments, as a share of the work: each rank sends the weights that it has updated."""
+ASKED: dict[str, Recompute] = {"auto": "nothing", "never": "nothing", "gelu": "gelu", "always": "blocks"}
+"""What is computed again, by `hardware.recompute`; automatically, the plan may choose more."""
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "bfloat16")
 """In the order in which GPUs learned them: processes on different GPUs use the lowest one that any of them plans."""
 
@@ -41,14 +45,19 @@ class HardwareConfig:
     capacity_tokens: Annotated[int, Bounds(0, 10**9)] = 0
     """Packed tokens per micro-batch; 0 = as many as fit: two short micro-batches at the first start show what one
     takes."""
-    recompute: Literal["auto", "always", "never"] = "auto"
-    """Compute activations again in backward, not keep them; auto = when the longest sample does not fit otherwise."""
+    recompute: Literal["auto", "always", "gelu", "never"] = "auto"
+    """Compute activations again in backward, not keep them: all of each block (always), or the output of its GELU;
+    auto = what is fastest on this GPU. It changes no bit of the result."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Kernels that torch.compile makes for the blocks; auto = on a GPU where they are faster, which is measured at the
+    first start and remembered in the run, unless the whole run takes less than half an hour."""
     shard_optimizer: Literal["auto", "always", "never"] = "auto"
     """Several processes keep the moments of a share of the weights each (ZeRO stage 1); auto = when the longest sample
     does not fit otherwise. It changes no bit of the result."""
-    deterministic: bool = False
-    """Only kernels that give the same bits every time: on a GPU some of the fastest add up in any order. CPUs always
-    give the same bits."""
+    deterministic: bool = True
+    """Only kernels that give the same bits every time, so that an interrupted run ends with the bits of one that was
+    not. With false on a GPU, attention's backward pass adds up in any order: a step is then 2 % faster (H200). CPUs
+    always give the same bits."""
     threads: Annotated[int, Bounds(0, 4096)] = 0
     """CPU threads of torch; 0 = OMP_NUM_THREADS where it is set, else the CPUs that this process may use, shared with
     the other processes of the node."""
@@ -81,9 +90,7 @@ class HardwareFacts:
 class Needs:
     """The sizes of a training that decide about memory."""
 
-    model: GPTConfig
-    """Shapes, for the memory of a token."""
-    trained_parameters: int
+    sizes: Sizes
     longest_tokens: int
     """Tokens of the longest sample: the capacity is never below it."""
 
@@ -96,7 +103,9 @@ class Plan:
     precision: Precision
     capacity_tokens: int
     threads: int
-    recompute: bool = False
+    recompute: Recompute = "nothing"
+    compiled: bool = False
+    """Whether the blocks run kernels that torch.compile has made, which round otherwise than torch's own."""
     shard_optimizer: bool = False
 
 
@@ -123,20 +132,24 @@ def make_plan(
         precision=_precision(facts, config),
         capacity_tokens=config.capacity_tokens,
         threads=config.threads or facts.threads or facts.cpus,
-        recompute=config.recompute == "always",
+        recompute=ASKED[config.recompute],
         shard_optimizer=config.shard_optimizer == "always" and world_size > 1,
     )
+    ways = _ways(plan, config, world_size)
     # A capacity that the user gives is not estimated, so its first way is taken.
-    ways = _ways_to_fit(plan, config, world_size)
-    estimates = [(way, way.capacity_tokens or estimated_capacity(facts, way, needs, world_size)) for way in ways]
-    chosen, tokens = next((found for found in estimates if found[1] >= needs.longest_tokens), estimates[-1])
+    estimates = [way.capacity_tokens or estimated_capacity(facts, way, needs, world_size) for way in ways]
+    fitting = [found for found in zip(ways, estimates, strict=True) if found[1] >= needs.longest_tokens]
     # If nothing fits by the estimate, the plan is tried all the same: estimates are careful, and a sample is never cut.
+    chosen, tokens = min(fitting, key=_cost) if fitting else (ways[-1], estimates[-1])
     return replace(chosen, capacity_tokens=max(needs.longest_tokens, tokens))
 
 
 def _demand_possible(facts: HardwareFacts, config: HardwareConfig, needs: Needs) -> None:
-    if config.device == "cuda" and facts.device != "cuda":
-        raise ConfigError("hardware.device is cuda, but torch sees no GPU here. Check the driver, or use auto.")
+    if config.precision == "bfloat16" and facts.device == "cuda" and not facts.bfloat16:
+        raise ConfigError(
+            f"hardware.precision is bfloat16, which {facts.name} (compute capability {facts.capability}) does not have."
+            " Use auto, which takes float16 with a loss scale there."
+        )
     longest = needs.longest_tokens
     if config.capacity_tokens and config.capacity_tokens < longest:
         raise ConfigError(
@@ -153,15 +166,22 @@ def _precision(facts: HardwareFacts, config: HardwareConfig) -> Precision:
     return "bfloat16" if facts.bfloat16 else "float16"
 
 
-def _ways_to_fit(plan: Plan, config: HardwareConfig, world_size: int) -> list[Plan]:
-    """The plan, and the plans that need less memory, in the order in which they are tried."""
-    # The cheapest comes first: sharded moments cost a broadcast, recomputation costs a third of the speed.
+def _ways(plan: Plan, config: HardwareConfig, world_size: int) -> list[Plan]:
+    """The plan, and the plans that need less memory; the one that needs least is the last."""
     ways = [plan]
+    # Work that is done twice to save memory only makes sense where memory bounds the micro-batch.
+    if plan.device == "cuda" and config.recompute == "auto" and not plan.capacity_tokens:
+        ways = [replace(plan, recompute=recompute) for recompute in RECOMPUTED_WORK]
     if config.shard_optimizer == "auto" and world_size > 1:
-        ways.append(replace(ways[-1], shard_optimizer=True))
-    if config.recompute == "auto":
-        ways.append(replace(ways[-1], recompute=True))
+        ways += [replace(way, shard_optimizer=True) for way in ways]
     return ways
+
+
+def _cost(estimate: tuple[Plan, int]) -> float:
+    """Time of a token, relative to one without recomputation in a micro-batch without end."""
+    plan, capacity_tokens = estimate
+    shared = SHARED_MOMENTS_WORK if plan.shard_optimizer else 0.0
+    return RECOMPUTED_WORK[plan.recompute] + shared + MICRO_BATCH_TOKENS / capacity_tokens
 
 
 def in_samples(capacity_tokens: int, mean_tokens: float, global_batch_samples: int, world_size: int) -> str:
@@ -193,6 +213,7 @@ def changes(before: Environment, facts: HardwareFacts, plan: Plan, versions: Map
         ("device", hardware.get("name"), facts.name),
         ("precision", planned.get("precision"), plan.precision),
         ("tokens per micro-batch", planned.get("capacity_tokens"), plan.capacity_tokens),
+        ("compiled blocks", planned.get("compiled"), plan.compiled),
         ("torch", before.torch, versions["torch"]),
         ("CUDA", before.cuda, versions["cuda"]),
     )
@@ -210,14 +231,13 @@ def estimated_capacity(facts: HardwareFacts, plan: Plan, needs: Needs, world_siz
     """Tokens of a micro-batch by a formula, used until a measurement is there."""
     if facts.device == "cpu":
         return CPU_CAPACITY_TOKENS
-    moments = MOMENT_BYTES_PER_PARAMETER / (world_size if plan.shard_optimizer else 1)
-    free = usable_bytes(facts) - (WEIGHT_BYTES_PER_PARAMETER + moments) * needs.trained_parameters
-    return max(0, int(free / _activation_bytes_per_token(plan, needs.model)))
+    found = planned_bytes(facts, plan, needs.sizes, world_size)
+    return max(0, int((usable_bytes(facts) - found.fixed) / found.per_token))
 
 
-def _activation_bytes_per_token(plan: Plan, model: GPTConfig) -> int:
-    wide = 2 if plan.precision == "float32" else 1
-    if plan.recompute:
-        # The float32 input of every block, and all activations of the one block that is computed again.
-        return (4 * model.layers + ACTIVATION_BYTES_PER_WIDTH * wide) * model.model_dim
-    return ACTIVATION_BYTES_PER_WIDTH * model.model_dim * model.layers * wide
+def planned_bytes(facts: HardwareFacts, plan: Plan, sizes: Sizes, world_size: int = 1) -> StepBytes:
+    """The memory of a step under a plan, by a formula."""
+    # Ampere brought both, bfloat16 and what FlashAttention needs.
+    in_16_bit: Products = "flash" if facts.bfloat16 else "padded"
+    products: Products = "float32" if plan.precision == "float32" else in_16_bit
+    return step_bytes(sizes, plan.recompute, products, world_size if plan.shard_optimizer else 1)

@@ -8,18 +8,16 @@ parts. A save succeeds on all ranks or fails on all of them.
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
-
-from torch import Tensor
 
 from indextts_job.checkpoint.manifest import file_name
 from indextts_job.checkpoint.store import CheckpointStore, CommitResult, Written
 from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.errors import IndexTTSJobError, UnavailableError
 from indextts_job.loop.publisher import Publication, Publisher
-from indextts_job.loop.staging import HostCopies
+from indextts_job.loop.staging import HostCopies, Snapshot
 from indextts_job.report.events import Committed, Emit, Notice
 from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.state import TrainState, stored_base
@@ -88,6 +86,14 @@ class BackgroundSaver:
         self._committed: CommitResult | None = None
         self._started_s = self._stall_s = self._ended_s = 0.0
 
+    def reserve(self, state: TrainState) -> None:
+        """Allocate the memory of later saves; takes seconds on a GPU, so a thread calls it while the training begins.
+
+        Args:
+            state: A state of this attempt, whose values do not matter.
+        """
+        self._copies.reserve(state.tensor_groups(with_moments=True))
+
     def save(self, state: TrainState, tags: tuple[str, ...], values: CheckpointValues | None) -> None:
         """Start to save a state. Returns when the state is copied and may be changed.
 
@@ -106,12 +112,12 @@ class BackgroundSaver:
         self._cancelled.clear()
         self._settled.clear()
         # All of it is taken before the thread starts: behind this call the training changes the state.
-        groups = self._copies.of(state.tensor_groups())
+        snapshot = self._copies.of(state.tensor_groups(), state.optimizer)
         publication = self._publisher.publication(state, tags, values) if self._publisher and values else None
         self._error = self._committed = None
         self._state = state
         # A daemon: after the deadline the process leaves even if a write hangs.
-        self._thread = threading.Thread(target=self._save, args=(groups, publication), name="save", daemon=True)
+        self._thread = threading.Thread(target=self._save, args=(snapshot, publication), name="save", daemon=True)
         self._thread.start()
         self._stall_s = time.monotonic() - self._started_s
 
@@ -159,11 +165,12 @@ class BackgroundSaver:
             message = self._publisher.warnings.pop(0)
             self._emit(Notice(step=manifest.name.step, topic="checkpoint", message=message, warning=True))
 
-    def _save(self, groups: Sequence[Mapping[str, Tensor]], publication: Publication | None) -> None:
+    def _save(self, snapshot: Snapshot, publication: Publication | None) -> None:
         """Body of the thread."""
         try:
+            snapshot.complete()
             # Objects of all ranks are durable before rank 0 writes the manifest that names them.
-            parts = self._on_all_ranks(lambda: self._store.write(groups, self._raise_if_cancelled))
+            parts = self._on_all_ranks(lambda: self._store.write(snapshot.groups, self._raise_if_cancelled))
             self._on_all_ranks(lambda: self._publish(publication, parts))
         except Exception as error:  # noqa: BLE001  # raised again by the training thread
             self._error = error

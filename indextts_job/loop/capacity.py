@@ -13,11 +13,14 @@ from typing import Any
 
 from indextts_job.errors import DeviceMemoryError, IndexTTSJobError
 from indextts_job.hardware.memory import MEASURED_SHARE, MemoryLine, line_from_json
-from indextts_job.hardware.plan import HardwareFacts, Plan, usable_bytes
+from indextts_job.hardware.plan import RECOMPUTED_WORK, HardwareFacts, Plan, usable_bytes
+from indextts_job.model.memory import Recompute
 from indextts_job.report.console import human_bytes
 from indextts_job.storage.run_storage import RunStorage
 
 FOLDER = "hardware"
+_ORDER: list[Recompute] = list(RECOMPUTED_WORK)
+"""By memory: the last needs least."""
 LOWERED_TO = 0.8
 """Factor for the tokens after an out of memory. An estimate that is a third too high takes two tries."""
 
@@ -41,7 +44,7 @@ class Capacity:
         self._facts = facts
         self._memory = self._remembered()
         self.tokens = self._bounded(plan.capacity_tokens)
-        self.recompute = plan.recompute or bool(self._memory.get("recompute"))
+        self.recompute: Recompute = max(plan.recompute, self._memory.get("recompute", "nothing"), key=_ORDER.index)
 
     def measure(self, what: str, measured: Callable[[], MemoryLine | None], *, may_recompute: bool) -> str:
         """Replace the estimate of the plan by a measurement.
@@ -54,15 +57,16 @@ class Capacity:
         Returns:
             The message for the user; empty when nothing could be measured.
         """
+        planned = self.recompute
         while True:
             line, earlier = self._line(what, measured)
-            if line is None:
-                return ""
-            tokens = line.capacity_tokens(usable_bytes(self._facts, MEASURED_SHARE))
-            if tokens >= self._least_tokens or self.recompute or not may_recompute:
+            tokens = line.capacity_tokens(usable_bytes(self._facts, MEASURED_SHARE)) if line else 0
+            if tokens >= self._least_tokens or not (may_recompute and self._recompute_more()):
                 break
             # Measured again: recomputing changes the bytes per token, and so the line.
-            self.recompute = True
+        if line is None:
+            self.recompute = planned
+            return ""
         self.tokens = self._bounded(tokens)
         whence = "measured by an earlier attempt" if earlier else "measured"
         return (
@@ -70,9 +74,28 @@ class Capacity:
             f"1000 tokens; micro-batches of up to {self.tokens} tokens"
         )
 
+    @property
+    def compiled(self) -> bool | None:
+        """Whether earlier attempts on this kind of device compiled the blocks; None if it was not decided."""
+        found = self._memory.get("compiled")
+        return found if isinstance(found, bool) else None
+
+    def remember_compiled(self, compiled: bool) -> None:  # noqa: FBT001
+        """Store the decision for later attempts: compiled kernels round otherwise, and a run must keep its bits."""
+        if self.compiled != compiled:
+            self._memory["compiled"] = compiled
+            self._keep()
+
+    def _recompute_more(self) -> bool:
+        """Keep less; False when nothing more can be computed again."""
+        more = _ORDER[_ORDER.index(self.recompute) + 1 :]
+        if more:
+            self.recompute = more[0]
+        return bool(more)
+
     def _line(self, what: str, measured: Callable[[], MemoryLine | None]) -> tuple[MemoryLine | None, bool]:
         """The measured line, and whether it is that of an earlier attempt."""
-        key = f"{what}, recompute" if self.recompute else what
+        key = what if self.recompute == "nothing" else f"{what}, {self.recompute} computed again"
         lines = self._memory.setdefault("measured", {})
         if earlier := line_from_json(lines.get(key)):
             return earlier, True
@@ -100,9 +123,8 @@ class Capacity:
         if before > self._least_tokens:
             self.tokens = max(self._least_tokens, int(before * LOWERED_TO))
             remedy = f"done again with {self.tokens}"
-        elif not self.recompute:
-            self.recompute = True
-            remedy = "done again without keeping activations"
+        elif self._recompute_more():
+            remedy = f"done again with activations computed again ({self.recompute})"
         else:
             raise DeviceMemoryError(
                 f"{doing} does not fit the memory of {self._facts.name}, even with micro-batches of {before} tokens, "
@@ -129,8 +151,10 @@ class Capacity:
     def _remembered(self) -> dict[str, Any]:
         try:
             document = json.loads(self._storage.read(self._key))
-            sound = isinstance(document.get("capacity_tokens", 1), int) and isinstance(
-                document.get("measured", {}), dict
+            sound = (
+                isinstance(document.get("capacity_tokens", 1), int)
+                and isinstance(document.get("measured", {}), dict)
+                and document.get("recompute", "nothing") in _ORDER
             )
             return document if sound else {}
         except (FileNotFoundError, ValueError, AttributeError):

@@ -1,45 +1,141 @@
-"""Copies of the tensors that a save writes, so that training may change the state while a thread writes it."""
+"""Copies of the tensors that a save writes, so that training may change the state while a thread writes it.
 
-from collections.abc import Mapping, Sequence
+On a GPU the copy runs beside the training: the next forward and backward passes only read what is copied, so that not
+before the next update anything has to wait, and then only the device.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from indextts_job.checkpoint.tensor_names import BASE
 
+ALIGNMENT = 64
+"""Offset of a tensor in the buffer: a multiple of the size of every type, and of a cache line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Copies that may still be under way."""
+
+    groups: list[dict[str, Tensor]]
+    """The copies, by group and full name."""
+    complete: Callable[[], None]
+    """Returns when all of them are complete. Called by the thread that reads them."""
+
 
 class HostCopies:
-    """Buffers on the host, reused by every save: allocating fresh memory costs more than the copy itself.
+    """One buffer on the host, reused by every save: allocating fresh memory costs more than the copy itself.
 
-    At most one save is in flight, so one set of buffers is enough.
+    At most one save is in flight, so one buffer is enough.
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._registered = False
+        self._lock = threading.Lock()
+        self._stream: torch.cuda.Stream | None = None
 
-    def of(self, groups: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """Copy tensors to the host; returns when every copy is complete.
+    def reserve(self, groups: Sequence[Mapping[str, Tensor]]) -> None:
+        """Allocate the buffer for copies of these tensors. To lock 6 GB of memory for a GPU takes seconds.
+
+        Args:
+            groups: As for `of`.
+        """
+        changing = _changing(groups)
+        size = sum(_padded(tensor) for tensor in changing.values())
+        with self._lock:
+            # A first checkpoint without moments is smaller than those that follow.
+            if len(self._buffer) >= size:
+                return
+            self._release()
+            self._buffer = torch.empty(size, dtype=torch.uint8)
+            if any(tensor.is_cuda for tensor in changing.values()):
+                # Registered and not allocated as pinned memory, which torch rounds up to a power of two.
+                self._registered = _registered(self._buffer)
+
+    def of(self, groups: Sequence[Mapping[str, Tensor]], optimizer: torch.optim.Optimizer | None = None) -> Snapshot:
+        """Copy tensors to the host. Behind this call they may be changed by an update of the optimizer.
 
         Args:
             groups: Tensors by full name, on any device. Those under `base/` never change and are not copied.
-
-        Returns:
-            The same groups and names.
+            optimizer: Changes them on a GPU: its next update waits for the copies. None = the call returns when they
+                are complete.
         """
-        copies = [{key: self._copied(key, tensor) for key, tensor in group.items()} for group in groups]
-        if any(tensor.is_cuda for group in groups for tensor in group.values()):
-            torch.cuda.synchronize()  # the copies from a GPU run in parallel until here
-        return copies
+        self.reserve(groups)
+        changing = _changing(groups)
+        views = self._views(changing)
+        complete = self._copied(changing, views, optimizer)
+        # Training never changes the base tensors, so the thread may read them directly.
+        return Snapshot([{key: views.get(key, tensor) for key, tensor in group.items()} for group in groups], complete)
 
-    def _copied(self, key: str, tensor: Tensor) -> Tensor:
-        if key.startswith(BASE):
-            return tensor  # training never changes it, so the thread may read it directly
-        return self._buffer(key, tensor).copy_(tensor.detach(), non_blocking=True)
+    def _views(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parts of the buffer with the shapes and types of the tensors."""
+        views, begin = {}, 0
+        for key, tensor in tensors.items():
+            end = begin + tensor.nbytes
+            views[key] = self._buffer[begin:end].view(tensor.dtype).view(tensor.shape)
+            begin += _padded(tensor)
+        return views
 
-    def _buffer(self, key: str, tensor: Tensor) -> Tensor:
-        buffer = self._buffers.get(key)
-        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            # Only a copy into pinned memory runs in parallel with others.
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._buffers[key] = buffer
-        return buffer
+    def _copied(
+        self, tensors: Mapping[str, Tensor], views: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None
+    ) -> Callable[[], None]:
+        device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+        if device is None:
+            for key, tensor in tensors.items():
+                views[key].copy_(tensor.detach())
+            return _nothing
+        self._stream = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
+            for key, tensor in tensors.items():
+                views[key].copy_(tensor.detach(), non_blocking=True)
+        done: torch.cuda.Event = self._stream.record_event()
+        if optimizer is None:
+            done.synchronize()
+        else:
+            _before_the_next_update(optimizer, done.wait)
+        complete: Callable[[], None] = done.synchronize
+        return complete
+
+    def _release(self) -> None:
+        if self._registered:
+            torch.cuda.cudart().cudaHostUnregister(self._buffer.data_ptr())  # type: ignore[no-untyped-call]
+        self._registered = False
+
+
+def _changing(groups: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: tensor for group in groups for key, tensor in group.items() if not key.startswith(BASE)}
+
+
+def _padded(tensor: Tensor) -> int:
+    return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _registered(buffer: Tensor) -> bool:
+    """Lock memory, so that the GPU copies into it by itself; False where the system does not allow that much.
+
+    Then the copies are slower, and right all the same.
+    """
+    with contextlib.suppress(RuntimeError):
+        return int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), len(buffer), 0)) == 0  # type: ignore[no-untyped-call]
+    return False
+
+
+def _before_the_next_update(optimizer: torch.optim.Optimizer, wait: Callable[[], None]) -> None:
+    """Let the device wait once, in the stream of the update, before the optimizer changes anything."""
+
+    def once(*_arguments: object) -> None:
+        handle.remove()
+        wait()
+
+    handle = optimizer.register_step_pre_hook(once)
+
+
+def _nothing() -> None:
+    """On a CPU the copies are complete when the call returns."""

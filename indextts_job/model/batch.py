@@ -4,7 +4,7 @@ A packed sequence holds, for each sample, [34 conditioning | start text stop | s
 targets of a row are always of the same sample; `cu_seqlens` gives attention the edges of the samples.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,28 @@ from indextts_job.model.config import CONDITIONING_TOKENS, GPTConfig
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+Allocate = Callable[[int], Bytes]
+"""Gives so many bytes of memory."""
+
+ARRAYS = (
+    "condition",
+    "emotion",
+    "text_inputs",
+    "text_positions",
+    "code_inputs",
+    "code_positions",
+    "text_targets",
+    "code_targets",
+    "source_rows",
+    "packed_rows",
+    "target_rows",
+    "target_of_row",
+    "cu_seqlens",
+)
+"""The arrays that the model reads, in the order in which they lie in the buffer of a batch."""
+ALIGNMENT = 16
+"""Offset of an array in the buffer of a batch: a multiple of the size of every type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +79,25 @@ class PackedBatch:
     """[sum(M + 1)], from 0 in each sample."""
     source_rows: Integers
     """[tokens] for each packed row, the row of concatenated (conditioning, text, codes) that stands there."""
-    text_rows: Integers
-    """[sum(T + 1)] packed rows whose next text token is counted."""
+    packed_rows: Integers
+    """[tokens] the inverse of `source_rows`."""
+    target_rows: Integers
+    """[sum(T + 1) + sum(M + 1)] packed rows whose next token is counted: those of the texts, then those of the
+    codes."""
+    target_of_row: Integers
+    """[tokens] for each packed row, its index in `target_rows`; the length of `target_rows` if it predicts nothing."""
     text_targets: Integers
     """[sum(T + 1)] text, stop."""
-    code_rows: Integers
-    """[sum(M + 1)] packed rows whose next code is counted."""
     code_targets: Integers
     """[sum(M + 1)] codes, stop."""
     cu_seqlens: npt.NDArray[np.int32]
     """[samples + 1] first packed row of each sample, then the number of rows."""
+    buffer: Bytes
+    """The memory of all arrays but `sample_indices`, one after the other, so that one copy brings them to a device."""
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays that the model reads."""
+        return {name: getattr(self, name) for name in ARRAYS}
 
     @property
     def num_tokens(self) -> int:
@@ -79,33 +110,68 @@ class PackedBatch:
         return len(self.sample_indices)
 
 
-def collate(samples: Sequence[Sample], config: GPTConfig) -> PackedBatch:
+def pageable(size: int) -> Bytes:
+    """Ordinary memory."""
+    return np.empty(size, dtype=np.uint8)
+
+
+def collate(samples: Sequence[Sample], config: GPTConfig, allocate: Allocate = pageable) -> PackedBatch:
     """Pack samples end to end.
 
     Args:
         samples: The samples in the order of the packed sequence. Empty on a rank without work in this micro-batch.
         config: The ids of the start and stop tokens.
+        allocate: Gives the memory of the arrays.
     """
-    if not samples:
-        return _empty_batch(config)
+    arrays = _arrays(samples, config) if samples else _no_arrays(config)
+    buffer, views = _in_one_buffer(arrays, allocate)
+    return PackedBatch(
+        sample_indices=np.array([sample.index for sample in samples], dtype=np.int64),
+        sample_ids=tuple(sample.id for sample in samples),
+        buffer=buffer,
+        **views,
+    )
+
+
+def offsets(arrays: Mapping[str, npt.NDArray[Any]]) -> Iterator[tuple[str, int, int]]:
+    """Name, first byte and end of each array in a common buffer."""
+    end = 0
+    for name, array in arrays.items():
+        begin = -(-end // ALIGNMENT) * ALIGNMENT
+        end = begin + array.nbytes
+        yield name, begin, end
+
+
+def _in_one_buffer(
+    arrays: Mapping[str, npt.NDArray[Any]], allocate: Allocate
+) -> tuple[Bytes, dict[str, npt.NDArray[Any]]]:
+    """Copy arrays into one buffer; returns it and the arrays as views of it."""
+    places = list(offsets({name: arrays[name] for name in ARRAYS}))
+    buffer = allocate(places[-1][2])
+    views = {}
+    for name, begin, end in places:
+        views[name] = buffer[begin:end].view(arrays[name].dtype).reshape(arrays[name].shape)
+        views[name][...] = arrays[name]
+    return buffer, views
+
+
+def _arrays(samples: Sequence[Sample], config: GPTConfig) -> dict[str, npt.NDArray[Any]]:
     # Inputs hold start, text, stop and start, codes.
     text_sizes = np.array([len(sample.text_ids) + 2 for sample in samples])
     code_sizes = np.array([len(sample.codes) + 1 for sample in samples])
     start_text, stop_text = [config.start_text_token], [config.stop_text_token]
     start_code, stop_code = [config.start_mel_token], [config.stop_mel_token]
-    return PackedBatch(
-        sample_indices=np.array([sample.index for sample in samples], dtype=np.int64),
-        sample_ids=tuple(sample.id for sample in samples),
-        condition=np.stack([sample.condition for sample in samples]),
-        emotion=np.stack([sample.emotion for sample in samples]),
-        text_inputs=_joined([start_text, sample.text_ids, stop_text] for sample in samples),
-        text_positions=_counted(text_sizes),
-        code_inputs=_joined([start_code, sample.codes] for sample in samples),
-        code_positions=_counted(code_sizes),
-        text_targets=_joined([sample.text_ids, stop_text] for sample in samples),
-        code_targets=_joined([sample.codes, stop_code] for sample in samples),
+    return {
+        "condition": np.stack([sample.condition for sample in samples]),
+        "emotion": np.stack([sample.emotion for sample in samples]),
+        "text_inputs": _joined([start_text, sample.text_ids, stop_text] for sample in samples),
+        "text_positions": _counted(text_sizes),
+        "code_inputs": _joined([start_code, sample.codes] for sample in samples),
+        "code_positions": _counted(code_sizes),
+        "text_targets": _joined([sample.text_ids, stop_text] for sample in samples),
+        "code_targets": _joined([sample.codes, stop_code] for sample in samples),
         **_layout(text_sizes, code_sizes),
-    )
+    }
 
 
 def _layout(text_sizes: Integers, code_sizes: Integers) -> dict[str, Any]:
@@ -126,12 +192,21 @@ def _layout(text_sizes: Integers, code_sizes: Integers) -> dict[str, Any]:
         # The last text row (stop) predicts nothing. The stop code is never an input, so every code row counts.
         text_rows.append(first_text + np.arange(text_size - 1))
         code_rows.append(first_text + text_size + np.arange(code_size))
+    sources, targets = np.concatenate(source_rows), np.concatenate(text_rows + code_rows)
     return {
-        "source_rows": np.concatenate(source_rows),
-        "text_rows": np.concatenate(text_rows),
-        "code_rows": np.concatenate(code_rows),
+        "source_rows": sources,
+        "packed_rows": _inverse(sources, len(sources)),
+        "target_rows": targets,
+        "target_of_row": _inverse(targets, len(sources)),
         "cu_seqlens": starts.astype(np.int32),
     }
+
+
+def _inverse(rows: Integers, size: int) -> Integers:
+    """[size] the place of each number below `size` in `rows`, which has none twice; len(rows) if it is not there."""
+    places = np.full(size, len(rows))
+    places[rows] = np.arange(len(rows))
+    return places
 
 
 def _starts(sizes: Integers) -> Integers:
@@ -144,24 +219,17 @@ def _counted(sizes: Integers) -> Integers:
     return np.concatenate([np.arange(size) for size in sizes])
 
 
-def _empty_batch(config: GPTConfig) -> PackedBatch:
-    none = np.empty(0, dtype=np.int64)
-    return PackedBatch(
-        sample_indices=none,
-        sample_ids=(),
-        condition=np.empty((0, CONDITIONING_TOKENS - 2, config.model_dim), dtype=np.float32),
-        emotion=np.empty((0, config.model_dim), dtype=np.float32),
-        text_inputs=none,
-        text_positions=none,
-        code_inputs=none,
-        code_positions=none,
-        source_rows=none,
-        text_rows=none,
-        text_targets=none,
-        code_rows=none,
-        code_targets=none,
-        cu_seqlens=np.zeros(1, dtype=np.int32),
+def _no_arrays(config: GPTConfig) -> dict[str, npt.NDArray[Any]]:
+    indices = (
+        "text_inputs text_positions code_inputs code_positions text_targets code_targets source_rows packed_rows "
+        "target_rows target_of_row"
     )
+    return {
+        "condition": np.empty((0, CONDITIONING_TOKENS - 2, config.model_dim), dtype=np.float32),
+        "emotion": np.empty((0, config.model_dim), dtype=np.float32),
+        **{name: np.empty(0, dtype=np.int64) for name in indices.split()},
+        "cu_seqlens": np.zeros(1, dtype=np.int32),
+    }
 
 
 def _joined(pieces: Iterable[Sequence[npt.ArrayLike]]) -> Integers:

@@ -1,80 +1,24 @@
-"""GPT-2 blocks over a packed sequence: causal attention inside each sample, nothing across samples.
+"""GPT-2 blocks over a packed sequence.
 
 Module and parameter names are those of the published checkpoint, so a state dict needs no renaming.
 """
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10
-    varlen_attn = None  # type: ignore[assignment]
+from indextts_job.model.attention import Attend, SampleEdges, attend_with, packed_causal_attention
+from indextts_job.model.memory import Recompute
 
 LAYER_NORM_EPSILON = 1e-5
 """GPT-2's `layer_norm_epsilon`, which the published model uses in all norms."""
 
 
-@dataclass(frozen=True, slots=True)
-class SampleEdges:
-    """The edges of the samples in a packed sequence."""
-
-    cu_seqlens: Tensor
-    """[samples + 1] int32 on the model's device: first row of each sample, then the number of rows."""
-    lengths: Sequence[int]
-    """Rows of each sample, on the host, so that the loop over samples needs no device synchronisation."""
-
-
-def packed_causal_attention(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
-    """Causal attention within each sample, scaled by 1 / sqrt(head_dim).
-
-    Args:
-        query: [tokens, heads, head_dim].
-        key: [tokens, heads, head_dim].
-        value: [tokens, heads, head_dim].
-        edges: The edges of the samples.
-        dropout: Probability of dropping an attention weight.
-
-    Returns:
-        [tokens, heads, head_dim].
-    """
-    # torch's variable-length kernel runs on CUDA in half precision only, and it has no dropout.
-    has_kernel = varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
-    if has_kernel and not dropout:
-        return _fused_attention(query, key, value, edges)
-    return _attention_per_sample(query, key, value, edges, dropout)
-
-
-def _fused_attention(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges) -> Tensor:
-    longest = max(edges.lengths)
-    # With the window (-1, 0) a row attends to itself and to all rows before it in its own sample.
-    output = varlen_attn(query, key, value, edges.cu_seqlens, edges.cu_seqlens, longest, longest, window_size=(-1, 0))
-    assert isinstance(output, Tensor)  # noqa: S101  # only a call with return_aux gives a tuple
-    return output
-
-
-def _attention_per_sample(query: Tensor, key: Tensor, value: Tensor, edges: SampleEdges, dropout: float) -> Tensor:
-    # On a CPU a loop over samples was faster than padding and than a dense block mask (`bench/packing.py`).
-    lengths = list(edges.lengths)
-    parts = zip(*(torch.split(rows, lengths) for rows in (query, key, value)), strict=True)
-    return torch.cat(
-        [
-            # [length, heads, head_dim] -> [1, heads, length, head_dim] and back
-            F.scaled_dot_product_attention(
-                q.transpose(0, 1)[None],
-                k.transpose(0, 1)[None],
-                v.transpose(0, 1)[None],
-                dropout_p=dropout,
-                is_causal=True,
-            )[0].transpose(0, 1)
-            for q, k, v in parts
-        ]
-    )
+def computing_dtype(x: Tensor) -> torch.dtype:
+    """The type of matrix products with `x`: that of autocast where it is on, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class InOutLinear(nn.Module):
@@ -100,12 +44,11 @@ class Attention(nn.Module):
         self.c_attn = InOutLinear(width, 3 * width)
         self.c_proj = InOutLinear(width, width)
 
-    def forward(self, x: Tensor, edges: SampleEdges) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """[tokens, dim] -> [tokens, dim]."""
         tokens, width = x.shape
-        query, key, value = self.c_attn(x).view(tokens, 3, self.heads, width // self.heads).unbind(1)
-        dropout = self.dropout if self.training else 0.0
-        mixed = packed_causal_attention(query, key, value, edges, dropout)
+        qkv = self.c_attn(x).view(tokens, 3, self.heads, width // self.heads)
+        mixed = packed_causal_attention(qkv, attend, self.dropout if self.training else 0.0)
         return F.dropout(self.c_proj(mixed.reshape(tokens, width)), self.dropout, self.training)
 
 
@@ -115,13 +58,23 @@ class MLP(nn.Module):
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
+        self.recompute_gelu = False
         self.c_fc = InOutLinear(width, 4 * width)
         self.c_proj = InOutLinear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[tokens, dim] -> [tokens, dim]."""
-        hidden = F.gelu(self.c_fc(x), approximate="tanh")
-        return F.dropout(self.c_proj(hidden), self.dropout, self.training)
+        hidden = self.c_fc(x)
+        if self.recompute_gelu and self.training:
+            # Of what is computed again only the GELU is needed, and `checkpoint` stops before the product behind it.
+            output = checkpoint(self._after_gelu, hidden, use_reentrant=False, preserve_rng_state=False)
+        else:
+            output = self._after_gelu(hidden)
+        return F.dropout(output, self.dropout, self.training)
+
+    def _after_gelu(self, hidden: Tensor) -> Tensor:
+        output: Tensor = self.c_proj(F.gelu(hidden, approximate="tanh"))
+        return output
 
 
 class Block(nn.Module):
@@ -134,11 +87,16 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
         self.mlp = MLP(width, dropout)
 
-    def forward(self, x: Tensor, edges: SampleEdges) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """[tokens, dim] -> [tokens, dim]."""
-        x = x + self.attn(self.ln_1(x), edges)
+        x = x + self.attn(self.ln_1(x), attend)
         output: Tensor = x + self.mlp(self.ln_2(x))
         return output
+
+
+def _run_block(block: nn.Module, x: Tensor, attend: Attend) -> Tensor:
+    output: Tensor = block(x, attend)
+    return output
 
 
 class Transformer(nn.Module):
@@ -147,19 +105,47 @@ class Transformer(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
-        self.recompute = False
-        """Keep only the inputs of the blocks and compute the rest again in backward: a third more work, the same
-        bits."""
+        self._recompute: Recompute = "nothing"
+        self._run_block = _run_block
         self.h = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.ln_f = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+
+    @property
+    def recompute(self) -> Recompute:
+        """The activations that backward computes again: less memory, the same bits."""
+        return self._recompute
+
+    @recompute.setter
+    def recompute(self, what: Recompute) -> None:
+        self._recompute = what
+        for module in self.modules():
+            if isinstance(module, MLP):
+                module.recompute_gelu = what == "gelu"
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Let torch.compile make the kernels of the blocks; at the first forward pass, which takes longer.
+
+        One function of all blocks, whose graph takes any number of tokens: it is compiled once.
+
+        Args:
+            backend: Name of a backend of torch.compile.
+        """
+        self._run_block = torch.compile(_run_block, dynamic=True, backend=backend)
+
+    def run_uncompiled(self) -> None:
+        """Undo `compile_blocks`."""
+        self._run_block = _run_block
 
     def forward(self, x: Tensor, edges: SampleEdges) -> Tensor:
         """[tokens, dim] -> [tokens, dim]."""
         x = F.dropout(x, self.dropout, self.training)
+        attend = attend_with(x, computing_dtype(x), edges)
         for block in self.h:
-            if self.recompute and self.training:
-                x = checkpoint(block, x, edges, use_reentrant=False)
+            # Without gradients the kernels of a compiled block would be others, and have to be compiled too.
+            run = self._run_block if self.training else _run_block
+            if self.recompute == "blocks" and self.training:
+                x = checkpoint(run, block, x, attend, use_reentrant=False)
             else:
-                x = block(x, edges)
+                x = run(block, x, attend)
         output: Tensor = self.ln_f(x)
         return output

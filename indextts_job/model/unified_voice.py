@@ -3,23 +3,17 @@
 Modules that never train (the conditioning encoders) are not built: the dataset stores their outputs.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from indextts_job.model.attention import SampleEdges
 from indextts_job.model.config import GPTConfig
-from indextts_job.model.transformer import LAYER_NORM_EPSILON, SampleEdges, Transformer
+from indextts_job.model.head import HeadTables, head_loss
+from indextts_job.model.rows import take_rows
+from indextts_job.model.transformer import LAYER_NORM_EPSILON, Transformer, computing_dtype
 from indextts_job.model.vocabulary import TextEmbedding, TextHead, Vocabulary
-
-HEAD_CHUNK_ROWS = 2048
-"""Number of rows whose logits are in memory at one time: 2048 x 24,001 in float32 are 188 MiB."""
-HAS_FUSED_CROSS_ENTROPY = hasattr(F, "linear_cross_entropy")
-"""Newer releases of torch have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +42,10 @@ class DeviceBatch:
     code_inputs: Tensor
     code_positions: Tensor
     source_rows: Tensor
-    text_rows: Tensor
+    packed_rows: Tensor
+    target_rows: Tensor
+    target_of_row: Tensor
     text_targets: Tensor
-    code_rows: Tensor
     code_targets: Tensor
     edges: SampleEdges
 
@@ -88,9 +83,12 @@ class UnifiedVoice(nn.Module):
     def forward(self, batch: DeviceBatch) -> LossSums:
         """Loss sums of one packed micro-batch."""
         hidden = self.hidden_states(batch)
-        text_sum, _ = head_loss(hidden[batch.text_rows], *self.text_head.tables(), batch.text_targets)
+        # Cast before the rows are taken: in 16 bit half as much is copied.
+        predicting = take_rows(hidden.to(computing_dtype(hidden)), batch.target_rows, batch.target_of_row)
+        texts, codes = torch.split(predicting, [len(batch.text_targets), len(batch.code_targets)])
+        text_sum, _ = head_loss(texts, self.text_head.tables(), self.text_head.columns(batch.text_targets))
         mel_sum, mel_correct = head_loss(
-            hidden[batch.code_rows], self.mel_head.weight, self.mel_head.bias, batch.code_targets
+            codes, HeadTables(self.mel_head.weight, self.mel_head.bias), batch.code_targets
         )
         return LossSums(text_sum, mel_sum, mel_correct)
 
@@ -103,8 +101,9 @@ class UnifiedVoice(nn.Module):
                 self.mel_embedding(batch.code_inputs) + self.mel_pos_embedding(batch.code_positions),
             ]
         )
-        # `source_rows` is a permutation: it puts the three segments of each sample side by side.
-        output: Tensor = self.final_norm(self.gpt(rows[batch.source_rows], batch.edges))
+        # A permutation, which puts the three segments of each sample side by side.
+        packed = take_rows(rows, batch.source_rows, batch.packed_rows)
+        output: Tensor = self.final_norm(self.gpt(packed, batch.edges))
         return output
 
     def _conditioning(self, condition: Tensor, emotion: Tensor) -> Tensor:
@@ -114,68 +113,3 @@ class UnifiedVoice(nn.Module):
         speed = self.speed_emb.weight.flip(0).expand(samples, 2, width)
         latents = condition + emotion[:, None]
         return torch.cat([latents.to(speed.dtype), speed], dim=1).reshape(-1, width)
-
-
-def head_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross entropy of a head and the number of right arg-maxes, with bounded memory for logits.
-
-    Args:
-        hidden: [rows, dim].
-        weight: [classes, dim].
-        bias: [classes].
-        targets: [rows] class ids.
-
-    Returns:
-        Two scalars: the sum in nats with a gradient, the count without one.
-    """
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        # Converted once for all chunks, where autocast would convert the weight for each of them.
-        dtype = torch.get_autocast_dtype(device)
-        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), bias.to(dtype)
-    # torch's fused kernel is faster from about as many rows as columns on (`bench/heads.py`).
-    if torch.is_grad_enabled() and HAS_FUSED_CROSS_ENTROPY and hidden.shape[0] >= hidden.shape[1]:
-        return _fused_loss(hidden, weight, bias, targets)
-    return _chunked_loss(hidden, weight, bias, targets)
-
-
-def _fused_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    loss = F.linear_cross_entropy(
-        hidden, weight, targets, linear_bias=bias, reduction="sum", options=nn.LinearCrossEntropyOptions()
-    )
-    # The kernel gives no logits, so the arg-max needs a second pass over the head. Both together are cheaper than
-    # recomputing logits in backward (`bench/heads.py`).
-    with torch.no_grad():
-        correct = sum(
-            (_correct(F.linear(rows, weight, bias), wanted) for rows, wanted in _chunks(hidden, targets)),
-            start=torch.zeros((), dtype=torch.long, device=hidden.device),
-        )
-    return loss, correct
-
-
-def _chunked_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    # With more than one chunk, backward computes the logits again instead of keeping those of all chunks.
-    recompute = torch.is_grad_enabled() and hidden.shape[0] > HEAD_CHUNK_ROWS
-    chunk = partial(_chunk_loss, weight=weight, bias=bias)
-    sums = [
-        checkpoint(chunk, rows, wanted, use_reentrant=False, preserve_rng_state=False)
-        if recompute
-        else chunk(rows, wanted)
-        for rows, wanted in _chunks(hidden, targets)
-    ]
-    return torch.stack([loss for loss, _ in sums]).sum(), torch.stack([right for _, right in sums]).sum()
-
-
-def _chunks(hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(torch.split(hidden, HEAD_CHUNK_ROWS), torch.split(targets, HEAD_CHUNK_ROWS), strict=True)
-
-
-def _chunk_loss(hidden: Tensor, targets: Tensor, *, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    logits = F.linear(hidden, weight, bias)
-    # Half precision is too coarse for a sum of exponentials; float64 is used by tests of exactness.
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(wide, targets, reduction="sum"), _correct(logits.detach(), targets)
-
-
-def _correct(logits: Tensor, targets: Tensor) -> Tensor:
-    return (logits.argmax(dim=-1) == targets).sum()

@@ -14,6 +14,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from indextts_job.checkpoint.values import VocabularyRecord
+from indextts_job.model.config import GPTConfig
+from indextts_job.model.head import HeadTables
+from indextts_job.model.memory import Sizes
 
 NEW_ROW_STD = 0.02
 """Standard deviation of fresh embeddings in the published model, used by `new_rows: normal`."""
@@ -58,6 +61,10 @@ class Vocabulary:
     def new_rows(self) -> int:
         """Number of trained rows of an extended table."""
         return self.pieces - self.base_pieces
+
+    def sizes(self, model: GPTConfig) -> Sizes:
+        """The sizes of a model with this vocabulary, for its memory."""
+        return Sizes(model=model, pieces=self.pieces, base_pieces=self.base_pieces)
 
 
 def join_rows(base: Tensor, new: Tensor) -> Tensor:
@@ -122,6 +129,7 @@ class TextHead(nn.Module):
 
     def __init__(self, vocabulary: Vocabulary, width: int) -> None:
         super().__init__()
+        self.base_pieces = vocabulary.base_pieces
         self.extended = vocabulary.extended
         if self.extended:
             self.register_buffer("weight", torch.zeros(vocabulary.base_pieces + 1, width))
@@ -132,8 +140,17 @@ class TextHead(nn.Module):
             self.weight = nn.Parameter(torch.empty(vocabulary.rows, width))
             self.bias = nn.Parameter(torch.zeros(vocabulary.rows))
 
-    def tables(self) -> tuple[Tensor, Tensor]:
-        """Weight [rows, dim] and bias [rows]; gradients reach the trained rows only."""
+    def tables(self) -> HeadTables:
+        """The trained rows and the frozen ones."""
         if not self.extended:
-            return self.weight, self.bias
-        return join_rows(self.weight, self.weight_new), join_rows(self.bias, self.bias_new)
+            return HeadTables(self.weight, self.bias)
+        return HeadTables(self.weight_new, self.bias_new, self.weight, self.bias)
+
+    def columns(self, ids: Tensor) -> Tensor:
+        """The logits of token ids, counted as in `tables`.
+
+        Joining the rows in the order of the ids would copy the largest table of the model for every micro-batch.
+        """
+        if not self.extended:
+            return ids
+        return torch.where(ids < self.base_pieces, ids + len(self.weight_new), ids - self.base_pieces)

@@ -1,7 +1,10 @@
-"""Measures the memory of micro-batches on this device: two sizes are computed, and a line is put through them."""
+"""Measures the memory of micro-batches on this device: two sizes are computed, and a line is put through them.
+
+On a small card smaller and smaller pairs are tried, down to one sample and two.
+"""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -15,7 +18,7 @@ from indextts_job.training.engine import Engine
 from indextts_job.training.step import TargetCounts, accumulate, reset_step
 
 LEAST_PROBED_TOKENS = 2048
-"""Smaller micro-batches do not show the slope, because the allocator's blocks are larger than what they need."""
+"""Smaller micro-batches show the slope less exactly, because of the allocator's blocks and the chunks of the heads."""
 
 
 class Meter(Protocol):
@@ -52,31 +55,48 @@ def measured_line(
         step: The position, for `reset_step`.
 
     Returns:
-        None when fewer than two sizes fit, or no line can be put through them.
+        None when not even two samples fit, or no line can be put through two sizes.
     """
     # Rounded up, so that the smaller micro-batch has at least that many tokens.
     few = -(-max(longest_tokens, LEAST_PROBED_TOKENS) // config.sample_tokens(*shape))
-    one, small, large = (_batch(config, shape, count) for count in (1, few, 2 * few))
+    while few:
+        points = _peaks(engine, [uniform_batch(config, shape, count) for count in (1, few, 2 * few)], meter)
+        # Also after an out of memory in the middle: gradients and the scaler must not remember the probe.
+        reset_step(engine, step)
+        if len(points) > 1:
+            return fit(*points)
+        few //= 2
+    return None
+
+
+def _peaks(engine: Engine, batches: Sequence[PackedBatch], meter: Meter) -> list[tuple[int, float]]:
+    """Tokens and bytes of all micro-batches but the first; those up to the first that does not fit."""
     # The divisors only have to be positive: gradients of the probe are thrown away.
-    counts = TargetCounts(text=len(large.text_targets), mel=len(large.code_targets), tokens=large.num_tokens)
+    last = batches[-1]
+    counts = TargetCounts(text=len(last.text_targets), mel=len(last.code_targets), tokens=last.num_tokens)
     points: list[tuple[int, float]] = []
     with contextlib.suppress(torch.OutOfMemoryError):
         # Gradients exist from the second micro-batch of a step on. A first, small one creates them here, so that the
         # measured ones have the peak of the later micro-batches.
-        accumulate(engine, one, counts)
-        for batch in (small, large):
+        accumulate(engine, batches[0], counts)
+        for batch in batches[1:]:
             peak_bytes = meter.peak_bytes(partial(_tried, engine, batch, counts))
             points.append((batch.num_tokens, peak_bytes))
-    # Also after an out of memory in the middle: gradients and the scaler must not remember the probe.
-    reset_step(engine, step)
-    return fit(*points) if len(points) > 1 else None
+    return points
 
 
 def _tried(engine: Engine, batch: PackedBatch, counts: TargetCounts) -> None:
     accumulate(engine, batch, counts)
 
 
-def _batch(config: GPTConfig, shape: tuple[int, int], count: int) -> PackedBatch:
+def uniform_batch(config: GPTConfig, shape: tuple[int, int], count: int) -> PackedBatch:
+    """A micro-batch of equal samples, for measurements.
+
+    Args:
+        config: The model's configuration.
+        shape: Numbers of text and code tokens of a sample.
+        count: Number of samples.
+    """
     text, codes = shape
     sample = Sample(
         index=0,

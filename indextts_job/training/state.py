@@ -121,19 +121,23 @@ class TrainState:
     own: Collection[str] | None = None
     """Names of the trained tensors that this process writes; None = all. Rank 0 writes the base tensors."""
 
-    def tensor_groups(self) -> list[dict[str, Tensor]]:
-        """The tensors that this process writes to a checkpoint, by full name; each group has objects of its own."""
-        groups = [*self._trained_groups(), *self._carried_groups()]
+    def tensor_groups(self, *, with_moments: bool = False) -> list[dict[str, Tensor]]:
+        """The tensors that this process writes to a checkpoint, by full name; each group has objects of its own.
+
+        Args:
+            with_moments: Also before the first update, as every later checkpoint has them.
+        """
+        groups = [*self._trained_groups(with_moments=with_moments or self.step > 0), *self._carried_groups()]
         return [group for group in groups if group]
 
-    def _trained_groups(self) -> list[dict[str, Tensor]]:
+    def _trained_groups(self, *, with_moments: bool) -> list[dict[str, Tensor]]:
         """Weights, and after the first update both moments."""
         parameters = self.model.named_parameters()
         trained = {name: value for name, value in parameters if self.own is None or name in self.own}
         # Weights and moments are apart: an export or a validation reads the weights only.
         groups = [{WEIGHTS + name: value.detach() for name, value in trained.items()}]
         # Before the first update the moments are zeros, which every reader can make itself.
-        if self.step:
+        if with_moments:
             groups += [
                 self._moments(FIRST_MOMENT, "exp_avg", trained),
                 self._moments(SECOND_MOMENT, "exp_avg_sq", trained),

@@ -6,19 +6,27 @@ divisors are the numbers of text and code targets of all. Either the whole step 
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import torch
+from torch import Tensor
 
 from indextts_job.checkpoint.history import Losses
 from indextts_job.data.order import derive_seed
 from indextts_job.errors import MAX_FINDINGS_SHOWN, DeviceMemoryError, NonFiniteError
 from indextts_job.model.batch import PackedBatch
 from indextts_job.model.unified_voice import LossSums
-from indextts_job.training.engine import Engine, autocast, mean_losses, to_device
+from indextts_job.training.engine import (
+    Engine,
+    added,
+    autocast,
+    host_values,
+    losses_of,
+    to_device,
+    weights_cast_once,
+)
 from indextts_job.training.schedule import RATE_FACTOR
 
 SMALLEST_SCALE = 1.0
@@ -40,6 +48,7 @@ class Updated:
     micro_batch_s: float
     """Mean duration of a micro-batch."""
     update_s: float
+    """Duration of the exchange of gradients, norm and update; see `StepClock.update_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,29 +138,31 @@ def _tried(
     discard: Callable[[int], bool],
 ) -> _Tried | Discarded:
     """Compute the gradient of the whole global batch, and apply it if it is finite."""
-    started_s = time.monotonic()
+    engine.clock.begun()
     engine.optimizer.zero_grad(set_to_none=True)
     sums = _accumulated(engine, batches, step, counts, discard)
     if isinstance(sums, Discarded):
         engine.optimizer.zero_grad(set_to_none=True)
         return sums
-    # This reads the sums on the host and so waits for the device: the clock behind it measures all micro-batches.
-    losses = mean_losses(sums, counts.text, counts.mel, engine)
-    computed_at_s = time.monotonic()
+    engine.clock.accumulated()
     with _fatal_out_of_memory(engine):
         engine.group.all_reduce_gradients(engine.model.parameters())
-        grad_norm = _unscaled_norm(engine)
+        norm = _unscaled_norm(engine)
+        # The only wait for the device in a step: a GPU that is waited for twice stands still twice.
+        *own, grad_norm = host_values(torch.cat([added(sums, engine.device), norm.double()[None]]))
+        losses = losses_of(own, counts.text, counts.mel, engine)
         # Both are equal on all ranks (reduced gradients, summed losses), so the ranks decide alike without asking.
         finite = math.isfinite(grad_norm) and math.isfinite(losses.total)
         if finite:
             _apply(engine, learning_rate)
+    engine.clock.updated()
     return _Tried(
         sums=sums,
         losses=losses,
         grad_norm=grad_norm,
         finite=finite,
-        computed_s=computed_at_s - started_s,
-        update_s=time.monotonic() - computed_at_s,
+        computed_s=engine.clock.computed_s(),
+        update_s=engine.clock.update_s(),
     )
 
 
@@ -166,16 +177,17 @@ def _accumulated(
     group = engine.group
     sums: list[LossSums] = []
     out_of_memory = False
-    for index, batch in enumerate(batches):
-        if discard(len(batches) - index):
-            return Discarded(index)
-        # Dropout is a function of (seed, step, micro-batch): a repeated step draws the same masks (I2).
-        torch.manual_seed(derive_seed(engine.recipe.seed, step, index * group.world_size + group.rank))
-        # A rank that has run out of memory computes nothing more, but still calls `discard`, where all ranks agree.
-        if batch.num_samples and not out_of_memory:
-            done = _accumulate_if_it_fits(engine, batch, counts)
-            out_of_memory = done is None
-            sums += [done] if done else []
+    with weights_cast_once():
+        for index, batch in enumerate(batches):
+            if discard(len(batches) - index):
+                return Discarded(index)
+            # Dropout is a function of (seed, step, micro-batch): a repeated step draws the same masks (I2).
+            torch.manual_seed(derive_seed(engine.recipe.seed, step, index * group.world_size + group.rank))
+            # A rank that has run out of memory computes nothing more, but still calls `discard`, where all ranks agree.
+            if batch.num_samples and not out_of_memory:
+                done = _accumulate_if_it_fits(engine, batch, counts)
+                out_of_memory = done is None
+                sums += [done] if done else []
     # Raised on all ranks together, behind the last collective of the loop; alone, one would leave the others waiting.
     if group.any_rank(out_of_memory):
         raise torch.OutOfMemoryError("out of memory in a micro-batch, on this or another rank")
@@ -254,12 +266,12 @@ def _accumulate_if_it_fits(engine: Engine, batch: PackedBatch, counts: TargetCou
     return None
 
 
-def _unscaled_norm(engine: Engine) -> float:
+def _unscaled_norm(engine: Engine) -> Tensor:
     """Norm of the unscaled gradient of the whole global batch, before clipping; gradients are clipped in place."""
     engine.scaler.unscale_(engine.optimizer)
     # Clipped once per step, after all micro-batches and the sum over ranks: clipping parts would depend on the cut.
     limit = engine.grad_clip or math.inf
-    return float(torch.nn.utils.clip_grad_norm_(engine.model.parameters(), limit))
+    return torch.nn.utils.clip_grad_norm_(engine.model.parameters(), limit)
 
 
 def _apply(engine: Engine, learning_rate: float) -> None:

@@ -189,14 +189,16 @@ def test_an_extended_model_trains_only_its_new_rows(world: World, config: GPTCon
     for key in ("text_embedding.weight", "text_head.weight", "text_head.bias"):
         assert key not in trained
         assert torch.equal(model.state_dict()[key], base.tensors[key])
-    weight, bias = model.text_head.tables()
-    assert weight.shape == (161, 32)
-    assert torch.equal(weight[:100], base.tensors["text_head.weight"][:100])
-    assert torch.equal(weight[100:160], trained["text_head.weight_new"])
-    # The spare row stays the last one, whatever the size.
-    assert torch.equal(weight[160], base.tensors["text_head.weight"][100])
-    assert bias.shape == (161,)
+    tables = model.text_head.tables()
+    assert tables.classes == 161
     ids = torch.tensor([0, 99, 100, 159])
+    assert model.text_head.columns(ids).tolist() == [60, 159, 0, 59]
+    kept = tables.frozen_weight, tables.frozen_bias
+    for own, frozen, name in zip((tables.weight, tables.bias), kept, ("weight", "bias"), strict=True):
+        assert frozen is not None
+        logits = torch.cat([own, frozen])
+        assert torch.equal(logits[60:], base.tensors[f"text_head.{name}"])  # with the spare row, which is the last one
+        assert torch.equal(logits[:60], trained[f"text_head.{name}_new"])
     rows = model.text_embedding(ids)
     assert torch.equal(rows[:2], base.tensors["text_embedding.weight"][[0, 99]])
     assert torch.equal(rows[2:], trained["text_embedding.weight_new"][[0, 59]])

@@ -215,7 +215,7 @@ def test_without_a_gpu_its_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch)
 
 def test_durations_are_of_the_try_that_was_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     instants = iter([100.0, 106.0, 107.5])
-    monkeypatch.setattr("indextts_job.training.step.time", SimpleNamespace(monotonic=lambda: next(instants)))
+    monkeypatch.setattr("indextts_job.training.step_clock.time", SimpleNamespace(monotonic=lambda: next(instants)))
     outcome = train_step(engine(small_model()), BATCHES[:3], 0, 1e-3)
     assert isinstance(outcome, Updated)
     assert (outcome.micro_batch_s, outcome.update_s, outcome.scaler_skips) == (2.0, 1.5, 0)

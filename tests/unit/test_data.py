@@ -98,6 +98,12 @@ def test_a_packed_batch_lays_samples_end_to_end() -> None:
             *[0, *sample.text_ids, 1],
             *[1000 + code for code in [32, *sample.codes]],
         ]
-    assert inputs[batch.source_rows[batch.text_rows]].tolist() == [t for s in samples for t in [0, *s.text_ids]]
+    # Text targets are predicted by start and text, code targets by start and codes.
+    predicting = [t for s in samples for t in [0, *s.text_ids]] + [1000 + c for s in samples for c in [32, *s.codes]]
+    assert inputs[batch.source_rows[batch.target_rows]].tolist() == predicting
+    assert batch.packed_rows[batch.source_rows].tolist() == list(range(batch.num_tokens))
+    places = np.full(batch.num_tokens, len(predicting))
+    places[batch.target_rows] = np.arange(len(predicting))
+    assert batch.target_of_row.tolist() == places.tolist()
     assert batch.text_targets.tolist() == [t for s in samples for t in [*s.text_ids, 1]]
     assert batch.code_targets.tolist() == [c for s in samples for c in [*s.codes, 33]]

@@ -12,6 +12,7 @@ from indextts_job.cli import main
 from indextts_job.doctor import machine
 from indextts_job.doctor.distributions import histogram
 from indextts_job.doctor.findings import Finding, exit_code
+from indextts_job.hardware import facts
 from indextts_job.hardware.facts import memory_limit_bytes
 from indextts_job.storage.config import StorageConfig
 
@@ -30,7 +31,7 @@ def test_a_machine_without_a_gpu_is_told_why(monkeypatch: pytest.MonkeyPatch) ->
         ("13.0", "535.1", "too old"),
     ):
         monkeypatch.setattr("torch.version.cuda", cuda)
-        monkeypatch.setattr(machine, "driver_version", lambda driver=driver: driver)
+        monkeypatch.setattr(facts, "driver_version", lambda driver=driver: driver)
         found = examined()["GPU"]
         assert found.level == "error"
         assert advice in found.advice

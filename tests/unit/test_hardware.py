@@ -8,7 +8,7 @@ import pytest
 from indextts_job.attempt.machine import agreed_plan
 from indextts_job.checkpoint.values import Environment
 from indextts_job.errors import ConfigError
-from indextts_job.hardware.facts import read_facts, usable_cpus
+from indextts_job.hardware.facts import demand_kernels, read_facts, usable_cpus
 from indextts_job.hardware.plan import (
     CPU_CAPACITY_TOKENS,
     PRECISIONS,
@@ -18,8 +18,10 @@ from indextts_job.hardware.plan import (
     changes,
     in_samples,
     make_plan,
+    planned_bytes,
 )
 from indextts_job.model.config import ConformerConfig, GPTConfig
+from indextts_job.model.memory import Sizes
 from indextts_job.scheduler import read_scheduler
 from indextts_job.training.distributed import SingleProcess
 
@@ -31,12 +33,15 @@ MODEL = GPTConfig(
     condition_module=ConformerConfig(output_size=512, linear_units=2048, attention_heads=8, num_blocks=6),
     emo_condition_module=ConformerConfig(output_size=512, linear_units=1024, attention_heads=4, num_blocks=4),
 )
-TRAINED = 527_083_235
+PIECES = 12000
 MEAN_SAMPLE_TOKENS = 418
 
 
 def needs(longest_tokens: int) -> Needs:
-    return Needs(model=MODEL, trained_parameters=TRAINED, longest_tokens=longest_tokens)
+    return Needs(
+        sizes=Sizes(model=MODEL, pieces=PIECES, base_pieces=PIECES),
+        longest_tokens=longest_tokens,
+    )
 
 
 CPU = HardwareFacts(device="cpu", name="x86_64", memory_bytes=16 * GIB, bfloat16=False, cpus=8)
@@ -63,7 +68,7 @@ GIBS = {
     "RTX 3060 12 GB": 11.6, "RTX 4070 12 GB": 11.7, "T4": 14.6, "RTX 4080": 15.7, "V100 16 GB": 15.8, "A4000": 15.7,
     "V100 32 GB": 31.7, "A10": 22.1, "L4": 22.0, "A30": 23.7, "RTX 3090": 23.7, "RTX 4090": 23.6, "A5000": 23.7,
     "RTX 5090": 31.4, "A100 40 GB": 39.4, "A40": 44.4, "L40S": 44.4, "A100 80 GB": 79.2, "H100": 79.1, "H200": 139.8,
-    "MIG 1g.10gb": 9.5, "MIG 3g.40gb": 39.2,
+    "MIG 3g.40gb": 39.2,
 }  # fmt: skip
 """What each has, in GiB; MIG slices too."""
 WITHOUT_BFLOAT16 = ("T4", "V100 16 GB", "V100 32 GB")
@@ -75,19 +80,20 @@ def test_every_card_gets_a_plan_that_fits_it(name: str) -> None:
     facts = replace(L4, name=name, memory_bytes=int(GIBS[name] * GIB), bfloat16=native)
     plan = make_plan(facts, AUTO, needs(700))
     assert plan.precision == ("bfloat16" if native else "float16")
-    state = 16 * TRAINED
-    per_token = (4 * MODEL.layers + 34 if plan.recompute else 34 * MODEL.layers) * MODEL.model_dim
-    assert state + per_token * plan.capacity_tokens <= 0.85 * facts.memory_bytes
-    assert plan.capacity_tokens >= 700
-    assert plan.recompute == (GIBS[name] < 10)
+    found = planned_bytes(facts, plan, needs(700).sizes)
+    assert found.fixed + found.per_token * plan.capacity_tokens <= 0.85 * facts.memory_bytes
+    # Fastest by the formula: whole blocks are computed again where few tokens would fit otherwise.
+    assert plan.recompute == ("blocks" if GIBS[name] < 14 else "gelu" if GIBS[name] < 30 else "nothing")
+    assert plan.capacity_tokens >= 3000
 
 
 def test_several_processes_share_the_moments_before_they_compute_twice() -> None:
     small = replace(L4, memory_bytes=int(9.5 * GIB))
     plans = [make_plan(small, AUTO, needs(700), world_size) for world_size in (1, 4)]
-    assert [(plan.shard_optimizer, plan.recompute) for plan in plans] == [(False, True), (True, False)]
+    # Alone nothing fits by the estimate; then what needs least is tried.
+    assert [(plan.shard_optimizer, plan.recompute) for plan in plans] == [(False, "blocks"), (True, "gelu")]
     never = HardwareConfig(shard_optimizer="never")
-    assert make_plan(small, never, needs(700), 4).recompute
+    assert make_plan(small, never, needs(700), 4).recompute == "blocks"
     assert not make_plan(L4, AUTO, needs(700), 4).shard_optimizer
     always = HardwareConfig(shard_optimizer="always")
     assert make_plan(L4, always, needs(700), 4).capacity_tokens > make_plan(L4, AUTO, needs(700), 4).capacity_tokens
@@ -170,8 +176,45 @@ def test_wishes_are_followed_or_refused() -> None:
     assert (plan.precision, plan.capacity_tokens, plan.threads) == ("float32", 900, 3)
     with pytest.raises(ConfigError, match="the longest sample has 901"):
         make_plan(L4, wish, needs(901))
-    with pytest.raises(ConfigError, match="no GPU here"):
-        make_plan(CPU, HardwareConfig(device="cuda"), needs(700))
+    with pytest.raises(ConfigError, match=r"Tesla V100 .* does not have"):
+        make_plan(V100, HardwareConfig(precision="bfloat16"), needs(700))
+
+
+def test_a_gpu_that_is_asked_for_and_missing_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"no GPU here. torch .* is a CPU build"):
+        read_facts("cuda")
+
+
+CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        ((7, 5), CUDA_13, True),
+        ((8, 9), CUDA_13, True),  # code for 8.6 runs on 8.9
+        ((9, 0), CUDA_13, True),
+        ((12, 0), CUDA_13, True),
+        ((7, 0), CUDA_13, False),
+        ((6, 1), CUDA_13, False),
+        ((11, 0), CUDA_13, False),  # another major version than 10.0
+        ((7, 0), ["sm_50", "sm_60", "sm_70", "sm_90"], True),
+        ((12, 1), ["sm_90", "compute_90"], True),  # PTX is compiled by the driver
+        ((8, 0), ["sm_90", "compute_90"], False),
+        ((9, 0), ["sm_90a"], True),
+        ((9, 0), [], True),  # a build that does not say it
+    ],
+)
+def test_a_card_without_kernels_in_this_build_is_refused(
+    capability: tuple[int, int], architectures: list[str], *, runs: bool
+) -> None:
+    if runs:
+        demand_kernels("a card", capability, architectures, "2.13.0")
+        return
+    expected = "constraints-v100.txt" if capability < (7, 5) else "newer torch"
+    with pytest.raises(ConfigError, match=expected) as found:
+        demand_kernels("a card", capability, architectures, "2.13.0")
+    assert found.value.exit_code == 78
 
 
 @pytest.mark.parametrize(("content", "expected"), [("max 100000", None), ("50000 100000", 1), ("150000 100000", 2)])

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from indextts_job.model import unified_voice
 from indextts_job.model.batch import Sample, collate
 from indextts_job.model.config import trained_shapes
-from indextts_job.model.unified_voice import LossSums, UnifiedVoice, head_loss
+from indextts_job.model.unified_voice import LossSums, UnifiedVoice
 from indextts_job.training.engine import to_device
 from tests.support.models import SMALL, golden_model, golden_sample, random_samples, small_model
 
@@ -142,26 +141,3 @@ def test_a_sample_does_not_see_its_neighbours() -> None:
     elsewhere = model.hidden_states(to_device(collate([another, one], SMALL), CPU, torch.float64))
     assert torch.allclose(beside[-len(alone) :], alone, rtol=1e-12, atol=1e-12)
     assert torch.allclose(elsewhere[-len(alone) :], alone, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_head_loss_with_bounded_memory_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch, *, fused: bool) -> None:
-    monkeypatch.setattr(unified_voice, "HAS_FUSED_CROSS_ENTROPY", fused and unified_voice.HAS_FUSED_CROSS_ENTROPY)
-    monkeypatch.setattr(unified_voice, "HEAD_CHUNK_ROWS", 16)
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"hidden": (100, 8), "weight": (30, 8), "bias": (30,)}
-    ours = {k: torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for k, s in shapes.items()}
-    plain = {k: v.detach().clone().requires_grad_() for k, v in ours.items()}
-    targets = torch.randint(0, 30, (100,), generator=generator)
-    loss, correct = head_loss(**ours, targets=targets)
-    logits = plain["hidden"] @ plain["weight"].T + plain["bias"]
-    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-    loss.backward()
-    expected.backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert correct.item() == (logits.argmax(-1) == targets).sum().item()
-    for name in shapes:
-        one, other = ours[name].grad, plain[name].grad
-        assert one is not None
-        assert other is not None
-        assert torch.allclose(one, other, rtol=1e-10, atol=1e-12), name

@@ -11,26 +11,39 @@ TYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int64]
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_copy_has_the_values_the_shape_and_the_type_and_none_of_the_memory(dtype: torch.dtype) -> None:
     tensor = torch.arange(6).reshape(2, 3).to(dtype)
-    ((copies,), expected) = HostCopies().of([{"model/a": tensor}]), tensor.clone()
+    snapshot, expected = HostCopies().of([{"model/a": tensor}]), tensor.clone()
     tensor.zero_()
+    snapshot.complete()
+    (copies,) = snapshot.groups
     assert copies["model/a"].dtype == dtype
     assert torch.equal(copies["model/a"], expected)
 
 
 def test_groups_and_names_stay_and_the_base_is_not_copied() -> None:
     base, weight = torch.ones(3), torch.ones(2, requires_grad=True)
-    copies = HostCopies().of([{"model/a": weight}, {}, {"base/a": base, "model/base/b": torch.ones(1)}])
+    copies = HostCopies().of([{"model/a": weight}, {}, {"base/a": base, "model/base/b": torch.ones(1)}]).groups
     assert [list(group) for group in copies] == [["model/a"], [], ["base/a", "model/base/b"]]
     assert copies[2]["base/a"] is base
     assert not copies[0]["model/a"].requires_grad
 
 
-@pytest.mark.parametrize("other", [torch.ones(2, 3).double(), torch.ones(3, 2), torch.ones(6)])
-def test_memory_is_used_again_only_for_what_has_the_same_form(other: torch.Tensor) -> None:
+@pytest.mark.parametrize("other", [torch.ones(2, 3).double(), torch.ones(3, 2), torch.ones(40)])
+def test_copies_of_another_form_are_right_too(other: torch.Tensor) -> None:
     copies = HostCopies()
-    (first,), (second,) = copies.of([{"a": torch.zeros(2, 3)}]), copies.of([{"a": torch.ones(2, 3)}])
-    assert first["a"].data_ptr() == second["a"].data_ptr()
-    (changed,) = copies.of([{"a": other}])
+    copies.of([{"a": torch.zeros(2, 3), "b": torch.full((5,), 7.0)}])
+    (changed,) = copies.of([{"a": other, "b": torch.full((3,), 8.0)}]).groups
     assert changed["a"].dtype == other.dtype
     assert torch.equal(changed["a"], other)
-    assert changed["a"].data_ptr() != second["a"].data_ptr()
+    assert changed["b"].tolist() == [8.0] * 3
+
+
+def test_the_memory_is_taken_once_and_may_be_taken_ahead() -> None:
+    copies = HostCopies()
+    state = [{"a": torch.zeros(2, 3), "b": torch.zeros(70)}, {"base/c": torch.zeros(10)}]
+    copies.reserve(state)
+    first, fewer, again = (copies.of(groups).groups[0] for groups in (state, [{"a": torch.ones(2, 3)}], state))
+    assert first["a"].data_ptr() == fewer["a"].data_ptr() == again["a"].data_ptr()
+    assert first["b"].data_ptr() == again["b"].data_ptr()
+    # The offsets suit every type, and no copy reaches into another.
+    assert (first["b"].data_ptr() - first["a"].data_ptr()) % 64 == 0
+    assert first["b"].data_ptr() >= first["a"].data_ptr() + first["a"].nbytes

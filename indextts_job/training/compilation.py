@@ -1,0 +1,104 @@
+"""Decides whether to compile the blocks: by measuring, because it depends on the card and on the host.
+
+Compiled blocks move less memory, which pays on cards with little bandwidth; they launch from Python, which costs on
+hosts with slow processors.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from indextts_job.model.batch import PackedBatch
+from indextts_job.training.engine import Engine
+from indextts_job.training.step import TargetCounts, accumulate, reset_step
+
+LEAST_RUN_S = 1800.0
+"""A run that takes less computing time is not worth the compilation, which takes about a quarter of a minute."""
+LEAST_GAIN = 0.03
+"""Share of the time that compiled blocks have to save: below it the measurement may be chance."""
+TIMED = 5
+"""Micro-batches that are timed; the fastest counts, because anything else on the machine only delays."""
+
+
+class CompilationError(Exception):
+    """The blocks cannot be compiled on this machine."""
+
+
+def compile_blocks(engine: Engine, batch: PackedBatch, step: int) -> None:
+    """Compile the blocks now, which otherwise the first step would do.
+
+    Args:
+        engine: On the device; weights and moments are unchanged.
+        batch: Any micro-batch: its size does not matter.
+        step: The position, for `reset_step`.
+
+    Raises:
+        CompilationError: They cannot be compiled; they run as before.
+        torch.OutOfMemoryError: The micro-batch does not fit.
+    """
+    engine.model.gpt.compile_blocks()
+    try:
+        _accumulate(engine, batch)
+    except torch.OutOfMemoryError:
+        raise
+    # Whatever a compiler may raise: no C compiler on this machine, no room for its cache, a bug.
+    except Exception as error:
+        engine.model.gpt.run_uncompiled()
+        lines = str(error).strip().splitlines() or [""]
+        raise CompilationError(f"{type(error).__name__}: {lines[0]:.200}") from error
+    finally:
+        reset_step(engine, step)
+
+
+def worth_compiling(
+    engine: Engine, batch: PackedBatch, run_tokens: float, step: int, tell: Callable[[str], None]
+) -> bool:
+    """Whether blocks of this model run faster compiled, on this device and host.
+
+    Args:
+        engine: On a GPU; weights and moments are unchanged.
+        batch: A usual micro-batch.
+        run_tokens: Tokens of the whole run on this rank.
+        step: The position, for `reset_step`.
+        tell: Gets a line about the result.
+
+    Raises:
+        CompilationError: They cannot be compiled.
+        torch.OutOfMemoryError: The micro-batch does not fit.
+    """
+    try:
+        usual_s = _seconds(engine, batch)
+        if usual_s / batch.num_tokens * run_tokens < LEAST_RUN_S:
+            return False
+        started_s = time.monotonic()
+        compile_blocks(engine, batch, step)
+        compiled_s = _seconds(engine, batch)
+        took_s = time.monotonic() - started_s
+    finally:
+        engine.model.gpt.run_uncompiled()
+        reset_step(engine, step)
+    faster = compiled_s < (1 - LEAST_GAIN) * usual_s
+    tell(
+        f"compiled blocks: {1000 * compiled_s:.0f} ms for a micro-batch that takes {1000 * usual_s:.0f} ms without: "
+        f"{'taken' if faster else 'not taken'} (tried in {took_s:.0f} s)"
+    )
+    return faster
+
+
+def _seconds(engine: Engine, batch: PackedBatch) -> float:
+    """The fastest forward and backward pass."""
+    found = []
+    for _ in range(1 + TIMED):
+        torch.cuda.synchronize()
+        started_s = time.perf_counter()
+        _accumulate(engine, batch)
+        torch.cuda.synchronize()
+        found.append(time.perf_counter() - started_s)
+    return min(found[1:])
+
+
+def _accumulate(engine: Engine, batch: PackedBatch) -> None:
+    # The divisors only have to be positive: gradients of the measurement are thrown away.
+    counts = TargetCounts(text=len(batch.text_targets), mel=len(batch.code_targets), tokens=batch.num_tokens)
+    accumulate(engine, batch, counts)
