@@ -16,6 +16,15 @@ LIBRARY = Path(__file__).with_name("library")
 CONTEXT_MIB = 450
 """Memory that a context with torch's kernels takes (an estimate)."""
 
+NOT_PASSED_ON = (
+    "CUDA_VISIBLE_DEVICES",
+    "LD_PRELOAD",
+    "NVIDIA_VISIBLE_DEVICES",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)
+"""Environment variables that say something about the GPUs of this machine, or about torch's allocator."""
+
 
 def environment() -> Path:
     """The folder of the virtual environment."""
@@ -44,18 +53,25 @@ class StandIn:
 
     folder: Path
 
-    def variables(self, card: Card, taken_mib: float = CONTEXT_MIB) -> dict[str, str]:
+    @property
+    def library(self) -> Path:
+        """The file."""
+        return self.folder / "cuda/libcuda.so.1"
+
+    def variables(self, card: Card, *, taken_mib: float = CONTEXT_MIB, nvml: bool = True) -> dict[str, str]:
         """Environment variables of a process that sees this card.
 
         Args:
             card: The only card of the machine.
             taken_mib: Its memory that is in use by the context and by other processes.
+            nvml: Whether the machine has NVIDIA's management library; containers may lack it.
         """
+        folders = [self.library.parent, *([self.folder / "nvml"] if nvml else [])]
         return plain_variables() | {
-            "LD_PRELOAD": str(self.folder / "libcuda.so.1"),
-            # Triton and torch open it by its name.
-            "LD_LIBRARY_PATH": str(self.folder),
-            "TRITON_LIBCUDA_PATH": str(self.folder),
+            "LD_PRELOAD": str(self.library),
+            # Triton and torch open both by their names.
+            "LD_LIBRARY_PATH": ":".join(str(path) for path in folders),
+            "TRITON_LIBCUDA_PATH": str(self.library.parent),
             # Kernels that were compiled for the stand-in are nobody else's.
             "TRITON_CACHE_DIR": str(self.folder / "triton"),
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
@@ -94,7 +110,13 @@ def started(variables: Mapping[str, str], *arguments: str) -> Iterator["subproce
 
 def plain_variables() -> dict[str, str]:
     """Environment variables of a process that sees no GPU, whatever this machine has."""
-    left_out = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF")
+    left_out = (
+        "CUDA_VISIBLE_DEVICES",
+        "NVIDIA_VISIBLE_DEVICES",
+        "LD_PRELOAD",
+        "PYTORCH_CUDA_ALLOC_CONF",
+        "PYTORCH_ALLOC_CONF",
+    )
     kept = {name: value for name, value in os.environ.items() if name not in left_out}
     return kept | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
@@ -105,6 +127,9 @@ def built(folder: Path) -> StandIn:
     Args:
         folder: Where it is written.
     """
+    made = StandIn(folder)
+    for name in ("cuda", "nvml"):
+        (folder / name).mkdir()
     includes = [LIBRARY / "stubs", packages() / "nvidia/cu13/include"]
     # CUDA's headers include some that come with its compiler; Triton brings those.
     includes.append(packages() / "triton/backends/nvidia/include")
@@ -114,10 +139,11 @@ def built(folder: Path) -> StandIn:
         *("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"),
         *(f"-I{path}" for path in includes),
         *(str(path) for path in sorted(LIBRARY.glob("*.c"))),
-        *("-o", str(folder / "libcuda.so.1"), "-ldl", "-lpthread"),
+        *("-o", str(made.library), "-ldl", "-lpthread"),
     ]
     subprocess.run(command, check=True)
-    return StandIn(folder)
+    (folder / "nvml/libnvidia-ml.so.1").symlink_to(made.library)
+    return made
 
 
 @contextmanager

@@ -109,13 +109,20 @@ EXPORT cudaError_t cudaRuntimeGetVersion(int *version) {
   return cudaSuccess;
 }
 
-/* torch finds functions of the driver by it; those of driver.c have to be found, and no others. */
+static int unsupported(void) {
+  return 801; /* CUDA_ERROR_NOT_SUPPORTED */
+}
+
+/* torch looks functions of the driver up by it, all of them at once, and demands that they are there. */
 EXPORT cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **function, unsigned version,
                                                     unsigned long long flags,
                                                     enum cudaDriverEntryPointQueryResult *result) {
   *function = dlsym(RTLD_DEFAULT, name);
+  if (!*function) {
+    *function = (void *)unsupported;
+  }
   if (result) {
-    *result = *function ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+    *result = cudaDriverEntryPointSuccess;
   }
   return cudaSuccess;
 }

@@ -5,6 +5,7 @@
  */
 #include "stand_in.h"
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -20,7 +21,7 @@
 typedef struct {
   char *start;
   size_t bytes;
-  int pinned; /* memory of the host */
+  enum { DEVICE, PINNED_HOST, REGISTERED_HOST, RESERVED } use;
 } Range;
 
 #define MOST_RANGES (1 << 16)
@@ -41,27 +42,41 @@ static Range *range_of(const void *address) {
   return NULL;
 }
 
+static int is_host(const Range *range) {
+  return range->use == PINNED_HOST || range->use == REGISTERED_HOST;
+}
+
 static int is_pinned(const void *address) {
   pthread_mutex_lock(&lock);
   const Range *range = range_of(address);
-  int pinned = range && range->pinned;
+  int pinned = range && is_host(range);
   pthread_mutex_unlock(&lock);
   return pinned;
 }
 
-/* Map a range, within the limit of the card if it is device memory. */
-static cudaError_t map(void **address, size_t bytes, int pinned) {
+/* Call it with the lock. */
+static int fits(size_t bytes) {
+  return in_use + bytes <= card()->memory - card()->taken_by_others;
+}
+
+/* Call it with the lock. */
+static void remember(void *start, size_t bytes, int use) {
+  if (start == MAP_FAILED || num_ranges == MOST_RANGES) {
+    abort();
+  }
+  ranges[num_ranges++] = (Range){.start = start, .bytes = bytes, .use = use};
+}
+
+/* Map a range, within the limit of the card if it is memory of the card. */
+static cudaError_t map(void **address, size_t bytes, int use) {
   cudaError_t error = cudaErrorMemoryAllocation;
+  size_t mapped = bytes ? bytes : 1;
   pthread_mutex_lock(&lock);
-  if (pinned || in_use + bytes <= card()->memory - card()->taken_by_others) {
-    size_t mapped = bytes ? bytes : 1;
+  if (use != DEVICE || fits(mapped)) {
     /* Without reserve: the sum of all cards' memory may be more than this machine has. */
     *address = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (*address == MAP_FAILED || num_ranges == MOST_RANGES) {
-      abort();
-    }
-    ranges[num_ranges++] = (Range){.start = *address, .bytes = mapped, .pinned = pinned};
-    in_use += pinned ? 0 : mapped;
+    remember(*address, mapped, use);
+    in_use += use == DEVICE ? mapped : 0;
     error = cudaSuccess;
   }
   pthread_mutex_unlock(&lock);
@@ -72,8 +87,10 @@ static void unmap(void *address) {
   pthread_mutex_lock(&lock);
   Range *range = range_of(address);
   if (range) {
-    in_use -= range->pinned ? 0 : range->bytes;
-    munmap(range->start, range->bytes);
+    in_use -= range->use == DEVICE ? range->bytes : 0;
+    if (range->use != REGISTERED_HOST) {
+      munmap(range->start, range->bytes);
+    }
     *range = ranges[--num_ranges];
   }
   pthread_mutex_unlock(&lock);
@@ -82,7 +99,7 @@ static void unmap(void *address) {
 /* ---- allocation ---- */
 
 EXPORT cudaError_t cudaMalloc(void **address, size_t bytes) {
-  cudaError_t error = map(address, bytes, 0);
+  cudaError_t error = map(address, bytes, DEVICE);
   if (error) {
     return failed(error);
   }
@@ -108,7 +125,7 @@ EXPORT cudaError_t cudaFreeAsync(void *address, cudaStream_t stream) {
 
 EXPORT cudaError_t cudaHostAlloc(void **address, size_t bytes, unsigned flags) {
   record(PINNED, "cudaHostAlloc", (double)bytes, 0);
-  return map(address, bytes, 1);
+  return map(address, bytes, PINNED_HOST);
 }
 
 EXPORT cudaError_t cudaFreeHost(void *address) {
@@ -116,8 +133,19 @@ EXPORT cudaError_t cudaFreeHost(void *address) {
   return cudaSuccess;
 }
 
-SUCCEEDS(cudaHostRegister, void *address, size_t bytes, unsigned flags)
-SUCCEEDS(cudaHostUnregister, void *address)
+/* Memory of the host's own that is locked: copies treat it as pinned. */
+EXPORT cudaError_t cudaHostRegister(void *address, size_t bytes, unsigned flags) {
+  record(PINNED, "cudaHostRegister", (double)bytes, 0);
+  pthread_mutex_lock(&lock);
+  remember(address, bytes, REGISTERED_HOST);
+  pthread_mutex_unlock(&lock);
+  return cudaSuccess;
+}
+
+EXPORT cudaError_t cudaHostUnregister(void *address) {
+  unmap(address);
+  return cudaSuccess;
+}
 
 EXPORT cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
   pthread_mutex_lock(&lock);
@@ -135,11 +163,73 @@ EXPORT cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attrib
   pthread_mutex_lock(&lock);
   const Range *range = range_of(address);
   if (range) {
-    attributes->type = range->pinned ? cudaMemoryTypeHost : cudaMemoryTypeDevice;
-    attributes->hostPointer = range->pinned ? (void *)address : NULL;
+    attributes->type = is_host(range) ? cudaMemoryTypeHost : cudaMemoryTypeDevice;
+    attributes->hostPointer = is_host(range) ? (void *)address : NULL;
   }
   pthread_mutex_unlock(&lock);
   return cudaSuccess;
+}
+
+/* ---- addresses and memory apart, by which torch's allocator grows a segment in place ---- */
+
+EXPORT CUresult cuMemGetAllocationGranularity(size_t *bytes, const CUmemAllocationProp *properties,
+                                              CUmemAllocationGranularity_flags option) {
+  *bytes = 2 << 20;
+  return CUDA_SUCCESS;
+}
+
+/* Addresses cost nothing, until memory is mapped there. */
+EXPORT CUresult cuMemAddressReserve(CUdeviceptr *address, size_t bytes, size_t alignment, CUdeviceptr wanted,
+                                    unsigned long long flags) {
+  void *start;
+  map(&start, bytes, RESERVED);
+  *address = (CUdeviceptr)start;
+  return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuMemAddressFree(CUdeviceptr address, size_t bytes) {
+  unmap((void *)address);
+  return CUDA_SUCCESS;
+}
+
+/* The handle of an amount of memory is that amount: nothing else is ever asked about it. */
+EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes, const CUmemAllocationProp *properties,
+                            unsigned long long flags) {
+  CUresult error = CUDA_ERROR_OUT_OF_MEMORY;
+  pthread_mutex_lock(&lock);
+  if (fits(bytes)) {
+    in_use += bytes;
+    *handle = bytes;
+    error = CUDA_SUCCESS;
+  }
+  pthread_mutex_unlock(&lock);
+  if (error == CUDA_SUCCESS) {
+    record(ALLOCATION, "cuMemCreate", (double)bytes, 0);
+  }
+  return error;
+}
+
+EXPORT CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
+  pthread_mutex_lock(&lock);
+  in_use -= handle;
+  pthread_mutex_unlock(&lock);
+  record(RELEASE, "cuMemRelease", (double)handle, 0);
+  return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuMemMap(CUdeviceptr address, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle,
+                         unsigned long long flags) {
+  return CUDA_SUCCESS;
+}
+
+/* The next memory that is mapped there is other memory, so that what was in this one is gone. */
+EXPORT CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
+  madvise((void *)address, bytes, MADV_DONTNEED);
+  return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuMemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAccessDesc *access, size_t count) {
+  return CUDA_SUCCESS;
 }
 
 /* ---- copies ---- */

@@ -8,6 +8,7 @@
  *   streams.c  streams and events, on which everything has always ended
  *   blas.c     cuBLAS and cuBLASLt
  *   driver.c   the driver interface, which Triton uses
+ *   nvml.c     the management library
  *
  * Values that kernels would compute are not there. Device memory holds zeros, or what a copy from the host left in it.
  */
