@@ -24,12 +24,19 @@ LIMIT_S = 120
 def written(world: World, run: Path, **keys: object) -> str:
     """The configuration of a run, as a file. The product chooses capacity and threads by itself.
 
+    Blocks are not compiled: whether they would be is decided by times, which mean nothing here.
+
     Args:
         world: Its data.
         run: Its folder; the file is written beside it.
         keys: As those of `config_for`.
     """
-    config = config_for(world, run, **{"hardware__capacity_tokens": 0, "hardware__threads": 0, **keys})
+    chosen: dict[str, object] = {
+        "hardware__capacity_tokens": 0,
+        "hardware__threads": 0,
+        "hardware__compile": "never",
+    }
+    config = config_for(world, run, **(chosen | keys))
     path = run.with_name(f"{run.name}.yaml")
     path.write_text(yaml.safe_dump(config.to_json()), encoding="utf-8")
     return str(path)

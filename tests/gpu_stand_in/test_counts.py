@@ -8,10 +8,9 @@ from tests.gpu_stand_in.cards import H100, L4, Card
 from tests.gpu_stand_in.counts import Counts, Way, counted
 from tests.gpu_stand_in.environment import StandIn
 
-LAUNCHES = 2_386
-"""Of a step of 32 utterances in one micro-batch with one variable-length kernel per layer, deterministic: counted with
-FlashAttention's operator patched in."""
-ALLOWED = 1.1
+MOST_LAUNCHES = 1_900
+"""Of a step of 32 utterances in one micro-batch, deterministic. Counted: 1,829, of them 182 of the heads."""
+MOST_IN_HEADS = 200
 
 
 @cache
@@ -22,21 +21,22 @@ def counts(stand_in: StandIn, card: Card, way: Way) -> Counts:
 def test_a_step_launches_a_bounded_number_of_kernels(stand_in: StandIn) -> None:
     found = counts(stand_in, H100, Way())
     assert found.micro_batches == 1
-    assert found.launches - found.head_launches <= ALLOWED * LAUNCHES, found
+    assert found.head_launches <= MOST_IN_HEADS, found
+    assert found.launches <= MOST_LAUNCHES, found
 
 
 @pytest.mark.parametrize(("card", "capacity_tokens"), [(H100, Way().capacity_tokens), (L4, 4096)], ids=["one", "four"])
-def test_the_host_waits_twice_in_a_step_and_never_between_micro_batches(
+def test_the_host_waits_once_in_a_step_and_never_between_micro_batches(
     stand_in: StandIn, card: Card, capacity_tokens: int
 ) -> None:
-    """Once for the losses and once for the norm of the gradient."""
+    """For losses and norm of the gradient together, before it is known whether the update may be done."""
     found = counts(stand_in, card, Way(capacity_tokens=capacity_tokens))
-    assert found.waits <= 2, found
+    assert found.waits == 1, found
     assert found.waits_in_loop == found.pageable_in_loop == 0, found
 
 
-def test_a_step_allocates_nothing_that_the_step_before_has_had(stand_in: StandIn) -> None:
-    """cudaMalloc waits for the card. The cache of torch's allocator makes it needless, if tensors keep their sizes."""
+def test_a_step_allocates_nothing_that_the_steps_before_have_had(stand_in: StandIn) -> None:
+    """A call for memory waits for the card. torch's cache makes it needless, if tensors keep their sizes."""
     assert counts(stand_in, H100, Way()).allocations == 0
 
 
