@@ -6,6 +6,7 @@ before the next update anything has to wait, and then only the device.
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ class HostCopies:
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8)
-        self._registered = False
+        self._unregister: Callable[[], object] = _nothing
         self._lock = threading.Lock()
         self._stream: torch.cuda.Stream | None = None
 
@@ -52,11 +53,13 @@ class HostCopies:
             # A first checkpoint without moments is smaller than those that follow.
             if len(self._buffer) >= size:
                 return
-            self._release()
+            self._unregister()
             self._buffer = torch.empty(size, dtype=torch.uint8)
-            if any(tensor.is_cuda for tensor in changing.values()):
-                # Registered and not allocated as pinned memory, which torch rounds up to a power of two.
-                self._registered = _registered(self._buffer)
+            # Registered and not allocated as pinned memory, which torch rounds up to a power of two.
+            if any(tensor.is_cuda for tensor in changing.values()) and _registered(self._buffer):
+                # Before the memory is freed, even if this object is: whatever came to lie at these addresses next
+                # would be copied to the GPU from the old pages.
+                self._unregister = weakref.finalize(self, _unregister, self._buffer.data_ptr())
 
     def of(self, groups: Sequence[Mapping[str, Tensor]], optimizer: torch.optim.Optimizer | None = None) -> Snapshot:
         """Copy tensors to the host. Behind this call they may be changed by an update of the optimizer.
@@ -103,11 +106,6 @@ class HostCopies:
         complete: Callable[[], None] = done.synchronize
         return complete
 
-    def _release(self) -> None:
-        if self._registered:
-            torch.cuda.cudart().cudaHostUnregister(self._buffer.data_ptr())  # type: ignore[no-untyped-call]
-        self._registered = False
-
 
 def _changing(groups: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {key: tensor for group in groups for key, tensor in group.items() if not key.startswith(BASE)}
@@ -125,6 +123,10 @@ def _registered(buffer: Tensor) -> bool:
     with contextlib.suppress(RuntimeError):
         return int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), len(buffer), 0)) == 0  # type: ignore[no-untyped-call]
     return False
+
+
+def _unregister(address: int) -> None:
+    torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
 
 
 def _before_the_next_update(optimizer: torch.optim.Optimizer, wait: Callable[[], None]) -> None:
