@@ -2,7 +2,8 @@
 # make demo-s3 the same, with the runs in a real S3 server on loopback
 # make test    everything set up, then: all checks and tests
 # make quick   unit tests that need no torch: a few seconds
-# make long    every damaged file of a run in every way, 1,200 interruptions
+# make stand-in-env  a CUDA build of torch (5 GB) for the tests of the CUDA path, which need no GPU; CUDA_VENV says where
+# make long    every damaged file of a run in every way, every card of the stand-in, 1,200 interruptions
 # make check   format, lint, types, imports between packages, spelling, complexity
 # make image   the container image; make image-report what is in it, by size
 # make fuzz    input from outside, for about an hour: other examples than in the tests, each time
@@ -11,11 +12,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Large, and the same for every clone: CI keeps it outside of them.
+CUDA_VENV ?= .venv-cuda
+export CUDA_VENV
+# The release whose CUDA build tests/gpu_stand_in/library is written for (CUDA 13.0 for Linux on x86-64).
+CUDA_TORCH := 2.14.1
 IMAGE ?= indextts-job
 ENGINE ?= $(shell command -v docker || command -v podman)
 export PYTHONUTF8 := 1
 
-.PHONY: demo demo-s3 test quick fuzz mutants long check lint format bench goldens constraints image image-report clean
+.PHONY: demo demo-s3 test quick stand-in-env fuzz mutants long check lint format bench goldens constraints image image-report clean
 
 demo: $(VENV)/ready-run
 	$(BIN)/indextts-job demo
@@ -29,6 +35,8 @@ test: check
 quick: $(VENV)/ready-dev
 	$(BIN)/pytest -q --durations=3 --numprocesses auto --maxprocesses 4 $$($(BIN)/python -m tests.support.pure)
 
+stand-in-env: $(CUDA_VENV)/ready-$(CUDA_TORCH)
+
 fuzz: $(VENV)/ready-dev
 	$(BIN)/pytest tests/fuzz --hypothesis-profile fuzz --numprocesses auto --maxprocesses 4
 
@@ -41,6 +49,7 @@ mutants: $(VENV)/ready-dev
 # The full matrices that `make test` runs a part of.
 long: $(VENV)/ready-dev
 	DAMAGE=all $(BIN)/pytest tests/damage --numprocesses auto --maxprocesses 4
+	STAND_IN=all $(BIN)/pytest tests/gpu_stand_in --numprocesses auto --maxprocesses 4
 	$(BIN)/python -m bench.chaos --interruptions 1200
 
 check: $(VENV)/ready-dev
@@ -88,6 +97,16 @@ $(VENV)/ready-run: pyproject.toml constraints.txt
 
 $(VENV)/ready-dev: $(VENV)/ready-run
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	touch $@
+
+# Only what the project depends on, not the project: its tests put the clone that they run in on the path.
+$(CUDA_VENV)/ready-$(CUDA_TORCH): pyproject.toml constraints.txt
+	test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
+	grep -v '^torch==' constraints.txt >$(CUDA_VENV)/constraints.txt
+	$(CUDA_VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+	  >$(CUDA_VENV)/requirements.txt
+	$(CUDA_VENV)/bin/pip install --quiet --disable-pip-version-check -c $(CUDA_VENV)/constraints.txt torch==$(CUDA_TORCH) \
+	  -r $(CUDA_VENV)/requirements.txt
 	touch $@
 
 clean:

@@ -21,17 +21,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import torch
-
-from bench.gpu_rows import ROWS
-from bench.gpu_setting import Options, Setting, Value, put_back, read_setting
-
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
 
+    from bench.gpu_setting import Setting
+
 TABLE = "first_ten_minutes.jsonl"
 NAME_WIDTH = 24
+ROWS = {
+    "device": "the card, its driver, torch, and what the product plans for them",
+    "attention-product": "the product's kernel against float64, its dropout, its time",
+    "attention-padded": "the same of the way below sm_80",
+    "attention-efficient": "the same of memory-efficient attention on packed rows, which is not used",
+    "model-gradients": "a small model's loss and gradient against float64 on the CPU",
+    "step": "a step with default settings",
+    "evaluate": "a validation, which every save does too",
+    "bits-deterministic": "three steps done twice, deterministic kernels",
+    "out-of-memory": "a micro-batch that cannot fit, and the step done again",
+    "plan": "expected memory of the largest micro-batch against what it takes",
+    "padded-rival": "packed against the public trainer's padded formulation, by turns",
+    "stall": "how long a save holds training up",
+    "step-not-deterministic": "any kernels, by turns with the default step",
+    "step-padded-attention": "attention as below sm_80, by turns with the default step",
+    "step-small": "micro-batches of 4,096 tokens, by turns with the default step",
+    "ceilings": "what a large product and a large copy reach on this card",
+    "bits-any": "three steps done twice, any kernels",
+    "step-compiled": "compiled blocks, by turns with the default step; compiles for a minute",
+}
+"""What each row shows, in the order of the table. `bench.gpu_rows` computes them."""
+Value = float | int | str | bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the user has asked for."""
+
+    layers: int
+    samples: int
+    rounds: int
+    peak_flops: float
+    """0 = from the table of cards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +73,8 @@ class Found:
     """Empty for a row that ended."""
     detail: str = ""
     """The traceback of the error."""
+    hopeless: bool = False
+    """Whether all other rows would fail too: without a GPU, say."""
 
 
 class Worker:
@@ -85,16 +117,21 @@ def serve(pipe: "Connection[Any, Any]", options: Options) -> None:
     """Compute the rows that are asked for, until the other end is closed."""
     # cuBLAS reads it at its first call; torch demands a value for deterministic products and names this one.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Here and not above: the process that prints the table does without torch, whose import takes seconds.
+    from bench.gpu_rows import WORK  # noqa: PLC0415
+    from bench.gpu_setting import put_back, read_setting  # noqa: PLC0415
+
     setting: Setting | None = None
     with contextlib.suppress(EOFError):
         while True:
             name = pipe.recv()
             try:
                 setting = setting or read_setting(options)
-                found = Found(ROWS[name].work(setting))
+                found = Found(WORK[name](setting))
             except Exception as error:  # noqa: BLE001  # whatever a row raises is its result
                 text = str(error).strip().splitlines() or [""]
-                found = Found({}, f"{type(error).__name__}: {text[0]}", traceback.format_exc())
+                message = f"{type(error).__name__}: {text[0]}"
+                found = Found({}, message, traceback.format_exc(), hopeless=setting is None)
             pipe.send(found)
             # After the handler, which held the frames of the row and so its tensors.
             put_back()
@@ -115,6 +152,8 @@ def rows(names: Sequence[str], options: Options, limit_s: float) -> Iterator[tup
             worker = worker or Worker(options)
             found = worker.row(name, limit_s)
             yield name, time.monotonic() - started_s, found
+            if found.hopeless:
+                return
             if found.error:
                 worker.end()
                 worker = None
@@ -155,25 +194,24 @@ def main() -> None:
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the card, dense, 16 bit, if it is not known")
     given = parser.parse_args()
     if given.list:
-        for name, row in ROWS.items():
-            print(f"{name:<{NAME_WIDTH}}{row.about}")
+        for name, about in ROWS.items():
+            print(f"{name:<{NAME_WIDTH}}{about}")
         return
     names = given.rows.split(",")
     if unknown := [name for name in names if name not in ROWS]:
         sys.exit(f"no rows of these names: {', '.join(unknown)}. There are {', '.join(ROWS)}.")
-    if not torch.cuda.is_available():
-        sys.exit(f"torch {torch.__version__} sees no GPU here")
     options = Options(
         layers=given.layers, samples=given.samples, rounds=given.rounds, peak_flops=given.peak_tflops * 1e12
     )
     given.out.mkdir(parents=True, exist_ok=True)
     started_s = time.monotonic()
-    failed = 0
+    done = failed = 0
     with (given.out / TABLE).open("a", encoding="utf-8") as table:
         for name, seconds, found in rows(names, options, given.row_limit):
+            done += 1
             failed += bool(found.error)
             write(table, name, seconds, found)
-    print(f"{len(names)} rows, {failed} failed, {time.monotonic() - started_s:.0f} s; {given.out / TABLE}")
+    print(f"{done} of {len(names)} rows, {failed} failed, {time.monotonic() - started_s:.0f} s; {given.out / TABLE}")
     sys.exit(bool(failed))
 
 

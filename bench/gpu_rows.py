@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from statistics import median
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from bench.attention_checks import Attention, compared, efficient_packed, inputs_of, mask_error, product, relative
 from bench.attention_checks import padded as padded_attention
-from bench.gpu_setting import DROPOUT, Setting, Value, kernels, packed, padded_batches, peak_bytes, trained
+from bench.first_ten_minutes import Value
+from bench.gpu_setting import DROPOUT, Setting, kernels, packed, padded_batches, peak_bytes, trained
 from bench.packing import padded
 from bench.timing import alternate
 from bench.workload import engine, model_config, tokens_of, utterances
@@ -32,14 +32,6 @@ BITS_MICRO_BATCH_TOKENS = 8192
 RIVAL_SAMPLES = 64
 RIVAL_BATCH = ((70, 64), (35, 16), (20, 8), (15, 6), (0, 2))
 """Samples per batch by GiB of memory: the public trainer's table."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of the table."""
-
-    about: str
-    work: Callable[[Setting], dict[str, Value]]
 
 
 def device(setting: Setting) -> dict[str, Value]:
@@ -359,32 +351,24 @@ def _never(_done: int) -> bool:
     return False
 
 
-ROWS = {
-    "device": Row("the card, its driver, torch, and what the product plans for them", device),
-    "attention-product": Row("the product's kernel against float64, its dropout, its time", attention_row(product)),
-    "attention-padded": Row("the same of the way below sm_80", attention_row(padded_attention)),
-    "attention-efficient": Row(
-        "the same of memory-efficient attention on packed rows, which is not used", attention_row(efficient_packed)
-    ),
-    "model-gradients": Row("a small model's loss and gradient against float64 on the CPU", model_gradients),
-    "step": Row("a step with default settings", step),
-    "evaluate": Row("a validation, which every save does too", evaluation),
-    "bits-deterministic": Row("three steps done twice, deterministic kernels", bits(deterministic=True)),
-    "out-of-memory": Row("a micro-batch that cannot fit, and the step done again", out_of_memory),
-    "plan": Row("expected memory of the largest micro-batch against what it takes", plan),
-    "padded-rival": Row("packed against the public trainer's padded formulation, by turns", padded_rival),
-    "stall": Row("how long a save holds training up", stall),
-    "step-not-deterministic": Row(
-        "any kernels, by turns with the default step", step_with(lambda: kernels(deterministic=False))
-    ),
-    "step-padded-attention": Row(
-        "attention as below sm_80, by turns with the default step", step_with(lambda: kernels(attention="padded"))
-    ),
-    "step-small": Row(
-        "micro-batches of 4,096 tokens, by turns with the default step", step_with(kernels, SMALL_MICRO_BATCH_TOKENS)
-    ),
-    "ceilings": Row("what a large product and a large copy reach on this card", ceilings),
-    "bits-any": Row("three steps done twice, any kernels", bits(deterministic=False)),
-    "step-compiled": Row("compiled blocks, by turns with the default step; compiles for a minute", step_compiled),
+WORK: dict[str, Callable[[Setting], dict[str, Value]]] = {
+    "device": device,
+    "attention-product": attention_row(product),
+    "attention-padded": attention_row(padded_attention),
+    "attention-efficient": attention_row(efficient_packed),
+    "model-gradients": model_gradients,
+    "step": step,
+    "evaluate": evaluation,
+    "bits-deterministic": bits(deterministic=True),
+    "out-of-memory": out_of_memory,
+    "plan": plan,
+    "padded-rival": padded_rival,
+    "stall": stall,
+    "step-not-deterministic": step_with(lambda: kernels(deterministic=False)),
+    "step-padded-attention": step_with(lambda: kernels(attention="padded")),
+    "step-small": step_with(kernels, SMALL_MICRO_BATCH_TOKENS),
+    "ceilings": ceilings,
+    "bits-any": bits(deterministic=False),
+    "step-compiled": step_compiled,
 }
-"""In the order of the table."""
+"""What computes each row of `bench.first_ten_minutes`."""

@@ -9,6 +9,7 @@ from unittest import mock
 import torch
 
 from bench.attention_checks import forced
+from bench.first_ten_minutes import Options, Value
 from bench.packing import batched_attention
 from bench.workload import FULL, engine, tokens_of, utterances
 from indextts_job.data.packing import pack
@@ -21,26 +22,14 @@ from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.model.flops import training_flops
 from indextts_job.model.memory import Sizes
-from indextts_job.training.engine import AUTOCAST_DTYPES, Engine
+from indextts_job.training.engine import AUTOCAST_DTYPES, Engine, allocator
 from indextts_job.training.recipe import RecipeConfig
 from indextts_job.training.step import Updated, train_step
 
-Value = float | int | str | bool
 PIECES = FULL.number_text_tokens
 DROPOUT = RecipeConfig().dropout
 DETERMINISTIC = HardwareConfig().deterministic
 LEARNING_RATE = 1e-4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What the user has asked for."""
-
-    layers: int
-    samples: int
-    rounds: int
-    peak_flops: float
-    """0 = from the table of cards."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +105,11 @@ def read_setting(options: Options) -> Setting:
 
 
 def packed(samples: Sequence[Sample], config: GPTConfig, capacity_tokens: int) -> list[PackedBatch]:
-    """Samples, packed into micro-batches."""
+    """Samples, packed into micro-batches in pinned memory, as the loader does."""
     lengths = [tokens_of(sample, config) for sample in samples]
     bins = pack(lengths, max(capacity_tokens, *lengths))
-    return [collate([samples[slot] for slot in slots], config) for slots in bins]
+    allocate = allocator(torch.device("cuda"))
+    return [collate([samples[slot] for slot in slots], config, allocate) for slots in bins]
 
 
 def trained(own: Engine, batches: Sequence[PackedBatch], step: int = 0) -> Updated:

@@ -1,5 +1,6 @@
 """The facts about this machine: GPU, CPUs and memory that this process may use. Read again at every start."""
 
+import ctypes
 import math
 import os
 import platform
@@ -38,7 +39,7 @@ def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
     cpus = max(1, usable_cpus() // processes)
     # Read when CUDA starts. Micro-batches differ in size, and segments of a fixed size would leave gaps between them.
     # The second name is the older one, and still read.
-    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} and has_management_library():
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     # torch warns in ten lines about a card without kernels; one message of ours follows.
     warnings.filterwarnings("ignore", message="(?s).*compute capability", category=UserWarning, module="torch.cuda")
@@ -112,6 +113,18 @@ def advice_without_gpu() -> str:
     if not (driver := driver_version()):
         return "No NVIDIA driver is visible. In a container: docker run --gpus all, or nvidia.com/gpu in limits."
     return f"Driver {driver} is there, but torch (CUDA {torch.version.cuda}) cannot use it: is it too old?"
+
+
+def has_management_library() -> bool:
+    """Whether NVML is there; a container that was given the GPU for computing only does not have it.
+
+    torch (2.14 at least) calls it without a look at whether it is there, once segments may grow: a segmentation fault.
+    """
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def wanted_threads(environment: Mapping[str, str]) -> int:
