@@ -34,8 +34,8 @@ from indextts_job.training.probe import CudaMeter, measured_line, uniform_batch
 from indextts_job.training.recipe import OptimizerConfig
 from indextts_job.training.state import TrainState, build_optimizer
 
-COMPILED_TOKENS = 8192
-"""Most tokens of the micro-batch by which compiled blocks are judged."""
+JUDGED_TOKENS = 32768
+"""Most tokens of the micro-batch by which compiled blocks are judged; larger ones only take longer."""
 
 
 def shared_plan(
@@ -144,15 +144,22 @@ def measured_capacity(
 
 
 def compiled_blocks(  # noqa: PLR0913  # all by name
-    *, capacity: Capacity, config: HardwareConfig, inputs: Inputs, samples: int, engine: Engine, step: int, emit: Emit
+    *,
+    capacity: Capacity,
+    config: HardwareConfig,
+    inputs: Inputs,
+    samples: float,
+    engine: Engine,
+    step: int,
+    emit: Emit,
 ) -> bool:
     """Compile the blocks if that is asked for, or faster; equal on all ranks, and for all attempts on such a device.
 
     Args:
         capacity: Remembers the decision.
         config: Settings of the user.
-        inputs: The lengths of a usual sample.
-        samples: Samples of the whole run on one rank.
+        inputs: The lengths of a usual sample, and the steps of the run.
+        samples: Samples of a step on one rank.
         engine: The engine, on the device.
         step: The position.
         emit: Gets a line about the result.
@@ -165,7 +172,9 @@ def compiled_blocks(  # noqa: PLR0913  # all by name
     """
     if engine.device.type != "cuda" or config.compile == "never":
         return False
-    batch = _usual_batch(inputs, min(capacity.tokens, COMPILED_TOKENS))
+    step_tokens = samples * inputs.mean_tokens
+    # As large as those of the training: small ones are bound by the launches of the host, in either way.
+    batch = _usual_batch(inputs, min(capacity.tokens, int(step_tokens), JUDGED_TOKENS))
     try:
         wanted = config.compile == "always" or capacity.compiled
         if wanted is None:
@@ -173,7 +182,7 @@ def compiled_blocks(  # noqa: PLR0913  # all by name
             def tell(message: str) -> None:
                 emit(Notice(step=step, topic="plan", message=message))
 
-            wanted = worth_compiling(engine, batch, samples * inputs.mean_tokens, step, tell)
+            wanted = worth_compiling(engine, batch, step_tokens * inputs.total_steps, step, tell)
         if wanted:
             compile_blocks(engine, batch, step)
     except (CompilationError, torch.OutOfMemoryError) as error:

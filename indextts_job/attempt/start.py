@@ -102,7 +102,7 @@ def build(  # noqa: PLR0913  # all by name
         capacity=capacity,
         config=config.hardware,
         inputs=inputs,
-        samples=inputs.total_steps * config.recipe.global_batch_samples // group.world_size,
+        samples=config.recipe.global_batch_samples / group.world_size,
         engine=engine,
         step=state.step,
         emit=emit,
