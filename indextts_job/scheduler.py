@@ -19,6 +19,8 @@ LAUNCHER_VARIABLE = "INDEXTTS_LAUNCHER"
 """Name of the `indextts-launch local` that started the trainer."""
 PROGRESS_VARIABLE = "INDEXTTS_PROGRESS_FILE"
 """Local file in which rank 0 keeps the step of its newest checkpoint, for the launcher that started it."""
+GPUS_VARIABLE = "INDEXTTS_GPUS"
+"""GPUs that the job has asked its scheduler for on each node; SLURM gives their number itself."""
 RENDEZVOUS_VARIABLE = "INDEXTTS_RENDEZVOUS"
 """Rendezvous of the ranks, set by the process that starts the ranks of a node; without it torchrun's variables are
 used."""
@@ -56,6 +58,13 @@ def read_scheduler(environment: Mapping[str, str]) -> dict[str, str]:
     if LAUNCHER_VARIABLE in environment:
         return {"kind": "local", "chain": environment[LAUNCHER_VARIABLE]}
     return {}
+
+
+def requested_gpus(environment: Mapping[str, str]) -> bool:
+    """Whether the scheduler was asked for GPUs on this node, as far as it tells the process."""
+    # SLURM_JOB_GPUS is a list of indices, so that "0" means one GPU; the others are numbers.
+    counted = any(environment.get(name, "0").strip("0 ") for name in (GPUS_VARIABLE, "SLURM_GPUS_ON_NODE"))
+    return counted or bool(environment.get("SLURM_JOB_GPUS"))
 
 
 def whole_number(environment: Mapping[str, str], name: str, default: int, least: int = 0) -> int:

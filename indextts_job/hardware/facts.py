@@ -11,6 +11,7 @@ from pathlib import Path
 
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareFacts
+from indextts_job.scheduler import requested_gpus
 
 OLDEST_OF_CUDA_13 = (7, 5)
 """Turing: CUDA 13 cannot compile for older GPUs, and torch's builds with CUDA 13 have no kernels for them."""
@@ -60,6 +61,12 @@ def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
         )
     if device == "cuda":
         raise ConfigError(f"hardware.device is cuda, but torch sees no GPU here. {advice_without_gpu()}")
+    # A CPU would take weeks for what the job was given a GPU for, and nobody would look.
+    if device == "auto" and requested_gpus(os.environ):
+        raise ConfigError(
+            f"this job has asked its scheduler for GPUs, but torch sees no GPU here. {advice_without_gpu()} To train on "
+            "the CPU all the same: hardware.device=cpu."
+        )
     return HardwareFacts(
         device="cpu",
         name=platform.processor() or platform.machine(),

@@ -95,6 +95,7 @@ def render(job: Job, options: KubernetesOptions) -> str:
         cpus=job.cpus,
         memory=job.memory_gib,
         storage=f"{options.scratch_gib}Gi",
+        number_of_gpus=job.gpus,
         gpus=f'              nvidia.com/gpu: "{job.gpus}"' if job.gpus else NOTHING,
         **_several_nodes(job, labels),
     )

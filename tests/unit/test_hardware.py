@@ -185,6 +185,33 @@ def test_a_gpu_that_is_asked_for_and_missing_is_an_error() -> None:
         read_facts("cuda")
 
 
+@pytest.mark.parametrize(
+    ("variables", "asked"),
+    [
+        ({}, False),
+        ({"INDEXTTS_GPUS": "1"}, True),
+        ({"INDEXTTS_GPUS": "0"}, False),
+        ({"SLURM_JOB_ID": "7"}, False),
+        ({"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "4"}, True),
+        ({"SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "0"}, False),
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_GPUS": "0"}, True),  # the index of one
+    ],
+)
+def test_a_job_that_asked_for_gpus_does_not_train_on_a_cpu(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, *, asked: bool
+) -> None:
+    for name in ("INDEXTTS_GPUS", "SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert read_facts("cpu").device == "cpu"  # who asks for the CPU gets it
+    if not asked:
+        assert read_facts("auto").device == "cpu"
+        return
+    with pytest.raises(ConfigError, match=r"asked its scheduler for GPUs.* hardware.device=cpu"):
+        read_facts("auto")
+
+
 CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
 
