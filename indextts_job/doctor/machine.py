@@ -11,9 +11,12 @@ from pathlib import Path
 
 import torch
 
+from indextts_job.attempt.machine import configure_torch
 from indextts_job.doctor.findings import Finding
-from indextts_job.errors import EXIT_SOFTWARE, IndexTTSJobError
+from indextts_job.doctor.kernels import examine_kernels
+from indextts_job.errors import ConfigError, IndexTTSJobError
 from indextts_job.hardware.facts import advice_without_gpu, memory_limit_bytes, read_facts, usable_cpus
+from indextts_job.hardware.plan import HardwareConfig, HardwareFacts, Plan, planned_precision
 from indextts_job.report.console import human_bytes
 from indextts_job.storage import files
 from indextts_job.storage.config import StorageConfig
@@ -54,11 +57,14 @@ def _gpu() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         yield Finding(subject="GPU", level="error", found="torch sees none", advice=advice_without_gpu())
         return
-    facts = read_facts("cuda")
-    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    try:
+        facts = read_facts("cuda")
+    except ConfigError as error:  # the build of torch has no kernels for this card
+        yield Finding(subject="GPU", level="error", found=str(error))
+        return
     count = torch.cuda.device_count()
     name = f"{count} x {facts.name}" if count > 1 else facts.name
-    found = f"{name}, capability {capability}, driver {facts.driver or 'unknown'}, CUDA {torch.version.cuda}"
+    found = f"{name}, capability {facts.capability}, driver {facts.driver or 'unknown'}, CUDA {torch.version.cuda}"
     yield Finding(subject="GPU", level="ok", found=found)
     yield _gpu_memory()
     yield Finding(
@@ -67,7 +73,7 @@ def _gpu() -> Iterator[Finding]:
         found="native" if facts.bfloat16 else "not native",
         advice="float16 with a loss scale is used instead.",
     )
-    yield _kernels()
+    yield from _kernels(facts)
 
 
 def _gpu_memory() -> Finding:
@@ -82,17 +88,13 @@ def _gpu_memory() -> Finding:
     )
 
 
-def _kernels() -> Finding:
-    """Run one kernel: a build of torch without kernels for this card fails only then."""
-    try:
-        one = torch.full((256, 256), 0.5, device="cuda", dtype=torch.float16)
-        value = float((one @ one).sum())
-    except RuntimeError as error:
-        advice = "This build of torch does not fit the card or the driver."
-        found = str(error).splitlines()[0]
-        return Finding(subject="kernels", level="error", found=found, advice=advice, exit_code=EXIT_SOFTWARE)
-    right = value == 256**3 / 4  # 256 x 256 results, each a sum of 256 times 1/4
-    return Finding(subject="kernels", level="ok" if right else "error", found=f"a product gives {value:.0f}")
+def _kernels(facts: HardwareFacts) -> Iterator[Finding]:
+    # The settings of a training: a kernel that refuses to be deterministic has to show here.
+    plan = Plan(
+        device="cuda", precision=planned_precision(facts, HardwareConfig()), capacity_tokens=0, threads=facts.cpus
+    )
+    configure_torch(HardwareConfig(), plan)
+    yield from examine_kernels(torch.device("cuda"), plan.precision)
 
 
 def _cpus() -> Finding:

@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
     # The second name is the older one, and still read.
     if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} and has_management_library():
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    # torch warns in ten lines about a card without kernels; one message of ours follows.
+    warnings.filterwarnings("ignore", message="(?s).*compute capability", category=UserWarning, module="torch.cuda")
     if device != "cpu" and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(gpu)
         capability = properties.major, properties.minor

@@ -129,7 +129,7 @@ def make_plan(
     _demand_possible(facts, config, needs)
     plan = Plan(
         device=facts.device,
-        precision=_precision(facts, config),
+        precision=planned_precision(facts, config),
         capacity_tokens=config.capacity_tokens,
         threads=config.threads or facts.threads or facts.cpus,
         recompute=ASKED[config.recompute],
@@ -158,7 +158,8 @@ def _demand_possible(facts: HardwareFacts, config: HardwareConfig, needs: Needs)
         )
 
 
-def _precision(facts: HardwareFacts, config: HardwareConfig) -> Precision:
+def planned_precision(facts: HardwareFacts, config: HardwareConfig) -> Precision:
+    """The precision of a training on this device alone."""
     if config.precision != "auto":
         return config.precision
     if facts.device != "cuda":

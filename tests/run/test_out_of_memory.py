@@ -100,7 +100,7 @@ def test_the_capacity_is_remembered_and_said(world: World, tmp_path: Path, arm: 
     arm("forward", 5)
     assert attempt(config_for(world, run, schedule__max_steps=8)).code == 0
     (remembered,) = (run / "hardware").iterdir()
-    assert json.loads(remembered.read_text()) == {"capacity_tokens": LOWERED, "recompute": False}
+    assert json.loads(remembered.read_text()) == {"capacity_tokens": LOWERED, "recompute": "nothing"}
     again = attempt(config_for(world, run, schedule__max_steps=12, resume__accept=["schedule.max_steps"]))
     assert again.code == 0, again.error
     assert f"micro-batches of up to {LOWERED} tokens" in again.output
@@ -124,7 +124,7 @@ def test_the_last_resort_is_to_keep_nothing(world: World, tmp_path: Path, arm: A
     arm("forward", 2)
     ended = attempt(config_for(world, tmp_path / "run", hardware__capacity_tokens=longest))
     assert ended.code == 0, ended.error
-    assert "done again without keeping activations" in ended.output
+    assert "done again with activations computed again (gelu)" in ended.output
     assert attempt(config_for(world, tmp_path / "calm", hardware__capacity_tokens=longest)).code == 0
     assert state_of(newest(tmp_path / "run")) == state_of(newest(tmp_path / "calm"))
 

@@ -84,7 +84,7 @@ def test_every_card_gets_a_plan_that_fits_it(name: str) -> None:
     assert found.fixed + found.per_token * plan.capacity_tokens <= 0.85 * facts.memory_bytes
     # Fastest by the formula: whole blocks are computed again where few tokens would fit otherwise.
     assert plan.recompute == ("blocks" if GIBS[name] < 14 else "gelu" if GIBS[name] < 30 else "nothing")
-    assert plan.capacity_tokens >= 3000
+    assert plan.capacity_tokens >= 2700
 
 
 def test_several_processes_share_the_moments_before_they_compute_twice() -> None:
