@@ -175,25 +175,33 @@ def compiled_blocks(  # noqa: PLR0913  # all by name
     step_tokens = samples * inputs.mean_tokens
     # As large as those of the training: small ones are bound by the launches of the host, in either way.
     batch = _usual_batch(inputs, min(capacity.tokens, int(step_tokens), JUDGED_TOKENS))
+    remembered = True if config.compile == "always" else capacity.compiled
+    found = remembered
     try:
-        wanted = config.compile == "always" or capacity.compiled
-        if wanted is None:
+        if found is None:
 
             def tell(message: str) -> None:
                 emit(Notice(step=step, topic="plan", message=message))
 
-            wanted = worth_compiling(engine, batch, step_tokens * inputs.total_steps, step, tell)
-        if wanted:
+            found = worth_compiling(engine, batch, step_tokens * inputs.total_steps, step, tell)
+        if found:
             compile_blocks(engine, batch, step)
-    except (CompilationError, torch.OutOfMemoryError) as error:
+    except CompilationError as error:
         if config.compile == "always":
             raise ConfigError(f"hardware.compile is always, but compiling fails: {error} Use auto.") from error
-        emit(Notice(step=step, topic="plan", message=f"blocks are not compiled: {error}", warning=True))
-        wanted = False
-    agreed = engine.group.all_reduce_min(int(wanted)) > 0
-    if not agreed:
+        emit(Notice(step=step, topic="plan", message=f"blocks are not compiled: {error}"))
+        found = False
+    except torch.OutOfMemoryError:
+        # The estimated capacity is too high, which says nothing about compiled blocks.
+        found = remembered
+    # Equal on all ranks; those of other cards may have decided otherwise, or not at all.
+    agreed = engine.group.all_reduce_min(int(bool(found))) > 0
+    if agreed:
+        engine.model.gpt.compile_blocks()
+    else:
         engine.model.gpt.run_uncompiled()
-    capacity.remember_compiled(agreed)
+    if found is not None:
+        capacity.remember_compiled(agreed)
     return agreed
 
 

@@ -141,6 +141,8 @@ def _attention_dropout(case: _Case) -> str:
     upstream = output.detach().clone()
     (gradient,) = torch.autograd.grad(output, qkv, upstream)
     forward = (upstream.double() ** 2).sum()
+    if not forward > 0:
+        raise _WrongError("the output is zero")
     backward = (qkv.detach()[:, 2].double() * gradient[:, 2].double()).sum()
     error = float((backward - forward).abs() / forward)
     return _demand("weights dropped in forward and in backward", error, case.tolerance)
@@ -207,6 +209,8 @@ def _bits(case: _Case) -> str:
             _trained(engine, step)
     pairs = zip(*(engine.model.parameters() for engine in engines), strict=True)
     different = sum(int((one != other).sum()) for one, other in pairs)
+    if not any(bool(parameter.grad.any()) for parameter in engines[0].model.parameters() if parameter.grad is not None):
+        raise _WrongError("all gradients are zero")
     if different:
         raise _WrongError(f"three steps done twice differ in {different} weights: a resumed run will differ too")
     return "three steps done twice give the same"

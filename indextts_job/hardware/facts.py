@@ -64,8 +64,8 @@ def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
     # A CPU would take weeks for what the job was given a GPU for, and nobody would look.
     if device == "auto" and requested_gpus(os.environ):
         raise ConfigError(
-            f"this job has asked its scheduler for GPUs, but torch sees no GPU here. {advice_without_gpu()} To train on "
-            "the CPU all the same: hardware.device=cpu."
+            f"this job has asked its scheduler for GPUs, but torch sees no GPU here. {advice_without_gpu()} To train "
+            "on the CPU all the same: hardware.device=cpu."
         )
     return HardwareFacts(
         device="cpu",
