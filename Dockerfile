@@ -38,6 +38,12 @@ ARG REVISION=unknown
 RUN echo "${REVISION}" > /opt/indextts-job/indextts_job/REVISION
 
 FROM base
+# A C compiler for compiled blocks (docs/gpus.md): --build-arg COMPILER="gcc libc6-dev python3-dev". Without one they run
+# uncompiled, and the image has no compiler that an intruder could use.
+ARG COMPILER=""
+RUN [ -z "${COMPILER}" ] || { apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ${COMPILER} \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log; }
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="indextts-job" \
