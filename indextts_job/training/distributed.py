@@ -7,15 +7,16 @@ a rank that decided alone would leave the others waiting in a collective. One pr
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from indextts_job.background import begin
 from indextts_job.errors import UnavailableError
@@ -66,8 +67,13 @@ class ProcessGroup(Protocol):
     def world_size(self) -> int:
         """Number of processes."""
 
-    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum of every gradient over all ranks, in place; a missing one counts as zero."""
+    def begin_sum(self, tensor: Tensor, owner: int | None = None) -> Callable[[], None]:
+        """Begin to add up a tensor of the device over all ranks, in place; the returned function waits for the end.
+
+        Args:
+            tensor: Not to be touched before the end.
+            owner: The only rank that gets the sum; what the others then hold is undefined. None = all get it.
+        """
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """Sums over all ranks, in float64."""
@@ -97,8 +103,9 @@ class SingleProcess:
     rank = 0
     world_size = 1
 
-    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """See `ProcessGroup`. One rank's gradients are the sum."""
+    def begin_sum(self, tensor: Tensor, owner: int | None = None) -> Callable[[], None]:  # noqa: ARG002
+        """See `ProcessGroup`. One rank's values are the sum."""
+        return lambda: None
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """See `ProcessGroup`."""
@@ -138,21 +145,17 @@ class TorchProcessGroup:
         self._group = group
         self._reason = ""
 
-    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def begin_sum(self, tensor: Tensor, owner: int | None = None) -> Callable[[], None]:
         """See `ProcessGroup`.
 
-        The order of the sum is fixed for a world size, and the result is the same on all ranks (I2).
+        The order of the sum is fixed for a world size and a size of the tensor (I2).
         """
         with _together(self._world):
-            gradients = []
-            for parameter in parameters:
-                if parameter.grad is None:
-                    # A rank whose micro-batches were all empty has no gradient. It must take part all the same:
-                    # collectives are matched by their order.
-                    parameter.grad = torch.zeros_like(parameter)
-                gradients.append(parameter.grad)
-            # All are begun before the first is waited for: hundreds of small ones would each wait for the network.
-            _wait(dist.all_reduce(gradient, group=self._group, async_op=True) for gradient in gradients)
+            if owner is None:
+                work = dist.all_reduce(tensor, group=self._group, async_op=True)
+            else:
+                work = dist.reduce(tensor, owner, group=self._group, async_op=True)
+        return partial(self._wait, [work])
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """See `ProcessGroup`."""
@@ -176,10 +179,12 @@ class TorchProcessGroup:
     def broadcast(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
         """See `ProcessGroup`."""
         with _together(self._world):
-            _wait(
+            # All are begun before the first is waited for: each would wait for the network alone.
+            begun = [
                 dist.broadcast(tensor.detach(), owner, group=self._group, async_op=True)
                 for tensor, owner in zip(tensors, owners, strict=True)
-            )
+            ]
+        self._wait(begun)
 
     def new_group(self) -> ProcessGroup:
         """See `ProcessGroup`. All ranks call it at the same place among their other collectives."""
@@ -209,12 +214,11 @@ class TorchProcessGroup:
             dist.all_reduce(tensor, op=how, group=self._group)
         return [float(value) for value in tensor]
 
-
-def _wait(begun: Iterable[dist.Work | None]) -> None:
-    """Start all operations, then wait for each."""
-    for work in list(begun):
-        if work is not None:
-            work.wait(TIMEOUT)
+    def _wait(self, begun: Sequence[dist.Work | None]) -> None:
+        with _together(self._world):
+            for work in begun:
+                if work is not None:
+                    work.wait(TIMEOUT)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from indextts_job.model.batch import PackedBatch
 from indextts_job.model.transformer import SampleEdges
 from indextts_job.model.unified_voice import DeviceBatch, LossSums, UnifiedVoice
 from indextts_job.training.distributed import ProcessGroup, SingleProcess
+from indextts_job.training.gradients import GradientSum
 from indextts_job.training.recipe import RecipeConfig
 
 AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,6 +33,8 @@ class Engine:
     group: ProcessGroup = field(default_factory=SingleProcess)
     owners: Sequence[int] = ()
     """For each parameter the rank that updates it and holds its moments; empty = every rank updates all."""
+    gradients: GradientSum = field(default_factory=GradientSum)
+    """Adds up the gradients of all ranks; made with the same group and owners."""
 
 
 def to_device(batch: PackedBatch, device: torch.device, dtype: torch.dtype = torch.float32) -> DeviceBatch:

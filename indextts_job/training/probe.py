@@ -12,7 +12,7 @@ from indextts_job.hardware.memory import MemoryLine, fit
 from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.training.engine import Engine
-from indextts_job.training.step import TargetCounts, accumulate, reset_step
+from indextts_job.training.step import TargetCounts, accumulate, clear_gradients, reset_step
 
 LEAST_PROBED_TOKENS = 2048
 """Smaller micro-batches do not show the slope, because the allocator's blocks are larger than what they need."""
@@ -60,6 +60,7 @@ def measured_line(
     # The divisors only have to be positive: gradients of the probe are thrown away.
     counts = TargetCounts(text=len(large.text_targets), mel=len(large.code_targets), tokens=large.num_tokens)
     points: list[tuple[int, float]] = []
+    clear_gradients(engine)
     with contextlib.suppress(torch.OutOfMemoryError):
         # Gradients exist from the second micro-batch of a step on. A first, small one creates them here, so that the
         # measured ones have the peak of the later micro-batches.

@@ -12,6 +12,7 @@ from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.training.distributed import ProcessGroup, SingleProcess
 from indextts_job.training.engine import Engine
+from indextts_job.training.gradients import GradientSum
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.state import build_optimizer, owners_of
 
@@ -92,6 +93,7 @@ def engine(
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "float16")
     group = group or SingleProcess()
     owners = owners_of(model, group.world_size)
+    in_use = owners if sharded else ()
     mine = {name for (name, _), owner in zip(model.named_parameters(), owners, strict=True) if owner == group.rank}
     return Engine(
         model=model.train(),
@@ -102,7 +104,8 @@ def engine(
         recipe=RecipeConfig(dropout=dropout),
         grad_clip=grad_clip,
         group=group,
-        owners=owners if sharded else (),
+        owners=in_use,
+        gradients=GradientSum(model.parameters(), group, in_use),
     )
 
 
