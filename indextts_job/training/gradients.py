@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from indextts_job.training.distributed import ProcessGroup, SingleProcess
 
 BUCKET_BYTES = 25 * 2**20
-"""Least size of a bucket but the last of its owner. DDP's default: large enough for the full rate of the network, and
-the released model has 70 of them, so that the first is sent early."""
+"""DDP's default: large enough for the full rate of a network, while the released model still has about 70 of them."""
 
 ALIGNMENT = 64
 """Values, 256 bytes of float32: what CUDA's own allocator gives every tensor at least."""
@@ -51,7 +50,11 @@ class GradientSum:
     """Holds the gradients of all trained parameters and adds them up over all ranks; one process needs no buckets."""
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter] = (), group: ProcessGroup | None = None, owners: Sequence[int] = ()
+        self,
+        parameters: Iterable[nn.Parameter] = (),
+        group: ProcessGroup | None = None,
+        owners: Sequence[int] = (),
+        bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         """Allocate the gradients, which stay in memory from now on.
 
@@ -59,6 +62,7 @@ class GradientSum:
             parameters: All trained parameters, in the order of the forward pass.
             group: All ranks.
             owners: For each parameter the rank that updates it; empty = all ranks update all.
+            bucket_bytes: Least size of a bucket but the last of its owner.
         """
         self._group = group or SingleProcess()
         self._parameters = list(parameters)
@@ -67,7 +71,7 @@ class GradientSum:
         self._sent: list[Callable[[], None]] = []
         self._sending = False
         if self._group.world_size > 1:
-            self._buckets = _buckets(self._parameters, owners)
+            self._buckets = _buckets(self._parameters, owners, bucket_bytes)
             # Communicators are made by the first use, and take memory. Now, because later the gradient of the first
             # step would wait for that, at the moment at which memory is shortest.
             self._group.begin_sum(torch.zeros_like(self._buckets[0].flat[:1]))()
@@ -103,7 +107,7 @@ class GradientSum:
         for bucket in self._buckets[len(self._sent) :]:
             self._send(bucket)
 
-    def wait(self) -> None:
+    def finish(self) -> None:
         """Wait until all buckets are added up.
 
         With owners, gradients of parameters that other ranks update are removed: this rank does not have their sum.
@@ -170,7 +174,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-def _buckets(parameters: Sequence[nn.Parameter], owners: Sequence[int]) -> list[_Bucket]:
+def _buckets(parameters: Sequence[nn.Parameter], owners: Sequence[int], bucket_bytes: int) -> list[_Bucket]:
     """Cut the parameters into buckets of one owner each, in the order in which a backward pass completes them."""
     buckets: list[_Bucket] = []
     open_ones: dict[int | None, list[nn.Parameter]] = {}
@@ -179,7 +183,7 @@ def _buckets(parameters: Sequence[nn.Parameter], owners: Sequence[int]) -> list[
         owner = owners[index] if owners else None
         members = open_ones.setdefault(owner, [])
         members.append(parameters[index])
-        if sum(member.nbytes for member in members) >= BUCKET_BYTES:
+        if sum(member.nbytes for member in members) >= bucket_bytes:
             buckets.append(_bucket(owner, open_ones.pop(owner)))
     # `dict` keeps the order, so every rank makes the same list.
     return buckets + [_bucket(owner, members) for owner, members in open_ones.items()]

@@ -139,7 +139,7 @@ def _tried(
     losses = mean_losses(sums, counts.text, counts.mel, engine)
     computed_at_s = time.monotonic()
     with _fatal_out_of_memory(engine):
-        engine.gradients.wait()
+        engine.gradients.finish()
         grad_norm = _unscaled_norm(engine)
         # Both are equal on all ranks (reduced gradients, summed losses), so the ranks decide alike without asking.
         finite = math.isfinite(grad_norm) and math.isfinite(losses.total)
@@ -182,7 +182,7 @@ def _accumulated(
     engine.gradients.send_rest()
     # Raised on all ranks together, behind the last collective of the loop; alone, one would leave the others waiting.
     if group.any_rank(out_of_memory):
-        engine.gradients.wait()
+        engine.gradients.finish()
         raise torch.OutOfMemoryError("out of memory in a micro-batch, on this or another rank")
     return sums
 

@@ -33,6 +33,8 @@ SMALL = GPTConfig(
     emo_condition_module=_CONFORMER,
 )
 """The model of the golden values."""
+SMALL_BUCKET_BYTES = 50_000
+"""So that this model has several buckets."""
 
 
 def golden_sample(text: int, codes: int, shift: int) -> Sample:
@@ -105,7 +107,7 @@ def engine(
         grad_clip=grad_clip,
         group=group,
         owners=in_use,
-        gradients=GradientSum(model.parameters(), group, in_use),
+        gradients=GradientSum(model.parameters(), group, in_use, SMALL_BUCKET_BYTES),
     )
 
 
