@@ -22,7 +22,7 @@ from indextts_job.training.recipe import OptimizerConfig
 from indextts_job.training.state import build_optimizer, owners_of
 from indextts_job.training.step import train_step
 
-BUCKETS = 70
+BUCKETS = 76
 """As many as the released model has."""
 Step = Callable[[Sequence[PackedBatch]], None]
 
@@ -114,27 +114,25 @@ def ddp(model: UnifiedVoice, bucket_bytes: int, *, find_unused: bool) -> Distrib
 
 def exchange(name: str, group: ProcessGroup, width: int, layers: int) -> Step:
     """A step that exchanges gradients in the named way."""
-    if name == "FSDP2":
-        return _fsdp(group, width, layers)
+    return _fsdp(group, width, layers) if name == "FSDP2" else _training(engine_of(name, group, width, layers))
+
+
+def engine_of(name: str, group: ProcessGroup, width: int, layers: int) -> Engine:
+    """The parts of a step that exchanges gradients in the named way."""
     base = replace(engine(model_config(width, layers)), group=group)
     parameters = list(base.model.parameters())
     bucket_bytes = sum(parameter.nbytes for parameter in parameters) // BUCKETS
-    sharded = "sharded" in name
-    owners = owners_of(base.model, group.world_size) if sharded else []
-    mine = {
-        key for (key, _), owner in zip(base.model.named_parameters(), owners, strict=sharded) if owner == group.rank
-    }
-    optimizer = build_optimizer(base.model, OptimizerConfig(), mine if sharded else None)
     if name.startswith("DDP"):
         model = ddp(base.model, bucket_bytes, find_unused="unused" in name)
-        parts = replace(base, model=model, gradients=ByDDP(model))  # type: ignore[arg-type]  # forwards to ours
-    elif "buckets" in name:
+        return replace(base, model=model, gradients=ByDDP(model))  # type: ignore[arg-type]  # passes all calls on
+    owners = owners_of(base.model, group.world_size) if "sharded" in name else []
+    names = [name for name, _ in base.model.named_parameters()]
+    mine = {names[index] for index, owner in enumerate(owners) if owner == group.rank}
+    optimizer = build_optimizer(base.model, OptimizerConfig(), mine if owners else None)
+    gradients: GradientSum = EachParameter(parameters, group, owners)
+    if name.startswith("buckets"):
         gradients = GradientSum(parameters, group, owners, bucket_bytes)
-        parts = replace(base, optimizer=optimizer, owners=owners, gradients=gradients)
-    else:
-        gradients = EachParameter(parameters, group, owners)
-        parts = replace(base, optimizer=optimizer, owners=owners, gradients=gradients)
-    return _training(parts)
+    return replace(base, optimizer=optimizer, owners=owners, gradients=gradients)
 
 
 def _training(parts: Engine) -> Step:

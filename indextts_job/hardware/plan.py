@@ -45,7 +45,7 @@ class HardwareConfig:
     """Compute activations again in backward, not keep them; auto = when the longest sample does not fit otherwise."""
     shard_optimizer: Literal["auto", "always", "never"] = "auto"
     """Several processes keep the moments of a share of the weights each (ZeRO stage 1); auto = when the longest sample
-    does not fit otherwise. It changes no bit of the result."""
+    does not fit otherwise. With two processes it changes no bit, with more how the sums of gradients are rounded."""
     deterministic: bool = False
     """Only kernels that give the same bits every time: on a GPU some of the fastest add up in any order. CPUs always
     give the same bits."""

@@ -41,7 +41,7 @@ class RollCall:
         self._others = [other for other in range(world_size) if other != rank]
         self._look_s = look_s
         self._closed = Event()
-        self._found: Sequence[int] = ()
+        self._found: Sequence[int] = []
         self._answering = begin(self._answer, "roll call")
 
     def close(self) -> None:
@@ -58,10 +58,11 @@ class RollCall:
             found = [other for other in self._others if not self._store.check([f"{_HERE} {other}"])]
             if self._store.check([_LOST]):
                 return _parsed(self._store.get(_LOST))
-            self._store.set(_LOST, " ".join(map(str, found)))
+            # A rank that has failed although all are there ends too, and is then the one that the others have lost.
+            self._store.set(_LOST, " ".join(map(str, found or [self._rank])))
         except RuntimeError:
             # The store is in the process of rank 0, or beyond a network that is broken.
-            return self._found or (() if self._rank == 0 else (0,))
+            return self._found or ([] if self._rank == 0 else [0])
         # Rank 0 ends with the store: the others need time to read what was found.
         pause(2 * self._look_s)
         return found
