@@ -351,9 +351,9 @@ def _together(world: World, missing: Callable[[], Sequence[int]] = tuple) -> Ite
     except torch.OutOfMemoryError:
         raise  # a RuntimeError too, but one of this rank
     except RuntimeError as error:
-        lost = list(missing())
-        whom = f"rank{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))}" if lost else "the others"
+        lost = [str(rank) for rank in missing()]
+        what = f"lost rank{'s' if len(lost) > 1 else ''} {', '.join(lost)}" if lost else "lost the others"
         raise UnavailableError(
-            f"rank {world.rank} of {world.world_size} lost {whom}: {str(error).splitlines()[0]} Look for the first "
-            "error among the ranks. The last checkpoint is intact."
+            f"rank {world.rank} of {world.world_size} {what}: {str(error).splitlines()[0]} Look for the first error "
+            "among the ranks. The last checkpoint is intact."
         ) from error
