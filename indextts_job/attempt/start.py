@@ -32,6 +32,7 @@ from indextts_job.resume.select import Selection
 from indextts_job.storage.urls import absolute, same_place
 from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.engine import Engine
+from indextts_job.training.gradients import GradientSum
 from indextts_job.training.schedule import RATE_FACTOR, learning_rate
 from indextts_job.training.state import Carried, TrainState, count_parameters, owners_of
 
@@ -85,6 +86,7 @@ def build(  # noqa: PLR0913  # all by name
     if group.rank:
         state.carried = Carried()  # rank 0 writes the base tensors; the others free their memory
     _set_last_rate(state, config, inputs.total_steps)
+    sharded = owners if plan.shard_optimizer else ()
     engine = Engine(
         model=state.model,
         optimizer=state.optimizer,
@@ -94,7 +96,8 @@ def build(  # noqa: PLR0913  # all by name
         recipe=config.recipe,
         grad_clip=config.optimizer.grad_clip,
         group=group,
-        owners=owners if plan.shard_optimizer else (),
+        owners=sharded,
+        gradients=GradientSum(state.model.parameters(), group, sharded),
     )
     # After the state is filled: the measurement needs the memory of weights and moments in use.
     capacity = Capacity(plan, inputs.longest, own.storage, facts)

@@ -53,7 +53,7 @@ class HardwareConfig:
     first start and remembered in the run, unless the whole run takes less than half an hour."""
     shard_optimizer: Literal["auto", "always", "never"] = "auto"
     """Several processes keep the moments of a share of the weights each (ZeRO stage 1); auto = when the longest sample
-    does not fit otherwise. It changes no bit of the result."""
+    does not fit otherwise. With two processes it changes no bit, with more how the sums of gradients are rounded."""
     deterministic: bool = True
     """Only kernels that give the same bits every time, so that an interrupted run ends with the bits of one that was
     not. With false on a GPU, attention's backward pass adds up in any order: a step is then 2 % faster (H200). CPUs

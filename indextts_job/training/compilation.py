@@ -11,7 +11,7 @@ import torch
 
 from indextts_job.model.batch import PackedBatch
 from indextts_job.training.engine import Engine
-from indextts_job.training.step import TargetCounts, accumulate, reset_step
+from indextts_job.training.step import TargetCounts, accumulate, clear_gradients, reset_step
 
 LEAST_RUN_S = 1800.0
 """A run that takes less computing time is not worth the compilation, which takes about a quarter of a minute."""
@@ -99,6 +99,7 @@ def _seconds(engine: Engine, batch: PackedBatch) -> float:
 
 
 def _accumulate(engine: Engine, batch: PackedBatch) -> None:
+    clear_gradients(engine)
     # The divisors only have to be positive: gradients of the measurement are thrown away.
     counts = TargetCounts(text=len(batch.text_targets), mel=len(batch.code_targets), tokens=batch.num_tokens)
     accumulate(engine, batch, counts)

@@ -5,29 +5,37 @@ a rank that decided alone would leave the others waiting in a collective. One pr
 """
 
 import math
+import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # not in its `__all__`
+from torch.distributed.rendezvous import rendezvous
 
 from indextts_job.background import begin
 from indextts_job.errors import UnavailableError
 from indextts_job.preemption.deadline import StopRequest
 from indextts_job.scheduler import RENDEZVOUS_VARIABLE, whole_number
+from indextts_job.training.roll_call import RollCall
 from indextts_job.waiting import pause
 
 TELL_EVERY_S = 60.0
 """Interval of the messages about ranks that are still missing at the start."""
 TIMEOUT = timedelta(minutes=30)
-"""Limit for all ranks to join, and for a collective. Long, because the ranks wait for the last save of rank 0 in one.
-The death of a rank is noticed sooner, by its closed connections."""
+"""Limit for all ranks to join, and for a collective on the host. Long, because the ranks wait there for the last save
+of rank 0, and for one whose data is late. The death of a rank is noticed sooner, by its closed connections."""
+DEVICE_TIMEOUT = timedelta(minutes=5)
+"""Limit for a collective on GPUs. All ranks enter one within a few micro-batches of each other, because they have just
+agreed on the host; NCCL does not notice the death of a rank on the same node at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +74,13 @@ class ProcessGroup(Protocol):
     def world_size(self) -> int:
         """Number of processes."""
 
-    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum of every gradient over all ranks, in place; a missing one counts as zero."""
+    def begin_sum(self, tensor: Tensor, owner: int | None = None) -> Callable[[], None]:
+        """Begin to add up a tensor of the device over all ranks, in place; the returned function waits for the end.
+
+        Args:
+            tensor: Not to be touched before the end.
+            owner: The only rank that gets the sum; what the others then hold is undefined. None = all get it.
+        """
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """Sums over all ranks, in float64."""
@@ -97,8 +110,9 @@ class SingleProcess:
     rank = 0
     world_size = 1
 
-    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """See `ProcessGroup`. One rank's gradients are the sum."""
+    def begin_sum(self, tensor: Tensor, owner: int | None = None) -> Callable[[], None]:  # noqa: ARG002
+        """See `ProcessGroup`. One rank's values are the sum."""
+        return lambda: None
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """See `ProcessGroup`."""
@@ -131,28 +145,57 @@ class SingleProcess:
 class TorchProcessGroup:
     """Several processes, over torch.distributed: gloo for numbers on the host, NCCL for gradients on GPUs."""
 
-    def __init__(self, world: World, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        world: World,
+        roll_call: RollCall,
+        *,
+        host: dist.ProcessGroup | None = None,
+        devices: dist.ProcessGroup | None = None,
+    ) -> None:
+        """A group of all ranks.
+
+        Args:
+            world: Place of this process.
+            roll_call: Knows which rank was lost when a collective has failed.
+            host: For numbers; None = torch's default group.
+            devices: For tensors of the device; None = the same as `host`.
+        """
         self.rank = world.rank
         self.world_size = world.world_size
         self._world = world
-        self._group = group
+        self._roll_call = roll_call
+        self._host = host
+        self._devices = devices or host
         self._reason = ""
 
-    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def begin_sum(self, tensor: Tensor, owner: int | None = None) -> Callable[[], None]:
         """See `ProcessGroup`.
 
-        The order of the sum is fixed for a world size, and the result is the same on all ranks (I2).
+        The order of the sum is fixed for a world size and a size of the tensor (I2).
         """
-        with _together(self._world):
-            gradients = []
-            for parameter in parameters:
-                if parameter.grad is None:
-                    # A rank whose micro-batches were all empty has no gradient. It must take part all the same:
-                    # collectives are matched by their order.
-                    parameter.grad = torch.zeros_like(parameter)
-                gradients.append(parameter.grad)
-            # All are begun before the first is waited for: hundreds of small ones would each wait for the network.
-            _wait(dist.all_reduce(gradient, group=self._group, async_op=True) for gradient in gradients)
+        with self._together():
+            if owner is None:
+                work = dist.all_reduce(tensor, group=self._devices, async_op=True)
+            elif tensor.is_cuda:
+                work = dist.reduce(tensor, owner, group=self._devices, async_op=True)
+            else:
+                return self._gathered(tensor, owner)
+        return partial(self._wait, [work])
+
+    def _gathered(self, tensor: Tensor, owner: int) -> Callable[[], None]:
+        # gloo's own reduce sends 1.5 to 1.8 times as much on two ranks (`bench/ranks.py`).
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)] if self.rank == owner else None
+        work = dist.gather(tensor, parts, dst=owner, group=self._devices, async_op=True)
+
+        def wait() -> None:
+            self._wait([work])
+            if parts:
+                tensor.copy_(parts[0])
+                for part in parts[1:]:
+                    tensor.add_(part)
+
+        return wait
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """See `ProcessGroup`."""
@@ -169,24 +212,27 @@ class TorchProcessGroup:
     def all_gather(self, value: object) -> list[Any]:
         """See `ProcessGroup`."""
         found: list[Any] = [None] * self.world_size
-        with _together(self._world):
-            dist.all_gather_object(found, value, group=self._group)
+        with self._together():
+            dist.all_gather_object(found, value, group=self._host)
         return found
 
     def broadcast(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
         """See `ProcessGroup`."""
-        with _together(self._world):
-            _wait(
-                dist.broadcast(tensor.detach(), owner, group=self._group, async_op=True)
+        with self._together():
+            # All are begun before the first is waited for: each would wait for the network alone.
+            begun = [
+                dist.broadcast(tensor.detach(), owner, group=self._devices, async_op=True)
                 for tensor, owner in zip(tensors, owners, strict=True)
-            )
+            ]
+        self._wait(begun)
 
     def new_group(self) -> ProcessGroup:
         """See `ProcessGroup`. All ranks call it at the same place among their other collectives."""
-        with _together(self._world):
+        with self._together():
             # Two threads must not share a group: the order of their collectives would differ from rank to rank. gloo,
             # because the thread moves numbers on the host only.
-            return TorchProcessGroup(self._world, dist.new_group(backend="gloo", timeout=TIMEOUT))
+            host = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        return TorchProcessGroup(self._world, self._roll_call, host=host)
 
     def agree_on_stop(self, request: StopRequest | None) -> StopRequest | None:
         """See `ProcessGroup`. Deadlines are sent as seconds left, because each machine has its own monotonic clock."""
@@ -205,16 +251,18 @@ class TorchProcessGroup:
     def _reduced(self, values: Sequence[float], how: dist.ReduceOp.RedOpType) -> list[float]:
         # float64 keeps counts and sums of losses exact enough to be equal for every cut (I3).
         tensor = torch.tensor(values, dtype=torch.float64)
-        with _together(self._world):
-            dist.all_reduce(tensor, op=how, group=self._group)
+        with self._together():
+            dist.all_reduce(tensor, op=how, group=self._host)
         return [float(value) for value in tensor]
 
+    def _wait(self, begun: Sequence[dist.Work | None]) -> None:
+        with self._together():
+            for work in begun:
+                if work is not None:
+                    work.wait(TIMEOUT if self._devices is self._host else DEVICE_TIMEOUT)
 
-def _wait(begun: Iterable[dist.Work | None]) -> None:
-    """Start all operations, then wait for each."""
-    for work in list(begun):
-        if work is not None:
-            work.wait(TIMEOUT)
+    def _together(self) -> AbstractContextManager[None]:
+        return _together(self._world, self._roll_call.missing)
 
 
 @contextmanager
@@ -232,16 +280,41 @@ def joined(world: World, device: str, tell: Callable[[str], None] = lambda _mess
     if world.world_size == 1:
         yield SingleProcess()
         return
-    # Both on GPUs: counts and stop requests lie on the host, where NCCL cannot reduce them.
-    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     with _together(world), _told_while_waiting(world, tell):
-        dist.init_process_group(
-            backend, init_method=world.rendezvous, rank=world.rank, world_size=world.world_size, timeout=TIMEOUT
-        )
+        store = _met(world)
+        # Counts and stop requests lie on the host, where NCCL cannot reduce them.
+        own = PrefixStore("training", store)
+        dist.init_process_group("gloo", store=own, rank=world.rank, world_size=world.world_size, timeout=TIMEOUT)
+        devices = _devices_group() if device == "cuda" else None
+    roll_call = RollCall(PrefixStore("roll call", store), world.rank, world.world_size)
     try:
-        yield TorchProcessGroup(world)
+        yield TorchProcessGroup(world, roll_call, devices=devices)
+    except BaseException:
+        # Else the end of the group would wait for kernels that wait for a rank that was lost.
+        if devices is not None:
+            with suppress(RuntimeError):
+                dist.distributed_c10d._abort_process_group(devices)
+        raise
     finally:
+        roll_call.close()
         dist.destroy_process_group()
+
+
+def _met(world: World) -> Store:
+    """The store in which all ranks of the run meet."""
+    store: Store
+    store, _, _ = next(rendezvous(world.rendezvous, world.rank, world.world_size, timeout=TIMEOUT))
+    store.set_timeout(TIMEOUT)
+    return store
+
+
+def _devices_group() -> dist.ProcessGroup:
+    """The group for tensors on GPUs."""
+    # A failed or late collective is then an exception in `wait`, after NCCL was aborted. By default torch's watchdog
+    # ends the whole process by SIGABRT, which says neither 69 nor who was lost.
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
+    group: dist.ProcessGroup = dist.new_group(backend="nccl", timeout=DEVICE_TIMEOUT)
+    return group
 
 
 @contextmanager
@@ -271,14 +344,16 @@ def _told_while_waiting(world: World, tell: Callable[[str], None]) -> Iterator[N
 
 
 @contextmanager
-def _together(world: World) -> Iterator[None]:
+def _together(world: World, missing: Callable[[], Sequence[int]] = tuple) -> Iterator[None]:
     """Translate a failed collective: another rank was lost. gloo reports that as a plain RuntimeError."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise  # a RuntimeError too, but one of this rank
     except RuntimeError as error:
+        lost = [str(rank) for rank in missing()]
+        what = f"lost rank{'s' if len(lost) > 1 else ''} {', '.join(lost)}" if lost else "lost the others"
         raise UnavailableError(
-            f"rank {world.rank} of {world.world_size} lost the others: {str(error).splitlines()[0]} Look for the first "
-            "error among the ranks. The last checkpoint is intact."
+            f"rank {world.rank} of {world.world_size} {what}: {str(error).splitlines()[0]} Look for the first error "
+            "among the ranks. The last checkpoint is intact."
         ) from error

@@ -13,6 +13,7 @@ from indextts_job.model.attention import SampleEdges, longest_bound
 from indextts_job.model.batch import Allocate, Bytes, PackedBatch, offsets, pageable
 from indextts_job.model.unified_voice import DeviceBatch, LossSums, UnifiedVoice
 from indextts_job.training.distributed import ProcessGroup, SingleProcess
+from indextts_job.training.gradients import GradientSum
 from indextts_job.training.recipe import RecipeConfig
 from indextts_job.training.step_clock import StepClock, clock_of
 
@@ -34,6 +35,8 @@ class Engine:
     group: ProcessGroup = field(default_factory=SingleProcess)
     owners: Sequence[int] = ()
     """For each parameter the rank that updates it and holds its moments; empty = every rank updates all."""
+    gradients: GradientSum = field(default_factory=GradientSum)
+    """Adds up the gradients of all ranks; made with the same group and owners."""
     clock: StepClock = field(init=False)
     """Measures the parts of a step as the device computes them."""
 

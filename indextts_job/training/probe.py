@@ -15,7 +15,7 @@ from indextts_job.hardware.memory import MemoryLine, fit
 from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.training.engine import Engine
-from indextts_job.training.step import TargetCounts, accumulate, reset_step
+from indextts_job.training.step import TargetCounts, accumulate, clear_gradients, reset_step
 
 LEAST_PROBED_TOKENS = 2048
 """Smaller micro-batches show the slope less exactly, because of the allocator's blocks and the chunks of the heads."""
@@ -75,6 +75,7 @@ def _peaks(engine: Engine, batches: Sequence[PackedBatch], meter: Meter) -> list
     last = batches[-1]
     counts = TargetCounts(text=len(last.text_targets), mel=len(last.code_targets), tokens=last.num_tokens)
     points: list[tuple[int, float]] = []
+    clear_gradients(engine)
     with contextlib.suppress(torch.OutOfMemoryError):
         # Gradients exist from the second micro-batch of a step on. A first, small one creates them here, so that the
         # measured ones have the peak of the later micro-batches.

@@ -139,14 +139,14 @@ def _tried(
 ) -> _Tried | Discarded:
     """Compute the gradient of the whole global batch, and apply it if it is finite."""
     engine.clock.begun()
-    engine.optimizer.zero_grad(set_to_none=True)
+    clear_gradients(engine)
     sums = _accumulated(engine, batches, step, counts, discard)
     if isinstance(sums, Discarded):
         engine.optimizer.zero_grad(set_to_none=True)
         return sums
     engine.clock.accumulated()
     with _fatal_out_of_memory(engine):
-        engine.group.all_reduce_gradients(engine.model.parameters())
+        engine.gradients.finish()
         norm = _unscaled_norm(engine)
         # The only wait for the device in a step: a GPU that is waited for twice stands still twice.
         *own, grad_norm = host_values(torch.cat([added(sums, engine.device), norm.double()[None]]))
@@ -185,11 +185,16 @@ def _accumulated(
             torch.manual_seed(derive_seed(engine.recipe.seed, step, index * group.world_size + group.rank))
             # A rank that has run out of memory computes nothing more, but still calls `discard`, where all ranks agree.
             if batch.num_samples and not out_of_memory:
-                done = _accumulate_if_it_fits(engine, batch, counts)
+                last = index == len(batches) - 1
+                with engine.gradients.sent_when_complete() if last else contextlib.nullcontext():
+                    done = _accumulate_if_it_fits(engine, batch, counts)
                 out_of_memory = done is None
                 sums += [done] if done else []
+    # Also by a rank that has run out of memory: the others have begun to send their gradients, and wait for its own.
+    engine.gradients.send_rest()
     # Raised on all ranks together, behind the last collective of the loop; alone, one would leave the others waiting.
     if group.any_rank(out_of_memory):
+        engine.gradients.finish()
         raise torch.OutOfMemoryError("out of memory in a micro-batch, on this or another rank")
     return sums
 
@@ -207,6 +212,12 @@ def _updated(
         micro_batch_s=tried.computed_s / len(batches),
         update_s=tried.update_s,
     )
+
+
+def clear_gradients(engine: Engine) -> None:
+    """Begin with gradients of zero, in the memory that they have for the whole step."""
+    engine.optimizer.zero_grad(set_to_none=True)
+    engine.gradients.clear()
 
 
 def accumulate(engine: Engine, batch: PackedBatch, counts: TargetCounts) -> LossSums:
@@ -271,22 +282,26 @@ def _unscaled_norm(engine: Engine) -> Tensor:
     engine.scaler.unscale_(engine.optimizer)
     # Clipped once per step, after all micro-batches and the sum over ranks: clipping parts would depend on the cut.
     limit = engine.grad_clip or math.inf
-    return torch.nn.utils.clip_grad_norm_(engine.model.parameters(), limit)
+    if not engine.owners:
+        return torch.nn.utils.clip_grad_norm_(engine.model.parameters(), limit)
+    for found_inf in (
+        engine.scaler._found_inf_per_device(engine.optimizer).values() if engine.scaler.is_enabled() else ()
+    ):
+        # The scale of all ranks must follow from the gradients of all: a rank sees an overflow in its own only.
+        engine.group.begin_sum(found_inf)()
+    norm = engine.gradients.norm()
+    torch.nn.utils.clip_grads_with_norm_(engine.model.parameters(), limit, norm)
+    return norm
 
 
 def _apply(engine: Engine, learning_rate: float) -> None:
     # Set from the step before every update, so no scheduler has a state that could disagree with the step.
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate * group[RATE_FACTOR]
-    parameters = list(engine.model.parameters())
-    for parameter, owner in zip(parameters, engine.owners, strict=False):
-        if owner != engine.group.rank:
-            parameter.grad = None  # the optimizer skips parameters without a gradient
     engine.scaler.step(engine.optimizer)
     engine.scaler.update()
     if engine.owners:
-        # Each rank has updated its own parameters and sends them to the others.
-        engine.group.broadcast(parameters, engine.owners)
+        engine.gradients.share_weights()  # each rank has updated its own
 
 
 def _scale_lowered(scaler: torch.amp.GradScaler) -> bool:

@@ -5,12 +5,12 @@ What is between two meetings is done by one thread alone, so seeds of torch's on
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from indextts_job.preemption.deadline import StopRequest
 from indextts_job.training.distributed import ProcessGroup, SingleProcess
@@ -65,11 +65,13 @@ class LockstepGroup:
     def all_reduce_min(self, value: int) -> int:
         return int(min(self.all_gather(value)))
 
-    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        mine = list(parameters)
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in mine]
-        for parameter, parts in zip(mine, zip(*self.all_gather(gradients), strict=True), strict=True):
-            parameter.grad = torch.stack(parts).sum(0)
+    def begin_sum(self, tensor: Tensor, owner: int | None = None) -> Callable[[], None]:
+        def wait() -> None:
+            total = torch.stack(self.all_gather(tensor.clone())).sum(0)
+            # Nobody may use what is undefined.
+            tensor.copy_(total if owner in (None, self.rank) else torch.full_like(total, math.nan))
+
+        return wait
 
     def broadcast(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
         found = self.all_gather([tensor.detach().clone() for tensor in tensors])

@@ -12,6 +12,7 @@ from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.training.distributed import ProcessGroup, SingleProcess
 from indextts_job.training.engine import Engine
+from indextts_job.training.gradients import GradientSum
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.state import build_optimizer, owners_of
 
@@ -32,6 +33,8 @@ SMALL = GPTConfig(
     emo_condition_module=_CONFORMER,
 )
 """The model of the golden values."""
+SMALL_BUCKET_BYTES = 50_000
+"""So that this model has several buckets."""
 
 
 def golden_sample(text: int, codes: int, shift: int) -> Sample:
@@ -92,6 +95,7 @@ def engine(
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "float16")
     group = group or SingleProcess()
     owners = owners_of(model, group.world_size)
+    in_use = owners if sharded else ()
     mine = {name for (name, _), owner in zip(model.named_parameters(), owners, strict=True) if owner == group.rank}
     return Engine(
         model=model.train(),
@@ -102,7 +106,8 @@ def engine(
         recipe=RecipeConfig(dropout=dropout),
         grad_clip=grad_clip,
         group=group,
-        owners=owners if sharded else (),
+        owners=in_use,
+        gradients=GradientSum(model.parameters(), group, in_use, SMALL_BUCKET_BYTES),
     )
 
 
