@@ -3,10 +3,12 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from indextts_job.attempt.inputs import Inputs
+from indextts_job.background import begin
 from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.memory import MemoryLine
@@ -33,6 +35,9 @@ from indextts_job.training.engine import Engine
 from indextts_job.training.probe import CudaMeter, measured_line, uniform_batch
 from indextts_job.training.recipe import OptimizerConfig
 from indextts_job.training.state import TrainState, build_optimizer
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 JUDGED_TOKENS = 32768
 """Most tokens of the micro-batch by which compiled blocks are judged; larger ones only take longer."""
@@ -132,7 +137,7 @@ def measured_capacity(
     if engine.device.type == "cuda" and not config.capacity_tokens:
         moments = f"moments shared by {group.world_size}" if engine.owners else "all moments"
         # All settings that change the bytes per token: a stored measurement holds only for the same ones.
-        compiled = ", compiled" if capacity.compiled else ""
+        compiled = ", compiled" if model.gpt.compiled else ""
         what = f"{engine.precision}, dropout {engine.recipe.dropout:g}, {moments}{compiled}"
         if message := capacity.measure(what, measured, may_recompute=config.recompute == "auto"):
             emit(Notice(step=step, topic="memory", message=message))
@@ -143,8 +148,37 @@ def measured_capacity(
     return capacity
 
 
+def compiled_ahead(capacity: Capacity, config: HardwareConfig, engine: Engine) -> "Future[None] | None":
+    """Begin to compile the blocks while the weights are loaded, where it is known that they will be compiled.
+
+    Args:
+        capacity: Knows the decision of earlier attempts.
+        config: Settings of the user.
+        engine: The engine, on the device; its weights need no values.
+
+    Returns:
+        None where it is not known, or known that they will not be.
+    """
+    if engine.device.type != "cuda" or not _wanted(capacity, config):
+        return None
+    index = torch.cuda.current_device()
+
+    def run() -> None:
+        torch.cuda.set_device(index)  # a property of the thread
+        compile_blocks(engine)
+
+    return begin(run, "compile")
+
+
+def _wanted(capacity: Capacity, config: HardwareConfig) -> bool | None:
+    """Whether the user or an earlier attempt wants compiled blocks; None if neither says so."""
+    asked = {"always": True, "never": False}.get(config.compile)
+    return capacity.compiled if asked is None else asked
+
+
 def compiled_blocks(  # noqa: PLR0913  # all by name
     *,
+    ahead: "Future[None] | None",
     capacity: Capacity,
     config: HardwareConfig,
     inputs: Inputs,
@@ -156,6 +190,7 @@ def compiled_blocks(  # noqa: PLR0913  # all by name
     """Compile the blocks if that is asked for, or faster; equal on all ranks, and for all attempts on such a device.
 
     Args:
+        ahead: The result of `compiled_ahead`.
         capacity: Remembers the decision.
         config: Settings of the user.
         inputs: The lengths of a usual sample, and the steps of the run.
@@ -170,37 +205,37 @@ def compiled_blocks(  # noqa: PLR0913  # all by name
     Raises:
         ConfigError: It is asked for, and not possible here.
     """
-    if engine.device.type != "cuda" or config.compile == "never":
+    if engine.device.type != "cuda":
         return False
+
+    def tell(message: str) -> None:
+        emit(Notice(step=step, topic="plan", message=message))
+
     step_tokens = samples * inputs.mean_tokens
-    # As large as those of the training: small ones are bound by the launches of the host, in either way.
-    batch = _usual_batch(inputs, min(capacity.tokens, int(step_tokens), JUDGED_TOKENS))
-    remembered = True if config.compile == "always" else capacity.compiled
-    found = remembered
+    wanted = _wanted(capacity, config)
+    refused: CompilationError | None = None
     try:
-        if found is None:
-
-            def tell(message: str) -> None:
-                emit(Notice(step=step, topic="plan", message=message))
-
-            found = worth_compiling(engine, batch, step_tokens * inputs.total_steps, step, tell)
-        if found:
-            compile_blocks(engine, batch, step)
+        if ahead:
+            ahead.result()
+        elif wanted is None:
+            # As large as those of the training: small ones are bound by the launches of the host, in either way.
+            batch = _usual_batch(inputs, min(capacity.tokens, int(step_tokens), JUDGED_TOKENS))
+            wanted = worth_compiling(engine, batch, step_tokens * inputs.total_steps, step, tell)
     except CompilationError as error:
-        if config.compile == "always":
-            raise ConfigError(f"hardware.compile is always, but compiling fails: {error} Use auto.") from error
-        emit(Notice(step=step, topic="plan", message=f"blocks are not compiled: {error}"))
-        found = False
+        tell(f"blocks are not compiled: {error}")
+        wanted, refused = False, error
     except torch.OutOfMemoryError:
-        # The estimated capacity is too high, which says nothing about compiled blocks.
-        found = remembered
-    # Equal on all ranks; those of other cards may have decided otherwise, or not at all.
-    agreed = engine.group.all_reduce_min(int(bool(found))) > 0
+        # The estimated capacity is too high, which says nothing about compiled blocks: the next attempt looks again.
+        pass
+    # All ranks come to this point, whatever has happened on them: one that left before would be waited for.
+    agreed = engine.group.all_reduce_min(int(bool(wanted))) > 0
+    if refused and config.compile == "always":
+        raise ConfigError(f"hardware.compile is always, but compiling fails: {refused} Use auto.") from refused
     if agreed:
         engine.model.gpt.compile_blocks()
     else:
         engine.model.gpt.run_uncompiled()
-    if found is not None:
+    if config.compile == "auto" and wanted is not None:
         capacity.remember_compiled(agreed)
     return agreed
 

@@ -8,6 +8,7 @@ import torch
 from indextts_job.attempt.initial_state import Origin, fill, origin_of
 from indextts_job.attempt.inputs import Inputs
 from indextts_job.attempt.machine import (
+    compiled_ahead,
     compiled_blocks,
     configure_torch,
     empty_state,
@@ -82,10 +83,6 @@ def build(  # noqa: PLR0913  # all by name
     configure_torch(config.hardware, plan)
     mine = [owner == group.rank for owner in owners]
     state = empty_state(model, plan, config.optimizer, config.schedule.new_rows_factor, mine)
-    fill(state, origin, config.recipe, own)
-    if group.rank:
-        state.carried = Carried()  # rank 0 writes the base tensors; the others free their memory
-    _set_last_rate(state, config, inputs.total_steps)
     sharded = owners if plan.shard_optimizer else ()
     engine = Engine(
         model=state.model,
@@ -99,9 +96,15 @@ def build(  # noqa: PLR0913  # all by name
         owners=sharded,
         gradients=GradientSum(state.model.parameters(), group, sharded),
     )
-    # After the state is filled: the measurement needs the memory of weights and moments in use.
     capacity = Capacity(plan, inputs.longest, own.storage, facts)
+    ahead = compiled_ahead(capacity, config.hardware, engine)
+    fill(state, origin, config.recipe, own)
+    if group.rank:
+        state.carried = Carried()  # rank 0 writes the base tensors; the others free their memory
+    _set_last_rate(state, config, inputs.total_steps)
+    # After the state is filled: the measurements need the memory of weights and moments in use.
     compiled = compiled_blocks(
+        ahead=ahead,
         capacity=capacity,
         config=config.hardware,
         inputs=inputs,

@@ -3,6 +3,8 @@
 Module and parameter names are those of the published checkpoint, so a state dict needs no renaming.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, nn
@@ -99,14 +101,19 @@ def _run_block(block: nn.Module, x: Tensor, attend: Attend) -> Tensor:
     return output
 
 
+_RunBlock = Callable[[nn.Module, Tensor, Attend], Tensor]
+
+
 class Transformer(nn.Module):
     """The blocks and the final norm. Its inputs are embeddings: it has no token table and no position table."""
 
     def __init__(self, width: int, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
+        self._sizes = width, heads
         self._recompute: Recompute = "nothing"
-        self._run_block = _run_block
+        self._run_block: _RunBlock = _run_block
+        self._compiled: _RunBlock | None = None
         self.h = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.ln_f = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
 
@@ -122,6 +129,11 @@ class Transformer(nn.Module):
             if isinstance(module, MLP):
                 module.recompute_gelu = what == "gelu"
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the blocks are compiled."""
+        return self._run_block is not _run_block
+
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Let torch.compile make the kernels of the blocks; at the first forward pass, which takes longer.
 
@@ -130,7 +142,20 @@ class Transformer(nn.Module):
         Args:
             backend: Name of a backend of torch.compile.
         """
-        self._run_block = torch.compile(_run_block, dynamic=True, backend=backend)
+        # Kept, so that going back and forth compiles once.
+        self._compiled = self._compiled or torch.compile(_run_block, dynamic=True, backend=backend)
+        self._run_block = self._compiled
+
+    def pass_through_new_block(self, x: Tensor, edges: SampleEdges) -> Tensor:
+        """[tokens, dim] -> [tokens, dim] through a block of its own, without values, as through any other block.
+
+        The first pass of compiled blocks compiles. This one needs no weights, and disturbs none.
+        """
+        width, heads = self._sizes
+        with x.device:
+            block = Block(width, heads, self.dropout).train()
+        block.mlp.recompute_gelu = self.recompute == "gelu"
+        return self._run_block(block, x, attend_with(x, computing_dtype(x), edges))
 
     def run_uncompiled(self) -> None:
         """Undo `compile_blocks`."""

@@ -9,14 +9,17 @@ from collections.abc import Callable
 
 import torch
 
+from indextts_job.model.attention import SampleEdges
 from indextts_job.model.batch import PackedBatch
-from indextts_job.training.engine import Engine
+from indextts_job.training.engine import Engine, autocast
 from indextts_job.training.step import TargetCounts, accumulate, clear_gradients, reset_step
 
 LEAST_RUN_S = 1800.0
 """A run that takes less computing time is not worth the compilation, which takes about a quarter of a minute."""
 LEAST_GAIN = 0.03
 """Share of the time that compiled blocks have to save: below it the measurement may be chance."""
+COMPILED_SAMPLES, COMPILED_LENGTH = 16, 448
+"""The micro-batch that blocks are compiled with: usual samples, and a multiple of `LENGTH_STEP`."""
 TIMED = 5
 """Micro-batches that are timed; the fastest counts, because anything else on the machine only delays."""
 
@@ -25,30 +28,35 @@ class CompilationError(Exception):
     """The blocks cannot be compiled on this machine."""
 
 
-def compile_blocks(engine: Engine, batch: PackedBatch, step: int) -> None:
-    """Compile the blocks now, which otherwise the first step would do.
+def compile_blocks(engine: Engine) -> None:
+    """Compile the blocks now, which otherwise the first step would do. May run beside the loading of the weights.
 
     Args:
-        engine: On the device; weights and moments are unchanged.
-        batch: Any micro-batch: its size does not matter.
-        step: The position, for `reset_step`.
+        engine: On the device; neither weights nor gradients are touched.
 
     Raises:
         CompilationError: They cannot be compiled; they run as before.
-        torch.OutOfMemoryError: The micro-batch does not fit.
+        torch.OutOfMemoryError: There is no room for one block.
     """
-    engine.model.gpt.compile_blocks()
+    transformer = engine.model.gpt
+    transformer.compile_blocks()
+    # The compiler takes the first lengths as a hint: it splits sums by it, and so rounds by it. So they are always the
+    # same, whatever the dataset and the capacity of this attempt (I2).
+    starts = torch.arange(0, COMPILED_SAMPLES + 1, dtype=torch.int32, device=engine.device) * COMPILED_LENGTH
+    edges = SampleEdges(starts, [COMPILED_LENGTH] * COMPILED_SAMPLES, COMPILED_LENGTH)
+    width = engine.model.final_norm.weight.numel()
+    x = torch.zeros(COMPILED_SAMPLES * COMPILED_LENGTH, width, device=engine.device, requires_grad=True)
     try:
-        _accumulate(engine, batch)
+        with autocast(engine.device, engine.precision):
+            output = transformer.pass_through_new_block(x, edges)
+        output.sum().backward()  # type: ignore[no-untyped-call]
     except torch.OutOfMemoryError:
         raise
     # Whatever a compiler may raise: no C compiler on this machine, no room for its cache, a bug.
     except Exception as error:
-        engine.model.gpt.run_uncompiled()
+        transformer.run_uncompiled()
         lines = str(error).strip().splitlines() or [""]
         raise CompilationError(f"{type(error).__name__}: {lines[0]:.200}") from error
-    finally:
-        reset_step(engine, step)
 
 
 def worth_compiling(
@@ -72,7 +80,7 @@ def worth_compiling(
         if usual_s / batch.num_tokens * run_tokens < LEAST_RUN_S:
             return False
         started_s = time.monotonic()
-        compile_blocks(engine, batch, step)
+        compile_blocks(engine)
         compiled_s = _seconds(engine, batch)
         took_s = time.monotonic() - started_s
     finally:

@@ -115,12 +115,38 @@ def test_a_container_without_the_management_library_trains(
     assert code == 0, (code, output)
 
 
-@pytest.mark.parametrize("compile_", ["never", *(["always"] if FULL else [])])
-def test_compiled_blocks_train(stand_in: StandIn, wide_world: World, tmp_path: Path, compile_: str) -> None:
-    """Compiling takes half a minute, so that only `make long` does it."""
-    config = written(wide_world, tmp_path / "run", schedule__max_steps=5, hardware__compile=compile_)
-    with started(stand_in.variables(A100), *TRAIN, config) as child:
+def test_compiled_blocks_train_and_the_next_attempt_compiles_beside_the_loading(
+    stand_in: StandIn, wide_world: World, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    for steps in (3, 6):
+        keys: dict[str, object] = {
+            "schedule__max_steps": steps,
+            "resume__accept": ["schedule.max_steps"],
+            "resume__checks": "warn",
+            "hardware__compile": "always",
+        }
+        with started(stand_in.variables(A100), *TRAIN, written(wide_world, run, **keys)) as child:
+            code, output = ended(child)
+        assert code == 0, output
+        assert "compiled blocks" in output
+    assert newest(run).name.step == 6
+    assert newest(run).values.environment.plan["compiled"] is True
+    assert_unchanged(run, wide_world)
+
+
+def test_without_a_compiler_the_blocks_run_as_they_are(stand_in: StandIn, wide_world: World, tmp_path: Path) -> None:
+    # As in the image without its build argument: Triton looks for a C compiler on the path.
+    variables = stand_in.variables(A100) | {"PATH": "/nonexistent", "CC": "", "TRITON_CACHE_DIR": str(tmp_path)}
+    config = written(wide_world, tmp_path / "run", schedule__max_steps=3, hardware__compile="always")
+    with started(variables, *TRAIN, config) as child:
+        code, output = ended(child)
+    assert code == 78, output
+    assert "hardware.compile is always, but compiling fails" in output
+    (tmp_path / "run/hardware").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "run/hardware/nvidia-a100-sxm4-40gb-40-gib.json").write_text('{"compiled": true}')
+    config = written(wide_world, tmp_path / "run", schedule__max_steps=3, hardware__compile="auto")
+    with started(variables, *TRAIN, config) as child:
         code, output = ended(child)
     assert code == 0, output
-    assert ("compiled blocks" in output) == (compile_ == "always")
-    assert_unchanged(tmp_path / "run", wide_world)
+    assert "blocks are not compiled" in output
