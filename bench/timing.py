@@ -2,11 +2,11 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 
-def alternate(rivals: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each rival over several rounds, after one that does not count.
+def taking_turns(rivals: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each rival in each of several rounds, after one that does not count.
 
     Args:
         rivals: What to time, by name.
@@ -19,4 +19,20 @@ def alternate(rivals: Mapping[str, Callable[[], None]], rounds: int) -> dict[str
             work()
             if turn:
                 seconds[name].append(time.perf_counter() - started_s)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
+
+
+def ratios(one: Sequence[float], other: Sequence[float]) -> str:
+    """Median, least and largest ratio of two rivals within one round: what slows a round down slows both."""
+    found = sorted(a / b for a, b in zip(one, other, strict=True))
+    return f"{statistics.median(found):.2f}x ({found[0]:.2f} … {found[-1]:.2f})"
+
+
+def alternate(rivals: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median seconds of each rival over several rounds, after one that does not count.
+
+    Args:
+        rivals: What to time, by name.
+        rounds: How often.
+    """
+    return {name: statistics.median(values) for name, values in taking_turns(rivals, rounds).items()}

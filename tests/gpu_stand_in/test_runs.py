@@ -12,7 +12,7 @@ import torch
 
 from indextts_job.checkpoint.tensor_names import WEIGHTS
 from indextts_job.demo.world import World
-from tests.gpu_stand_in.attempts import CARDS, FULL, TRAIN, ended, wait_until_written, written
+from tests.gpu_stand_in.attempts import CARDS, TRAIN, ended, wait_until_written, written
 from tests.gpu_stand_in.cards import A100, Card
 from tests.gpu_stand_in.environment import CONTEXT_MIB, StandIn, started
 from tests.support.runs import events, newest, samples, store_of
