@@ -11,11 +11,11 @@ from indextts_job.checkpoint.history import Losses
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.loader import LONG_WAIT_S, Prefetcher
 from indextts_job.loop.capacity import Capacity
-from indextts_job.model.batch import PackedBatch, collate
+from indextts_job.model.batch import Allocate, PackedBatch, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.preemption.deadline import Stop
 from indextts_job.report.events import Emit, Notice
-from indextts_job.training.engine import Engine
+from indextts_job.training.engine import Engine, allocator
 from indextts_job.training.evaluate import evaluate, in_order, shares
 from indextts_job.training.step import Discarded, Updated, reset_step, train_step
 
@@ -79,12 +79,13 @@ class StepWork:
             config.sample_tokens(dataset.text_lengths[i], dataset.code_lengths[i])
             for i in range(self.validation_samples)
         ]
+        allocate = allocator(self.engine.device)
         while True:
             cut = list(in_order(lengths, self.capacity.tokens))
             mine = list(shares(cut, self.engine.group.rank, self.engine.group.world_size))
             with (
                 # Read by a thread, as for steps: a read that hangs here would otherwise hide a stop request.
-                Prefetcher(partial(_validation_batch, dataset, config, mine), range(len(mine))) as prefetcher,
+                Prefetcher(partial(_validation_batch, dataset, config, allocate, mine), range(len(mine))) as prefetcher,
                 contextlib.suppress(torch.OutOfMemoryError),
             ):
                 batches = (self._validation_part(prefetcher, index) for index in range(len(mine)))
@@ -104,5 +105,7 @@ class StepWork:
         self.emit(Notice(step=step, topic="memory", message=message, warning=True))
 
 
-def _validation_batch(dataset: Dataset, config: GPTConfig, parts: Sequence[Sequence[int]], index: int) -> PackedBatch:
-    return collate(dataset.samples(parts[index]), config)
+def _validation_batch(
+    dataset: Dataset, config: GPTConfig, allocate: Allocate, parts: Sequence[Sequence[int]], index: int
+) -> PackedBatch:
+    return collate(dataset.samples(parts[index]), config, allocate)
