@@ -97,6 +97,7 @@ def build(  # noqa: PLR0913  # all by name
         gradients=GradientSum(state.model.parameters(), group, sharded),
     )
     capacity = Capacity(plan, inputs.longest, own.storage, facts)
+    state.model.gpt.recompute = capacity.recompute  # what is computed again is part of what is compiled
     ahead = compiled_ahead(capacity, config.hardware, engine)
     fill(state, origin, config.recipe, own)
     if group.rank:
