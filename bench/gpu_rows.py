@@ -15,8 +15,7 @@ from bench.gpu_setting import DROPOUT, Setting, kernels, packed, padded_batches,
 from bench.packing import padded
 from bench.timing import alternate
 from bench.workload import engine, model_config, tokens_of, utterances
-from indextts_job.hardware.memory import MEASURED_SHARE
-from indextts_job.hardware.plan import planned_bytes, usable_bytes
+from indextts_job.hardware.plan import measured_share, planned_bytes, usable_bytes
 from indextts_job.loop.staging import HostCopies
 from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import GPTConfig
@@ -297,6 +296,7 @@ def plan(setting: Setting) -> dict[str, Value]:
         )
         longest = max(tokens_of(sample, config) for sample in setting.samples)
         line = measured_line(own, config, (text, codes), longest, CudaMeter(), 0)
+    usable = usable_bytes(setting.facts, measured_share(setting.facts, setting.plan))
     expected = planned_bytes(setting.facts, setting.plan, setting.sizes)
     predicted = expected.fixed + expected.per_token * filled
     return {
@@ -306,7 +306,7 @@ def plan(setting: Setting) -> dict[str, Value]:
         "peak_gb": peak / 1e9,
         "reserved_gb": reserved / 1e9,
         "predicted_over_peak": predicted / peak,
-        "measured_tokens": line.capacity_tokens(usable_bytes(setting.facts, MEASURED_SHARE)) if line else "none",
+        "measured_tokens": line.capacity_tokens(usable) if line else "none",
     }
 
 

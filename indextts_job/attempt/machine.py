@@ -1,7 +1,8 @@
 """Determines how this attempt computes: the plan that all ranks share, and the capacity of this device."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import torch
 from indextts_job.attempt.inputs import Inputs
 from indextts_job.background import begin
 from indextts_job.checkpoint.values import CheckpointValues
-from indextts_job.errors import ConfigError
+from indextts_job.errors import ConfigError, DeviceMemoryError
 from indextts_job.hardware.memory import MemoryLine
 from indextts_job.hardware.plan import (
     PRECISIONS,
@@ -21,10 +22,11 @@ from indextts_job.hardware.plan import (
     Plan,
     changes,
     make_plan,
+    planned_bytes,
 )
 from indextts_job.loop.capacity import Capacity
 from indextts_job.model.batch import PackedBatch
-from indextts_job.model.memory import Recompute
+from indextts_job.model.memory import Recompute, Sizes
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.preemption.deadline import Pace
 from indextts_job.report.console import human_bytes
@@ -72,6 +74,20 @@ def most_recomputed(own: Recompute, group: ProcessGroup) -> Recompute:
     """What the rank with the least memory computes again, so that all ranks run the same kernels."""
     order: list[Recompute] = list(RECOMPUTED_WORK)
     return order[-group.all_reduce_min(-order.index(own))]
+
+
+@contextlib.contextmanager
+def state_must_fit(facts: HardwareFacts, plan: Plan, sizes: Sizes, world_size: int) -> Iterator[None]:
+    """Turn an out of memory inside into an error that says what the state takes."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        taken = human_bytes(int(planned_bytes(facts, plan, sizes, world_size).fixed))
+        raise DeviceMemoryError(
+            f"weights, gradients and moments do not fit the memory of {facts.name}: training takes {taken} before the "
+            f"first sample, of {human_bytes(facts.memory_bytes)}. Use a larger GPU, or several, or free what others "
+            "use (nvidia-smi). The last checkpoint is intact."
+        ) from error
 
 
 def empty_state(
@@ -205,15 +221,16 @@ def compiled_blocks(  # noqa: PLR0913  # all by name
     Raises:
         ConfigError: It is asked for, and not possible here.
     """
-    if engine.device.type != "cuda":
-        return False
 
     def tell(message: str) -> None:
         emit(Notice(step=step, topic="plan", message=message))
 
+    if engine.device.type != "cuda":
+        if config.compile == "always":
+            tell("blocks are not compiled: hardware.compile is for GPUs")
+        return False
     step_tokens = samples * inputs.mean_tokens
-    wanted = _wanted(capacity, config)
-    refused: CompilationError | None = None
+    wanted, refused = _wanted(capacity, config), ""
     try:
         if ahead:
             ahead.result()
@@ -222,20 +239,24 @@ def compiled_blocks(  # noqa: PLR0913  # all by name
             batch = _usual_batch(inputs, min(capacity.tokens, int(step_tokens), JUDGED_TOKENS))
             wanted = worth_compiling(engine, batch, step_tokens * inputs.total_steps, step, tell)
     except CompilationError as error:
+        wanted, refused = False, str(error)
         tell(f"blocks are not compiled: {error}")
-        wanted, refused = False, error
     except torch.OutOfMemoryError:
         # The estimated capacity is too high, which says nothing about compiled blocks: the next attempt looks again.
         pass
     # All ranks come to this point, whatever has happened on them: one that left before would be waited for.
     agreed = engine.group.all_reduce_min(int(bool(wanted))) > 0
-    if refused and config.compile == "always":
-        raise ConfigError(f"hardware.compile is always, but compiling fails: {refused} Use auto.") from refused
+    undecided = engine.group.any_rank(wanted is None)
+    if config.compile == "always" and not agreed:
+        found = refused or "another rank says why"
+        raise ConfigError(f"hardware.compile is always, but compiling fails: {found} Use auto.")
     if agreed:
         engine.model.gpt.compile_blocks()
     else:
         engine.model.gpt.run_uncompiled()
-    if config.compile == "auto" and wanted is not None:
+    # An earlier decision stays: a node without a compiler, or an exceptional setting, is no reason to change the bits
+    # of all attempts that follow.
+    if config.compile == "auto" and capacity.compiled is None and not undecided:
         capacity.remember_compiled(agreed)
     return agreed
 

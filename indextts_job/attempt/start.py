@@ -17,6 +17,7 @@ from indextts_job.attempt.machine import (
     plan_text,
     recorded_pace,
     shared_plan,
+    state_must_fit,
     tell_of_changes,
 )
 from indextts_job.checkpoint.store import CheckpointStore
@@ -82,8 +83,10 @@ def build(  # noqa: PLR0913  # all by name
     owners = owners_of(model, group.world_size)
     configure_torch(config.hardware, plan)
     mine = [owner == group.rank for owner in owners]
-    state = empty_state(model, plan, config.optimizer, config.schedule.new_rows_factor, mine)
     sharded = owners if plan.shard_optimizer else ()
+    with state_must_fit(facts, plan, model.vocabulary.sizes(inputs.model), group.world_size):
+        state = empty_state(model, plan, config.optimizer, config.schedule.new_rows_factor, mine)
+        gradients = GradientSum(state.model.parameters(), group, sharded)
     engine = Engine(
         model=state.model,
         optimizer=state.optimizer,
@@ -94,7 +97,7 @@ def build(  # noqa: PLR0913  # all by name
         grad_clip=config.optimizer.grad_clip,
         group=group,
         owners=sharded,
-        gradients=GradientSum(state.model.parameters(), group, sharded),
+        gradients=gradients,
     )
     capacity = Capacity(plan, inputs.longest, own.storage, facts)
     state.model.gpt.recompute = capacity.recompute  # what is computed again is part of what is compiled

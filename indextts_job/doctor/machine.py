@@ -84,7 +84,9 @@ def _gpu_memory() -> Finding:
         # The driver and our own CUDA context take less than a tenth.
         level="warning" if small or free < 0.9 * total else "ok",
         found=f"{human_bytes(free)} free of {human_bytes(total)}",
-        advice="Micro-batches will be small." if small else "Somebody else uses this GPU: look with nvidia-smi.",
+        advice="Training all of the released model takes 10 GiB before any sample."
+        if small
+        else "Somebody else uses this GPU: look with nvidia-smi.",
     )
 
 

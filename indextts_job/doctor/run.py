@@ -11,9 +11,9 @@ from indextts_job.doctor.findings import Finding
 from indextts_job.doctor.machine import examine
 from indextts_job.errors import IndexTTSJobError
 from indextts_job.hardware.facts import read_facts
-from indextts_job.hardware.plan import Needs, in_samples, make_plan
+from indextts_job.hardware.plan import Needs, in_samples, make_plan, planned_bytes, usable_bytes
 from indextts_job.model.memory import Sizes
-from indextts_job.report.console import ConsoleReport
+from indextts_job.report.console import ConsoleReport, human_bytes
 from indextts_job.report.events import Event, Notice
 from indextts_job.resume.decision import decide
 from indextts_job.resume.select import select
@@ -87,6 +87,14 @@ def _plan(config: RunConfig, inputs: Inputs) -> Finding:
     shape = in_samples(plan.capacity_tokens, inputs.mean_tokens, config.recipe.global_batch_samples, 1)
     text = f"{facts.name}: {plan.precision}, {shape}, {inputs.total_steps} steps"
     details = [f"the longest sample has {inputs.longest[0]} tokens: {inputs.longest[1]}"]
-    if facts.device == "cuda":
-        details.append("micro-batches are measured at the first start")
-    return Finding(subject="plan", level="ok", found=text, details=tuple(details))
+    if facts.device == "cpu":
+        return Finding(subject="plan", level="ok", found=text, details=tuple(details))
+    details.append("micro-batches are measured at the first start")
+    state = planned_bytes(facts, plan, sizes).fixed
+    return Finding(
+        subject="plan",
+        level="ok" if state < usable_bytes(facts) else "warning",
+        found=text,
+        advice=f"Weights, gradients and moments take {human_bytes(int(state))} of this GPU, before any sample.",
+        details=tuple(details),
+    )

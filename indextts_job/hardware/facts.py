@@ -16,8 +16,8 @@ from indextts_job.scheduler import requested_gpus
 OLDEST_OF_CUDA_13 = (7, 5)
 """Turing: CUDA 13 cannot compile for older GPUs, and torch's builds with CUDA 13 have no kernels for them."""
 OLDER_BUILDS = (
-    "Builds with CUDA 13 begin at 7.5. For a V100 (7.0): pip install -c constraints-v100.txt indextts-job, which takes "
-    "torch 2.10 with CUDA 12.8. Older cards are not supported."
+    "Builds with CUDA 13 begin at 7.5. A V100 (7.0) takes torch 2.10 with CUDA 12.8: pip install -c "
+    "constraints-v100.txt torch. Older cards are not supported."
 )
 _ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)")
 BFLOAT16_CAPABILITY = (8, 0)
@@ -45,6 +45,11 @@ def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
     # torch warns in ten lines about a card without kernels; one message of ours follows.
     warnings.filterwarnings("ignore", message="(?s).*compute capability", category=UserWarning, module="torch.cuda")
     if device != "cpu" and torch.cuda.is_available():
+        if gpu >= torch.cuda.device_count():
+            raise ConfigError(
+                f"this is process {gpu + 1} of this node, but torch sees {torch.cuda.device_count()} GPUs here. Start "
+                "as many processes as there are GPUs (hardware.processes)."
+            )
         properties = torch.cuda.get_device_properties(gpu)
         capability = properties.major, properties.minor
         demand_kernels(properties.name, capability, torch.cuda.get_arch_list(), torch.__version__)
@@ -64,8 +69,8 @@ def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
     # A CPU would take weeks for what the job was given a GPU for, and nobody would look.
     if device == "auto" and requested_gpus(os.environ):
         raise ConfigError(
-            f"this job has asked its scheduler for GPUs, but torch sees no GPU here. {advice_without_gpu()} To train "
-            "on the CPU all the same: hardware.device=cpu."
+            f"this job has asked its scheduler for GPUs, but torch sees no GPU here. {advice_without_gpu()} To "
+            "compute on the CPU all the same, ask for the device cpu."
         )
     return HardwareFacts(
         device="cpu",

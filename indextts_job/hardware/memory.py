@@ -4,9 +4,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-MEASURED_SHARE = 0.9
-"""Share of the device's memory to use by a measured line. The rest is for fragmentation, which the line leaves out."""
-
 
 @dataclass(frozen=True, slots=True)
 class MemoryLine:
@@ -49,6 +46,8 @@ def line_from_json(document: object) -> MemoryLine | None:
         return None
     try:
         line = MemoryLine(float(document["fixed_bytes"]), float(document["bytes_per_token"]))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    return line if line.bytes_per_token > 0 else None
+    # A token takes more than a byte and less than a gigabyte of any model; NaN is neither.
+    sound = 1 < line.bytes_per_token < 2**30 and 0 <= line.fixed_bytes < 2**50
+    return line if sound else None

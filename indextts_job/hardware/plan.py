@@ -19,6 +19,11 @@ CPU_CAPACITY_TOKENS = 4096
 """On a CPU a larger micro-batch gains nothing (`bench/packing.py`)."""
 MEMORY_SHARE = 0.85
 """Share of the device's memory that the plan uses; the rest is for kernels' workspace and fragmentation."""
+MEASURED_SHARE = 0.9
+"""Share of the device's memory to use by a measured line. The rest is for fragmentation, which the line leaves out."""
+PADDED_SHARE = 0.82
+"""The same where samples are padded for attention: unequal ones take up to a fifth more than the equal ones of the
+measurement."""
 FREE_SHARE = 0.92
 """Share of the free memory that the plan uses. It is larger, because the driver's memory is no part of the free one."""
 MICRO_BATCH_TOKENS = 700
@@ -136,12 +141,13 @@ def make_plan(
         shard_optimizer=config.shard_optimizer == "always" and world_size > 1,
     )
     ways = _ways(plan, config, world_size)
-    # A capacity that the user gives is not estimated, so its first way is taken.
-    estimates = [way.capacity_tokens or estimated_capacity(facts, way, needs, world_size) for way in ways]
-    fitting = [found for found in zip(ways, estimates, strict=True) if found[1] >= needs.longest_tokens]
+    estimates = [estimated_capacity(facts, way, needs, world_size) for way in ways]
+    least = config.capacity_tokens or needs.longest_tokens
+    # A CPU's capacity is what is fast there, not a limit.
+    fitting = [found for found in zip(ways, estimates, strict=True) if found[1] >= least or facts.device == "cpu"]
     # If nothing fits by the estimate, the plan is tried all the same: estimates are careful, and a sample is never cut.
     chosen, tokens = min(fitting, key=_cost) if fitting else (ways[-1], estimates[-1])
-    return replace(chosen, capacity_tokens=max(needs.longest_tokens, tokens))
+    return replace(chosen, capacity_tokens=config.capacity_tokens or max(least, tokens))
 
 
 def _demand_possible(facts: HardwareFacts, config: HardwareConfig, needs: Needs) -> None:
@@ -171,7 +177,7 @@ def _ways(plan: Plan, config: HardwareConfig, world_size: int) -> list[Plan]:
     """The plan, and the plans that need less memory; the one that needs least is the last."""
     ways = [plan]
     # Work that is done twice to save memory only makes sense where memory bounds the micro-batch.
-    if plan.device == "cuda" and config.recompute == "auto" and not plan.capacity_tokens:
+    if plan.device == "cuda" and config.recompute == "auto":
         ways = [replace(plan, recompute=recompute) for recompute in RECOMPUTED_WORK]
     if config.shard_optimizer == "auto" and world_size > 1:
         ways += [replace(way, shard_optimizer=True) for way in ways]
@@ -221,6 +227,11 @@ def changes(before: Environment, facts: HardwareFacts, plan: Plan, versions: Map
     return [f"{what} {old} -> {new}" for what, old, new in pairs if old is not None and old != new]
 
 
+def measured_share(facts: HardwareFacts, plan: Plan) -> float:
+    """The share of the memory to use by a measurement, which is made with samples of one length."""
+    return MEASURED_SHARE if _products(facts, plan) == "flash" else PADDED_SHARE
+
+
 def usable_bytes(facts: HardwareFacts, share: float = MEMORY_SHARE) -> float:
     """The part of the device's memory that this process may plan with."""
     # The smaller of both: where others use the GPU, its free memory is the bound.
@@ -238,7 +249,11 @@ def estimated_capacity(facts: HardwareFacts, plan: Plan, needs: Needs, world_siz
 
 def planned_bytes(facts: HardwareFacts, plan: Plan, sizes: Sizes, world_size: int = 1) -> StepBytes:
     """The memory of a step under a plan, by a formula."""
+    return step_bytes(sizes, plan.recompute, _products(facts, plan), world_size if plan.shard_optimizer else 1)
+
+
+def _products(facts: HardwareFacts, plan: Plan) -> Products:
+    if plan.precision == "float32":
+        return "float32"
     # Ampere brought both, bfloat16 and what FlashAttention needs.
-    in_16_bit: Products = "flash" if facts.bfloat16 else "padded"
-    products: Products = "float32" if plan.precision == "float32" else in_16_bit
-    return step_bytes(sizes, plan.recompute, products, world_size if plan.shard_optimizer else 1)
+    return "flash" if facts.bfloat16 else "padded"

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from indextts_job.errors import DeviceMemoryError, IndexTTSJobError
-from indextts_job.hardware.memory import MEASURED_SHARE, MemoryLine, line_from_json
-from indextts_job.hardware.plan import RECOMPUTED_WORK, HardwareFacts, Plan, usable_bytes
+from indextts_job.hardware.memory import MemoryLine, line_from_json
+from indextts_job.hardware.plan import RECOMPUTED_WORK, HardwareFacts, Plan, measured_share, usable_bytes
 from indextts_job.model.memory import Recompute
 from indextts_job.report.console import human_bytes
 from indextts_job.storage.run_storage import RunStorage
@@ -42,6 +42,7 @@ class Capacity:
         kind = re.sub(r"[^a-z0-9]+", "-", f"{facts.name} {facts.memory_bytes / 2**30:.0f} gib".lower()).strip("-")
         self._key = f"{FOLDER}/{kind}.json"
         self._facts = facts
+        self._share = measured_share(facts, plan)
         self._memory = self._remembered()
         self.tokens = self._bounded(plan.capacity_tokens)
         self.recompute: Recompute = max(plan.recompute, self._memory.get("recompute", "nothing"), key=_ORDER.index)
@@ -60,7 +61,7 @@ class Capacity:
         planned = self.recompute
         while True:
             line, earlier = self._line(what, measured)
-            tokens = line.capacity_tokens(usable_bytes(self._facts, MEASURED_SHARE)) if line else 0
+            tokens = line.capacity_tokens(usable_bytes(self._facts, self._share)) if line else 0
             if tokens >= self._least_tokens or not (may_recompute and self._recompute_more()):
                 break
             # Measured again: recomputing changes the bytes per token, and so the line.
@@ -157,6 +158,6 @@ class Capacity:
                 and document.get("recompute", "nothing") in _ORDER
             )
             return document if sound else {}
-        except (FileNotFoundError, ValueError, AttributeError):
+        except (FileNotFoundError, ValueError, AttributeError, RecursionError):
             # A damaged record counts as none: the attempt measures, or starts from the plan.
             return {}

@@ -56,7 +56,8 @@ class HostCopies:
             self._unregister()
             self._buffer = torch.empty(size, dtype=torch.uint8)
             # Registered and not allocated as pinned memory, which torch rounds up to a power of two.
-            if any(tensor.is_cuda for tensor in changing.values()) and _registered(self._buffer):
+            device = next((tensor.device for tensor in changing.values() if tensor.is_cuda), None)
+            if device is not None and _registered(self._buffer, device):
                 # Before the memory is freed, even if this object is: whatever came to lie at these addresses next
                 # would be copied to the GPU from the old pages.
                 self._unregister = weakref.finalize(self, _unregister, self._buffer.data_ptr())
@@ -115,12 +116,13 @@ def _padded(tensor: Tensor) -> int:
     return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def _registered(buffer: Tensor) -> bool:
+def _registered(buffer: Tensor, device: torch.device) -> bool:
     """Lock memory, so that the GPU copies into it by itself; False where the system does not allow that much.
 
     Then the copies are slower, and right all the same.
     """
-    with contextlib.suppress(RuntimeError):
+    # The current GPU is a property of the thread, the first one in a new thread: every rank would occupy memory there.
+    with contextlib.suppress(RuntimeError), torch.cuda.device(device):
         return int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), len(buffer), 0)) == 0  # type: ignore[no-untyped-call]
     return False
 

@@ -3,7 +3,10 @@
 Module and parameter names are those of the published checkpoint, so a state dict needs no renaming.
 """
 
+import contextlib
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
@@ -21,6 +24,44 @@ def computing_dtype(x: Tensor) -> torch.dtype:
     """The type of matrix products with `x`: that of autocast where it is on, else its own."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+class _KeepCasts:
+    """Entered where activations are computed again: the end of autocast there must not forget the casts of the step.
+
+    The nesting of autocast is counted by thread, and the backward pass runs in a thread of the device, where every end
+    of autocast would be that of the outermost one. So that thread is left inside for good. What belongs to a step is
+    forgotten by `weights_cast_once`.
+    """
+
+    _inside = threading.local()
+
+    def __enter__(self) -> None:
+        if not hasattr(self._inside, "ever"):
+            torch.autocast_increment_nesting()
+            self._inside.ever = True
+
+    def __exit__(self, *_error: object) -> None:
+        """Stay inside."""
+
+
+def _keeping_casts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of the forward pass and of the recomputation, for `checkpoint`."""
+    return contextlib.nullcontext(), _KeepCasts()
+
+
+def _computed_again(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`work(x)`, which backward computes again as far as it needs it. Without random numbers.
+
+    `checkpoint` stops behind the last tensor that is needed: of a GELU and a product, before the product.
+    """
+    output: Tensor
+    if torch.compiler.is_compiling():
+        # Compiled blocks make their own casts, and the compiler does not know these contexts.
+        output = checkpoint(work, x, use_reentrant=False, preserve_rng_state=False)
+    else:
+        output = checkpoint(work, x, use_reentrant=False, preserve_rng_state=False, context_fn=_keeping_casts)
+    return output
 
 
 class InOutLinear(nn.Module):
@@ -68,8 +109,7 @@ class MLP(nn.Module):
         """[tokens, dim] -> [tokens, dim]."""
         hidden = self.c_fc(x)
         if self.recompute_gelu and self.training:
-            # Of what is computed again only the GELU is needed, and `checkpoint` stops before the product behind it.
-            output = checkpoint(self._after_gelu, hidden, use_reentrant=False, preserve_rng_state=False)
+            output = _computed_again(self._after_gelu, hidden)
         else:
             output = self._after_gelu(hidden)
         return F.dropout(output, self.dropout, self.training)
@@ -169,7 +209,7 @@ class Transformer(nn.Module):
             # Without gradients the kernels of a compiled block would be others, and have to be compiled too.
             run = self._run_block if self.training else _run_block
             if self.recompute == "blocks" and self.training:
-                x = checkpoint(run, block, x, attend, use_reentrant=False)
+                x = checkpoint(run, block, x, attend, use_reentrant=False, context_fn=_keeping_casts)
             else:
                 x = run(block, x, attend)
         output: Tensor = self.ln_f(x)

@@ -102,11 +102,13 @@ def _computes_the_same(engine: Engine, reference: Reference, recorded: Reference
     tolerance = max(TOLERANCES[engine.precision], TOLERANCES.get(recorded.precision, 0.0))
     pairs = (("text_loss", recorded.text_loss, now.text_loss), ("mel_loss", recorded.mel_loss, now.mel_loss))
     # Relative differences; the small divisor keeps a loss of 0 from dividing by zero.
-    apart = max(abs(after - before) / max(abs(before), 1e-12) for _, before, after in pairs)
+    differences = [abs(after - before) / max(abs(before), 1e-12) for _, before, after in pairs]
+    # Not `max` of them alone: it passes over what is not a number, unless that comes first.
+    within = all(difference <= tolerance for difference in differences)
     shown = ", ".join(f"{name} {before:.6g} then, {after:.6g} now" for name, before, after in pairs)
     same = recorded.samples == now.samples
-    text = f"{shown}: {apart:.2g} apart, {tolerance:.2g} allowed" + ("" if same else "; of other samples")
-    return Check("loss", passed=same and apart <= tolerance, found=text)  # a NaN is never within
+    text = f"{shown}: {max(differences):.2g} apart, {tolerance:.2g} allowed" + ("" if same else "; of other samples")
+    return Check("loss", passed=same and within, found=text)
 
 
 def _finite(state: TrainState) -> Check:

@@ -92,8 +92,9 @@ def weights_cast_once() -> Iterator[None]:
     try:
         yield
     finally:
-        if torch.autocast_decrement_nesting() == 0:
-            torch.clear_autocast_cache()
+        torch.autocast_decrement_nesting()
+        # Whatever the nesting: the weights are going to change.
+        torch.clear_autocast_cache()
 
 
 def mean_losses(sums: Sequence[LossSums], text_targets: float, mel_targets: float, engine: Engine) -> Losses:

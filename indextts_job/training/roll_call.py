@@ -5,6 +5,7 @@ may wait in a collective for a rank that asks. A rank that does not answer in ti
 leaves its finding in the store, because it ends, and is no rank that was lost then.
 """
 
+import contextlib
 from collections.abc import Sequence
 from threading import Event
 from typing import Protocol
@@ -16,6 +17,8 @@ LOOK_S = 0.5
 """Interval at which the ranks look for a question."""
 ANSWER_S = 3.0
 """Time in which a rank that is still there has answered, on a machine that is busy too."""
+CLOSED_S = 5.0
+"""Limit of the wait for the thread: longer than it looks at the store, unless the store hangs."""
 _ASKED, _HERE, _LOST = "roll call", "here", "lost"
 
 
@@ -47,6 +50,9 @@ class RollCall:
     def close(self) -> None:
         """End the thread; this rank is not there any more."""
         self._closed.set()
+        # Waited for: a thread that comes back from the store when the interpreter ends would abort the process.
+        with contextlib.suppress(TimeoutError):
+            self._answering.result(CLOSED_S)
 
     def missing(self) -> Sequence[int]:
         """The ranks that were lost; none when that cannot be known, as when they only do not communicate."""

@@ -61,7 +61,8 @@ def start(
     for name, content in manifest["ConfigMap"]["data"].items():
         (folder / name).write_text(content, encoding="utf-8")
     volumes = (f"{folder}:{trainer['volumeMounts'][0]['mountPath']}:ro",)
-    environment = {**client_environment(seaweed), **values, "OMP_NUM_THREADS": "1"}
+    # The manifest says that the pod has asked for a GPU; there is none here.
+    environment = {**client_environment(seaweed), **values, "OMP_NUM_THREADS": "1", "INDEXTTS_GPUS": "0"}
     started: list[Container] = []
 
     def start_one() -> Container:
