@@ -154,9 +154,11 @@ def measured_capacity(
         moments = f"moments shared by {group.world_size}" if engine.owners else "all moments"
         # All settings that change the bytes per token: a stored measurement holds only for the same ones.
         compiled = ", compiled" if model.gpt.compiled else ""
-        what = f"{engine.precision}, dropout {engine.recipe.dropout:g}, {moments}{compiled}"
-        if message := capacity.measure(what, measured, may_recompute=config.recompute == "auto"):
+        what = f"{engine.precision}, dropout {engine.recipe.dropout:g}, {moments}{compiled}, torch {torch.__version__}"
+        if message := capacity.measure(what, measured):
             emit(Notice(step=step, topic="memory", message=message))
+    if capacity.limited:
+        emit(Notice(step=step, topic="memory", message=capacity.limited))
     # Every rank cuts every step by itself, so all need the same capacity.
     capacity.tokens = group.all_reduce_min(capacity.tokens)
     capacity.recompute = most_recomputed(capacity.recompute, group)

@@ -99,7 +99,8 @@ def build(  # noqa: PLR0913  # all by name
         owners=sharded,
         gradients=gradients,
     )
-    capacity = Capacity(plan, inputs.longest, own.storage, facts)
+    may_recompute = config.hardware.recompute == "auto"
+    capacity = Capacity(plan, inputs.longest, own.storage, facts, may_recompute=may_recompute)
     state.model.gpt.recompute = capacity.recompute  # what is computed again is part of what is compiled
     ahead = compiled_ahead(capacity, config.hardware, engine)
     fill(state, origin, config.recipe, own)

@@ -143,8 +143,12 @@ def make_plan(
     ways = _ways(plan, config, world_size)
     estimates = [estimated_capacity(facts, way, needs, world_size) for way in ways]
     least = config.capacity_tokens or needs.longest_tokens
-    # A CPU's capacity is what is fast there, not a limit.
-    fitting = [found for found in zip(ways, estimates, strict=True) if found[1] >= least or facts.device == "cpu"]
+    # A CPU's capacity is what is fast there, not a limit. What the user gives is the same for all ways.
+    fitting = [
+        (way, config.capacity_tokens or estimate)
+        for way, estimate in zip(ways, estimates, strict=True)
+        if estimate >= least or facts.device == "cpu"
+    ]
     # If nothing fits by the estimate, the plan is tried all the same: estimates are careful, and a sample is never cut.
     chosen, tokens = min(fitting, key=_cost) if fitting else (ways[-1], estimates[-1])
     return replace(chosen, capacity_tokens=config.capacity_tokens or max(least, tokens))

@@ -28,13 +28,23 @@ LOWERED_TO = 0.8
 class Capacity:
     """Tokens of a micro-batch on this kind of device, for this run."""
 
-    def __init__(self, plan: Plan, longest: tuple[int, str], storage: RunStorage, facts: HardwareFacts) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        longest: tuple[int, str],
+        storage: RunStorage,
+        facts: HardwareFacts,
+        *,
+        may_recompute: bool = True,
+    ) -> None:
         """The plan's capacity, or the lower one of an earlier attempt on such a device.
 
         Args:
             plan: Plan of this attempt.
             longest: Tokens and name of the longest sample, which must fit.
             storage: The run, where measurements and lowered capacities are stored.
+            facts: This machine.
+            may_recompute: Whether more may be computed again than the plan says, where memory asks for it.
         """
         self._least_tokens, self._longest = longest
         self._storage = storage
@@ -45,15 +55,26 @@ class Capacity:
         self._share = measured_share(facts, plan)
         self._memory = self._remembered()
         self.tokens = self._bounded(plan.capacity_tokens)
-        self.recompute: Recompute = max(plan.recompute, self._memory.get("recompute", "nothing"), key=_ORDER.index)
+        self._may_recompute = may_recompute
+        remembered: Recompute = self._memory.get("recompute", "nothing") if may_recompute else "nothing"
+        self.recompute: Recompute = max(plan.recompute, remembered, key=_ORDER.index)
 
-    def measure(self, what: str, measured: Callable[[], MemoryLine | None], *, may_recompute: bool) -> str:
+    @property
+    def limited(self) -> str:
+        """The message about an out of memory of an earlier attempt that limits this one; empty if there was none."""
+        if "capacity_tokens" not in self._memory:
+            return ""
+        return (
+            f"micro-batches of up to {self.tokens} tokens, because an earlier attempt ran out of memory on "
+            f"{self._facts.name}; remove {self._key} from the run to forget it"
+        )
+
+    def measure(self, what: str, measured: Callable[[], MemoryLine | None]) -> str:
         """Replace the estimate of the plan by a measurement.
 
         Args:
             what: The conditions of the measurement. One that an earlier attempt has made under the same is reused.
             measured: Measures; activations are kept or recomputed, as `recompute` says.
-            may_recompute: Whether to recompute activations when the longest sample does not fit otherwise.
 
         Returns:
             The message for the user; empty when nothing could be measured.
@@ -62,7 +83,7 @@ class Capacity:
         while True:
             line, earlier = self._line(what, measured)
             tokens = line.capacity_tokens(usable_bytes(self._facts, self._share)) if line else 0
-            if tokens >= self._least_tokens or not (may_recompute and self._recompute_more()):
+            if tokens >= self._least_tokens or not self._recompute_more():
                 break
             # Measured again: recomputing changes the bytes per token, and so the line.
         if line is None:
@@ -88,8 +109,8 @@ class Capacity:
             self._keep()
 
     def _recompute_more(self) -> bool:
-        """Keep less; False when nothing more can be computed again."""
-        more = _ORDER[_ORDER.index(self.recompute) + 1 :]
+        """Keep less; False when nothing more can be computed again, or may be."""
+        more = _ORDER[_ORDER.index(self.recompute) + 1 :] if self._may_recompute else []
         if more:
             self.recompute = more[0]
         return bool(more)
@@ -129,8 +150,9 @@ class Capacity:
         else:
             raise DeviceMemoryError(
                 f"{doing} does not fit the memory of {self._facts.name}, even with micro-batches of {before} tokens, "
-                f"as many as the longest sample, {self._longest}, and no activations kept. Use a larger GPU, leave "
-                "long samples out, or free the memory that others use (nvidia-smi). The last checkpoint is intact."
+                f"as many as the longest sample, {self._longest}, and as little kept as hardware.recompute allows. Use "
+                "a larger GPU, leave long samples out, or free the memory that others use (nvidia-smi). The last "
+                "checkpoint is intact."
             )
         self._memory |= {"capacity_tokens": self.tokens, "recompute": self.recompute}
         self._keep()

@@ -104,7 +104,10 @@ def test_the_capacity_is_remembered_and_said(world: World, tmp_path: Path, arm: 
     again = attempt(config_for(world, run, schedule__max_steps=12, resume__accept=["schedule.max_steps"]))
     assert again.code == 0, again.error
     assert f"micro-batches of up to {LOWERED} tokens" in again.output
-    assert len([event for event in events(run, "Notice") if event["topic"] == "memory"]) == 1
+    lowered, limited = (event["message"] for event in events(run, "Notice") if event["topic"] == "memory")
+    assert "done again with" in lowered
+    assert "because an earlier attempt ran out of memory on" in limited
+    assert f"remove hardware/{remembered.name} from the run" in limited
     remembered.write_text("nonsense")
     last = attempt(config_for(world, run, schedule__max_steps=13, resume__accept=["schedule.max_steps"]))
     assert "micro-batches of up to 200 tokens" in last.output

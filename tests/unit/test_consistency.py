@@ -96,6 +96,16 @@ def moment(saved: Saved, key: str, value: float) -> None:
     next(iter(saved.state.optimizer.state.values()))[key].view(-1)[0] = value
 
 
+@pytest.mark.parametrize("which", ["text_loss", "mel_loss"])
+def test_a_loss_that_is_not_a_number_is_never_the_same(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = Saved()
+    found = saved.reference.losses(saved.engine)
+    assert found is not None
+    poisoned = replace(found, **{which: float("nan")})  # type: ignore[arg-type]
+    monkeypatch.setattr(Reference, "losses", lambda _reference, _engine: poisoned)
+    assert set(saved.failed()) == {"loss"}
+
+
 @pytest.mark.parametrize(
     ("name", "spoil"),
     [

@@ -50,3 +50,37 @@ def test_wrong_values_a_wrong_mask_and_a_refusal_are_errors(monkeypatch: pytest.
     assert set(found()) == {"attention", "attention dropout"}
     monkeypatch.setattr(kernels, "packed_causal_attention", attention(refused))
     assert found()["attention"] == "RuntimeError: no kernel image is available for execution on the device"
+
+
+def test_what_is_not_a_number_is_wrong_wherever_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention(lambda mixed, qkv: mixed if qkv.dtype == torch.float64 else _nan_gradient(mixed))
+    monkeypatch.setattr(kernels, "packed_causal_attention", right)
+    (found,) = [finding for finding in examine_kernels(CPU, "float32") if finding.subject == "attention"]
+    assert found.level == "error"
+    assert "nan" in found.found
+
+
+class _NanGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: object, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(_ctx: object, *gradients: Tensor) -> Tensor:
+        return torch.full_like(gradients[0], torch.nan)
+
+
+def _nan_gradient(value: Tensor) -> Tensor:
+    result: Tensor = _NanGradient.apply(value)
+    return result
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.9])
+def test_another_dropout_than_the_one_asked_for_is_an_error(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def computed(qkv: Tensor, attend: Attend, asked: float) -> Tensor:
+        return packed_causal_attention(qkv, attend, dropout if asked else 0.0)
+
+    monkeypatch.setattr(kernels, "packed_causal_attention", computed)
+    (found,) = [finding for finding in examine_kernels(CPU, "float32") if finding.subject == "attention dropout"]
+    assert found.level == "error"
+    assert "expected 10%" in found.found

@@ -185,6 +185,21 @@ def test_a_gpu_that_is_asked_for_and_missing_is_an_error() -> None:
         read_facts("cuda")
 
 
+def test_a_capacity_of_the_user_takes_what_it_needs() -> None:
+    t4 = replace(V100, name="Tesla T4", memory_bytes=int(14.6 * GIB))
+    few, many = (make_plan(t4, HardwareConfig(capacity_tokens=tokens), needs(700)) for tokens in (1000, 9000))
+    assert (few.recompute, many.recompute) == ("nothing", "blocks")
+    assert (few.capacity_tokens, many.capacity_tokens) == (1000, 9000)
+    kept = HardwareConfig(capacity_tokens=9000, recompute="never")
+    assert make_plan(t4, kept, needs(700)).recompute == "nothing"
+    # Two that do not hold the state alone share it, whoever has chosen the capacity.
+    small = replace(L4, memory_bytes=8 * GIB)
+    assert make_plan(small, HardwareConfig(capacity_tokens=900), needs(700), 4).shard_optimizer
+    # On a CPU the capacity is no matter of memory.
+    plan = make_plan(CPU, HardwareConfig(capacity_tokens=10_000), needs(700), 2)
+    assert (plan.shard_optimizer, plan.recompute) == (False, "nothing")
+
+
 @pytest.mark.parametrize(
     ("variables", "asked"),
     [

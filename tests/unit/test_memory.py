@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from indextts_job.errors import DeviceMemoryError
 from indextts_job.hardware.memory import MemoryLine, fit
 from indextts_job.hardware.plan import HardwareFacts, Plan
 from indextts_job.loop.capacity import Capacity
@@ -32,8 +33,10 @@ def test_a_line_goes_through_its_points() -> None:
     assert fit((1000, 9e9), (1000, 10e9)) is None
 
 
-def capacity(storage: RunStorage, facts: HardwareFacts = L4, longest: int = 700) -> Capacity:
-    return Capacity(PLAN, (longest, "long one"), storage, facts)
+def capacity(
+    storage: RunStorage, facts: HardwareFacts = L4, longest: int = 700, *, may_recompute: bool = True
+) -> Capacity:
+    return Capacity(PLAN, (longest, "long one"), storage, facts, may_recompute=may_recompute)
 
 
 def never() -> MemoryLine | None:
@@ -44,57 +47,78 @@ def test_what_was_measured_replaces_the_estimate_and_is_kept(tmp_path: Path) -> 
     storage = open_storage(str(tmp_path))
     first = capacity(storage)
     assert first.tokens == 3000
-    message = first.measure("bfloat16", lambda: LINE, may_recompute=True)
+    message = first.measure("bfloat16", lambda: LINE)
     assert message.startswith("measured: 8.0 GiB and")
     assert first.tokens == int(0.9 * 22 * 1024 - 8 * 1024)
     second = capacity(storage)
-    assert second.measure("bfloat16", never, may_recompute=True).startswith("measured by an earlier attempt")
+    assert second.measure("bfloat16", never).startswith("measured by an earlier attempt")
     assert second.tokens == first.tokens
     # Another precision takes other memory, another device has other memory.
     with pytest.raises(AssertionError, match="measured again"):
-        capacity(storage).measure("float16", never, may_recompute=True)
+        capacity(storage).measure("float16", never)
     with pytest.raises(AssertionError, match="measured again"):
-        capacity(storage, replace(L4, name="NVIDIA A100")).measure("bfloat16", never, may_recompute=True)
+        capacity(storage, replace(L4, name="NVIDIA A100")).measure("bfloat16", never)
 
 
 def test_an_out_of_memory_counts_for_more_than_a_measurement(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     one = capacity(storage)
-    one.measure("bfloat16", lambda: LINE, may_recompute=True)
+    one.measure("bfloat16", lambda: LINE)
     one.lower("a step")
     lowered = one.tokens
     other = capacity(storage)
-    other.measure("bfloat16", never, may_recompute=True)
+    other.measure("bfloat16", never)
     assert other.tokens == lowered
+    assert f"up to {lowered} tokens, because an earlier attempt ran out of memory" in other.limited
+    assert "hardware/nvidia-l4-22-gib.json" in other.limited
+    assert not capacity(open_storage(str(tmp_path / "new"))).limited
+
+
+def test_what_the_user_forbids_is_not_computed_again_whatever_is_remembered(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.write("hardware/nvidia-l4-22-gib.json", b'{"recompute": "blocks", "capacity_tokens": 900}')
+    assert capacity(storage).recompute == "blocks"
+    strict = capacity(storage, longest=900, may_recompute=False)
+    assert strict.recompute == "nothing"
+    with pytest.raises(DeviceMemoryError, match=r"as little kept as hardware.recompute allows"):
+        strict.lower("a step")
 
 
 def test_what_does_not_fit_is_measured_with_activations_computed_again(tmp_path: Path) -> None:
     one = capacity(open_storage(str(tmp_path)), longest=2000)
     thick = replace(LINE, bytes_per_token=8 * 2**20)
     lines = {"nothing": thick, "gelu": None, "blocks": LINE}  # not even two samples fit with GELUs computed again
-    found = one.measure("bfloat16", lambda: lines[one.recompute], may_recompute=True)
+    found = one.measure("bfloat16", lambda: lines[one.recompute])
     assert one.recompute == "blocks"
     assert found
     assert one.tokens == int(0.9 * 22 * 1024 - 8 * 1024)
-    strict = capacity(open_storage(str(tmp_path / "other")), longest=2000)
-    strict.measure("bfloat16", lambda: thick, may_recompute=False)
+    strict = capacity(open_storage(str(tmp_path / "other")), longest=2000, may_recompute=False)
+    strict.measure("bfloat16", lambda: thick)
     assert (strict.recompute, strict.tokens) == ("nothing", 2000)
 
 
 def test_nothing_measured_leaves_the_estimate(tmp_path: Path) -> None:
     one = capacity(open_storage(str(tmp_path)))
-    assert one.measure("bfloat16", lambda: None, may_recompute=True) == ""
+    assert one.measure("bfloat16", lambda: None) == ""
     assert (one.tokens, one.recompute) == (3000, "nothing")
 
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"[]", b"{", b'{"measured": []}', b'{"recompute": true}', b'{"measured": {"bfloat16": {"fixed_bytes": 1}}}'],
+    [
+        *(b"[]", b"{", b"[" * 100_000),
+        b'{"measured": {"bfloat16": {"fixed_bytes": NaN, "bytes_per_token": 1e6}}}',
+        b'{"measured": {"bfloat16": {"fixed_bytes": 1e999, "bytes_per_token": 1e6}}}',
+        b'{"measured": {"bfloat16": {"fixed_bytes": 1e9, "bytes_per_token": 1e-9}}}',
+        b'{"measured": []}',
+        b'{"recompute": true}',
+        b'{"measured": {"bfloat16": {"fixed_bytes": 1}}}',
+    ],
 )
 def test_a_damaged_memory_is_none(tmp_path: Path, garbage: bytes) -> None:
     storage = open_storage(str(tmp_path))
     storage.write("hardware/nvidia-l4-22-gib.json", garbage)
-    assert capacity(storage).measure("bfloat16", lambda: LINE, may_recompute=True).startswith("measured: ")
+    assert capacity(storage).measure("bfloat16", lambda: LINE).startswith("measured: ")
 
 
 class SavedActivations:
