@@ -18,11 +18,13 @@ RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-ins
 ARG PIP_OPTIONS=""
 # Besides S3: gcsfs for gs://, adlfs for abfs://.
 ARG EXTRA_PACKAGES=""
-COPY constraints.txt pyproject.toml /build/
+# For V100s: --build-arg CONSTRAINTS=constraints-v100.txt, see docs/gpus.md.
+ARG CONSTRAINTS=constraints.txt
+COPY constraints*.txt pyproject.toml /build/
 RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/python -c "import tomllib; print(*tomllib.load(open('/build/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > /build/requirements.txt \
-    && /opt/venv/bin/pip install --no-cache-dir ${PIP_OPTIONS} -c /build/constraints.txt torch \
-    && /opt/venv/bin/pip install --no-cache-dir ${PIP_OPTIONS} -c /build/constraints.txt -r /build/requirements.txt ${EXTRA_PACKAGES} \
+    && /opt/venv/bin/pip install --no-cache-dir ${PIP_OPTIONS} -c "/build/${CONSTRAINTS}" torch \
+    && /opt/venv/bin/pip install --no-cache-dir ${PIP_OPTIONS} -c "/build/${CONSTRAINTS}" -r /build/requirements.txt ${EXTRA_PACKAGES} \
     && /opt/venv/bin/pip uninstall --quiet --yes pip
 
 FROM dependencies AS package
