@@ -3,7 +3,7 @@
 # make test    everything set up, then: all checks and tests
 # make quick   unit tests that need no torch: a few seconds
 # make stand-in-env  a CUDA build of torch (5 GB) for the tests of the CUDA path, which need no GPU; CUDA_VENV says where
-# make long    every damaged file of a run in every way, every card of the stand-in, 1,200 interruptions
+# make long    every damaged file of a run in every way, every card of the stand-in, heads of full width, 1,200 interruptions
 # make check   format, lint, types, imports between packages, spelling, complexity
 # make image   the container image; make image-report what is in it, by size
 # make fuzz    input from outside, for about an hour: other examples than in the tests, each time
@@ -49,6 +49,7 @@ mutants: $(VENV)/ready-dev
 # The full matrices that `make test` runs a part of.
 long: $(VENV)/ready-dev
 	DAMAGE=all $(BIN)/pytest tests/damage --numprocesses auto --maxprocesses 4
+	HEAD_WIDTH=1280 $(BIN)/pytest tests/unit/test_head.py
 	STAND_IN=all $(BIN)/pytest tests/gpu_stand_in --numprocesses auto --maxprocesses 4
 	$(BIN)/python -m bench.chaos --interruptions 1200
 
