@@ -4,14 +4,12 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from indextts_job.attempt.inputs import Inputs
-from indextts_job.background import begin
 from indextts_job.checkpoint.values import CheckpointValues
-from indextts_job.errors import ConfigError, DeviceMemoryError
+from indextts_job.errors import DeviceMemoryError
 from indextts_job.hardware.memory import MemoryLine
 from indextts_job.hardware.plan import (
     PRECISIONS,
@@ -25,24 +23,16 @@ from indextts_job.hardware.plan import (
     planned_bytes,
 )
 from indextts_job.loop.capacity import Capacity
-from indextts_job.model.batch import PackedBatch
 from indextts_job.model.memory import Recompute, Sizes
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.preemption.deadline import Pace
 from indextts_job.report.console import human_bytes
 from indextts_job.report.events import Emit, Notice
-from indextts_job.training.compilation import CompilationError, compile_blocks, worth_compiling
 from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.engine import Engine
-from indextts_job.training.probe import CudaMeter, measured_line, uniform_batch
+from indextts_job.training.probe import CudaMeter, measured_line
 from indextts_job.training.recipe import OptimizerConfig
 from indextts_job.training.state import TrainState, build_optimizer
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-JUDGED_TOKENS = 32768
-"""Most tokens of the micro-batch by which compiled blocks are judged; larger ones only take longer."""
 
 
 def shared_plan(
@@ -164,109 +154,6 @@ def measured_capacity(
     capacity.recompute = most_recomputed(capacity.recompute, group)
     model.gpt.recompute = capacity.recompute
     return capacity
-
-
-def compiled_ahead(capacity: Capacity, config: HardwareConfig, engine: Engine) -> "Future[None] | None":
-    """Begin to compile the blocks while the weights are loaded, where it is known that they will be compiled.
-
-    Args:
-        capacity: Knows the decision of earlier attempts.
-        config: Settings of the user.
-        engine: The engine, on the device; its weights need no values.
-
-    Returns:
-        None where it is not known, or known that they will not be.
-    """
-    if engine.device.type != "cuda" or not _wanted(capacity, config):
-        return None
-    index = torch.cuda.current_device()
-
-    def run() -> None:
-        torch.cuda.set_device(index)  # a property of the thread
-        compile_blocks(engine)
-
-    return begin(run, "compile")
-
-
-def _wanted(capacity: Capacity, config: HardwareConfig) -> bool | None:
-    """Whether the user or an earlier attempt wants compiled blocks; None if neither says so."""
-    asked = {"always": True, "never": False}.get(config.compile)
-    return capacity.compiled if asked is None else asked
-
-
-def compiled_blocks(  # noqa: PLR0913  # all by name
-    *,
-    ahead: "Future[None] | None",
-    capacity: Capacity,
-    config: HardwareConfig,
-    inputs: Inputs,
-    samples: float,
-    engine: Engine,
-    step: int,
-    emit: Emit,
-) -> bool:
-    """Compile the blocks if that is asked for, or faster; equal on all ranks, and for all attempts on such a device.
-
-    Args:
-        ahead: The result of `compiled_ahead`.
-        capacity: Remembers the decision.
-        config: Settings of the user.
-        inputs: The lengths of a usual sample, and the steps of the run.
-        samples: Samples of a step on one rank.
-        engine: The engine, on the device.
-        step: The position.
-        emit: Gets a line about the result.
-
-    Returns:
-        Whether the blocks are compiled.
-
-    Raises:
-        ConfigError: It is asked for, and not possible here.
-    """
-
-    def tell(message: str) -> None:
-        emit(Notice(step=step, topic="plan", message=message))
-
-    if engine.device.type != "cuda":
-        if config.compile == "always":
-            tell("blocks are not compiled: hardware.compile is for GPUs")
-        return False
-    step_tokens = samples * inputs.mean_tokens
-    wanted, refused = _wanted(capacity, config), ""
-    try:
-        if ahead:
-            ahead.result()
-        elif wanted is None:
-            # As large as those of the training: small ones are bound by the launches of the host, in either way.
-            batch = _usual_batch(inputs, min(capacity.tokens, int(step_tokens), JUDGED_TOKENS))
-            wanted = worth_compiling(engine, batch, step_tokens * inputs.total_steps, step, tell)
-    except CompilationError as error:
-        wanted, refused = False, str(error)
-        tell(f"blocks are not compiled: {error}")
-    except torch.OutOfMemoryError:
-        # The estimated capacity is too high, which says nothing about compiled blocks: the next attempt looks again.
-        pass
-    # All ranks come to this point, whatever has happened on them: one that left before would be waited for.
-    agreed = engine.group.all_reduce_min(int(bool(wanted))) > 0
-    undecided = engine.group.any_rank(wanted is None)
-    if config.compile == "always" and not agreed:
-        found = refused or "another rank says why"
-        raise ConfigError(f"hardware.compile is always, but compiling fails: {found} Use auto.")
-    if agreed:
-        engine.model.gpt.compile_blocks()
-    else:
-        engine.model.gpt.run_uncompiled()
-    # An earlier decision stays: a node without a compiler, or an exceptional setting, is no reason to change the bits
-    # of all attempts that follow.
-    if config.compile == "auto" and capacity.compiled is None and not undecided:
-        capacity.remember_compiled(agreed)
-    return agreed
-
-
-def _usual_batch(inputs: Inputs, tokens: int) -> PackedBatch:
-    """A micro-batch of usual samples with at most so many tokens, and at least one sample."""
-    count = max(1, tokens // inputs.model.sample_tokens(*inputs.usual))
-    return uniform_batch(inputs.model, inputs.usual, count)
 
 
 def recorded_pace(values: CheckpointValues | None, facts: HardwareFacts, world_size: int) -> Pace:

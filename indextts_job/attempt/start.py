@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from indextts_job.attempt.compiled import compiled_ahead, compiled_blocks
 from indextts_job.attempt.initial_state import Origin, fill, origin_of
 from indextts_job.attempt.inputs import Inputs
 from indextts_job.attempt.machine import (
-    compiled_ahead,
-    compiled_blocks,
     configure_torch,
     empty_state,
     hardware_text,
