@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 JUDGED_TOKENS = 32768
 """Most tokens of the micro-batch by which compiled blocks are judged; larger ones only take longer."""
+COMPILE_S = 120.0
+"""Limit of the wait for a compilation, which takes about ten seconds; a compiler that hangs ends no training."""
 
 
 def compiled_ahead(capacity: Capacity, config: HardwareConfig, engine: Engine) -> "Future[None] | None":
@@ -102,12 +104,13 @@ def compiled_blocks(  # noqa: PLR0913  # all by name
     own = _Decision(_wanted(capacity, config))
     try:
         if ahead:
-            ahead.result()
+            ahead.result(COMPILE_S)
         elif own.wanted is None:
             own = _Decision(measured())
-    except CompilationError as error:
-        own = _Decision(wanted=False, refused=str(error))
-        tell(f"blocks are not compiled: {error}")
+    except (CompilationError, TimeoutError) as error:
+        found = str(error) or f"it takes more than {COMPILE_S:.0f} s."
+        own = _Decision(wanted=False, refused=found)
+        tell(f"blocks are not compiled: {found}")
     except torch.OutOfMemoryError:
         # The estimated capacity is too high, which says nothing about compiled blocks: the next attempt looks again.
         pass
