@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from indextts_job.checkpoint.tensor_names import BASE
-
-ALIGNMENT = 64
-"""Offset of a tensor in the buffer: a multiple of the size of every type, and of a cache line."""
+from indextts_job.layout import offsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class HostCopies:
             groups: As for `of`.
         """
         changing = _changing(groups)
-        size = sum(_padded(tensor) for tensor in changing.values())
+        size = max((end for _, _, end in offsets(changing)), default=0)
         with self._lock:
             # A first checkpoint without moments is smaller than those that follow.
             if len(self._buffer) >= size:
@@ -79,12 +77,10 @@ class HostCopies:
 
     def _views(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parts of the buffer with the shapes and types of the tensors."""
-        views, begin = {}, 0
-        for key, tensor in tensors.items():
-            end = begin + tensor.nbytes
-            views[key] = self._buffer[begin:end].view(tensor.dtype).view(tensor.shape)
-            begin += _padded(tensor)
-        return views
+        return {
+            key: self._buffer[begin:end].view(tensors[key].dtype).view(tensors[key].shape)
+            for key, begin, end in offsets(tensors)
+        }
 
     def _copied(
         self, tensors: Mapping[str, Tensor], views: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None
@@ -110,10 +106,6 @@ class HostCopies:
 
 def _changing(groups: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {key: tensor for group in groups for key, tensor in group.items() if not key.startswith(BASE)}
-
-
-def _padded(tensor: Tensor) -> int:
-    return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def _registered(buffer: Tensor, device: torch.device) -> bool:

@@ -4,13 +4,14 @@ A packed sequence holds, for each sample, [34 conditioning | start text stop | s
 targets of a row are always of the same sample; `cu_seqlens` gives attention the edges of the samples.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from indextts_job.layout import offsets
 from indextts_job.model.config import CONDITIONING_TOKENS, GPTConfig
 
 Integers = npt.NDArray[np.int64]
@@ -35,8 +36,6 @@ ARRAYS = (
     "cu_seqlens",
 )
 """The arrays that the model reads, in the order in which they lie in the buffer of a batch."""
-ALIGNMENT = 16
-"""Offset of an array in the buffer of a batch: a multiple of the size of every type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,15 +130,6 @@ def collate(samples: Sequence[Sample], config: GPTConfig, allocate: Allocate = p
         buffer=buffer,
         **views,
     )
-
-
-def offsets(arrays: Mapping[str, npt.NDArray[Any]]) -> Iterator[tuple[str, int, int]]:
-    """Name, first byte and end of each array in a common buffer."""
-    end = 0
-    for name, array in arrays.items():
-        begin = -(-end // ALIGNMENT) * ALIGNMENT
-        end = begin + array.nbytes
-        yield name, begin, end
 
 
 def _in_one_buffer(

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from indextts_job.checkpoint.history import Losses
 from indextts_job.hardware.plan import Precision
+from indextts_job.layout import offsets
 from indextts_job.model.attention import SampleEdges, longest_bound
-from indextts_job.model.batch import Allocate, Bytes, PackedBatch, offsets, pageable
+from indextts_job.model.batch import Allocate, Bytes, PackedBatch, pageable
 from indextts_job.model.unified_voice import DeviceBatch, LossSums, UnifiedVoice
 from indextts_job.training.distributed import ProcessGroup, SingleProcess
 from indextts_job.training.gradients import GradientSum
