@@ -48,7 +48,7 @@ def compiled_ahead(capacity: Capacity, config: HardwareConfig, engine: Engine) -
 
 
 @dataclass(frozen=True, slots=True)
-class _Decision:
+class Decision:
     """The decision of one rank."""
 
     wanted: bool | None
@@ -101,38 +101,51 @@ def compiled_blocks(  # noqa: PLR0913  # all by name
         batch = _usual_batch(inputs, min(capacity.tokens, int(step_tokens), JUDGED_TOKENS))
         return worth_compiling(engine, batch, step_tokens * inputs.total_steps, step, tell)
 
-    own = _Decision(_wanted(capacity, config))
+    own = Decision(_wanted(capacity, config))
     try:
         if ahead:
             ahead.result(COMPILE_S)
         elif own.wanted is None:
-            own = _Decision(measured())
+            own = Decision(measured())
     except (CompilationError, TimeoutError) as error:
         found = str(error) or f"it takes more than {COMPILE_S:.0f} s."
-        own = _Decision(wanted=False, refused=found)
+        own = Decision(wanted=False, refused=found)
         tell(f"blocks are not compiled: {found}")
     except torch.OutOfMemoryError:
         # The estimated capacity is too high, which says nothing about compiled blocks: the next attempt looks again.
         pass
-    return _agreed(own, capacity, config, engine)
+    return agreed(own, capacity, config, engine)
 
 
-def _agreed(own: _Decision, capacity: Capacity, config: HardwareConfig, engine: Engine) -> bool:
-    """The decision of all ranks. All come to this point, whatever has happened on them: a missing one is waited for."""
-    agreed = engine.group.all_reduce_min(int(bool(own.wanted))) > 0
+def agreed(own: Decision, capacity: Capacity, config: HardwareConfig, engine: Engine) -> bool:
+    """Compile the blocks on all ranks or on none. All come to this point: a missing one would be waited for.
+
+    Args:
+        own: The decision of this rank.
+        capacity: Remembers the decision of all.
+        config: Settings of the user.
+        engine: Its group decides; its blocks are compiled by the next forward pass, if they are not yet.
+
+    Returns:
+        Whether all ranks want compiled blocks.
+
+    Raises:
+        ConfigError: The user wants them always, and a rank cannot compile.
+    """
+    by_all = engine.group.all_reduce_min(int(bool(own.wanted))) > 0
     undecided = engine.group.any_rank(own.wanted is None)
-    if config.compile == "always" and not agreed:
+    if config.compile == "always" and not by_all:
         found = own.refused or "another rank says why."
         raise ConfigError(f"hardware.compile is always, but compiling fails: {found} Use auto.")
-    if agreed:
+    if by_all:
         engine.model.gpt.compile_blocks()
     else:
         engine.model.gpt.run_uncompiled()
     # An earlier decision stays: a node without a compiler, or an exceptional setting, is no reason to change the bits
     # of all attempts that follow.
     if config.compile == "auto" and capacity.compiled is None and not undecided:
-        capacity.remember_compiled(agreed)
-    return agreed
+        capacity.remember_compiled(by_all)
+    return by_all
 
 
 def _wanted(capacity: Capacity, config: HardwareConfig) -> bool | None:

@@ -83,7 +83,7 @@ def worth_compiling(
     """
     try:
         usual_s = _seconds(engine, batch)
-        if usual_s / batch.num_tokens * run_tokens < LEAST_RUN_S:
+        if not long_enough(usual_s / batch.num_tokens * run_tokens):
             return False
         started_s = time.monotonic()
         compile_blocks(engine)
@@ -92,12 +92,22 @@ def worth_compiling(
     finally:
         engine.model.gpt.run_uncompiled()
         reset_step(engine, step)
-    faster = compiled_s < (1 - LEAST_GAIN) * usual_s
+    faster = fast_enough(compiled_s, usual_s)
     tell(
         f"compiled blocks: {1000 * compiled_s:.0f} ms for a micro-batch that takes {1000 * usual_s:.0f} ms without: "
         f"{'taken' if faster else 'not taken'} (tried in {took_s:.0f} s)"
     )
     return faster
+
+
+def long_enough(run_s: float) -> bool:
+    """Whether a run of so many seconds of computing earns what a compilation takes."""
+    return run_s >= LEAST_RUN_S
+
+
+def fast_enough(compiled_s: float, usual_s: float) -> bool:
+    """Whether compiled blocks are faster by more than chance, from the seconds of one micro-batch."""
+    return compiled_s < (1 - LEAST_GAIN) * usual_s
 
 
 def _seconds(engine: Engine, batch: PackedBatch) -> float:
