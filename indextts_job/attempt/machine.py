@@ -147,12 +147,12 @@ def measured_capacity(
         what = f"{engine.precision}, dropout {engine.recipe.dropout:g}, {moments}{compiled}, torch {torch.__version__}"
         if message := capacity.measure(what, measured):
             emit(Notice(step=step, topic="memory", message=message))
-    if capacity.limited:
-        emit(Notice(step=step, topic="memory", message=capacity.limited))
     # Every rank cuts every step by itself, so all need the same capacity.
     capacity.tokens = group.all_reduce_min(capacity.tokens)
     capacity.recompute = most_recomputed(capacity.recompute, group)
     model.gpt.recompute = capacity.recompute
+    if capacity.limited:
+        emit(Notice(step=step, topic="memory", message=capacity.limited))
     return capacity
 
 

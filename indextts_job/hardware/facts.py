@@ -70,7 +70,7 @@ def read_facts(device: str, gpu: int = 0, processes: int = 1) -> HardwareFacts:
     if device == "auto" and requested_gpus(os.environ):
         raise ConfigError(
             f"this job has asked its scheduler for GPUs, but torch sees no GPU here. {advice_without_gpu()} To "
-            "compute on the CPU all the same, ask for the device cpu."
+            "compute on the CPU all the same, set hardware.device (for other commands --device) to cpu."
         )
     return HardwareFacts(
         device="cpu",

@@ -31,6 +31,15 @@ def test_a_gpu_that_is_demanded_and_missing_is_refused(stand_in: StandIn, wide_w
     assert "hardware.device is cuda, but torch sees no GPU here" in output
 
 
+def test_more_processes_than_gpus_are_refused(stand_in: StandIn, wide_world: World, tmp_path: Path) -> None:
+    """The second process of a node with one GPU: it says so before the first one waits for it."""
+    ranks = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    with started(stand_in.variables(H100) | ranks, *TRAIN, written(wide_world, tmp_path / "run")) as child:
+        code, output = ended(child)
+    assert code == 78, output
+    assert "process 2 of this node, but torch sees 1 GPUs here" in output
+
+
 def test_the_library_knows_which_kernels_the_wheel_has(stand_in: StandIn) -> None:
     source = (LIBRARY / "card.c").read_text(encoding="utf-8")
     (written_list,) = re.findall(r"BUILT_FOR\[\] = \{([^}]*)\}", source)

@@ -223,7 +223,7 @@ def test_a_job_that_asked_for_gpus_does_not_train_on_a_cpu(
     if not asked:
         assert read_facts("auto").device == "cpu"
         return
-    with pytest.raises(ConfigError, match=r"asked its scheduler for GPUs.* the device cpu"):
+    with pytest.raises(ConfigError, match=r"asked its scheduler for GPUs.* set hardware.device .* to cpu"):
         read_facts("auto")
 
 

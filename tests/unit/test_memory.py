@@ -1,5 +1,6 @@
 """The memory line: fitted, kept, followed; measured for real by the activations that autograd keeps."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,20 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from indextts_job.attempt.machine import measured_capacity
 from indextts_job.errors import DeviceMemoryError
 from indextts_job.hardware.memory import MemoryLine, fit
-from indextts_job.hardware.plan import HardwareFacts, Plan
+from indextts_job.hardware.plan import HardwareConfig, HardwareFacts, Plan
 from indextts_job.loop.capacity import Capacity
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.run_storage import RunStorage
 from indextts_job.training import probe
+from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.probe import measured_line
 from indextts_job.training.step import TargetCounts, accumulate
+from tests.support.lockstep import on_ranks
 from tests.support.models import SMALL, engine, micro_batches, random_samples, small_model
 
 GIB = 2**30
 L4 = HardwareFacts(device="cuda", name="NVIDIA L4", memory_bytes=22 * GIB, bfloat16=True, cpus=8)
 PLAN = Plan(device="cuda", precision="bfloat16", capacity_tokens=3000, threads=1)
+KEY = "hardware/nvidia-l4-22-gib.json"
 LINE = MemoryLine(fixed_bytes=8 * GIB, bytes_per_token=2**20)
 
 
@@ -70,13 +75,13 @@ def test_an_out_of_memory_counts_for_more_than_a_measurement(tmp_path: Path) -> 
     other.measure("bfloat16", never)
     assert other.tokens == lowered
     assert f"up to {lowered} tokens, because an earlier attempt ran out of memory" in other.limited
-    assert "hardware/nvidia-l4-22-gib.json" in other.limited
+    assert KEY in other.limited
     assert not capacity(open_storage(str(tmp_path / "new"))).limited
 
 
 def test_what_the_user_forbids_is_not_computed_again_whatever_is_remembered(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
-    storage.write("hardware/nvidia-l4-22-gib.json", b'{"recompute": "blocks", "capacity_tokens": 900}')
+    storage.write(KEY, b'{"recompute": "blocks", "capacity_tokens": 900}')
     assert capacity(storage).recompute == "blocks"
     strict = capacity(storage, longest=900, may_recompute=False)
     assert strict.recompute == "nothing"
@@ -117,7 +122,7 @@ def test_nothing_measured_leaves_the_estimate(tmp_path: Path) -> None:
 )
 def test_a_damaged_memory_is_none(tmp_path: Path, garbage: bytes) -> None:
     storage = open_storage(str(tmp_path))
-    storage.write("hardware/nvidia-l4-22-gib.json", garbage)
+    storage.write(KEY, garbage)
     assert capacity(storage).measure("bfloat16", lambda: LINE).startswith("measured: ")
 
 
@@ -167,3 +172,25 @@ def test_a_device_that_is_too_small_for_measuring_leaves_the_estimate(monkeypatc
     parts = engine(small_model())
     assert measured_line(parts, SMALL, (10, 30), 100, Full(), step=0) is None
     assert all(p.grad is None for p in parts.model.parameters())
+
+
+def test_the_message_about_an_earlier_attempt_names_what_all_ranks_agreed_on(tmp_path: Path) -> None:
+    """Ranks on unlike cards remember unlike capacities; the smallest holds for all."""
+    left = (2400, 1600)
+
+    def said(group: ProcessGroup) -> str:
+        storage = open_storage(str(tmp_path / str(group.rank)))
+        storage.write(KEY, json.dumps({"capacity_tokens": left[group.rank]}).encode())
+        messages: list[str] = []
+        agreed = measured_capacity(
+            capacity(storage),
+            HardwareConfig(),
+            None,  # type: ignore[arg-type]  # only a measurement needs the inputs, and only a GPU is measured
+            engine(small_model(), group=group),
+            0,
+            lambda notice: messages.append(str(notice)),
+        )
+        assert agreed.tokens == min(left)
+        return messages[0]
+
+    assert all(f"up to {min(left)} tokens" in message for message in on_ranks(2, said))
