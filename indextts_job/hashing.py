@@ -11,18 +11,18 @@ from typing import TypeAlias
 
 import xxhash
 
-Content: TypeAlias = bytes | bytearray | memoryview
+Buffer: TypeAlias = bytes | bytearray | memoryview
 """Contiguous bytes; arrays of NumPy as their `data`."""
 
 INTEGRITY_DIGITS = 32
 """Hexadecimal digits of `integrity_hash`."""
 
 
-def integrity_hash(content: Content) -> str:
+def integrity_hash(content: Buffer) -> str:
     """xxh3-128 of bytes, as `INTEGRITY_DIGITS` hexadecimal digits."""
     return xxhash.xxh3_128_hexdigest(content)
 
 
-def identity_hash(content: Content) -> str:
+def identity_hash(content: Buffer) -> str:
     """SHA-256 of bytes, as 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()

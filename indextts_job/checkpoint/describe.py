@@ -1,11 +1,13 @@
 """Checkpoints for people and programs: rows of a list, and everything about one of them."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.history import Losses
-from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name
+from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name, parse_file_name
 from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.retention import BEST, FINAL, CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
@@ -107,8 +109,27 @@ def details(manifest: CheckpointManifest) -> dict[str, Any]:
     }
 
 
-def summary(store: CheckpointStore) -> dict[str, Any]:
-    """The content of `summary.json`: where a run stands, in one small file for people and programs."""
+Described = dict[CheckpointName, Mapping[str, Any]]
+"""Rows of `summary.json` by checkpoint."""
+
+
+def described_in(content: bytes) -> Described:
+    """The rows of an earlier `summary.json`, whose checkpoints need not be read again; none if it is damaged."""
+    try:
+        document = json.loads(content.decode())
+        rows_by_name = {parse_file_name(row["name"]): row for row in document["checkpoints"] if "problem" not in row}
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}
+    return {name: row for name, row in rows_by_name.items() if name is not None}
+
+
+def summary(store: CheckpointStore, described: Described) -> dict[str, Any]:
+    """The content of `summary.json`: where a run stands, in one small file for people and programs.
+
+    Args:
+        store: The run's checkpoints.
+        described: Rows that are known, so that their manifests are not read again. Those of this summary replace them.
+    """
     newest = store.newest()
     if newest is None:
         return {"checkpoints": []}
@@ -132,9 +153,22 @@ def summary(store: CheckpointStore) -> dict[str, Any]:
         "trained_parameters": values.parameters.trained,
         "train_loss_since_last_line": history.train_loss,
         "updated": newest.created,
-        # Written after every checkpoint, so it must not read gigabytes.
-        "checkpoints": [row.to_json() for row in rows(store, verify=False)],
+        "checkpoints": _described(store, described),
     }
+
+
+def _described(store: CheckpointStore, described: Described) -> list[Mapping[str, Any]]:
+    """All rows, newest first. Written after every commit, so neither gigabytes nor every manifest may be read."""
+    names = store.names()
+    current = set(retention.current(names))
+    found: Described = {}
+    for name in reversed(names):
+        superseded = name not in current
+        row = described.get(name) or _row(store, name, superseded=superseded, verify=False).to_json()
+        found[name] = {**row, "superseded": superseded}
+    described.clear()
+    described.update({name: row for name, row in found.items() if "problem" not in row})
+    return list(found.values())
 
 
 def _training_type(vocabulary: VocabularyRecord) -> str:

@@ -20,11 +20,14 @@ MANIFESTS = "checkpoints"
 """Folder of the manifests in a run."""
 FORMAT = "indextts-job checkpoint"
 # Readers refuse every other version; a change of the layout needs a new number.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4}
 """Bytes of one element, by safetensors' name of the type."""
-_KEY = re.compile(r"objects/([0-9a-f]{64})(?:\.[A-Za-z0-9]{1,16})?")
+OBJECTS, SHARED = "objects", "shared"
+"""Folders of the objects of a run: of what training changes, and of what all its checkpoints share. The latter stays
+small, so one listing after every commit finds a loss in it however many checkpoints are kept."""
+_KEY = re.compile(rf"(?:{OBJECTS}|{SHARED})/([0-9a-f]{{32}})(?:\.[A-Za-z0-9]{{1,16}})?")
 """The only names that a manifest may give to its objects. Retention deletes them, so `../` or an absolute path would
 delete files of the user."""
 # The names come from a file; they may hold no folder and no `..`.
@@ -57,10 +60,11 @@ def parse_file_name(file: str) -> CheckpointName | None:
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """A file below `objects/`, named by the hash of its bytes."""
+    """A file in `objects/` or `shared/`, named by the hash of its bytes."""
 
     key: str
-    sha256: str
+    xxh3: str
+    """xxh3-128 of its bytes."""
     size_bytes: int
 
 
@@ -108,7 +112,7 @@ class CheckpointManifest:
             "attempt_start": self.name.attempt_start,
             "tags": list(self.name.tags),
             "created": self.created,
-            "objects": {key: {"sha256": o.sha256, "bytes": o.size_bytes} for key, o in self.objects.items()},
+            "objects": {key: {"xxh3": o.xxh3, "bytes": o.size_bytes} for key, o in self.objects.items()},
             "tensors": {key: asdict(tensor) for key, tensor in self.tensors.items()},
             "files": dict(self.files),
             "values": self.values.to_json(),
@@ -185,7 +189,7 @@ def _name(document: Mapping[str, Any]) -> CheckpointName:
 def _objects(entries: Mapping[str, Any]) -> dict[str, StoredObject]:
     found = {}
     for key, entry in entries.items():
-        digest = entry["sha256"]
+        digest = entry["xxh3"]
         # The name is the hash. A key that names another hash would pass verification and be shared by mistake.
         if not isinstance(digest, str) or not (match := _KEY.fullmatch(key)) or match[1] != digest:
             raise ValueError(f"the object {key!r}")
@@ -197,7 +201,7 @@ def _tensor(entry: Mapping[str, Any], objects: Mapping[str, StoredObject]) -> St
     shape = tuple(_count(length) for length in entry["shape"])
     start, stop = _count(entry["start"]), _count(entry["stop"])
     stored = objects[_known(entry["object"], objects)]
-    # The range must fit the shape and the object: `tensor_in` makes a view of exactly these bytes.
+    # The range must fit the shape and the object: `stored_view` makes a view of exactly these bytes.
     item_bytes = ITEM_BYTES.get(entry["dtype"])
     if item_bytes is None or stop - start != math.prod(shape) * item_bytes or stop > stored.size_bytes:
         raise ValueError(f"a tensor in {stored.key}: {entry}")

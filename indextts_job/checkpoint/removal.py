@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 
 from indextts_job.checkpoint import retention
-from indextts_job.checkpoint.manifest import MANIFESTS, is_object_key
-from indextts_job.checkpoint.objects import OBJECTS
+from indextts_job.checkpoint.manifest import MANIFESTS, OBJECTS, SHARED, is_object_key
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
 
@@ -57,15 +56,17 @@ def collect_orphans(store: CheckpointStore) -> int:
     Raises:
         DataError: A manifest is damaged. Then nothing is removed: what looks like an orphan may be its object.
     """
-    for folder in ("", MANIFESTS, OBJECTS, *FURTHER_FOLDERS):
+    for folder in ("", MANIFESTS, OBJECTS, SHARED, *FURTHER_FOLDERS):
         store.storage.remove_temporary(folder, SAFE_AGE_S)
     # Objects are listed before manifests: an object that a save adds in between is not in the list, and a manifest that
     # a save adds in between protects its objects.
-    stored = store.storage.list(OBJECTS)
+    stored = {
+        f"{folder}/{file}": info for folder in (OBJECTS, SHARED) for file, info in store.storage.list(folder).items()
+    }
     names = store.names()
     if not names:
         return 0
-    old = [f"{OBJECTS}/{file}" for file, info in stored.items() if info.age_s > SAFE_AGE_S]
+    old = [key for key, info in stored.items() if info.age_s > SAFE_AGE_S]
     orphans = _unnamed(store, old, names)
     store.remove_objects(orphans)
     return len(orphans)

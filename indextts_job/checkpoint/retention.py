@@ -1,5 +1,6 @@
 """Decides which checkpoints are current and which are removed. Pure: names in, names out."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -47,13 +48,20 @@ def current(names: Iterable[CheckpointName]) -> list[CheckpointName]:
     A checkpoint is superseded when a later attempt that resumed before it has committed: a person went back to an
     older step, the checkpoint could not be read, or an attempt wrote it after it had lost the run.
     """
+    every = list(names)
+    starts: dict[int, int] = {}
+    """Earliest step at which each attempt resumed."""
+    for name in every:
+        starts[name.attempt] = min(name.attempt_start, starts.get(name.attempt, name.attempt_start))
+    # From the newest attempt to the oldest: the earliest start of all attempts after each. Linear, because a run may
+    # keep thousands of checkpoints and asks after every commit.
+    earliest_after: dict[int, float] = {}
+    earliest = math.inf
+    for attempt in sorted(starts, reverse=True):
+        earliest_after[attempt] = earliest
+        earliest = min(earliest, starts[attempt])
     # The reversed order puts the newest step first, and of one step the newest attempt.
-    every = sorted(names, reverse=True)
-    return [
-        name
-        for name in every
-        if not any(other.attempt > name.attempt and other.attempt_start < name.step for other in every)
-    ]
+    return sorted((name for name in every if earliest_after[name.attempt] >= name.step), reverse=True)
 
 
 def to_delete(names: Sequence[CheckpointName], keep: int) -> list[CheckpointName]:
@@ -67,10 +75,10 @@ def to_delete(names: Sequence[CheckpointName], keep: int) -> list[CheckpointName
         keep: At least 1.
     """
     alive = current(names)
-    kept = _kept(names, alive, keep)
+    kept, living = _kept(names, alive, keep), set(alive)
     # A superseded checkpoint beyond the new line's step stays: it is still the most advanced state of the run.
     reached = alive[0].step if alive else 0
-    return sorted(name for name in names if name not in kept and (name in alive or name.step <= reached))
+    return sorted(name for name in names if name not in kept and (name in living or name.step <= reached))
 
 
 def _kept(names: Sequence[CheckpointName], alive: Sequence[CheckpointName], keep: int) -> set[CheckpointName]:

@@ -5,7 +5,6 @@ hash of their bytes, so what did not change is not written again and an interrup
 """
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from torch import Tensor
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import (
     MANIFESTS,
+    SHARED,
     CheckpointManifest,
     StoredObject,
     StoredTensor,
@@ -22,10 +22,12 @@ from indextts_job.checkpoint.manifest import (
     parse_file_name,
     parse_manifest,
 )
-from indextts_job.checkpoint.objects import DamagedCheckpointError, Objects, tensor_in
+from indextts_job.checkpoint.object_layout import Draft, drafts, stored_view
+from indextts_job.checkpoint.objects import DamagedCheckpointError, Objects
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.errors import DataError
+from indextts_job.hashing import Buffer, integrity_hash
 from indextts_job.storage.run_storage import RunStorage
 
 
@@ -68,6 +70,9 @@ class CheckpointStore:
     def __init__(self, storage: RunStorage) -> None:
         self.storage = storage
         self._objects = Objects(storage)
+        self._named: dict[CheckpointName, frozenset[str]] = {}
+        """Keys of the objects of checkpoints whose manifests this process has read or written. Manifests never change,
+        so none is read twice for them."""
 
     def names(self) -> list[CheckpointName]:
         """All checkpoints, superseded ones included, oldest first."""
@@ -92,21 +97,20 @@ class CheckpointStore:
         Returns:
             The manifest, and how many bytes were new.
         """
-        return self.publish(name, content, [self.write(content.groups, go_on)], fence)
+        return self.publish(name, content, [self.write(drafts(content.groups), go_on)], fence)
 
-    def write(self, groups: Sequence[Mapping[str, Tensor]], go_on: Callable[[], None] = lambda: None) -> Written:
-        """Write tensors that `publish` will name. Until then no reader sees them.
+    def write(self, made: Iterable[Draft], go_on: Callable[[], None] = lambda: None) -> Written:
+        """Write objects that `publish` will name. Until then no reader sees them.
 
         Args:
-            groups: Tensors by full name; tensors of different groups never share an object.
+            made: The objects.
             go_on: Raises when the save is to be given up; asked before every object.
         """
-        # A person or another process may have removed objects since the last save; they must be written again.
-        self._objects.forget_the_lost()
+        self._objects.begin_save()
         before = self._objects.known().copy()
         objects: dict[str, StoredObject] = {}
         tensors: dict[str, StoredTensor] = {}
-        for stored, entries in self._objects.put_all(groups, go_on):
+        for stored, entries in self._objects.put_all(made, go_on):
             objects[stored.key] = stored
             tensors |= entries
         return Written(objects, tensors, _new_bytes(objects, before))
@@ -130,7 +134,9 @@ class CheckpointStore:
             objects |= part.objects
             tensors |= part.tensors
             written_bytes += part.new_bytes
-        files = {file: self._objects.put(data, "." + file.rpartition(".")[2]) for file, data in content.files.items()}
+        files = {
+            file: self._objects.put(data, SHARED, "." + file.rpartition(".")[2]) for file, data in content.files.items()
+        }
         manifest = CheckpointManifest(
             name=name,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -148,6 +154,7 @@ class CheckpointStore:
         # A commit in that window does no harm, because the newer attempt supersedes it (`retention.current`).
         fence()
         self.storage.write(f"{MANIFESTS}/{file_name(name)}", document)
+        self._named[name] = frozenset(manifest.objects)
         of_files = _new_bytes({stored.key: stored for stored in files.values()}, before)
         return CommitResult(manifest, written_bytes + of_files + len(document))
 
@@ -203,15 +210,26 @@ class CheckpointStore:
         return None
 
     def missing(self, manifest: CheckpointManifest) -> list[StoredObject]:
-        """Objects of a checkpoint that are not there, or not as long as they should be; by a listing alone."""
-        there = self._objects.sizes()
-        # A listing is cheap enough after every commit; the bytes are compared at a resume.
+        """Objects of a checkpoint that are not there, or not as long as they should be; by listings alone."""
+        there = self._objects.all_sizes()
         return [stored for stored in manifest.objects.values() if there.get(stored.key) != stored.size_bytes]
+
+    def missing_shared(self, manifest: CheckpointManifest) -> list[StoredObject]:
+        """Those of the missing objects that all checkpoints of the run share.
+
+        Cheap enough after every commit: the folder does not grow with the checkpoints that are kept.
+        """
+        there = self._objects.sizes(SHARED)
+        shared = (stored for stored in manifest.objects.values() if stored.key.startswith(SHARED))
+        return [stored for stored in shared if there.get(stored.key) != stored.size_bytes]
 
     def damaged(self, stored: Iterable[StoredObject]) -> list[StoredObject]:
         """Those objects that are not whole. Objects that this process has written or verified are not read again."""
-        there = self._objects.sizes()
-        return [one for one in stored if not self._is_whole(one, there)]
+        every = list(stored)
+        there: dict[str, int] = {}
+        for folder in {one.key.partition("/")[0] for one in every}:
+            there |= self._objects.sizes(folder)
+        return [one for one in every if not self._is_whole(one, there)]
 
     def _is_whole(self, stored: StoredObject, there: Mapping[str, int]) -> bool:
         if there.get(stored.key) != stored.size_bytes:
@@ -225,20 +243,20 @@ class CheckpointStore:
             return False
         return True
 
-    def restore(self, stored: StoredObject, data: bytes) -> bool:
+    def restore(self, stored: StoredObject, data: Buffer) -> bool:
         """Write an object again.
 
         Args:
             stored: The object as a manifest names it.
-            data: Its bytes, made again by the caller; for tensors the result of `objects.serialised`.
+            data: Its bytes, made again by the caller; for tensors those of `object_layout.layout_of`.
 
         Returns:
             False when these are not its bytes by their hash; then nothing is written.
         """
         # The input files may have changed since the run began. Other bytes under this name would be a new damage.
-        if hashlib.sha256(data).hexdigest() != stored.sha256:
+        if integrity_hash(data) != stored.xxh3:
             return False
-        self._objects.put(data, "." + stored.key.rpartition(".")[2])
+        self._objects.put(data, stored.key.partition("/")[0], "." + stored.key.rpartition(".")[2])
         return True
 
     def manifest(self, name: CheckpointName) -> CheckpointManifest:
@@ -256,6 +274,7 @@ class CheckpointStore:
         # A copied or renamed manifest would give its checkpoint another step than its tensors have.
         if manifest.name != name:
             raise DamagedCheckpointError(f"{where}: its content says {file_name(manifest.name)}.")
+        self._named[name] = frozenset(manifest.objects)
         return manifest
 
     def _read_manifest(self, key: str, where: str) -> CheckpointManifest:
@@ -280,7 +299,7 @@ class CheckpointStore:
         wanted = {key: entry for key, entry in manifest.tensors.items() if key.startswith(tuple(prefixes))}
         stored = [manifest.objects[key] for key in sorted({entry.object for entry in wanted.values()})]
         contents = dict(self._objects.read_all(stored, lambda one, content: (one.key, content)))
-        return {key: tensor_in(contents[entry.object], entry) for key, entry in wanted.items()}
+        return {key: stored_view(contents[entry.object], entry) for key, entry in wanted.items()}
 
     def read_file(self, manifest: CheckpointManifest, file: str) -> bytes:
         """A file stored with a checkpoint, verified."""
@@ -299,12 +318,13 @@ class CheckpointStore:
         keys: set[str] = set()
         for name in names:
             with contextlib.suppress(DataError):
-                keys |= self.manifest(name).objects.keys()
+                keys |= self._named[name] if name in self._named else self.manifest(name).objects.keys()
         return keys
 
     def remove(self, name: CheckpointName) -> None:
         """Remove the manifest of a checkpoint, and so the checkpoint; its objects stay."""
         self.storage.delete(f"{MANIFESTS}/{file_name(name)}")
+        self._named.pop(name, None)
 
     def remove_objects(self, keys: Iterable[str]) -> None:
         """Remove objects that no checkpoint names."""

@@ -256,7 +256,7 @@ def _curve(values: list[float]) -> str:
 def _digest(manifest: CheckpointManifest) -> str:
     """The first digits of the hash of an object with weights."""
     stored = next(tensor.object for key, tensor in manifest.tensors.items() if key.startswith("model/"))
-    return manifest.objects[stored].sha256[:16]
+    return manifest.objects[stored].xxh3[:16]
 
 
 def _yes(good: bool, text: str) -> str:  # noqa: FBT001

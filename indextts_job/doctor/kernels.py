@@ -252,11 +252,12 @@ def _save(case: _Case) -> str:
     snapshot = HostCopies().of(groups, engine.optimizer)
     _trained(engine, 1)  # the copies are of the state before this step, however late they are made
     snapshot.complete()
-    for kept, copied in zip(before, snapshot.groups, strict=True):
+    copied = {name: tensor for draft in snapshot.objects for name, tensor in draft.tensors().items()}
+    for kept in before:
         if wrong := [key for key, tensor in kept.items() if not torch.equal(tensor.cpu(), copied[key])]:
             raise _WrongError(f"{len(wrong)} of {len(kept)} tensors are not what they were, {wrong[0]} say")
     with TemporaryDirectory(prefix="indextts-doctor-") as folder:
-        written = CheckpointStore(open_storage(folder)).write(snapshot.groups)
+        written = CheckpointStore(open_storage(folder)).write(snapshot.objects)
     return f"{len(written.tensors)} tensors as they were, while the next step ran"
 
 

@@ -170,7 +170,7 @@ class BackgroundSaver:
         try:
             snapshot.complete()
             # Objects of all ranks are durable before rank 0 writes the manifest that names them.
-            parts = self._on_all_ranks(lambda: self._store.write(snapshot.groups, self._raise_if_cancelled))
+            parts = self._on_all_ranks(lambda: self._store.write(snapshot.objects, self._raise_if_cancelled))
             self._on_all_ranks(lambda: self._publish(publication, parts))
         except Exception as error:  # noqa: BLE001  # raised again by the training thread
             self._error = error

@@ -62,6 +62,8 @@ class Publisher:
         self._run_audit = audit
         self._audited = False
         self._warned: set[str] = set()
+        self._described: describe.Described | None = None
+        self._logged: list[object] | None = None
         self.warnings: list[str] = []
         """Messages for the user. The saver takes them out and reports them."""
 
@@ -120,7 +122,7 @@ class Publisher:
         removed: list[CheckpointName] = []
         try:
             removed = retain(self._store, self._keep, self._unreadable)
-            self._store.storage.write(describe.SUMMARY, json.dumps(describe.summary(self._store), indent=1).encode())
+            self._write_summary()
             self._append_to_log(committed.manifest)
             self._audit(committed.manifest)
         # Anything may lie at the place of a side record: a folder, or a document of another program.
@@ -131,7 +133,7 @@ class Publisher:
     def _audit(self, manifest: CheckpointManifest) -> None:
         """Verify the objects that all checkpoints share: every byte once per attempt, afterwards by a listing."""
         # Reading the base model after every save would cost as much as the save itself.
-        if self._audited and not self._store.missing(manifest):
+        if self._audited and not self._store.missing_shared(manifest):
             return
         self._audited = True
         told = self._run_audit().told
@@ -139,15 +141,26 @@ class Publisher:
         self.warnings += [message for message in told if message not in self._warned]
         self._warned.update(told)
 
+    def _write_summary(self) -> None:
+        if self._described is None:
+            self._described = describe.described_in(self._side_record(describe.SUMMARY))
+        document = describe.summary(self._store, self._described)
+        self._store.storage.write(describe.SUMMARY, json.dumps(document, indent=1).encode())
+
     def _append_to_log(self, manifest: CheckpointManifest) -> None:
         """Write the log again with one more entry: object stores cannot append, and a write is all or nothing."""
         storage = self._store.storage
+        if self._logged is None:
+            self._logged = _log_entries(self._side_record(CHECKPOINT_LOG))
+        self._logged.append(describe.log_entry(manifest, storage.url))
+        storage.write(CHECKPOINT_LOG, json.dumps(self._logged, indent=1).encode())
+
+    def _side_record(self, key: str) -> bytes:
+        """A side record as the attempt before has left it; read once, because no other process writes it."""
         try:
-            entries = _log_entries(storage.read(CHECKPOINT_LOG))
+            return self._store.storage.read(key)
         except FileNotFoundError:
-            entries = []
-        entries.append(describe.log_entry(manifest, storage.url))
-        storage.write(CHECKPOINT_LOG, json.dumps(entries, indent=1).encode())
+            return b""
 
 
 def _log_entries(content: bytes) -> list[object]:

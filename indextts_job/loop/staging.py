@@ -1,5 +1,7 @@
 """Copies of the tensors that a save writes, so that training may change the state while a thread writes it.
 
+They lie in one buffer as the objects that are sent: nothing is serialised behind them.
+
 On a GPU the copy runs beside the training: the next forward and backward passes only read what is copied, so that not
 before the next update anything has to wait, and then only the device.
 """
@@ -13,16 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from indextts_job.checkpoint.object_layout import Draft, ObjectLayout, drafts, layouts, ranges
 from indextts_job.checkpoint.tensor_names import BASE
-from indextts_job.layout import offsets
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Copies that may still be under way."""
 
-    groups: list[dict[str, Tensor]]
-    """The copies, by group and full name."""
+    objects: list[Draft]
+    """The copies, as the objects of a checkpoint."""
     complete: Callable[[], None]
     """Returns when all of them are complete. Called by the thread that reads them."""
 
@@ -45,8 +47,10 @@ class HostCopies:
         Args:
             groups: As for `of`.
         """
-        changing = _changing(groups)
-        size = max((end for _, _, end in offsets(changing)), default=0)
+        self._allocate(groups, _layouts(_changing(groups)))
+
+    def _allocate(self, groups: Sequence[Mapping[str, Tensor]], objects: Sequence[ObjectLayout]) -> None:
+        size = max((end for _, end in ranges(objects)), default=0)
         with self._lock:
             # A first checkpoint without moments is smaller than those that follow.
             if len(self._buffer) >= size:
@@ -54,7 +58,7 @@ class HostCopies:
             self._unregister()
             self._buffer = torch.empty(size, dtype=torch.uint8)
             # Registered and not allocated as pinned memory, which torch rounds up to a power of two.
-            device = next((tensor.device for tensor in changing.values() if tensor.is_cuda), None)
+            device = _gpu_of(_changing(groups))
             if device is not None and _registered(self._buffer, device):
                 # Before the memory is freed, even if this object is: whatever came to lie at these addresses next
                 # would be copied to the GPU from the old pages.
@@ -64,28 +68,29 @@ class HostCopies:
         """Copy tensors to the host. Behind this call they may be changed by an update of the optimizer.
 
         Args:
-            groups: Tensors by full name, on any device. Those under `base/` never change and are not copied.
+            groups: Tensors by full name, on any device; those of different groups never share an object. Those under
+                `base/` never change and are not copied.
             optimizer: Changes them on a GPU: its next update waits for the copies. None = the call returns when they
                 are complete.
         """
-        self.reserve(groups)
         changing = _changing(groups)
-        views = self._views(changing)
-        complete = self._copied(changing, views, optimizer)
+        objects = _layouts(changing)
+        self._allocate(groups, objects)
+        contents = [self._buffer[begin:end] for begin, end in ranges(objects)]
+        views: dict[str, Tensor] = {}
+        for layout, content in zip(objects, contents, strict=True):
+            layout.write_header(content)
+            views |= {name: place.view(content) for name, place in layout.places.items()}
+        complete = self._copied({name: value for group in changing for name, value in group.items()}, views, optimizer)
+        copied = [Draft(layout, _content(content)) for layout, content in zip(objects, contents, strict=True)]
         # Training never changes the base tensors, so the thread may read them directly.
-        return Snapshot([{key: views.get(key, tensor) for key, tensor in group.items()} for group in groups], complete)
-
-    def _views(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Parts of the buffer with the shapes and types of the tensors."""
-        return {
-            key: self._buffer[begin:end].view(tensors[key].dtype).view(tensors[key].shape)
-            for key, begin, end in offsets(tensors)
-        }
+        fixed = [{name: value for name, value in group.items() if name.startswith(BASE)} for group in groups]
+        return Snapshot([*copied, *drafts(fixed)], complete)
 
     def _copied(
         self, tensors: Mapping[str, Tensor], views: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None
     ) -> Callable[[], None]:
-        device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+        device = _gpu_of([tensors])
         if device is None:
             for key, tensor in tensors.items():
                 views[key].copy_(tensor.detach())
@@ -104,8 +109,21 @@ class HostCopies:
         return complete
 
 
-def _changing(groups: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {key: tensor for group in groups for key, tensor in group.items() if not key.startswith(BASE)}
+def _changing(groups: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The groups without the tensors that never change."""
+    return [{name: value for name, value in group.items() if not name.startswith(BASE)} for group in groups]
+
+
+def _layouts(groups: Sequence[Mapping[str, Tensor]]) -> list[ObjectLayout]:
+    return [layout for group in groups for layout in layouts(group)]
+
+
+def _gpu_of(groups: Sequence[Mapping[str, Tensor]]) -> torch.device | None:
+    return next((tensor.device for group in groups for tensor in group.values() if tensor.is_cuda), None)
+
+
+def _content(content: Tensor) -> Callable[[], memoryview]:
+    return lambda: content.numpy().data
 
 
 def _registered(buffer: Tensor, device: torch.device) -> bool:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indextts_job.checkpoint.manifest import CheckpointManifest, StoredObject
-from indextts_job.checkpoint.objects import serialised
+from indextts_job.checkpoint.object_layout import layout_of
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.checkpoint.tensor_names import BASE
 from indextts_job.errors import IndexTTSJobError
+from indextts_job.hashing import Buffer
 from indextts_job.model.base_checkpoint import load_base_checkpoint
 from indextts_job.model.config import gpt_config
 from indextts_job.storage import files
@@ -60,7 +61,7 @@ class _Kind:
     what: str
     url: str
     keys: set[str]
-    made: "Callable[[CheckpointManifest, str, Sequence[StoredObject]], Iterator[tuple[StoredObject, bytes]]]"
+    made: "Callable[[CheckpointManifest, str, Sequence[StoredObject]], Iterator[tuple[StoredObject, Buffer]]]"
     """Makes the bytes of each object from the file at `url`."""
 
 
@@ -95,20 +96,21 @@ def _result(lost: str, url: str, left: int) -> Repaired:
 
 def _base_objects(
     manifest: CheckpointManifest, url: str, damaged: Sequence[StoredObject]
-) -> Iterator[tuple[StoredObject, bytes]]:
+) -> Iterator[tuple[StoredObject, Buffer]]:
     config = gpt_config(manifest.values.model_config, "the checkpoint")
     tensors = {BASE + key: value for key, value in load_base_checkpoint(url, config).tensors.items()}
     for stored in damaged:
-        # The same tensors in one object give the same bytes again (`serialised`).
+        # The same tensors in one object give the same bytes again.
         names = [key for key, entry in manifest.tensors.items() if entry.object == stored.key]
         # A base file that lacks a tensor is another file; its objects count as not restored.
         if tensors.keys() >= set(names):
-            yield stored, serialised({name: tensors[name] for name in names})
+            part = {name: tensors[name] for name in names}
+            yield stored, layout_of(part).filled(part)
 
 
 def _tokenizer_objects(
     _manifest: CheckpointManifest, url: str, damaged: Sequence[StoredObject]
-) -> Iterator[tuple[StoredObject, bytes]]:
+) -> Iterator[tuple[StoredObject, Buffer]]:
     data = files.read_input(url, "tokenizer", "inputs.tokenizer")
     for stored in damaged:
         yield stored, data

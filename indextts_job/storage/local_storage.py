@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from indextts_job.errors import ConfigError
+from indextts_job.hashing import Buffer
 from indextts_job.storage import files
 from indextts_job.storage.errors import translated
 from indextts_job.storage.remote_files import Bytes
@@ -52,7 +53,7 @@ class LocalStorage:
             # One byte more than expected: a longer file must not pass as a whole one.
             return np.fromfile(self._path(key), np.uint8, count=size_bytes + 1)
 
-    def write(self, key: str, content: bytes) -> None:
+    def write(self, key: str, content: Buffer) -> None:
         """See `RunStorage`."""
         path = self._path(key)
         with translated(f"writing {path}", writing=True), self._temporary(path, content) as temporary:
@@ -134,7 +135,7 @@ class LocalStorage:
                         path.unlink()
 
     @contextlib.contextmanager
-    def _temporary(self, path: Path, content: bytes) -> Iterator[Path]:
+    def _temporary(self, path: Path, content: Buffer) -> Iterator[Path]:
         """A durable temporary file in the folder of the final name; removed at the end unless it was renamed."""
         self._make_folders(path.parent)
         # Containers that share a folder all have process number 1, so the process number alone is not unique.

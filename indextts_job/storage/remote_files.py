@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indextts_job.errors import ConfigError
+from indextts_job.hashing import Buffer
 from indextts_job.redaction import redacted
 from indextts_job.storage import patience
 from indextts_job.storage.urls import demand_openable
@@ -90,7 +91,7 @@ class RemoteFileSystem:
                 return b""
             raise
 
-    def write(self, path: str, content: bytes, mode: str = "overwrite") -> None:
+    def write(self, path: str, content: Buffer, mode: str = "overwrite") -> None:
         """Put a whole file.
 
         Raises:
@@ -100,6 +101,8 @@ class RemoteFileSystem:
             raise ConfigError("http:// and https:// are for reading only. Give a folder or a bucket to write to.")
         # Some file systems have real folders (memory, ssh); on object stores this asks nothing.
         self.call("makedirs", path.rpartition("/")[0], exist_ok=True)
+        # Clients of object stores take bytes only.
+        content = content if isinstance(content, bytes) else bytes(content)
         # Never `open` for writing: a `with` block that fails midway would commit the truncated object.
         self.call("pipe_file", path, content, mode=mode, size_bytes=len(content))
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError
+from indextts_job.hashing import Buffer
 from indextts_job.storage import files
 from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.errors import patiently
@@ -65,7 +66,7 @@ class RemoteStorage:
         """See `RunStorage`."""
         return self._reader.read_sized(size_bytes, safe_key(key))
 
-    def write(self, key: str, content: bytes) -> None:
+    def write(self, key: str, content: Buffer) -> None:
         """See `RunStorage`."""
         self._tried("writing", key, lambda path: self._filesystem.write(path, content))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from indextts_job.errors import DataError
+from indextts_job.hashing import Buffer
 from indextts_job.storage.remote_files import Bytes
 
 _KEY = re.compile(r"(?!\.\.?/)(?:[^/\\\x00-\x1f]+/)*[^/\\\x00-\x1f]*")
@@ -44,7 +45,7 @@ class RunStorage(Protocol):
     def read_large(self, key: str, size_bytes: int) -> Bytes:
         """Like `read`, for a file whose size is known: parallel, one copy; shorter when the file is shorter."""
 
-    def write(self, key: str, content: bytes) -> None:
+    def write(self, key: str, content: Buffer) -> None:
         """Make a file visible with this content, all or nothing, durably."""
 
     def create(self, key: str, content: bytes) -> None:

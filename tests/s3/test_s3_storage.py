@@ -100,7 +100,8 @@ def test_checkpoints_are_committed_verified_and_retained(s3_run: str) -> None:
     for name in other.names():
         other.verify(other.manifest(name))
     named = {key for name in other.names() for key in other.manifest(name).objects}
-    assert {f"objects/{file}" for file in other.storage.list("objects")} == named
+    kept = {f"{folder}/{file}" for folder in ("objects", "shared") for file in other.storage.list(folder)}
+    assert kept == named
 
 
 def test_a_store_that_ignores_conditions_is_found_out_and_said_once(

@@ -60,7 +60,7 @@ def state_of(manifest: CheckpointManifest) -> dict[str, Any]:
     """Everything that must be bit-identical: hashes of weights, moments and base tensors, and the history."""
     return {
         "step": manifest.name.step,
-        "objects": {key: stored.sha256 for key, stored in manifest.objects.items()},
+        "objects": {key: stored.xxh3 for key, stored in manifest.objects.items()},
         "history": plain(manifest.values.history),
         "scaler": manifest.values.scaler,
     }

@@ -10,6 +10,7 @@ import torch
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore, Content
 from indextts_job.checkpoint.values import CheckpointValues
+from indextts_job.hashing import Buffer
 from indextts_job.storage.remote_files import Bytes
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.run_storage import RunStorage, StoredFile
@@ -74,7 +75,7 @@ class FaultyStorage:
         self._count("read", key)
         return self._inner.read_large(key, size_bytes)
 
-    def write(self, key: str, content: bytes) -> None:
+    def write(self, key: str, content: Buffer) -> None:
         self._count("write", key)
         self._inner.write(key, content)
 

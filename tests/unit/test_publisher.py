@@ -1,8 +1,10 @@
 """What follows the tensors of a save: the commit, a final one that must be whole, and the run tidied behind it."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from indextts_job.checkpoint import describe
 from indextts_job.checkpoint.attempt_record import AttemptRecord
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.manifest import file_name
+from indextts_job.checkpoint.object_layout import drafts
+from indextts_job.checkpoint.removal import collect_orphans
 from indextts_job.checkpoint.retention import FINAL, KEEP, CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore, CommitResult
 from indextts_job.errors import DataError, SupersededError
@@ -44,12 +48,13 @@ def publisher_on(
     audit: Callable[[], Repaired] = Repaired,
     keep: int = 3,
     unreadable: tuple[CheckpointName, ...] = (),
+    start: int = START,
 ) -> Publisher:
     fence = Fence(store.storage, AttemptRecord())
     return Publisher(
         store,
         fence,
-        attempt_start=START,
+        attempt_start=start,
         keep=keep,
         unreadable=unreadable,
         files={"tokenizer.model": b"pieces"},
@@ -59,7 +64,7 @@ def publisher_on(
 
 def published(publisher: Publisher, store: CheckpointStore, state: TrainState, *tags: str) -> CommitResult:
     publication = publisher.publication(state, tags, values(total_steps=99))
-    return publisher.publish(publication, [store.write(state.tensor_groups())])
+    return publisher.publish(publication, [store.write(drafts(state.tensor_groups()))])
 
 
 class Audits:
@@ -96,7 +101,7 @@ def test_base_tensors_that_lie_in_the_run_are_named_again(store: CheckpointStore
     second = replace(state, step=11, carried=carried)
     publication = publisher.publication(second, (), values())
     second.carried = Carried()  # what was true when the save began counts
-    manifest = publisher.publish(publication, [store.write(second.tensor_groups())]).manifest
+    manifest = publisher.publish(publication, [store.write(drafts(second.tensor_groups()))]).manifest
     assert manifest.tensors["base/conditioning_encoder.x"] == carried.stored["base/conditioning_encoder.x"]
     reopened(store).verify(manifest)
     assert torch.equal(store.load(manifest, ("base/",))["base/conditioning_encoder.x"], torch.ones(4))
@@ -150,7 +155,7 @@ def test_the_summary_and_the_log_follow_every_commit(store: CheckpointStore, sta
         publisher.tidy(result)
         committed.append(result.manifest)
         summary = store.storage.read(describe.SUMMARY)
-        assert json.loads(summary) == json.loads(json.dumps(describe.summary(store)))
+        assert json.loads(summary) == json.loads(json.dumps(describe.summary(store, {})))
         assert summary.startswith(b'{\n "')
     log = store.storage.read(CHECKPOINT_LOG)
     assert json.loads(log) == [describe.log_entry(manifest, store.storage.url) for manifest in committed]
@@ -210,3 +215,36 @@ def test_checkpoints_that_cannot_be_removed_are_a_warning(tmp_path: Path, state:
     assert not publisher.tidy(published(publisher, store, state))
     (warning,) = publisher.warnings
     assert "were not removed" in warning
+
+
+def _noted(asked: Counter[str], _number: int, verb: str, key: str) -> None:
+    asked[f"{verb} {key.partition('/')[0]}"] += 1
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_save_reads_and_lists_as_much_with_many_checkpoints_as_with_few(
+    tmp_path: Path, state: TrainState, *, damaged: bool
+) -> None:
+    """Besides the manifest that it removes: the first save of an attempt, too, behind the tidying at its start."""
+    counts = []
+    for kept in (3, 30):
+        url = str(tmp_path / f"run-{kept}")
+        earlier = CheckpointStore(open_storage(url))
+        publisher = publisher_on(earlier, keep=kept, start=0)
+        for step in range(1, kept + 1):
+            publisher.tidy(published(publisher, earlier, replace(state, step=step)))
+        asked: Counter[str] = Counter()
+        storage = FaultyStorage(open_storage(url), partial(_noted, asked))
+        if damaged:
+            storage.write(describe.SUMMARY, b"[1]")
+        store = CheckpointStore(storage)
+        collect_orphans(store)
+        following = publisher_on(store, keep=kept, start=kept)
+        asked.clear()
+        for step in (101, 102):
+            following.tidy(published(following, store, replace(state, step=step)))
+        counts.append({key: count for key, count in asked.items() if key.partition(" ")[0] in ("read", "list")})
+    if damaged:  # the rows of the summary are made from the manifests, once
+        assert counts[1]["read checkpoints"] - counts[0]["read checkpoints"] == 27
+        counts = [{**count, "read checkpoints": 0} for count in counts]
+    assert counts[0] == counts[1]
