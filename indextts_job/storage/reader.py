@@ -57,13 +57,17 @@ class RemoteReader:
             size_bytes: Expected size.
             name: As in `read_range`.
         """
-        # Parts are copied to their places, so the file is in memory once. `empty` does not touch the pages beforehand.
+        # Parts are read to their places, so the file is in memory once. `empty` does not touch the pages beforehand.
         content = np.empty(size_bytes, np.uint8)
+        path = f"{self.root}/{name}" if name else self.root
 
         def place(start: int) -> int:
-            part = self.read_range(start, min(start + PART_BYTES, size_bytes), name)
-            content[start : start + len(part)] = np.frombuffer(part, np.uint8)
-            return len(part)
+            return patiently(
+                f"reading {self._url}/{name}" if name else f"reading {self._url}",
+                lambda: self.filesystem.read_into(path, start, content[start : start + PART_BYTES].data),
+                self._patience_s,
+                sleep=self._sleep,
+            )
 
         starts = range(0, size_bytes, PART_BYTES)
         if len(starts) == 1:

@@ -17,6 +17,7 @@ from indextts_job.errors import ConfigError
 from indextts_job.hashing import Buffer
 from indextts_job.redaction import redacted
 from indextts_job.storage import patience
+from indextts_job.storage.bulk_transfers import BulkTransfers
 from indextts_job.storage.urls import demand_openable
 
 Bytes = npt.NDArray[np.uint8]
@@ -38,6 +39,7 @@ class RemoteFileSystem:
 
     def __init__(self, filesystem: Any) -> None:  # noqa: ANN401  # fsspec ships no types
         self.fsspec = filesystem
+        self._bulk = BulkTransfers.of(filesystem)
 
     @classmethod
     def of(cls, url: str) -> tuple[Self, str]:
@@ -72,8 +74,7 @@ class RemoteFileSystem:
         """
         # Asynchronous file systems run in a thread of fsspec, which can stop waiting. The others know no timeout.
         if self.fsspec.async_impl:
-            most_s = min(CALL_TIMEOUT_S, max(LEAST_TIMEOUT_S, patience.seconds_left()))
-            named["timeout"] = most_s + size_bytes / SLOWEST_BYTES_PER_S
+            named["timeout"] = _timeout_s(size_bytes)
         return getattr(self.fsspec, method)(*arguments, **named)
 
     def read(self, path: str) -> bytes:
@@ -91,6 +92,23 @@ class RemoteFileSystem:
                 return b""
             raise
 
+    def read_into(self, path: str, start: int, place: memoryview) -> int:
+        """Read a range to its place.
+
+        Args:
+            path: The file.
+            start: First byte of the range, which is as long as the place.
+            place: Where to.
+
+        Returns:
+            Number of bytes; fewer when the file ends before.
+        """
+        if self._bulk and self._bulk.read_into(path, start, place, _timeout_s(len(place))):
+            return len(place)
+        content = self.read_range(path, start, start + len(place))
+        place[: len(content)] = content
+        return len(content)
+
     def write(self, path: str, content: Buffer, mode: str = "overwrite") -> None:
         """Put a whole file.
 
@@ -99,9 +117,13 @@ class RemoteFileSystem:
         """
         if "http" in self.fsspec.protocol:
             raise ConfigError("http:// and https:// are for reading only. Give a folder or a bucket to write to.")
-        # Some file systems have real folders (memory, ssh); on object stores this asks nothing.
-        self.call("makedirs", path.rpartition("/")[0], exist_ok=True)
-        # Clients of object stores take bytes only.
+        # Only `memory` has real folders. For S3 this would ask for the bucket before every put, and make a bucket whose
+        # name was mistyped.
+        if "memory" in self.fsspec.protocol:
+            self.call("makedirs", path.rpartition("/")[0], exist_ok=True)
+        if self._bulk and mode == "overwrite" and self._bulk.put(path, content, _timeout_s(len(content))):
+            return
+        # fsspec's clients of object stores take bytes only.
         content = content if isinstance(content, bytes) else bytes(content)
         # Never `open` for writing: a `with` block that fails midway would commit the truncated object.
         self.call("pipe_file", path, content, mode=mode, size_bytes=len(content))
@@ -125,3 +147,9 @@ class RemoteFileSystem:
     def remove(self, path: str) -> None:
         """Remove a file."""
         self.call("rm_file", path)
+
+
+def _timeout_s(size_bytes: int) -> float:
+    """Limit for a call that moves about so many bytes."""
+    most_s = min(CALL_TIMEOUT_S, max(LEAST_TIMEOUT_S, patience.seconds_left()))
+    return most_s + size_bytes / SLOWEST_BYTES_PER_S
