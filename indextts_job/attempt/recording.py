@@ -103,8 +103,9 @@ def rank_zero(parts: Parts, laps: Laps) -> Recording:
             details=values.to_json()["environment"],
         )
     )
-    saver = BackgroundSaver(store, _publisher(parts, fence), parts.saver_group, emit, parts.stop)
-    return Recording(saver, ValuesRecorder(values, start.engine, start.reference), partial(_end, parts))
+    reference = partial(start.reference.begun, start.engine)
+    saver = BackgroundSaver(store, _publisher(parts, fence), parts.saver_group, emit, parts.stop, reference)
+    return Recording(saver, ValuesRecorder(values, start.engine), partial(_end, parts))
 
 
 def _fence(parts: Parts, laps: Laps) -> Fence:

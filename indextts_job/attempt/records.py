@@ -36,7 +36,6 @@ from indextts_job.report.journal import Journal, SampleLog
 from indextts_job.report.liveness import pid_namespace
 from indextts_job.report.progress import progress_readers
 from indextts_job.report.tensorboard import TensorBoardCurves
-from indextts_job.resume.consistency import Reference
 from indextts_job.scheduler import read_scheduler
 from indextts_job.storage.run_storage import RunStorage
 from indextts_job.training.engine import Engine
@@ -119,13 +118,12 @@ class ValuesRecorder:
     constant: CheckpointValues
     """Values that are equal in every checkpoint of the attempt; the history in them is empty."""
     engine: Engine
-    reference: Reference
 
     def __call__(self, state: TrainState, pace: Pace) -> CheckpointValues:
-        """The values of a checkpoint of `state`.
+        """The values of a checkpoint of `state`, without its reference losses, which come later.
 
         Args:
-            state: The present state; the reference losses are computed with it.
+            state: The present state.
             pace: Durations measured so far.
         """
         return replace(
@@ -135,7 +133,6 @@ class ValuesRecorder:
             # Group 0 has the factor 1, so its rate is the schedule's.
             learning_rate=self.engine.optimizer.param_groups[0]["lr"] if state.step else None,
             pace=pace,
-            reference=self.reference.losses(self.engine),
         )
 
 

@@ -27,8 +27,9 @@ from indextts_job.loop.capacity import Capacity
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.preemption.deadline import Pace
 from indextts_job.report.events import Emit, Notice
-from indextts_job.resume.consistency import Check, Reference, consistency
+from indextts_job.resume.consistency import Check, consistency
 from indextts_job.resume.points import ResumePoint
+from indextts_job.resume.reference import Reference
 from indextts_job.resume.select import Selection
 from indextts_job.storage.urls import absolute, same_place
 from indextts_job.training.distributed import ProcessGroup
@@ -124,7 +125,7 @@ def build(  # noqa: PLR0913  # all by name
     values = origin.point.manifest.values if origin.point else None
     if values:
         tell_of_changes(values, facts, plan, state.step, emit)
-    reference = Reference.of(inputs.train_set, inputs.model)
+    reference = Reference.of(inputs.train_set, inputs.model, values.reference if values else None)
     return Start(
         state=state,
         engine=engine,

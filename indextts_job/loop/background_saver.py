@@ -8,20 +8,27 @@ parts. A save succeeds on all ranks or fails on all of them.
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
+from torch import Tensor
+
+from indextts_job.background import begin
 from indextts_job.checkpoint.manifest import file_name
 from indextts_job.checkpoint.store import CheckpointStore, CommitResult, Written
-from indextts_job.checkpoint.values import CheckpointValues
+from indextts_job.checkpoint.values import CheckpointValues, ReferenceLosses
 from indextts_job.errors import IndexTTSJobError, UnavailableError
 from indextts_job.loop.publisher import Publication, Publisher
 from indextts_job.loop.staging import HostCopies, Snapshot
 from indextts_job.report.events import Committed, Emit, Notice
+from indextts_job.resume.reference import Later
 from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.state import TrainState, stored_base
-from indextts_job.waiting import Stopped, joined, never
+from indextts_job.waiting import Stopped, joined, never, result
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 _T = TypeVar("_T")
 
@@ -36,7 +43,8 @@ class FinishedSave:
     seconds: float
     """Duration from the call until the checkpoint was visible, or the save had failed."""
     stall_s: float = 0.0
-    """Time that the training waited for it."""
+    """Time that the training waited for it: for the copy, for what was still being tidied, and for its end where the
+    next save or the end of the attempt needed it."""
     error: Exception | None = None
 
 
@@ -61,6 +69,7 @@ class BackgroundSaver:
         group: ProcessGroup,
         emit: Emit = lambda _event: None,
         stopped: Stopped = never,
+        reference: Callable[[Mapping[str, Tensor]], Later] = lambda _copies: _nothing,
     ) -> None:
         """Without a save in flight.
 
@@ -69,12 +78,14 @@ class BackgroundSaver:
             group: A process group for the thread alone, because the main thread communicates at the same time.
             emit: Gets an event for every commit.
             stopped: Whether a stop is requested. Then the tidying after a commit is not waited for.
+            reference: Begins to compute the reference losses of the present weights, of which it gets copies.
         """
         self._store = store
         self._publisher = publisher
         self._group = group
         self._emit = emit
         self._stopped = stopped
+        self._reference = reference
         self._copies = HostCopies()
         self._thread: threading.Thread | None = None
         self._tidying: threading.Thread | None = None
@@ -99,16 +110,17 @@ class BackgroundSaver:
 
         Args:
             tags: Tags of the checkpoint.
-            values: The values that it records besides tensors; None on ranks that do not publish.
+            values: The values that it records besides tensors, without reference losses; None on ranks that do not
+                publish.
 
         Raises:
             RuntimeError: A save is in flight.
         """
         if self._thread is not None:
             raise RuntimeError("one save at a time")
+        self._started_s = time.monotonic()
         if self._tidying is not None:
             joined(self._tidying, math.inf)  # it removes objects, which must not happen while this save writes some
-        self._started_s = time.monotonic()
         self._cancelled.clear()
         self._settled.clear()
         # All of it is taken before the thread starts: behind this call the training changes the state.
@@ -117,7 +129,9 @@ class BackgroundSaver:
         self._error = self._committed = None
         self._state = state
         # A daemon: after the deadline the process leaves even if a write hangs.
-        self._thread = threading.Thread(target=self._save, args=(snapshot, publication), name="save", daemon=True)
+        later = self._reference(snapshot.copies) if publication else _nothing
+        work = (snapshot, publication, later)
+        self._thread = threading.Thread(target=self._save, args=work, name="save", daemon=True)
         self._thread.start()
         self._stall_s = time.monotonic() - self._started_s
 
@@ -125,17 +139,27 @@ class BackgroundSaver:
         """The result of the save in flight; None if there is none, or it takes longer than `wait_s`."""
         if self._thread is None:
             return None
-        if not joined(self._thread, wait_s, self._may_leave):
-            if not self._may_leave():
-                return None
-            # The checkpoint is visible and the process has to leave. The next attempt tidies up the rest.
-            if not joined(self._thread, TIDY_S):
-                self._tidying = self._thread
+        began_s = time.monotonic()
+        ended = self._ended(self._thread, wait_s)
+        self._stall_s += time.monotonic() - began_s
+        if not ended:
+            return None
         self._thread = None
         seconds = self._ended_s - self._started_s
         if self._error is None and self._committed:
             self._report(self._committed, seconds)
         return FinishedSave(seconds=seconds, stall_s=self._stall_s, error=self._error)
+
+    def _ended(self, thread: threading.Thread, wait_s: float) -> bool:
+        """Wait for the end of the save in flight, or for its commit where the process has to leave."""
+        if joined(thread, wait_s, self._may_leave):
+            return True
+        if not self._may_leave():
+            return False
+        # The checkpoint is visible and the process has to leave. The next attempt tidies up the rest.
+        if not joined(thread, TIDY_S):
+            self._tidying = thread
+        return True
 
     def cancel(self) -> None:
         """Give up the save in flight at its next object. The next save finds the objects that it has written."""
@@ -165,13 +189,15 @@ class BackgroundSaver:
             message = self._publisher.warnings.pop(0)
             self._emit(Notice(step=manifest.name.step, topic="checkpoint", message=message, warning=True))
 
-    def _save(self, snapshot: Snapshot, publication: Publication | None) -> None:
+    def _save(self, snapshot: Snapshot, publication: Publication | None, later: Later) -> None:
         """Body of the thread."""
         try:
             snapshot.complete()
+            # Beside the writing, which mostly waits for the storage.
+            losses = begin(later, "reference losses")
             # Objects of all ranks are durable before rank 0 writes the manifest that names them.
             parts = self._on_all_ranks(lambda: self._store.write(snapshot.objects, self._raise_if_cancelled))
-            self._on_all_ranks(lambda: self._publish(publication, parts))
+            self._on_all_ranks(lambda: self._publish(publication, parts, losses))
         except Exception as error:  # noqa: BLE001  # raised again by the training thread
             self._error = error
         # Before the tidying: the duration of a save decides how late one may begin before a deadline.
@@ -180,9 +206,12 @@ class BackgroundSaver:
         if self._error is None:
             self._tidy()
 
-    def _publish(self, publication: Publication | None, parts: Sequence[Written]) -> None:
+    def _publish(
+        self, publication: Publication | None, parts: Sequence[Written], losses: "Future[ReferenceLosses | None]"
+    ) -> None:
         if self._publisher and publication:
-            self._committed = self._publisher.publish(publication, parts)
+            values = replace(publication.values, reference=result(losses, self._raise_if_cancelled))
+            self._committed = self._publisher.publish(replace(publication, values=values), parts)
 
     def _tidy(self) -> None:
         try:
@@ -218,6 +247,10 @@ class BackgroundSaver:
     def _raise_if_cancelled(self) -> None:
         if self._cancelled.is_set():
             raise SaveCancelledError("the save was given up for a newer state.")
+
+
+def _nothing() -> None:
+    """No reference losses."""
 
 
 def _picklable(error: Exception) -> Exception:

@@ -25,6 +25,8 @@ class Snapshot:
 
     objects: list[Draft]
     """The copies, as the objects of a checkpoint."""
+    copies: Mapping[str, Tensor]
+    """The copies by full name, as parts of those objects; without the base, which is not copied."""
     complete: Callable[[], None]
     """Returns when all of them are complete. Called by the thread that reads them."""
 
@@ -85,7 +87,7 @@ class HostCopies:
         copied = [Draft(layout, _content(content)) for layout, content in zip(objects, contents, strict=True)]
         # Training never changes the base tensors, so the thread may read them directly.
         fixed = [{name: value for name, value in group.items() if name.startswith(BASE)} for group in groups]
-        return Snapshot([*copied, *drafts(fixed)], complete)
+        return Snapshot([*copied, *drafts(fixed)], views, complete)
 
     def _copied(
         self, tensors: Mapping[str, Tensor], views: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None

@@ -104,7 +104,7 @@ class Committed(Event):
     seconds: float
     """Duration from the start of the save until the checkpoint was visible."""
     stall_seconds: float
-    """Time that the training waited for it."""
+    """Time that the training waited for it, everything included: the copy, and its end where something needed it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,55 +7,21 @@ samples.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Self
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from indextts_job.checkpoint.tensor_names import BASE
 from indextts_job.checkpoint.values import CheckpointValues, ReferenceLosses
-from indextts_job.data.dataset import Dataset
-from indextts_job.model.batch import PackedBatch, collate
-from indextts_job.model.config import GPTConfig
-from indextts_job.training.distributed import SingleProcess
+from indextts_job.resume.reference import Reference
 from indextts_job.training.engine import Engine
-from indextts_job.training.evaluate import evaluate
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import TrainState
 
-REFERENCE_SAMPLES = 4
 TOLERANCES: Mapping[str, float] = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 """Relative tolerance of a loss that another device or another cut computes: about 100 units in the last place of each
 precision in the activations. A wrong tensor changes the loss by whole numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """The first samples of the training set, computed without dropout: their losses identify a state."""
-
-    batch: PackedBatch
-
-    @classmethod
-    def of(cls, dataset: Dataset, config: GPTConfig) -> Self:
-        """The first samples of a dataset."""
-        return cls(collate(dataset.samples(range(min(REFERENCE_SAMPLES, len(dataset)))), config))
-
-    def losses(self, engine: Engine) -> ReferenceLosses | None:
-        """Their losses with the present weights, for a checkpoint; None when the device has too little memory."""
-        try:
-            # Each rank for itself: only rank 0 records losses, so a collective here would wait for the others for ever.
-            found = evaluate(replace(engine, group=SingleProcess()), [self.batch], lambda _done: False)
-        # A diagnosis must not end a training that itself fits the memory.
-        except torch.OutOfMemoryError:
-            return None
-        return ReferenceLosses(
-            samples=tuple(self.batch.sample_ids),
-            text_loss=found.text_loss if found else math.nan,
-            mel_loss=found.mel_loss if found else math.nan,
-            precision=engine.precision,
-            device=engine.device.type,
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import torch
 
 from indextts_job.checkpoint.history import Losses
 from indextts_job.model.batch import PackedBatch
-from indextts_job.training.engine import Engine, autocast, mean_losses, to_device
+from indextts_job.training.engine import Engine, added, autocast, host_values, mean_losses, to_device
 
 if TYPE_CHECKING:
     from indextts_job.model.unified_voice import LossSums
@@ -52,6 +52,29 @@ def evaluate(
         raise torch.OutOfMemoryError("out of memory in a validation, on this or another rank")
     text, mel = engine.group.all_reduce_sum([text_targets, mel_targets])
     return mean_losses(sums, text, mel, engine)
+
+
+def begin_evaluation(engine: Engine, batch: PackedBatch) -> Callable[[], tuple[float, float]] | None:
+    """Begin to compute the losses of one micro-batch on this rank, without waiting for the device.
+
+    Args:
+        engine: The model and how to compute.
+        batch: The micro-batch, not empty.
+
+    Returns:
+        Waits for the mean text loss and the mean code loss; None when the device has too little memory.
+    """
+    with _evaluating(engine):
+        sums = _sums_if_it_fits(engine, batch)
+    if sums is None:
+        return None
+    values = added([sums], engine.device)
+
+    def finish() -> tuple[float, float]:
+        text, mel, _ = host_values(values)
+        return text / len(batch.text_targets), mel / len(batch.code_targets)
+
+    return finish
 
 
 @contextlib.contextmanager

@@ -124,7 +124,7 @@ def test_a_checkpoint_of_a_newer_format_is_explained(world: World, half_done: Pa
         path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
     ended = attempt(config_for(world, half_done))
     assert ended.code == 65
-    assert "checkpoint format 99, this version reads 1" in ended.error
+    assert "checkpoint format 99, this version reads 2" in ended.error
 
 
 def test_resume_none_in_a_used_folder_is_refused(world: World, finished: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from indextts_job.checkpoint.history import History
 from indextts_job.checkpoint.tensor_names import BASE
 from indextts_job.model.batch import collate
-from indextts_job.resume.consistency import Reference, consistency
+from indextts_job.resume.consistency import consistency
+from indextts_job.resume.reference import Reference
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import TrainState
 from indextts_job.training.step import train_step
@@ -42,7 +43,7 @@ class Saved:
             step=3,
             history=History(samples=3 * GLOBAL_BATCH),
         )
-        self.reference = Reference(collate(samples[:4], SMALL))
+        self.reference = Reference(collate(samples[:4], SMALL), SMALL)
         self.frozen = {BASE + name: value.clone() for name, value in self.state.model.named_buffers()}
         self.values = values(
             reference=self.reference.losses(self.engine),
@@ -141,3 +142,30 @@ def test_what_an_older_version_saved_has_nothing_to_compare_with() -> None:
     saved = Saved()
     saved.record(reference=None, learning_rate=None)
     assert saved.failed() == {}
+
+
+def test_losses_of_copies_are_those_of_the_call_however_the_weights_change_meanwhile() -> None:
+    saved = Saved()
+    engine = saved.engine
+    expected = saved.reference.losses(engine)
+    copies = {f"model/{name}": value.detach().clone() for name, value in engine.model.named_parameters()}
+    later = saved.reference.begun(engine, copies)
+    before = saved.digest()
+    assert later() == expected
+    assert saved.digest() == before
+    assert engine.model.training
+    with torch.no_grad():
+        for parameter in engine.model.parameters():
+            parameter.mul_(2)
+    assert later() == expected
+    assert saved.reference.losses(engine) != expected
+
+
+def test_a_rank_that_has_copied_a_part_computes_the_losses_at_the_call() -> None:
+    saved = Saved()
+    expected = saved.reference.losses(saved.engine)
+    later = saved.reference.begun(saved.engine, {"model/speed_emb.weight": torch.zeros(2, 4)})
+    with torch.no_grad():
+        for parameter in saved.engine.model.parameters():
+            parameter.mul_(2)
+    assert later() == expected
