@@ -114,8 +114,9 @@ def configure_torch(config: HardwareConfig, plan: Plan) -> None:
     if config.deterministic:
         # cuBLAS reads it at its first call; torch names this value and raises without one.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Without it some backward kernels add in any order, and a repeated step differs in its last bits (I2).
-    torch.use_deterministic_algorithms(config.deterministic)
+    # Without it some backward kernels add in any order, and a repeated step differs in its last bits (I2). The other
+    # function for it imports the compiler, which takes a second of the start; `compile_blocks` calls that one.
+    torch.set_deterministic_debug_mode("error" if config.deterministic else "default")
     # It would also fill all new memory, so that a program that reads it before it writes gives the same bits. That
     # doubles the launches of a step, and no kernel here reads such memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # its module is not typed

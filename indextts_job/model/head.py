@@ -192,12 +192,12 @@ def _logit_gradient(log_probabilities: Tensor, found: Tensor, right: Tensor, dty
 @contextlib.contextmanager
 def _each_written_once() -> Iterator[None]:
     """Inside, `scatter_` may write in any order: to write in a fixed one, torch sorts, in 16 launches."""
-    strict = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(False)  # noqa: FBT003
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(strict)
+        torch.set_deterministic_debug_mode(mode)
 
 
 def _product(one: Tensor, other: Tensor) -> Tensor:

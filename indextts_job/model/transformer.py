@@ -182,6 +182,8 @@ class Transformer(nn.Module):
         Args:
             backend: Name of a backend of torch.compile.
         """
+        # `set_deterministic_debug_mode`, which the attempt calls, does not tell the compiler. This does.
+        torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
         # Kept, so that going back and forth compiles once.
         self._compiled = self._compiled or torch.compile(_run_block, dynamic=True, backend=backend)
         self._run_block = self._compiled

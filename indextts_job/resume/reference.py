@@ -1,5 +1,6 @@
 """Losses of the first training samples, which identify a state: recorded by every save, computed again at a resume."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,6 @@ from indextts_job.checkpoint.values import ReferenceLosses
 from indextts_job.data.dataset import Dataset
 from indextts_job.model.batch import PackedBatch, collate
 from indextts_job.model.config import GPTConfig
-from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.training.distributed import SingleProcess
 from indextts_job.training.engine import Engine
 from indextts_job.training.evaluate import begin_evaluation, evaluate
@@ -30,7 +30,6 @@ class Reference:
     """The first samples of the training set, computed without dropout."""
 
     batch: PackedBatch
-    config: GPTConfig
 
     @classmethod
     def of(cls, dataset: Dataset, config: GPTConfig, recorded: ReferenceLosses | None = None) -> Self:
@@ -42,7 +41,7 @@ class Reference:
             recorded: The losses that a checkpoint records; they are of so many samples.
         """
         count = len(recorded.samples) if recorded else REFERENCE_SAMPLES
-        return cls(collate(dataset.samples(range(min(count, len(dataset)))), config), config)
+        return cls(collate(dataset.samples(range(min(count, len(dataset)))), config))
 
     def losses(self, engine: Engine) -> ReferenceLosses | None:
         """Their losses with the present weights; None when the device has too little memory."""
@@ -78,9 +77,10 @@ class Reference:
 
     def _losses_of_copies(self, engine: Engine, weights: Mapping[str, Tensor]) -> ReferenceLosses | None:
         """Losses computed with copies of the weights, while the training changes its own."""
-        with torch.device("meta"):
-            twin = UnifiedVoice(self.config, engine.model.vocabulary, 0.0)
-        # Frozen rows never change, so the twin reads those of the model.
+        # The modules alone: their tensors are those of the model until the copies take the place of the weights. The
+        # frozen rows stay, because they never change.
+        tensors = (*engine.model.parameters(), *engine.model.buffers())
+        twin = copy.deepcopy(engine.model, {id(tensor): tensor for tensor in tensors})
         twin.load_state_dict({**weights, **dict(engine.model.named_buffers())}, strict=True, assign=True)
         return self.losses(replace(engine, model=twin))
 

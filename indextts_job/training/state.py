@@ -17,6 +17,7 @@ from indextts_job.checkpoint.manifest import CheckpointManifest, StoredObject, S
 from indextts_job.checkpoint.tensor_names import BASE, FIRST_MOMENT, SECOND_MOMENT, WEIGHTS, below
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES
+from indextts_job.training.adamw import AdamW
 from indextts_job.training.recipe import OptimizerConfig
 from indextts_job.training.schedule import RATE_FACTOR
 
@@ -53,7 +54,7 @@ def build_optimizer(
         moments_of: Names of the parameters that this rank updates; None = all.
         new_rows_factor: Learning rate of new vocabulary rows in multiples of the schedule's.
     """
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(
         _parameter_groups(model, config.weight_decay, new_rows_factor),
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,

@@ -43,7 +43,7 @@ class Saved:
             step=3,
             history=History(samples=3 * GLOBAL_BATCH),
         )
-        self.reference = Reference(collate(samples[:4], SMALL), SMALL)
+        self.reference = Reference(collate(samples[:4], SMALL))
         self.frozen = {BASE + name: value.clone() for name, value in self.state.model.named_buffers()}
         self.values = values(
             reference=self.reference.losses(self.engine),
