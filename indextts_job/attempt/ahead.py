@@ -1,5 +1,6 @@
 """Starts the downloads of a bare node before torch is imported, which takes seconds itself."""
 
+from indextts_job.attempt.copies import copies_of_inputs
 from indextts_job.background import begin
 from indextts_job.checkpoint.manifest import MANIFESTS
 from indextts_job.config import RunConfig
@@ -12,6 +13,7 @@ from indextts_job.storage import files
 def begin_downloads(config: RunConfig) -> None:
     """Start reading remote inputs in the background; `read_inputs` takes the results."""
     files.configure_object_stores(config.storage)
+    files.keep_copies_of_inputs(copies_of_inputs(config))
     for url in (config.inputs.model_config, config.inputs.tokenizer):
         if not files.is_local(url):
             files.read_ahead(url)
@@ -26,7 +28,7 @@ def _begin_large(config: RunConfig) -> None:
         fresh = config.resume.source in ("auto", "own", "none")
         # A run with a checkpoint does not read the base, which is gigabytes.
         if fresh and not files.is_local(base) and not files.sizes(f"{config.run}/{MANIFESTS}"):
-            files.read_ahead(base)
+            files.copy_ahead(base)
         for argument in (*config.data.train_manifests, *config.data.validation_manifests):
             _begin_index(parse_source(argument, files.exists).url)
     except IndexTTSJobError:

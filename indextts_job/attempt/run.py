@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from indextts_job.attempt.copies import copies_of_inputs, copies_of_run
 from indextts_job.attempt.inputs import Inputs, check_stop, read_inputs, warnings_of
 from indextts_job.attempt.recording import Parts, Recording, other_rank, rank_zero
 from indextts_job.attempt.records import Laps
@@ -79,7 +80,11 @@ def run_attempt(
     emit = EventStream(console)
     world = read_world(os.environ)
     files.configure_object_stores(config.storage)
-    store = CheckpointStore(open_storage(config.run, config.storage))
+    files.keep_copies_of_inputs(copies_of_inputs(config))
+    copies = copies_of_run(config)
+    if copies:
+        begin(copies.forget_the_old, "old copies")
+    store = CheckpointStore(open_storage(config.run, config.storage), copies)
     # Hours of reading would otherwise end at the first save.
     _demand_writable(config.run)
 

@@ -5,7 +5,7 @@ What is there already is not written again, and what is read is compared with it
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from indextts_job.checkpoint.object_layout import Draft
 from indextts_job.checkpoint.tensor_names import BASE
 from indextts_job.errors import DataError
 from indextts_job.hashing import Buffer, integrity_hash
+from indextts_job.storage.node_cache import NodeCache, through
 from indextts_job.storage.remote_files import Bytes
 from indextts_job.storage.run_storage import RunStorage
 from indextts_job.waiting import result
@@ -32,8 +33,15 @@ class DamagedCheckpointError(DataError):
 class Objects:
     """The objects in one run's storage."""
 
-    def __init__(self, storage: RunStorage) -> None:
+    def __init__(self, storage: RunStorage, copies: NodeCache | None = None) -> None:
+        """The objects of a run.
+
+        Args:
+            storage: The run.
+            copies: Copies on this node; None = there are none.
+        """
         self._storage = storage
+        self._copies = copies
         self._whole: dict[str, int] = {}
         self._looked_at: set[str] = set()
         """Folders that were listed since the beginning of the save."""
@@ -127,7 +135,10 @@ class Objects:
         # Training never changes the tensors of the base, so all checkpoints share them.
         folder = SHARED if all(name.startswith(BASE) for name in draft.layout.places) else OBJECTS
         # The suffix tells other programs how to open the file; the hash alone would not.
-        stored = self.put(draft.content(), folder, ".safetensors")
+        content = draft.content()
+        stored = self.put(content, folder, ".safetensors")
+        if self._copies is not None and folder == OBJECTS:
+            self._copies.write(stored.xxh3, content)  # the next attempt may start on this node
         return stored, {name: place.in_object(stored.key) for name, place in draft.layout.places.items()}
 
     def read_all(self, stored: Iterable[StoredObject], use: Callable[[StoredObject, Bytes], _T]) -> list[_T]:
@@ -143,6 +154,28 @@ class Objects:
         # Not the pool of `RemoteReader`: objects that wait for their parts could occupy all its threads.
         with ThreadPoolExecutor(max_workers=READERS) as pool:
             return list(pool.map(lambda one: use(one, self.read(one)), stored))
+
+    def load_all(self, stored: Sequence[StoredObject]) -> dict[str, Bytes]:
+        """Objects by key, every byte verified; those with a copy on this node are not read from the storage.
+
+        Raises:
+            DamagedCheckpointError: One is missing, truncated or altered.
+        """
+        if self._copies is None:
+            return dict(self.read_all(stored, lambda one, content: (one.key, content)))
+        # Each process of the node begins at another place, and finds there what the others have read meanwhile.
+        first = len(stored) * self._copies.share.index // self._copies.share.count
+        turned = [*stored[first:], *stored[:first]]
+        with ThreadPoolExecutor(max_workers=READERS) as pool:
+            return dict(zip((one.key for one in turned), pool.map(self._load, turned), strict=True))
+
+    def _load(self, stored: StoredObject) -> Bytes:
+        return through(self._copies, stored.xxh3, stored.size_bytes, lambda: self.read(stored))
+
+    def keep_copies_of(self, stored: Iterable[StoredObject]) -> None:
+        """Remove the copies on this node of all objects but these."""
+        if self._copies is not None:
+            self._copies.keep_only({one.xxh3 for one in stored})
 
     def read(self, stored: StoredObject) -> Bytes:
         """The bytes of an object, verified. A second read decides: the network may have altered the first one."""

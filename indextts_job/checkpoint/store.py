@@ -28,6 +28,7 @@ from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.errors import DataError
 from indextts_job.hashing import Buffer, integrity_hash
+from indextts_job.storage.node_cache import NodeCache
 from indextts_job.storage.run_storage import RunStorage
 
 
@@ -67,9 +68,15 @@ class CommitResult:
 class CheckpointStore:
     """Checkpoints in one run's storage."""
 
-    def __init__(self, storage: RunStorage) -> None:
+    def __init__(self, storage: RunStorage, copies: NodeCache | None = None) -> None:
+        """The checkpoints of a run.
+
+        Args:
+            storage: The run.
+            copies: Copies of its objects on this node; None = there are none.
+        """
         self.storage = storage
-        self._objects = Objects(storage)
+        self._objects = Objects(storage, copies)
         self._named: dict[CheckpointName, frozenset[str]] = {}
         """Keys of the objects of checkpoints whose manifests this process has read or written. Manifests never change,
         so none is read twice for them."""
@@ -298,7 +305,7 @@ class CheckpointStore:
         # Whole objects are read even where one tensor is wanted: the hash covers the object.
         wanted = {key: entry for key, entry in manifest.tensors.items() if key.startswith(tuple(prefixes))}
         stored = [manifest.objects[key] for key in sorted({entry.object for entry in wanted.values()})]
-        contents = dict(self._objects.read_all(stored, lambda one, content: (one.key, content)))
+        contents = self._objects.load_all(stored)
         return {key: stored_view(contents[entry.object], entry) for key, entry in wanted.items()}
 
     def read_file(self, manifest: CheckpointManifest, file: str) -> bytes:
@@ -331,6 +338,10 @@ class CheckpointStore:
         for key in keys:
             self._objects.forget(key)
             self.storage.delete(key)
+
+    def keep_copies_of(self, stored: Iterable[StoredObject]) -> None:
+        """Remove the copies on this node of all objects but these."""
+        self._objects.keep_copies_of(stored)
 
     def look_again(self) -> None:
         """Forget which objects are there, because another process has removed some."""

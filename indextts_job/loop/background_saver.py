@@ -191,6 +191,7 @@ class BackgroundSaver:
 
     def _save(self, snapshot: Snapshot, publication: Publication | None, later: Later) -> None:
         """Body of the thread."""
+        parts: Sequence[Written] = ()
         try:
             snapshot.complete()
             # Beside the writing, which mostly waits for the storage.
@@ -204,7 +205,7 @@ class BackgroundSaver:
         self._ended_s = time.monotonic()
         self._settled.set()
         if self._error is None:
-            self._tidy()
+            self._tidy(parts)
 
     def _publish(
         self, publication: Publication | None, parts: Sequence[Written], losses: "Future[ReferenceLosses | None]"
@@ -213,7 +214,9 @@ class BackgroundSaver:
             values = replace(publication.values, reference=result(losses, self._raise_if_cancelled))
             self._committed = self._publisher.publish(replace(publication, values=values), parts)
 
-    def _tidy(self) -> None:
+    def _tidy(self, parts: Sequence[Written]) -> None:
+        if self._publisher is None:  # rank 0 knows the whole checkpoint
+            self._store.keep_copies_of(stored for part in parts for stored in part.objects.values())
         try:
             removed = self._on_all_ranks(
                 lambda: bool(self._publisher and self._committed and self._publisher.tidy(self._committed))

@@ -120,6 +120,9 @@ class Publisher:
             Whether checkpoints, and so perhaps objects, were removed.
         """
         removed: list[CheckpointName] = []
+        complete = retention.FINAL in committed.manifest.name.tags
+        # Nobody resumes from a complete run.
+        self._store.keep_copies_of(() if complete else committed.manifest.objects.values())
         try:
             removed = retain(self._store, self._keep, self._unreadable)
             self._write_summary()

@@ -4,10 +4,12 @@ Tensors are read with `weights_only=True`. The file has to be an archive as `tor
 entries that are together no larger than the file: a small file cannot expand into a large one.
 """
 
+import contextlib
 import io
 import re
 import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -38,8 +40,8 @@ def read_torch_file(url: str, what: str, key: str) -> Any:  # noqa: ANN401  # wh
         DataError: The file cannot be read.
     """
     shown = redacted(url)
-    if files.is_local(url):
-        path = files.local_path(url)
+    path = files.local_path(url) if files.is_local(url) else _copy_of(url)
+    if path is not None:
         with translated(f"reading {url}"):
             if path.is_file():
                 with path.open("rb") as file:
@@ -49,6 +51,13 @@ def read_torch_file(url: str, what: str, key: str) -> Any:  # noqa: ANN401  # wh
     content = files.read_input(url, what, key)
     _demand_archive(io.BytesIO(content), len(content), shown)
     return _load(io.BytesIO(content), shown, mapped=False)
+
+
+def _copy_of(url: str) -> Path | None:
+    """The copy of a remote file on this node; None where it is read to memory, also for the message that it is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        return files.local_copy(url)
+    return None
 
 
 def unusual(tensor: Tensor) -> str:

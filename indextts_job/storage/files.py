@@ -15,11 +15,13 @@ import fsspec
 
 from indextts_job.background import begin
 from indextts_job.errors import ConfigError, DataError, UnavailableError
+from indextts_job.hashing import identity_hash
 from indextts_job.redaction import redacted
 from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.errors import patiently, translated
+from indextts_job.storage.node_cache import NodeCache
 from indextts_job.storage.reader import RemoteReader
-from indextts_job.storage.remote_files import PART_BYTES, RemoteFileSystem
+from indextts_job.storage.remote_files import PART_BYTES, Bytes, RemoteFileSystem
 from indextts_job.storage.urls import demand_endpoint, is_local, local_path
 from indextts_job.strict_yaml import LARGEST_BYTES, parse_yaml
 from indextts_job.waiting import result
@@ -27,9 +29,12 @@ from indextts_job.waiting import result
 __all__ = [
     "backslash_hint",
     "configure_object_stores",
+    "copy_ahead",
     "exists",
     "is_local",
+    "keep_copies_of_inputs",
     "lines_of",
+    "local_copy",
     "local_path",
     "read_ahead",
     "read_bytes",
@@ -138,6 +143,57 @@ def read_bytes(url: str, limit_bytes: int = LARGEST_FILE_BYTES) -> bytes:
     return content
 
 
+_copies: list[NodeCache] = []
+_copies_ahead: dict[str, Future[Path | None]] = {}
+"""Globals for the same reason as `_ahead`: the copies of inputs on this node, and those that are being made."""
+
+
+def keep_copies_of_inputs(copies: NodeCache | None) -> None:
+    """Let `local_copy` keep copies of large inputs on this node, or none."""
+    _copies[:] = [copies] if copies else []
+
+
+def copy_ahead(url: str) -> None:
+    """Start to make a copy of a large remote file in the background, which the next `local_copy` takes.
+
+    Where no copies are kept, the file is read to memory, as by `read_ahead`.
+    """
+    if _copies:
+        _copies_ahead[url] = begin(lambda: _local_copy(url), "copy ahead")
+    else:
+        read_ahead(url)
+
+
+def local_copy(url: str) -> Path | None:
+    """A copy of a large remote file on this node, made if there is none yet; None where there can be none.
+
+    A copy belongs to one version of the file, as its server tells versions apart.
+
+    Args:
+        url: URL of a remote file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        IndexTTSJobError: It cannot be read, as `errors.translated` says.
+    """
+    future = _copies_ahead.pop(url, None)
+    return result(future) if future else _local_copy(url)
+
+
+def _local_copy(url: str) -> Path | None:
+    if not _copies or is_local(url):
+        return None
+    reader = RemoteReader(url, READ_PATIENCE_S)
+    info = patiently(f"reading {url}", lambda: reader.filesystem.info(reader.root), READ_PATIENCE_S)
+    size_bytes = int(info["size"] or 0)
+    # Without a mark of its version a replaced file could not be told from the one that was copied.
+    marks = [str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified", "VersionId") if info.get(key)]
+    if not marks or size_bytes < PART_BYTES:
+        return None
+    version = identity_hash("\n".join([url, str(size_bytes), *marks]).encode())
+    return _copies[0].file(version, size_bytes, lambda: _read_large(reader, url, LARGEST_FILE_BYTES))
+
+
 def _local_sizes(folder: Path) -> dict[str, int]:
     if not folder.is_dir():
         return {}
@@ -153,10 +209,10 @@ def _read(url: str, limit_bytes: int = LARGEST_FILE_BYTES) -> bytes:
     if len(first) != PART_BYTES:
         _demand_size(url, len(first), limit_bytes)
         return first  # all of it: most files are smaller than a part, and some servers know no ranges
-    return _read_large(reader, url, limit_bytes)
+    return _read_large(reader, url, limit_bytes).tobytes()
 
 
-def _read_large(reader: RemoteReader, url: str, limit_bytes: int) -> bytes:
+def _read_large(reader: RemoteReader, url: str, limit_bytes: int) -> Bytes:
     """A remote file of several parts, which must not change between the first part and the last."""
 
     def info() -> dict[str, Any]:
@@ -168,7 +224,7 @@ def _read_large(reader: RemoteReader, url: str, limit_bytes: int) -> bytes:
     content = reader.read_sized(int(before["size"]))
     if info() != before:
         raise UnavailableError(f"{redacted(url)} was replaced while it was being read. Start again.")
-    return content.tobytes()
+    return content
 
 
 def _read_local(path: Path, limit_bytes: int) -> bytes:

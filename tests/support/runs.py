@@ -42,6 +42,8 @@ def config_for(world: World, run: str | Path, **keys: object) -> RunConfig:
         "report.log_interval_steps": 3,
         "report.sample_log": True,
         "storage.retry_seconds": 0,
+        # What is damaged in a bucket has to be noticed there.
+        "storage.node_copies": False,
     }
     given = {key.replace("__", "."): value for key, value in keys.items()}
     return build_config(None, "test", [("test", base), ("test", given)])
