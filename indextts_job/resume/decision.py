@@ -73,9 +73,9 @@ def _tell_of_checkpoint(selection: Selection, point: ResumePoint, voice: _Voice)
     for note in (*point.repaired, *selection.notes):
         voice.warn(note)
     # A listing finds lost objects. Their bytes are verified by the audit after the first save.
-    if not point.repaired and (lost := point.store.missing(point.manifest)):
+    if point.lost and not point.repaired:
         voice.warn(
-            f"{len(lost)} objects of the checkpoint are lost or cut, {lost[0].key} among them. Training does not need "
+            f"{len(point.lost)} objects of the checkpoint are lost or cut, {point.lost[0].key} among them. Training does not need "
             "them, an export does: restore them from a copy of the run."
         )
     voice.say(f"checkpoint found at {point.url}")

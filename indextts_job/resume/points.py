@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from indextts_job.checkpoint import retention
-from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name, parse_file_name
+from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, StoredObject, file_name, parse_file_name
 from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
@@ -34,6 +34,8 @@ class ResumePoint:
     """For each newer checkpoint, the reason why it could not be read."""
     unreadable: tuple[CheckpointName, ...] = ()
     """Names of those checkpoints; this attempt never deletes them."""
+    lost: tuple[StoredObject, ...] = ()
+    """Objects of it that are missing or cut, by a listing; training does not read all of them."""
     repaired: tuple[str, ...] = ()
     """Messages about damage in it, and about its repair."""
 
@@ -96,9 +98,10 @@ def read(store: CheckpointStore, name: CheckpointName, repair: Repair | None = N
     tensors, repaired = _loaded(store, manifest, repair)
     # Training does not read every object. A run that is complete makes no further save whose audit would find a hole
     # in the others.
-    if not repaired and repair and store.missing(manifest):
+    lost = tuple(store.missing(manifest))
+    if not repaired and repair and lost:
         repaired = repair(store, manifest).told
-    return ResumePoint(store=store, manifest=manifest, tensors=tensors, repaired=repaired)
+    return ResumePoint(store=store, manifest=manifest, tensors=tensors, lost=lost, repaired=repaired)
 
 
 def _loaded(
