@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from indextts_job.attempt.foresight import foreseen
 from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Dataset, Limits
@@ -44,11 +47,7 @@ class Inputs:
     def longest(self) -> tuple[int, str]:
         """Packed rows of the longest sample, and its id."""
         sets = (self.train_set, self.validation_set) if self.validation_set else (self.train_set,)
-        return max(
-            (self.model.sample_tokens(text, codes), entry.id)
-            for dataset in sets
-            for text, codes, entry in zip(dataset.text_lengths, dataset.code_lengths, dataset.entries, strict=True)
-        )
+        return max(_longest(dataset, self.model) for dataset in sets)
 
     def present(self, config: RunConfig) -> Present:
         """The values that a checkpoint is compared with before this attempt resumes from it."""
@@ -73,21 +72,31 @@ class Inputs:
     @property
     def usual(self) -> tuple[int, int]:
         """Mean numbers of text and code tokens of a training sample, rounded."""
-        texts, codes = self.train_set.text_lengths, self.train_set.code_lengths
-        return round(sum(texts) / len(texts)), round(sum(codes) / len(codes))
+        return round(_mean(self.train_set.text_lengths)), round(_mean(self.train_set.code_lengths))
 
     @property
     def mean_flops(self) -> float:
         """Mean floating-point operations per packed row of the training samples."""
-        lengths = zip(self.train_set.text_lengths, self.train_set.code_lengths, strict=True)
+        lengths = np.stack([self.train_set.text_lengths, self.train_set.code_lengths], axis=1)
         flops = training_flops(self.model, self.tokenizer.pieces + 1, lengths)
         return flops / (self.mean_tokens * len(self.train_set))
 
     @property
     def mean_tokens(self) -> float:
         """Mean packed rows of a training sample."""
-        lengths = zip(self.train_set.text_lengths, self.train_set.code_lengths, strict=True)
-        return sum(self.model.sample_tokens(text, codes) for text, codes in lengths) / len(self.train_set)
+        return _mean(self.model.sample_tokens(self.train_set.text_lengths, self.train_set.code_lengths))
+
+
+def _longest(dataset: Dataset, model: GPTConfig) -> tuple[int, str]:
+    """Packed rows of the longest sample, and its id; of several the last one in the order of ids."""
+    rows = model.sample_tokens(dataset.text_lengths, dataset.code_lengths)
+    most = rows.max()
+    return int(most), max(dataset.id_of(index) for index in np.flatnonzero(rows == most).tolist())
+
+
+def _mean(numbers: npt.NDArray[np.int32]) -> float:
+    # Not `mean`, which adds rounded numbers.
+    return int(numbers.sum(dtype=np.int64)) / len(numbers)
 
 
 def warnings_of(config: RunConfig, inputs: Inputs) -> list[str]:
@@ -201,6 +210,6 @@ class _Loader:
 
 def _data_text(train_set: Dataset, validation_set: Dataset | None) -> str:
     languages = ", ".join(f"{name or 'no language'} {count}" for name, count in train_set.languages.items())
-    hours = sum(train_set.code_lengths) / CODES_PER_HOUR
+    hours = int(train_set.code_lengths.sum(dtype=np.int64)) / CODES_PER_HOUR
     validation = f"{len(validation_set)} to validate" if validation_set else "no validation"
     return f"{len(train_set)} samples to train ({languages}; {hours:.1f} h of codes), {validation}"

@@ -47,8 +47,14 @@ class LocalShards:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def here(self, shard: Shard, start: int, stop: int) -> memoryview | None:
+        """See `shards.ReadRange`."""
+        with contextlib.suppress(OSError, ValueError):
+            return self(shard, start, stop)
+        return None
+
     def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> memoryview:
-        """Bytes [start, stop) of a shard."""
+        """See `shards.ReadRange`."""
         del fresh  # there is no copy to skip
         return memoryview(_read_range(self._folder / shard.name, start, stop))
 
@@ -65,18 +71,24 @@ class CachedShards:
         self.requests = 0
         """Ranged requests made for single rows."""
 
+    def here(self, shard: Shard, start: int, stop: int) -> memoryview | None:
+        """See `shards.ReadRange`. A row that is not here has its shard downloaded."""
+        # Any failure of a copy (missing, evicted, truncated) is ignored: the bucket has the bytes.
+        with contextlib.suppress(OSError, ValueError):
+            return self._from_copy(shard, start, stop)
+        self._downloads.want(shard)
+        return None
+
     def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> memoryview:
-        """Bytes [start, stop) of a shard; with `fresh` from the bucket, and a copy is removed."""
+        """See `shards.ReadRange`; with `fresh` the copy of the shard is removed."""
         if fresh:
             # The caller has found wrong bytes, so the copy must not serve other rows either.
             copy_path(self._cache, shard).unlink(missing_ok=True)
             self._mapped.cache_clear()
-        else:
-            # Any failure of a copy (missing, evicted, truncated) is ignored: the bucket has the bytes.
-            with contextlib.suppress(OSError, ValueError):
-                return self._from_copy(shard, start, stop)
-        self._downloads.want(shard)
-        if not fresh and self._downloads.wait_for(shard, start, stop):
+            self._downloads.want(shard)
+        elif (found := self.here(shard, start, stop)) is not None:
+            return found
+        elif self._downloads.wait_for(shard, start, stop):
             with contextlib.suppress(OSError, ValueError):
                 return self._from_copy(shard, start, stop)
         self.requests += 1
