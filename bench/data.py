@@ -93,6 +93,10 @@ class HeldShards:
         """See `shards.ReadRange`."""
         return self._contents[shard.name][start:stop]
 
+    def soon(self, shard: Shard) -> bool:
+        """See `shards.ReadRange`."""
+        return shard.name in self._contents
+
     def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> memoryview:
         """See `shards.ReadRange`."""
         del fresh
@@ -113,8 +117,12 @@ def bare(shards: Sequence[Shard], url: str) -> tuple[float, float]:
         for shard in shards
         for start in range(0, shard.size_bytes, PART_BYTES)
     ]
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        return paced(pool.map(lambda part: reader.read_range(*part), parts))
+
+    def contents() -> Iterator[bytes]:
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            yield from pool.map(lambda part: reader.read_range(*part), parts)
+
+    return paced(contents())
 
 
 def shards_of(folder: Path) -> list[Shard]:

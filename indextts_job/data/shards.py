@@ -7,6 +7,7 @@ range. `data/shard_index.py` describes the format, `data/sharding.py` writes it.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,6 +42,9 @@ class ReadRange(Protocol):
 
     def here(self, shard: Shard, start: int, stop: int) -> memoryview | None:
         """The bytes if they are on this node, without any wait; otherwise None."""
+
+    def soon(self, shard: Shard) -> bool:
+        """Whether the shard comes to this node so soon that waiting for it is better than a request."""
 
     def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> memoryview:
         """The bytes; with `fresh` from the source, without any local copy.
@@ -135,7 +139,6 @@ class ShardSource:
         places = np.asarray(indices, np.int64)
         rows = {kind: self._index.rows[kind][places].tolist() for kind in KINDS}
         found = {kind: list(map(self._tables[kind].here, rows[kind])) for kind in KINDS}
-        # Only what is not on this node is handed to threads, which wait for requests.
         missing = [(kind, slot) for kind in KINDS for slot, content in enumerate(found[kind]) if content is None]
         if missing:
 
@@ -143,7 +146,13 @@ class ShardSource:
                 kind, slot = place
                 return self._tables[kind].read(rows[kind][slot], owner(indices[slot]))
 
-            for (kind, slot), content in zip(missing, self._threads().map(load, missing), strict=True):
+            # Only rows that need a request are handed to threads. The others are waited for here, one after another.
+            soon = [(kind, slot) for kind, slot in missing if self._tables[kind].soon(rows[kind][slot])]
+            rest = [place for place in missing if place not in set(soon)]
+            requested = self._threads().map(load, rest)
+            for (kind, slot), content in chain(
+                zip(soon, map(load, soon), strict=True), zip(rest, requested, strict=True)
+            ):
                 found[kind][slot] = content
         return self._arrays(rows, found, owner, indices)
 
@@ -213,6 +222,10 @@ class _Rows:
         """The bytes of a row if they are on this node and whole."""
         content = self._read.here(*self._table.place(row))
         return content if content is not None and self._fits(row, content) else None
+
+    def soon(self, row: int) -> bool:
+        """See `ReadRange.soon`."""
+        return self._read.soon(self._table.place(row)[0])
 
     def read(self, row: int, owner: str) -> memoryview:
         """The bytes of a row."""
