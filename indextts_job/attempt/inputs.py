@@ -11,6 +11,7 @@ from indextts_job.attempt.foresight import foreseen
 from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Dataset, Limits
 from indextts_job.data.order import Order
+from indextts_job.data.remembered import WrittenLater
 from indextts_job.data.sources import load_dataset
 from indextts_job.errors import StoppedError
 from indextts_job.model.base_checkpoint import BaseCheckpoint, frozen_pieces
@@ -42,6 +43,8 @@ class Inputs:
     validation_set: Dataset | None
     order: Order
     total_steps: int
+    checks: WrittenLater | None = None
+    """Outcomes of the check of the data that the run does not have yet."""
 
     @property
     def longest(self) -> tuple[int, str]:
@@ -123,7 +126,15 @@ def check_stop(stop: Stop) -> None:
         raise StoppedError(f"{request.reason} before training began: nothing to save, the last checkpoint stands.")
 
 
-def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleReport, *, needs_base: bool) -> Inputs:
+def read_inputs(  # all by name
+    config: RunConfig,
+    stop: Stop,
+    emit: Emit,
+    console: ConsoleReport,
+    *,
+    needs_base: bool,
+    checks: WrittenLater | None = None,
+) -> Inputs:
     """Read and check everything that a run starts from, small files first.
 
     Args:
@@ -132,6 +143,7 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
         emit: Gets a line about the data.
         console: Shows the progress of the check.
         needs_base: Whether to read the base checkpoint; not needed when the run has a checkpoint of its own.
+        checks: Outcomes of earlier checks of the data; without them every array is read.
 
     Raises:
         ConfigError: A file is missing or does not fit.
@@ -143,7 +155,7 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
     model = gpt_config(document, config.inputs.model_config)
     tokenizer = load_tokenizer(config.inputs.tokenizer)
     base = _base(config, document, model, tokenizer) if needs_base else None
-    load = _Loader(config, Limits(model, tokenizer.pieces), stop, emit, console)
+    load = _Loader(config, Limits(model, tokenizer.pieces), stop, emit, console, checks)
     train_set = load(config.data.train_manifests)
     validation_set = load(config.data.validation_manifests) if config.data.validation_manifests else None
     order = Order(
@@ -164,6 +176,7 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
         validation_set=validation_set,
         order=order,
         total_steps=total_steps(order.total_steps, config.schedule),
+        checks=checks,
     )
 
 
@@ -185,6 +198,7 @@ class _Loader:
     stop: Stop
     emit: Emit
     console: ConsoleReport
+    checks: WrittenLater | None
 
     def __call__(self, manifests: tuple[str, ...]) -> Dataset:
         data = self.config.data
@@ -194,6 +208,7 @@ class _Loader:
             skip_bad_samples=data.skip_bad_samples,
             cache_folder=data.cache_folder,
             cache_free_ratio=data.cache_free_ratio,
+            memory=self.checks,
             progress=self._progress,
         )
         # Each of them: a sample that is left out changes what the run trains on.

@@ -44,10 +44,16 @@ class Memory(Protocol):
 
 
 class WrittenLater:
-    """A memory that is read at once, and written when `flush` is called: a start that fails leaves nothing behind."""
+    """A memory that is read at once, and written when `flush` is called: a start that fails leaves nothing behind.
 
-    def __init__(self, memory: Memory) -> None:
+    Args:
+        memory: What is read and written.
+        writes: Whether there will be a `flush`; without it nothing is kept for it.
+    """
+
+    def __init__(self, memory: Memory, *, writes: bool) -> None:
         self._memory = memory
+        self._writes = writes
         self._waiting: dict[str, bytes] = {}
 
     def read(self, key: str) -> bytes:
@@ -56,7 +62,8 @@ class WrittenLater:
 
     def write(self, key: str, content: bytes) -> None:
         """See `Memory`."""
-        self._waiting[key] = content
+        if self._writes:
+            self._waiting[key] = content
 
     def flush(self) -> None:
         """Write what waits. It only saves time later, so a failure is a warning."""
