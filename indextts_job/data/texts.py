@@ -11,6 +11,8 @@ from indextts_job.hashing import integrity_digest
 Bytes = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.int64]
 _KEY_BYTES = 16
+AT_A_TIME = 2**14
+"""Number of texts that are moved at a time."""
 
 
 class Texts:
@@ -51,8 +53,14 @@ class Texts:
         """The texts at these places, in this order."""
         begins, sizes = self._offsets[indices], np.diff(self._offsets)[indices]
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        places = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], sizes)
-        return Texts(self._values[places], offsets)
+        values = np.empty(offsets[-1], np.uint8)
+        # The places of the bytes take sixteen times their memory, so they are not computed for all at once.
+        for start in range(0, len(indices), AT_A_TIME):
+            part = slice(start, start + AT_A_TIME)
+            first, stop = offsets[start], offsets[min(start + AT_A_TIME, len(indices))]
+            places = np.arange(first, stop) + np.repeat(begins[part] - offsets[:-1][part], sizes[part])
+            values[first:stop] = self._values[places]
+        return Texts(values, offsets)
 
     def arrays(self, name: str) -> dict[str, npt.NDArray[np.generic]]:
         """The two arrays, to be stored; `stored_texts` takes them back."""

@@ -20,6 +20,7 @@ from indextts_job.data.remembered import WrittenLater, recalled
 from indextts_job.data.shard_index import INDEX, parse_index
 from indextts_job.data.sharding import write_shards
 from indextts_job.data.sources import load_dataset
+from indextts_job.data.texts import Texts
 from indextts_job.demo.world import World
 from indextts_job.errors import DataError, UnavailableError
 from indextts_job.model.batch import collate
@@ -121,6 +122,15 @@ def test_the_fingerprint_of_many_samples_is_that_of_a_loop(count: int) -> None:
     for name in names:
         digest.update(name.encode() + b"\0" + parts)
     assert held([arrays] * count, names).fingerprint == digest.hexdigest()
+
+
+def test_texts_are_taken_in_any_order_and_number() -> None:
+    words = [f"{'x' * (number % 4)}ሰ{number}" if number % 5 else "" for number in range(2**14 + 9)]
+    texts = Texts.of(words)
+    order = np.random.default_rng(0).permutation(len(words))
+    taken = texts.taken(order)
+    assert [taken[place] for place in range(len(words))] == [words[index] for index in order]
+    assert len(texts.taken(order[:0])) == 0
 
 
 def test_several_sources_follow_one_another(dataset: Dataset, limits: Limits, world: World, tmp_path: Path) -> None:
