@@ -79,6 +79,7 @@ bench: $(VENV)/ready-dev
 	$(BIN)/python -m bench.freezing
 	$(BIN)/python -m bench.checkpoint
 	$(BIN)/python -m bench.data
+	$(BIN)/python -m bench.scale
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.chaos
 	$(BIN)/python -m bench.new_rows

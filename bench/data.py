@@ -3,10 +3,11 @@
 Starts SeaweedFS on loopback, where it shares the machine with the clients. One epoch in training order, one process.
 Rivals that are not installed (`bench/rivals.txt`) are named and left out.
 
-    python -m bench.data [--samples 1000] [--rounds 3]
+    python -m bench.data [--samples 1000] [--rounds 5]
 """
 
 import argparse
+import math
 import os
 import shutil
 import statistics
@@ -14,7 +15,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -24,20 +26,27 @@ import fsspec
 import numpy as np
 
 from bench.checkpoint import installed
-from indextts_job.data.cache import CachedShards
-from indextts_job.data.dataset import Dataset, Entry, Limits, Vector
+from indextts_job.data.dataset import Dataset, Limits
 from indextts_job.data.order import Order
+from indextts_job.data.shard_index import INDEX, Shard, parse_index
 from indextts_job.data.sharding import write_shards
+from indextts_job.data.shards import shard_part
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World, WorldSize, make_world
 from indextts_job.model.config import gpt_config
 from indextts_job.storage import files
 from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.files import read_yaml
+from indextts_job.storage.reader import RemoteReader
+from indextts_job.storage.remote_files import PARALLEL, PART_BYTES
 from tests.support.servers import Server, client_environment, running, seaweedfs
 
 BATCH = 32
 FIELDS = ("text_ids", "codes", "condition", "emotion")
+MEMORY, COLD, WARM, GET = "in memory", "shards, cold", "shards, warm", "bare ranged GET of the shards"
+Seconds = list[tuple[float, float]]
+"""Seconds to the first batch and of the whole epoch, for each round."""
+FOREVER = (math.inf, math.inf)
 
 
 def upload(world: World, url: str) -> None:
@@ -74,36 +83,58 @@ def batches_of(samples: Iterable[Any]) -> Iterator[list[Any]]:
         yield batch
 
 
-def in_memory(dataset: Dataset) -> Dataset:
-    """The same samples, read once; what remains is verification and assembly."""
+class HeldShards:
+    """Shards in memory: what remains of reading them is verification and assembly."""
 
-    def held(vector: Vector) -> Vector:
-        values = vector.load(False)  # noqa: FBT003
-        return Vector("memory://", vector.digest, lambda _fresh: values)
+    def __init__(self, folder: Path) -> None:
+        self._contents = {path.name: memoryview(path.read_bytes()) for path in folder.glob("*-*.safetensors")}
 
-    return Dataset(
-        [
-            Entry(
-                id=entry.id,
-                language=entry.language,
-                origin=entry.origin,
-                text_ids=entry.text_ids,
-                codes=entry.codes,
-                condition=held(entry.condition),
-                emotion=held(entry.emotion),
-            )
-            for entry in dataset.entries
-        ]
-    )
+    def here(self, shard: Shard, start: int, stop: int) -> memoryview:
+        """See `shards.ReadRange`."""
+        return self._contents[shard.name][start:stop]
+
+    def soon(self, shard: Shard) -> bool:
+        """See `shards.ReadRange`."""
+        return shard.name in self._contents
+
+    def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> memoryview:
+        """See `shards.ReadRange`."""
+        del fresh
+        return self.here(shard, start, stop)
 
 
-def wait_for_copies(dataset: Dataset, cache: Path) -> None:
+def in_memory(folder: Path) -> Dataset:
+    """A sharded dataset with all of its bytes in memory."""
+    index = parse_index((folder / INDEX).read_bytes(), INDEX)
+    return Dataset([shard_part(index, str(folder), HeldShards(folder))])
+
+
+def bare(shards: Sequence[Shard], url: str) -> tuple[float, float]:
+    """Seconds to the first part and to the last of the same bytes, as plain ranged requests in parallel."""
+    reader = RemoteReader(url, 60.0)
+    parts = [
+        (start, min(start + PART_BYTES, shard.size_bytes), shard.name)
+        for shard in shards
+        for start in range(0, shard.size_bytes, PART_BYTES)
+    ]
+
+    def contents() -> Iterator[bytes]:
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            yield from pool.map(lambda part: reader.read_range(*part), parts)
+
+    return paced(contents())
+
+
+def shards_of(folder: Path) -> list[Shard]:
+    """All shards of a dataset."""
+    tables = parse_index((folder / INDEX).read_bytes(), INDEX).tables
+    return [shard for table in tables.values() for shard in table.shards]
+
+
+def wait_for_copies(shards: Sequence[Shard], cache: Path) -> None:
     """Until all shards are on this node."""
-    reader = dataset.entries[0].condition.load.args[0]  # type: ignore[attr-defined]
-    assert isinstance(reader, CachedShards)  # noqa: S101
-    wanted = {entry.condition.load.args[1].sha256 for entry in dataset.entries}  # type: ignore[attr-defined]
-    while not all((cache / f"{digest}.safetensors").exists() for digest in wanted):
-        time.sleep(0.05)
+    while not all((cache / f"{shard.sha256}.safetensors").exists() for shard in shards):
+        time.sleep(0.02)
 
 
 def rival_rows(dataset: Dataset, server: Server, folder: Path) -> Iterator[tuple[str, Callable[[Path], Iterable[Any]]]]:
@@ -159,7 +190,7 @@ def main() -> None:
     """Print one row per way of reading."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory(prefix="bench-") as name, running(seaweedfs(Path(name) / "weed")) as server:
@@ -171,39 +202,62 @@ def main() -> None:
         local = load_dataset([str(world.train_manifest)], limits, skip_bad_samples=False)
         size = sum(path.stat().st_size for path in (world.folder / "processed").rglob("*.npy"))
         upload(world, "s3://bucket/world")
-        write_shards(local, "s3://bucket/shards", lambda _done, _total: None)
-        compare(local, limits, server, folder, given.rounds, size)
+        for url in (str(folder / "shards"), "s3://bucket/shards"):
+            write_shards(local, url, lambda _done, _total: None)
+        print(f"{len(local)} samples, {size / 2**20:.0f} MiB of .npy files, batches of {BATCH}, {given.rounds} rounds")
+        table(len(local), compare(local, limits, server, folder, given.rounds))
 
 
-def compare(local: Dataset, limits: Limits, server: Server, folder: Path, rounds: int, size: int) -> None:
-    """Take turns, print medians."""
+def compare(local: Dataset, limits: Limits, server: Server, folder: Path, rounds: int) -> dict[str, Seconds]:
+    """Take turns; seconds to the first batch and of the epoch, by name and round."""
     unsharded = load_dataset(["s3://bucket/world/processed/gpt_pairs_train.jsonl"], limits, skip_bad_samples=False)
-    memory = in_memory(local)
+    memory, shards = in_memory(folder / "shards"), shards_of(folder / "shards")
     rivals = list(rival_rows(local, server, folder))
-    found: dict[str, list[tuple[float, float]]] = {}
-
-    def note(name: str, seconds: tuple[float, float]) -> None:
-        found.setdefault(name, []).append(seconds)
-
-    for turn in range(rounds):
+    found: dict[str, Seconds] = {}
+    for turn in range(rounds + 1):
         cache = folder / f"cache-{turn}"
-        note("in memory", epoch(memory))
-        note("four .npy files per sample", epoch(unsharded))
+        row: dict[str, tuple[float, float]] = {}
+        row[GET] = bare(shards, "s3://bucket/shards")
         sharded = load_dataset(["s3://bucket/shards"], limits, skip_bad_samples=False, cache_folder=str(cache / "ours"))
-        note("shards, cold cache", epoch(sharded))
-        wait_for_copies(sharded, cache / "ours")
-        note("shards, warm cache", epoch(sharded))
+        row[COLD] = epoch(sharded)
+        wait_for_copies(shards, cache / "ours")
+        epoch(sharded)  # maps the copies
+        for _ in range(3):  # short, so each is the best of three
+            row[WARM] = min(row.get(WARM, FOREVER), epoch(sharded), key=lambda seconds: seconds[1])
+            row[MEMORY] = min(row.get(MEMORY, FOREVER), epoch(memory), key=lambda seconds: seconds[1])
+        row["four .npy files per sample"] = epoch(unsharded)
         for name, iterate in rivals:
-            note(f"{name}, cold", paced(batches_of(iterate(cache))))
-            note(f"{name}, warm", paced(batches_of(iterate(cache))))
+            row[f"{name}, cold"] = paced(batches_of(iterate(cache)))
+            row[f"{name}, warm"] = paced(batches_of(iterate(cache)))
         shutil.rmtree(cache)
-    print(f"{len(local)} samples, {size / 2**20:.0f} MiB of .npy files, batches of {BATCH}")
-    print(f"{'':<36}{'samples/s':>11}{'of memory':>11}{'first batch s':>15}")
-    base = statistics.median(whole for _, whole in found["in memory"])
+        if turn:  # the first round opens connections and imports modules
+            for name, seconds in row.items():
+                found.setdefault(name, []).append(seconds)
+    return found
+
+
+def table(samples: int, found: Mapping[str, Seconds]) -> None:
+    """Print medians, and ratios within a round with their spread."""
+    print(f"{'':<32}{'samples/s':>20}{'of memory':>19}{'of the bare GET':>19}{'of the best rival':>20}{'first s':>9}")
+    rounds = len(found[MEMORY])
+    rivals = {ending: [name for name in found if name.endswith(ending) and name not in (COLD, WARM)] for ending in
+              (", cold", ", warm")}  # fmt: skip
     for name, seconds in found.items():
+        rates = sorted(samples / whole_s for _, whole_s in seconds)
+        ending = ", warm" if name == WARM else ", cold"
+        best = [
+            (0.0, min(found[rival][turn][1] for rival in rivals[ending])) for turn in range(rounds) if rivals[ending]
+        ]
+        texts = [f"{statistics.median(rates):.0f} ({rates[0]:.0f} … {rates[-1]:.0f})"]
+        texts += [within(other, seconds) for other in (found[MEMORY], found[GET], best if name in (COLD, WARM) else [])]
         first_s = statistics.median(first for first, _ in seconds)
-        whole_s = statistics.median(whole for _, whole in seconds)
-        print(f"{name:<36}{len(local) / whole_s:>11.0f}{base / whole_s:>11.2f}{first_s:>15.3f}")
+        print(f"{name:<32}{texts[0]:>20}{texts[1]:>19}{texts[2]:>19}{texts[3]:>20}{first_s:>9.3f}")
+
+
+def within(others: Seconds, own: Seconds) -> str:
+    """Median, least and largest ratio of speeds within a round; empty without the others."""
+    ratios = sorted(other[1] / seconds[1] for other, seconds in zip(others, own, strict=False))
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} … {ratios[-1]:.2f})" if ratios else ""
 
 
 if __name__ == "__main__":

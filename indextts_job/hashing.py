@@ -23,6 +23,11 @@ def integrity_hash(content: Buffer) -> str:
     return xxhash.xxh3_128_hexdigest(content)
 
 
+def integrity_digest(content: Buffer) -> bytes:
+    """xxh3-128 of bytes, as 16 bytes."""
+    return xxhash.xxh3_128_digest(content)
+
+
 def identity_hash(content: Buffer) -> str:
     """SHA-256 of bytes, as 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()

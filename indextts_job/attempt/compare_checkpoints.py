@@ -76,9 +76,7 @@ def compare(
     limits = Limits(model_config, min(manifest.values.tokenizer.pieces for _, manifest in checkpoints))
     dataset = load_dataset(manifests, limits, skip_bad_samples=config.data.skip_bad_samples)
     count = min(len(dataset), max_samples or len(dataset))
-    lengths = [
-        model_config.sample_tokens(*pair) for pair in zip(dataset.text_lengths, dataset.code_lengths, strict=True)
-    ]
+    lengths = dataset.tokens(model_config)
     for store, manifest in checkpoints:
         state, plan = _loaded(store, manifest, model_config, config, facts, max(lengths[:count]))
         cut = in_order(lengths[:count], plan.capacity_tokens)

@@ -4,10 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from indextts_job.attempt.foresight import foreseen
 from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Dataset, Limits
 from indextts_job.data.order import Order
+from indextts_job.data.remembered import WrittenLater
 from indextts_job.data.sources import load_dataset
 from indextts_job.errors import StoppedError
 from indextts_job.model.base_checkpoint import BaseCheckpoint, frozen_pieces
@@ -39,16 +43,14 @@ class Inputs:
     validation_set: Dataset | None
     order: Order
     total_steps: int
+    checks: WrittenLater | None = None
+    """Outcomes of the check of the data that the run does not have yet."""
 
     @property
     def longest(self) -> tuple[int, str]:
         """Packed rows of the longest sample, and its id."""
         sets = (self.train_set, self.validation_set) if self.validation_set else (self.train_set,)
-        return max(
-            (self.model.sample_tokens(text, codes), entry.id)
-            for dataset in sets
-            for text, codes, entry in zip(dataset.text_lengths, dataset.code_lengths, dataset.entries, strict=True)
-        )
+        return max(_longest(dataset, self.model) for dataset in sets)
 
     def present(self, config: RunConfig) -> Present:
         """The values that a checkpoint is compared with before this attempt resumes from it."""
@@ -73,21 +75,31 @@ class Inputs:
     @property
     def usual(self) -> tuple[int, int]:
         """Mean numbers of text and code tokens of a training sample, rounded."""
-        texts, codes = self.train_set.text_lengths, self.train_set.code_lengths
-        return round(sum(texts) / len(texts)), round(sum(codes) / len(codes))
+        return round(_mean(self.train_set.text_lengths)), round(_mean(self.train_set.code_lengths))
 
     @property
     def mean_flops(self) -> float:
         """Mean floating-point operations per packed row of the training samples."""
-        lengths = zip(self.train_set.text_lengths, self.train_set.code_lengths, strict=True)
+        lengths = np.stack([self.train_set.text_lengths, self.train_set.code_lengths], axis=1)
         flops = training_flops(self.model, self.tokenizer.pieces + 1, lengths)
         return flops / (self.mean_tokens * len(self.train_set))
 
     @property
     def mean_tokens(self) -> float:
         """Mean packed rows of a training sample."""
-        lengths = zip(self.train_set.text_lengths, self.train_set.code_lengths, strict=True)
-        return sum(self.model.sample_tokens(text, codes) for text, codes in lengths) / len(self.train_set)
+        return _mean(self.model.sample_tokens(self.train_set.text_lengths, self.train_set.code_lengths))
+
+
+def _longest(dataset: Dataset, model: GPTConfig) -> tuple[int, str]:
+    """Packed rows of the longest sample, and its id; of several the last one in the order of ids."""
+    rows = model.sample_tokens(dataset.text_lengths, dataset.code_lengths)
+    most = rows.max()
+    return int(most), max(dataset.id_of(index) for index in np.flatnonzero(rows == most).tolist())
+
+
+def _mean(numbers: npt.NDArray[np.int32]) -> float:
+    # Not `mean`, which adds rounded numbers.
+    return int(numbers.sum(dtype=np.int64)) / len(numbers)
 
 
 def warnings_of(config: RunConfig, inputs: Inputs) -> list[str]:
@@ -114,7 +126,15 @@ def check_stop(stop: Stop) -> None:
         raise StoppedError(f"{request.reason} before training began: nothing to save, the last checkpoint stands.")
 
 
-def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleReport, *, needs_base: bool) -> Inputs:
+def read_inputs(  # all by name
+    config: RunConfig,
+    stop: Stop,
+    emit: Emit,
+    console: ConsoleReport,
+    *,
+    needs_base: bool,
+    checks: WrittenLater | None = None,
+) -> Inputs:
     """Read and check everything that a run starts from, small files first.
 
     Args:
@@ -123,6 +143,7 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
         emit: Gets a line about the data.
         console: Shows the progress of the check.
         needs_base: Whether to read the base checkpoint; not needed when the run has a checkpoint of its own.
+        checks: Outcomes of earlier checks of the data; without them every array is read.
 
     Raises:
         ConfigError: A file is missing or does not fit.
@@ -134,7 +155,7 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
     model = gpt_config(document, config.inputs.model_config)
     tokenizer = load_tokenizer(config.inputs.tokenizer)
     base = _base(config, document, model, tokenizer) if needs_base else None
-    load = _Loader(config, Limits(model, tokenizer.pieces), stop, emit, console)
+    load = _Loader(config, Limits(model, tokenizer.pieces), stop, emit, console, checks)
     train_set = load(config.data.train_manifests)
     validation_set = load(config.data.validation_manifests) if config.data.validation_manifests else None
     order = Order(
@@ -155,6 +176,7 @@ def read_inputs(config: RunConfig, stop: Stop, emit: Emit, console: ConsoleRepor
         validation_set=validation_set,
         order=order,
         total_steps=total_steps(order.total_steps, config.schedule),
+        checks=checks,
     )
 
 
@@ -176,6 +198,7 @@ class _Loader:
     stop: Stop
     emit: Emit
     console: ConsoleReport
+    checks: WrittenLater | None
 
     def __call__(self, manifests: tuple[str, ...]) -> Dataset:
         data = self.config.data
@@ -185,6 +208,7 @@ class _Loader:
             skip_bad_samples=data.skip_bad_samples,
             cache_folder=data.cache_folder,
             cache_free_ratio=data.cache_free_ratio,
+            memory=self.checks,
             progress=self._progress,
         )
         # Each of them: a sample that is left out changes what the run trains on.
@@ -201,6 +225,6 @@ class _Loader:
 
 def _data_text(train_set: Dataset, validation_set: Dataset | None) -> str:
     languages = ", ".join(f"{name or 'no language'} {count}" for name, count in train_set.languages.items())
-    hours = sum(train_set.code_lengths) / CODES_PER_HOUR
+    hours = int(train_set.code_lengths.sum(dtype=np.int64)) / CODES_PER_HOUR
     validation = f"{len(validation_set)} to validate" if validation_set else "no validation"
     return f"{len(train_set)} samples to train ({languages}; {hours:.1f} h of codes), {validation}"

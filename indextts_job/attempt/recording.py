@@ -14,6 +14,7 @@ from indextts_job.attempt.records import (
     run_readers,
 )
 from indextts_job.attempt.start import Start
+from indextts_job.background import begin
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.removal import collect_orphans
 from indextts_job.checkpoint.store import CheckpointStore
@@ -86,6 +87,8 @@ def rank_zero(parts: Parts, laps: Laps) -> Recording:
     fence = _fence(parts, laps)
     _tidy(store, emit)
     emit(Notice(step=step, topic="run", message=f"{config.run}, attempt {fence.attempt}"))
+    if inputs.checks:
+        begin(inputs.checks.flush, "data checks")
     laps.done("run folder")
     samples = config.recipe.global_batch_samples
     shape = in_samples(start.capacity.tokens, inputs.mean_tokens, samples, parts.group.world_size)

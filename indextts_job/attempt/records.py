@@ -107,7 +107,7 @@ def run_readers(config: RunConfig, storage: RunStorage, attempt: int, train_set:
 
         readers.append(PrometheusFile(Path(config.report.prometheus_file), config.run))
     if config.report.sample_log:
-        readers.append(SampleLog(storage, attempt, lambda index: train_set.entries[index].id))
+        readers.append(SampleLog(storage, attempt, train_set.id_of))
     return readers
 
 
@@ -154,7 +154,7 @@ def constant_values(config: RunConfig, inputs: Inputs, start: Start, machine: En
         dataset=DatasetRecord(
             manifests=tuple(redacted(manifest) for manifest in config.data.train_manifests),
             languages=inputs.train_set.languages,
-            codes=sum(inputs.train_set.code_lengths),
+            codes=int(inputs.train_set.code_lengths.sum()),
             skipped_samples=tuple(sample.id for sample in inputs.train_set.skipped),
         ),
         tokenizer=TokenizerRecord(pieces=inputs.tokenizer.pieces, fingerprint=inputs.tokenizer.fingerprint()),

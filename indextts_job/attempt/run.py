@@ -18,6 +18,7 @@ from indextts_job.checkpoint.values import demand_storable
 from indextts_job.config import RunConfig
 from indextts_job.data.loader import Prefetcher, step_batches
 from indextts_job.data.packing import Cut
+from indextts_job.data.remembered import WrittenLater
 from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, EXIT_STOPPED, ConfigError, UnavailableError
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.peak import peak_flops
@@ -92,7 +93,8 @@ def run_attempt(
     facts_read = begin(partial(read_facts, config.hardware.device, world.local_rank, world.local_world_size), "facts")
     repair_shared = repair(config.inputs.base_checkpoint, config.inputs.tokenizer)
     selected = begin(partial(select, config.resume, store, repair_shared), "checkpoint")
-    inputs = read_inputs(config, stop, emit, console, needs_base=_needs_base(config, store))
+    checks = WrittenLater(store.storage, writes=world.rank == 0)
+    inputs = read_inputs(config, stop, emit, console, needs_base=_needs_base(config, store), checks=checks)
     _check_settings(config, inputs, emit)
     laps.done("inputs and data")
     # `result` calls the check while it waits: a hanging read must not hide a stop.

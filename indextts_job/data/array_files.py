@@ -2,22 +2,18 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from indextts_job.data.dataset import Ids, Limits, Vector, content_digest
+from indextts_job.data.dataset import Limits, Use, Values, content_digest
 from indextts_job.data.npy import NpyFormatError, parse_npy
 from indextts_job.errors import ConfigError, DataError
-from indextts_job.model.batch import Floats
 from indextts_job.model.config import CONDITION_LATENTS
 from indextts_job.storage import files
 
-Kind = Literal["text", "codes", "condition", "emotion"]
-"""The use of an array in a sample."""
 Progress = Callable[[int, int], None]
 """Called with (arrays done, arrays in all)."""
 LEAST_LIMIT_BYTES = 2**20
@@ -30,23 +26,59 @@ class BadArrayError(Exception):
     """An array is unusable; the message names file, finding and expectation."""
 
 
-def check_array(path: str, kind: Kind, limits: Limits) -> Ids | Vector:
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """Text ids or codes of one utterance."""
+
+    values: npt.NDArray[np.int32]
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A conditioning array or an emotion vector; its values were checked and are not kept."""
+
+    digest: bytes
+
+
+def check_array(path: str, use: Use, limits: Limits) -> Ids | Vector:
     """Read and check one file.
 
     Args:
         path: Path or URL.
-        kind: The use of the array, which decides the expected shape, dtype and range.
+        use: The use of the array, which decides the expected shape, dtype and range.
         limits: The sizes that model and tokenizer allow.
 
     Raises:
         BadArrayError: The file cannot be trained on.
     """
     model = limits.model
-    if kind == "text":
+    if use == "text":
         return check_ids(path, limits.text_pieces, model.max_text_tokens, "text id")
-    if kind == "codes":
+    if use == "codes":
         return check_ids(path, model.number_codes, model.max_mel_tokens, "code")
-    return check_vector(path, (CONDITION_LATENTS, model.model_dim) if kind == "condition" else (model.model_dim,))
+    return check_vector(path, (CONDITION_LATENTS, model.model_dim) if use == "condition" else (model.model_dim,))
+
+
+def read_array(path: str, use: Use, limits: Limits, digest: bytes) -> Values | None:
+    """The values of a file that was checked before; None if its content is another one now.
+
+    Args:
+        path: Path or URL.
+        use: The use of the array.
+        limits: The sizes that it was checked with.
+        digest: Its digest then.
+
+    Raises:
+        FileNotFoundError: It is gone.
+        ValueError: It is no array any more.
+    """
+    model = limits.model
+    is_ids = use in ("text", "codes")
+    most_values = max(model.max_text_tokens, model.max_mel_tokens, CONDITION_LATENTS * model.model_dim)
+    array = parse_npy(files.read_bytes(path, _limit_bytes(most_values)))
+    values = np.ascontiguousarray(array, dtype=np.int32 if is_ids else np.float32)
+    return values if content_digest(values) == digest else None
 
 
 def check_ids(path: str, count: int, longest: int, what: str) -> Ids:
@@ -79,9 +111,6 @@ def check_ids(path: str, count: int, longest: int, what: str) -> Ids:
 def check_vector(path: str, shape: tuple[int, ...]) -> Vector:
     """A conditioning array or an emotion vector from its file.
 
-    The values are checked and not kept: for a whole dataset they would fill the memory. They are read again when
-    training needs them.
-
     Raises:
         BadArrayError: The file cannot be trained on.
     """
@@ -94,11 +123,7 @@ def check_vector(path: str, shape: tuple[int, ...]) -> Vector:
     vector = np.asarray(array, dtype=np.float32)
     if not np.isfinite(vector).all():
         raise BadArrayError(f"{path}: holds NaN or infinity")
-    return Vector(path, content_digest(vector), partial(_load_vector, path, most_values))
-
-
-def _load_vector(path: str, most_values: int, _past_copy: bool) -> Floats:  # noqa: FBT001  # no local copy to skip
-    return np.asarray(parse_npy(files.read_bytes(path, _limit_bytes(most_values))), dtype=np.float32)
+    return Vector(content_digest(vector))
 
 
 def _read_array(path: str, most_values: int) -> npt.NDArray[np.generic]:

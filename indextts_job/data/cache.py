@@ -8,7 +8,6 @@ content, so they cannot be mixed up with those of a changed dataset, and the job
 
 import contextlib
 import tempfile
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +46,19 @@ class LocalShards:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def here(self, shard: Shard, start: int, stop: int) -> memoryview | None:
+        """See `shards.ReadRange`."""
+        with contextlib.suppress(OSError, ValueError):
+            return self(shard, start, stop)
+        return None
+
+    def soon(self, shard: Shard) -> bool:
+        """See `shards.ReadRange`."""
+        del shard  # what is not here does not come
+        return False
+
     def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> memoryview:
-        """Bytes [start, stop) of a shard."""
+        """See `shards.ReadRange`."""
         del fresh  # there is no copy to skip
         return memoryview(_read_range(self._folder / shard.name, start, stop))
 
@@ -61,40 +71,55 @@ class CachedShards:
         self._cache = cache_folder
         self._reader = RemoteReader(folder, files.READ_PATIENCE_S)
         self._downloads = Downloads(cache_folder, self._fetch, free_ratio)
-        self._mapped = lru_cache(maxsize=MAPPED_COPIES)(self._map)
+        self._copies: dict[str, memoryview] = {}
+        """Copies that are mapped, by hash, the oldest first."""
         self.requests = 0
         """Ranged requests made for single rows."""
 
+    def here(self, shard: Shard, start: int, stop: int) -> memoryview | None:
+        """See `shards.ReadRange`. A row that is not here has its shard downloaded."""
+        copy = self._copies.get(shard.sha256)
+        if copy is not None:
+            return copy[start:stop]
+        received = self._downloads.received(shard, start, stop)
+        if received is not None:
+            return received
+        # Any failure of a copy (missing, evicted, truncated) is ignored: the bucket has the bytes.
+        with contextlib.suppress(OSError, ValueError):
+            return self._mapped(shard)[start:stop]
+        self._downloads.want(shard)
+        return None
+
+    def soon(self, shard: Shard) -> bool:
+        """See `shards.ReadRange`."""
+        return self._downloads.soon(shard)
+
     def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> memoryview:
-        """Bytes [start, stop) of a shard; with `fresh` from the bucket, and a copy is removed."""
+        """See `shards.ReadRange`; with `fresh` the copy of the shard is removed."""
         if fresh:
             # The caller has found wrong bytes, so the copy must not serve other rows either.
             copy_path(self._cache, shard).unlink(missing_ok=True)
-            self._mapped.cache_clear()
-        else:
-            # Any failure of a copy (missing, evicted, truncated) is ignored: the bucket has the bytes.
-            with contextlib.suppress(OSError, ValueError):
-                return self._from_copy(shard, start, stop)
-        self._downloads.want(shard)
-        if not fresh and self._downloads.wait_for(shard, start, stop):
-            with contextlib.suppress(OSError, ValueError):
-                return self._from_copy(shard, start, stop)
+            self._copies.pop(shard.sha256, None)
+            self._downloads.want(shard)
+        elif (found := self._soon_here(shard, start, stop)) is not None:
+            return found
         self.requests += 1
         return memoryview(self._fetch(shard, start, stop))
 
-    def _from_copy(self, shard: Shard, start: int, stop: int) -> memoryview:
-        # A partial copy is read and not mapped: if its download is given up, another process truncates the file, and
-        # a page of the mapping that is gone ends this process with SIGBUS.
-        path = self._downloads.partial_with(shard, start, stop)
-        if path:
-            return memoryview(_read_range(path, start, stop))
-        return self._mapped(shard)[start:stop]
+    def _soon_here(self, shard: Shard, start: int, stop: int) -> memoryview | None:
+        found = self.here(shard, start, stop)
+        if found is None and self._downloads.wait_for(shard, start, stop):
+            found = self.here(shard, start, stop)
+        return found
 
-    def _map(self, shard: Shard) -> memoryview:
+    def _mapped(self, shard: Shard) -> memoryview:
         # A whole copy is never written again, only renamed into place and unlinked, so a mapping stays valid.
         mapped = np.memmap(copy_path(self._cache, shard), np.uint8, mode="r").data
         if len(mapped) != shard.size_bytes:
             raise ValueError(f"the copy of {shard.name} is cut off")
+        while len(self._copies) >= MAPPED_COPIES:
+            self._copies.pop(next(iter(self._copies)), None)
+        self._copies[shard.sha256] = mapped
         return mapped
 
     def _fetch(self, shard: Shard, start: int, stop: int) -> bytes:

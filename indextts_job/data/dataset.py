@@ -1,24 +1,36 @@
-"""A dataset in memory: the ids of all samples, and vectors that are read when they are needed.
+"""A dataset: columns about all samples in memory, and arrays that are read when they are needed.
 
-A vector may be in a file of its own or in a shard; its digest is compared whenever it is read. Content that changes
-during a run is an error and never silently another sample.
+A sample takes a few hundred bytes of memory, whatever its arrays take. Every array is compared with a hash when it is
+read, so content that changes during a run is an error and never silently another sample.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from indextts_job.data.texts import Bytes, Texts
 from indextts_job.errors import DataError, UnavailableError
 from indextts_job.model.batch import Floats, Sample
 from indextts_job.model.config import GPTConfig
 
 DIGEST_BYTES = 16
 """Length of the BLAKE2b digests: with 128 bits, an accidental collision among millions of arrays does not happen."""
+Use = Literal["text", "codes", "condition", "emotion"]
+"""The use of an array in a sample."""
+USES: tuple[Use, ...] = ("text", "codes", "condition", "emotion")
+Column = npt.NDArray[np.int32]
+Values = npt.NDArray[Any]
+Arrays = tuple[npt.NDArray[np.integer], npt.NDArray[np.integer], Floats, Floats]
+"""The arrays of a sample in the order of `USES`."""
+Owner = Callable[[int], str]
+"""Says which sample an index of a source is, for messages."""
+CHUNK = 2**14
+"""Number of samples whose identity is put together at a time."""
+T = TypeVar("T")
 
 
 def content_digest(array: npt.NDArray[np.generic]) -> bytes:
@@ -43,127 +55,209 @@ class SkippedSample:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ids:
-    """Text ids or codes of one utterance."""
+class Source(Protocol):
+    """The place that the arrays of a part are read from."""
 
-    values: npt.NDArray[np.integer]
-    digest: bytes
+    def origin(self, index: int) -> str:
+        """Manifest and line, or index and pair, for messages."""
 
+    def digests(self, use: Use, start: int, stop: int) -> Bytes:
+        """[samples, DIGEST_BYTES] the BLAKE2b digests of the arrays of the samples [start, stop)."""
 
-@dataclass(frozen=True, slots=True)
-class Vector:
-    """A conditioning array or an emotion vector that is read when it is needed."""
+    def largest(self, use: Use) -> int:
+        """An id that no text, or no array of codes, goes beyond."""
 
-    where: str
-    """File, or shard and row."""
-    digest: bytes
-    load: Callable[[bool], Floats]
-    """Reads the values, without any local copy if the argument is true; raises FileNotFoundError or ValueError when
-    they are gone."""
+    def read(self, indices: Sequence[int], owner: Owner) -> Sequence[Arrays]:
+        """The arrays of several samples, each compared with its hash.
+
+        Raises:
+            DataError: An array has changed since it was checked.
+            UnavailableError: An array can no longer be read.
+        """
+
+    def read_one(self, use: Use, index: int, owner: Owner) -> Values:
+        """One array of one sample, as `read`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One utterance pair."""
+class Part:
+    """The samples of one manifest or one sharded dataset, in their order."""
 
-    id: str
-    language: str
-    origin: str
-    """Manifest and line, or index and pair, for messages."""
-    text_ids: Ids
-    codes: Ids
-    condition: Vector
-    emotion: Vector
+    ids: Texts
+    languages: tuple[str, ...]
+    language: Column
+    """[samples] the language of each, as its place among `languages`."""
+    text_lengths: Column
+    """[samples] number of text ids."""
+    code_lengths: Column
+    """[samples] number of codes."""
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def identity(self) -> Iterator[Bytes]:
+        """The bytes that the fingerprint is made of: for each sample its id, a zero byte, and the four digests."""
+        for start in range(0, len(self), CHUNK):
+            stop = min(start + CHUNK, len(self))
+            digests = [self.source.digests(use, start, stop) for use in USES]
+            yield _joined(*self.ids.between(start, stop), np.concatenate(digests, axis=1))
+
+    def owner(self, index: int) -> str:
+        """A sample for messages."""
+        return f"sample {self.ids[index]}, {self.source.origin(index)}"
+
+    def samples(self, indices: Sequence[int], first: int) -> list[Sample]:
+        """Several samples with their arrays.
+
+        Args:
+            indices: Places in this part.
+            first: Place of the part's first sample in the dataset.
+        """
+        return [
+            Sample(
+                index=first + index,
+                id=self.ids[index],
+                text_ids=text,
+                codes=codes,
+                condition=condition,
+                emotion=emotion,
+            )
+            for index, (text, codes, condition, emotion) in zip(
+                indices, self.source.read(indices, self.owner), strict=True
+            )
+        ]
 
 
-READERS = 32
-"""Number of samples read at a time from remote storage, to hide its latency."""
+def _joined(values: Bytes, offsets: npt.NDArray[np.int64], digests: Bytes) -> Bytes:
+    """The ids and digests of samples, alternating, with a zero byte behind each id."""
+    width = digests.shape[1]
+    sizes = np.diff(offsets)
+    ends = np.cumsum(sizes + 1 + width)
+    joined = np.zeros(ends[-1], np.uint8)
+    begins = ends - width - 1 - sizes
+    joined[np.arange(len(values)) + np.repeat(begins - offsets[:-1], sizes)] = values
+    np.lib.stride_tricks.sliding_window_view(joined, width, writeable=True)[ends - width] = digests
+    return joined
 
 
 class Dataset:
     """The samples of one or more sources, in their order."""
 
-    def __init__(self, entries: Sequence[Entry], skipped: Sequence[SkippedSample] = ()) -> None:
-        self.entries = entries
-        self.skipped = skipped
-        self.text_lengths = [len(entry.text_ids.values) for entry in entries]
-        self.code_lengths = [len(entry.codes.values) for entry in entries]
-        self._pool: ThreadPoolExecutor | None = None
+    def __init__(self, parts: Sequence[Part], skipped: Sequence[SkippedSample] = ()) -> None:
+        self.parts = tuple(parts)
+        self.skipped = tuple(skipped)
+        self.text_lengths = _column([part.text_lengths for part in parts])
+        """[samples] number of text ids."""
+        self.code_lengths = _column([part.code_lengths for part in parts])
+        """[samples] number of codes."""
+        self._starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+        self._fingerprint = ""
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return int(self._starts[-1])
 
     @property
     def fingerprint(self) -> str:
-        """Hash over the ids and the content of all samples in order."""
-        # Without paths: a dataset that was moved or sharded is still the same.
-        return fingerprint(
-            (entry.id, (entry.text_ids.digest, entry.codes.digest, entry.condition.digest, entry.emotion.digest))
-            for entry in self.entries
-        )
+        """SHA-256 over the ids and the content of all samples in order."""
+        # Without paths: a dataset that was moved or sharded is still the same. Computed once, as nothing of it changes.
+        if not self._fingerprint:
+            digest = hashlib.sha256()
+            for part in self.parts:
+                for piece in part.identity():
+                    digest.update(piece.data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
     @property
     def languages(self) -> dict[str, int]:
         """Number of samples by language; the empty key stands for no language."""
-        return dict(Counter(entry.language for entry in self.entries))
+        counts: dict[str, int] = {}
+        for part in self.parts:
+            # In the order in which they occur, as a reader of the manifest would meet them.
+            numbers, first, found = np.unique(part.language, return_index=True, return_counts=True)
+            for place in np.argsort(first):
+                name = part.languages[numbers[place]]
+                counts[name] = counts.get(name, 0) + int(found[place])
+        return counts
 
-    def samples(self, indices: Sequence[int]) -> list[Sample]:
-        """Several samples; from remote storage, `READERS` at a time."""
-        # Threads hide the latency of remote storage; a local disk has little.
-        if not any("://" in self.entries[index].condition.where for index in indices):
-            return [self.sample(index) for index in indices]
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="samples")
-        return list(self._pool.map(self.sample, indices))
+    def tokens(self, config: GPTConfig, indices: npt.NDArray[np.integer] | slice = slice(None)) -> list[int]:
+        """Packed rows of samples.
+
+        Args:
+            config: The model's sizes.
+            indices: Their places in the dataset; all by default.
+        """
+        rows: npt.NDArray[np.integer] = config.sample_tokens(self.text_lengths[indices], self.code_lengths[indices])
+        counts: list[int] = rows.tolist()
+        return counts
+
+    def id_of(self, index: int) -> str:
+        """Name of a sample in its manifest."""
+        part, place = self.place(index)
+        return part.ids[place]
+
+    def origin_of(self, index: int) -> str:
+        """Manifest and line, or index and pair, of a sample, for messages."""
+        part, place = self.place(index)
+        return part.source.origin(place)
 
     def sample(self, index: int) -> Sample:
-        """One sample with its vectors read from storage.
+        """One sample, as `samples`."""
+        return self.samples([index])[0]
+
+    def samples(self, indices: Sequence[int]) -> list[Sample]:
+        """Several samples with their arrays read from storage.
 
         Raises:
-            DataError: A vector has changed since it was checked.
-            UnavailableError: A vector can no longer be read.
+            DataError: An array has changed since it was checked.
+            UnavailableError: An array can no longer be read.
         """
-        entry = self.entries[index]
-        return Sample(
-            index=index,
-            id=entry.id,
-            text_ids=entry.text_ids.values,
-            codes=entry.codes.values,
-            condition=read_vector(entry.condition, f"sample {entry.id}, {entry.origin}"),
-            emotion=read_vector(entry.emotion, f"sample {entry.id}, {entry.origin}"),
-        )
+        if len(self.parts) == 1:
+            return self.parts[0].samples(indices, 0)
+        places = [self._place(index) for index in indices]
+        found: dict[int, Iterator[Sample]] = {}
+        for number in {part for part, _ in places}:
+            # All samples of a part at once, so that its requests are made in parallel.
+            inside = [place for part, place in places if part == number]
+            found[number] = iter(self.parts[number].samples(inside, int(self._starts[number])))
+        return [next(found[part]) for part, _ in places]
+
+    def place(self, index: int) -> tuple[Part, int]:
+        """The part of a sample, and its place there."""
+        number, place = self._place(index)
+        return self.parts[number], place
+
+    def _place(self, index: int) -> tuple[int, int]:
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return part, index - int(self._starts[part])
 
 
-def fingerprint(samples: Iterable[tuple[str, Sequence[bytes]]]) -> str:
-    """Hash over (id, digests of text, codes, condition, emotion) of all samples in order."""
-    digest = hashlib.sha256()
-    for name, parts in samples:
-        digest.update(name.encode() + b"\0")
-        for part in parts:
-            digest.update(part)
-    return digest.hexdigest()
+def _column(pieces: Sequence[Column]) -> Column:
+    # One part is the usual case, and its column is not kept twice.
+    return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, np.int32), *pieces])
 
 
-def read_vector(vector: Vector, owner: str) -> Floats:
-    """Read a vector and compare its digest.
+def verified(load: Callable[[bool], T | None], where: str, owner: str) -> T:
+    """Read an array whose hash has to fit.
 
     Args:
-        vector: The vector to read.
+        load: Reads it, from the source itself if the argument is true; None when the hash does not fit.
+        where: File, or shard and row.
         owner: The sample that it belongs to, for messages.
     """
     try:
         # A copy on this node may be damaged, and so may a transfer; both are cured by another read from the source.
         for fresh in (False, True, True):
-            values = vector.load(fresh)
-            if content_digest(values) == vector.digest:
-                return values
+            found = load(fresh)
+            if found is not None:
+                return found
     except (FileNotFoundError, ValueError) as error:
         raise UnavailableError(
-            f"{vector.where} ({owner}) was fine when checked and cannot be read now: {error}. "
+            f"{where} ({owner}) was fine when checked and cannot be read now: {error}. "
             "Restore it and start again; nothing is lost."
         ) from error
     raise DataError(
-        f"{vector.where} ({owner}) changed since it was checked. "
+        f"{where} ({owner}) changed since it was checked. "
         "Restore the original, or start a new run with the changed dataset."
     )

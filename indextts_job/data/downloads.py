@@ -1,5 +1,7 @@
 """Copies of remote shards on this node: downloaded during training, shared by the jobs of the node, evicted for space.
 
+Parts of a shard are in memory until it is whole, and rows are served from them. Writing and hashing copies comes behind
+the network: it is done when there is nothing to request, or when the shards in memory fill half of their bound.
 A copy is named by the hash of its content. One process of a node downloads a shard, under a file lock that the kernel
 releases when the process ends; unfinished files of dead processes are removed. Other processes evict copies too, so
 files may vanish at any moment, which is no error here.
@@ -17,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable
+from functools import partial
 from pathlib import Path
 
 from indextts_job.data.shard_index import Shard
@@ -31,8 +34,14 @@ SPARE_BYTES = 2**30
 """Least space that stays free on the disk of the copies: other programs write there too."""
 WORTH_WAITING_S = 0.5
 """A row that is expected within this time is waited for: a request of its own would only slow down the downloads."""
-ASSUMED_BYTES_PER_S = 100e6
-"""Rate of the downloads, weighted as one second of measurement."""
+LONGEST_WAIT_S = 2.0
+"""A row that was expected soon is requested after this: a download may hang."""
+ASSUMED_BYTES_PER_S = 500e6
+"""Rate of the downloads, weighted as `ASSUMED_S` of measurement. One that is too high costs the first batch of a run
+`WORTH_WAITING_S` at most, one that is too low requests rows that the downloads bring as well."""
+ASSUMED_S = 0.1
+MEMORY_BYTES = 2**28
+"""Bound of the shards that are in memory: no other is begun beyond it."""
 COPIES = "*.safetensors"
 PARTIAL = ".partial"
 
@@ -106,11 +115,25 @@ class _Download:
             raise
         self.waiting = deque(range(0, shard.size_bytes, PART_BYTES))
         """First bytes of the parts that are not requested yet."""
-        self.arrived: set[int] = set()
+        self.parts: dict[int, bytes] = {}
+        """The parts that have arrived, by their first bytes."""
+        self.finishing = False
 
-    def covers(self, start: int, stop: int) -> bool:
-        """Whether all parts of a range have arrived."""
-        return all(part in self.arrived for part in range(start - start % PART_BYTES, stop, PART_BYTES))
+    @property
+    def whole(self) -> bool:
+        """Whether all parts have arrived."""
+        return len(self.parts) * PART_BYTES >= self.shard.size_bytes
+
+    def range(self, start: int, stop: int) -> memoryview | None:
+        """Bytes [start, stop), if all parts of the range have arrived."""
+        pieces = []
+        for part in range(start - start % PART_BYTES, stop, PART_BYTES):
+            content = self.parts.get(part)
+            if content is None:
+                return None
+            pieces.append(memoryview(content)[max(0, start - part) : stop - part])
+        # Few rows lie in two parts, so nearly all are given without a copy.
+        return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
 
 
 class Downloads:
@@ -130,7 +153,8 @@ class Downloads:
         self._threads: list[threading.Thread] = []
         self._stopped = False
         self._tidied = False
-        self._received_bytes, self._busy_since_s, self._busy_s = 0, 0.0, 0.0
+        self._fetching, self._received_bytes = 0, 0
+        self._busy_since_s, self._busy_s, self._arrived_at_s = 0.0, 0.0, 0.0
 
     def want(self, shard: Shard) -> None:
         """Request the download of a shard; repeated requests have no effect."""
@@ -145,30 +169,41 @@ class Downloads:
                 thread.start()
             self._changed.notify()
 
-    def partial_with(self, shard: Shard, start: int, stop: int) -> Path | None:
-        """The unfinished file of a shard, if the range has arrived."""
+    def received(self, shard: Shard, start: int, stop: int) -> memoryview | None:
+        """A range of a shard that is being downloaded, if it has arrived."""
+        running = self._running.get(shard.sha256)
+        return running.range(start, stop) if running else None
+
+    def soon(self, shard: Shard) -> bool:
+        """Whether a shard that was requested is expected soon."""
         with self._changed:
-            running = self._running.get(shard.sha256)
-            return running.path if running and running.covers(start, stop) else None
+            return self._seconds_until_whole(shard) <= WORTH_WAITING_S
 
     def wait_for(self, shard: Shard, start: int, stop: int) -> bool:
-        """Wait for a range that is expected soon; False if it is not expected soon or does not arrive."""
+        """Wait for a range for as long as it is expected soon; False if it does not arrive."""
+        until_s = time.monotonic() + LONGEST_WAIT_S
         with self._changed:
-            if self._seconds_until_whole(shard) > WORTH_WAITING_S:
-                return False
-            return self._changed.wait_for(lambda: self._has(shard, start, stop), 4 * WORTH_WAITING_S)
+            while self._seconds_until_whole(shard) <= WORTH_WAITING_S and time.monotonic() < until_s:
+                # With a bound: the expectation grows while nothing arrives.
+                self._changed.wait_for(lambda: self._has(shard, start, stop), LOOK_S)
+                if self._has(shard, start, stop):
+                    return True
+            return False
 
     def _has(self, shard: Shard, start: int, stop: int) -> bool:
         running = self._running.get(shard.sha256)
-        return running.covers(start, stop) if running else shard.sha256 not in self._wanted
+        return running.range(start, stop) is not None if running else shard.sha256 not in self._wanted
 
     def _seconds_until_whole(self, shard: Shard) -> float:
         """Seconds until the last part of a shard arrives, at the mean rate so far."""
-        busy_s = self._busy_s + (time.monotonic() - self._busy_since_s if self._running else 0.0)
-        rate = (ASSUMED_BYTES_PER_S + self._received_bytes) / (1.0 + busy_s)
+        now_s = time.monotonic()
+        if self._fetching and now_s - max(self._arrived_at_s, self._busy_since_s) > LONGEST_WAIT_S:
+            return math.inf  # the requests hang: the wait for one row is enough to see that
+        busy_s = self._busy_s + (now_s - self._busy_since_s if self._fetching else 0.0)
+        rate = (ASSUMED_BYTES_PER_S * ASSUMED_S + self._received_bytes) / (ASSUMED_S + busy_s)
         ahead = 0
         for running in self._running.values():
-            ahead += running.shard.size_bytes - PART_BYTES * len(running.arrived)
+            ahead += max(0, running.shard.size_bytes - PART_BYTES * len(running.parts))
             if running.shard is shard:
                 return ahead / rate
         for wanted in self._queue():
@@ -185,26 +220,42 @@ class Downloads:
     def _work(self) -> None:
         while True:
             with self._changed:
-                task = self._next_part()
+                task = self._next_task()
                 while task is None:
                     self._changed.wait(timeout=LOOK_S)
-                    task = self._next_part()
-            download, start = task
+                    task = self._next_task()
             try:
-                self._get_part(download, start)
+                task()
             except (OSError, ValueError, IndexTTSJobError) as error:
                 self._stop(error)
 
-    def _next_part(self) -> tuple[_Download, int] | None:
-        """The next part to download, and the shard that it belongs to; None if there is nothing to do."""
+    def _next_task(self) -> Callable[[], None] | None:
+        """The next part to request, or the next whole shard to finish; None if there is nothing to do."""
+        whole = [download for download in self._running.values() if download.whole and not download.finishing]
+        # One at a time: hashing takes the time of a processor, and training needs them.
+        may_finish = bool(whole) and not any(download.finishing for download in self._running.values())
+        urgent = may_finish and sum(download.shard.size_bytes for download in whole) >= MEMORY_BYTES // 2
+        if not urgent and (part := self._next_part()):
+            return part
+        if may_finish:
+            whole[0].finishing = True
+            return partial(self._finish, whole[0])
+        return None
+
+    def _next_part(self) -> Callable[[], None] | None:
         for download in self._running.values():
             if download.waiting:
-                return download, download.waiting.popleft()
+                return partial(self._get_part, download, download.waiting.popleft())
         # All parts of the running shards are requested: begin with the next shard.
-        while self._wanted and not self._stopped:
+        while self._wanted and not self._stopped and self._has_room():
             if begun := self._begin_next():
-                return begun, begun.waiting.popleft()
+                return partial(self._get_part, begun, begun.waiting.popleft())
         return None
+
+    def _has_room(self) -> bool:
+        """Whether another shard may be in memory."""
+        held_bytes = sum(download.shard.size_bytes for download in self._running.values())
+        return not held_bytes or held_bytes + self._queue()[0].size_bytes <= MEMORY_BYTES
 
     def _begin_next(self) -> _Download | None:
         shard = self._queue()[0]
@@ -216,8 +267,6 @@ class Downloads:
         except OSError as error:
             self._stop(error)
             return None
-        if not self._running:
-            self._busy_since_s = time.monotonic()
         self._running[shard.sha256] = download
         return download
 
@@ -233,29 +282,37 @@ class Downloads:
         return _Download(shard, self._folder / f".{shard.sha256}{PARTIAL}")
 
     def _get_part(self, download: _Download, start: int) -> None:
-        content = self._fetch(download.shard, start, min(start + PART_BYTES, download.shard.size_bytes))
-        # A file object of its own: the threads would share the position of the locked one.
-        with download.path.open("r+b") as file:
-            file.seek(start)
-            file.write(content)
         with self._changed:
-            download.arrived.add(start)
+            if not self._fetching:
+                self._busy_since_s = time.monotonic()
+            self._fetching += 1
+        try:
+            content = self._fetch(download.shard, start, min(start + PART_BYTES, download.shard.size_bytes))
+        finally:
+            with self._changed:
+                self._fetching -= 1
+                if not self._fetching:
+                    self._busy_s += time.monotonic() - self._busy_since_s
+        with self._changed:
+            download.parts[start] = content
             self._received_bytes += len(content)
-            whole = len(download.arrived) * PART_BYTES >= download.shard.size_bytes
+            self._arrived_at_s = time.monotonic()
             self._changed.notify_all()
-        if whole:
-            self._finish(download)
 
     def _finish(self, download: _Download) -> None:
-        with download.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != download.shard.sha256:
-            raise OSError(f"{download.shard.name} does not have the hash that the index names")
-        download.path.rename(copy_path(self._folder, download.shard))
+        """Write a shard that has arrived as a copy, once its hash was compared."""
+        shard, parts = download.shard, [content for _, content in sorted(download.parts.items())]
+        digest = hashlib.sha256()
+        for content in parts:
+            digest.update(content)
+        if digest.hexdigest() != shard.sha256:
+            raise OSError(f"{shard.name} does not have the hash that the index names")
+        for content in parts:
+            download.lock.write(content)
+        download.lock.flush()
+        download.path.rename(copy_path(self._folder, shard))
         with self._changed:
-            self._running.pop(digest, None)  # `_stop` may have removed it meanwhile
-            if not self._running:
-                self._busy_s += time.monotonic() - self._busy_since_s
+            self._running.pop(shard.sha256, None)  # `_stop` may have removed it meanwhile
             self._changed.notify_all()
         download.lock.close()
 

@@ -121,8 +121,8 @@ def step_batches(  # a function of all of them and of nothing else
         step: The optimizer step, from 0.
         allocate: Gives the memory of the micro-batches.
     """
-    indices = [int(index) for index in order.samples_of(step)]
-    lengths = [config.sample_tokens(dataset.text_lengths[i], dataset.code_lengths[i]) for i in indices]
+    places = order.samples_of(step)
+    indices, lengths = places.tolist(), dataset.tokens(config, places)
     mine = bins_of_rank(pack(lengths, cut.capacity_tokens, cut.world_size), cut.rank, cut.world_size)
     # Only the samples of this rank are read, and all of them at once.
     slots = [slot for taken in mine for slot in taken]

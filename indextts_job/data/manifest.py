@@ -72,6 +72,7 @@ class PairRecord:
     language: str
     origin: str
     """`file:line`, for messages."""
+    line: int
 
 
 def parse_source(argument: str, exists: Callable[[str], bool]) -> ManifestSource:
@@ -116,22 +117,44 @@ class ScannedManifest:
 def scan_manifest(lines: Iterable[str], source: ManifestSource) -> ScannedManifest:
     """Parse every line of a manifest. Blank lines and unknown fields are ignored."""
     scanned = ScannedManifest()
-    shown = source.shown
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            _scan_line(line, f"{shown}:{number}", source, scanned)
+
+    def keep(record: PairRecord, document: Mapping[str, object]) -> None:
+        scanned.records.append(record)
+        scanned.documents.append(document)
+
+    _scan(lines, source, keep, scanned)
     return scanned
 
 
 def parse_records(lines: Iterable[str], source: ManifestSource) -> list[PairRecord]:
-    """All records of one manifest.
+    """All records of one manifest, as `each_record` gives them."""
+    records: list[PairRecord] = []
+    each_record(lines, source, records.append)
+    return records
+
+
+def each_record(lines: Iterable[str], source: ManifestSource, take: Callable[[PairRecord], object]) -> None:
+    """Hand over the records of one manifest one by one.
+
+    Args:
+        lines: Its lines.
+        source: The manifest.
+        take: Called with each record. Records may have been handed over when the manifest turns out to be bad.
 
     Raises:
         DataError: Malformed lines, single instead of paired records, or no record at all. Names the lines.
     """
-    scanned = scan_manifest(lines, source)
+    scanned = ScannedManifest()
+    taken = 0
+
+    def count(record: PairRecord, _document: Mapping[str, object]) -> None:
+        nonlocal taken
+        taken += 1
+        take(record)
+
+    _scan(lines, source, count, scanned)
     if scanned.single:
-        kind = "mixes single and paired records" if scanned.records else "holds single records"
+        kind = "mixes single and paired records" if taken else "holds single records"
         raise DataError(
             findings_message(
                 f"{source.shown} {kind} (training needs pairs)",
@@ -143,13 +166,24 @@ def parse_records(lines: Iterable[str], source: ManifestSource) -> list[PairReco
     if scanned.malformed:
         advice = "Repair or remove these lines; one JSON object per line is expected."
         raise DataError(findings_message(f"{source.shown} has malformed records", scanned.malformed, advice))
-    if not scanned.records:
+    if not taken:
         raise DataError(f"{source.shown}: no records. Expected one JSON object per line.")
-    return scanned.records
 
 
-def _scan_line(line: str, origin: str, source: ManifestSource, scanned: ScannedManifest) -> None:
-    """Parse one line and add it to the list that it belongs to."""
+Keep = Callable[[PairRecord, Mapping[str, object]], None]
+"""Called with a record and all fields of its line."""
+
+
+def _scan(lines: Iterable[str], source: ManifestSource, keep: Keep, scanned: ScannedManifest) -> None:
+    shown = source.shown
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            _scan_line(line, (f"{shown}:{number}", number), source, keep, scanned)
+
+
+def _scan_line(line: str, place: tuple[str, int], source: ManifestSource, keep: Keep, scanned: ScannedManifest) -> None:
+    """Parse one line; hand its record over, or add it to the list that it belongs to."""
+    origin, number = place
     try:
         document = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -163,15 +197,14 @@ def _scan_line(line: str, origin: str, source: ManifestSource, scanned: ScannedM
         scanned.single.append(f"{origin}: id {shown} has condition_path, not prompt_condition_path")
         return
     try:
-        record = _record(document, origin, source)
+        record = _record(document, origin, number, source)
     except (KeyError, TypeError, ValueError) as error:
         scanned.malformed.append(f"{origin}: {error.args[0]}")
         return
-    scanned.records.append(record)
-    scanned.documents.append(document)
+    keep(record, document)
 
 
-def _record(document: Mapping[str, object], origin: str, source: ManifestSource) -> PairRecord:
+def _record(document: Mapping[str, object], origin: str, number: int, source: ManifestSource) -> PairRecord:
     emotion, language = _emotion_key(document), _language(document, source)
     return PairRecord(
         id=_text(document, "id"),
@@ -183,6 +216,7 @@ def _record(document: Mapping[str, object], origin: str, source: ManifestSource)
         code_tokens=_length(document, "target_code_len"),
         language=language,
         origin=origin,
+        line=number,
     )
 
 

@@ -1,32 +1,40 @@
 """The index of a sharded dataset: parsed once, from untrusted bytes, into checked values.
 
+It holds what a start needs: ids, lengths, languages, digests, and for each pair its row in each of three tables. The
+rows themselves are in shards: those of `ids` hold the text ids and then the codes of an utterance, those of `condition`
+and `emotion` one vector each. Every row has a hash here, which is compared whenever the row is read.
+
 The index names files, byte ranges and rows. All of them are checked against each other before any is used. File names
 have to be of the form that `data/sharding.py` writes, so an index cannot name a file outside its folder.
 """
 
-import hashlib
-import itertools
-import json
 import re
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.numpy
+import safetensors
 
+from indextts_job.data.containers import arrays_of, header_of
 from indextts_job.data.dataset import DIGEST_BYTES, SkippedSample
+from indextts_job.data.texts import Bytes, Texts, stored_texts
 from indextts_job.errors import DataError
 
 INDEX = "index.safetensors"
-METADATA = "indextts_job"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
-Kind = Literal["condition", "emotion"]
-KINDS: tuple[Kind, ...] = ("condition", "emotion")
+"""Types of stored vectors, with the size of a value."""
+ID_BYTES = {"uint16": 2, "int32": 4}
+"""Types of stored ids."""
+Kind = Literal["ids", "condition", "emotion"]
+KINDS: tuple[Kind, ...] = ("ids", "condition", "emotion")
+VECTORS: tuple[Kind, ...] = ("condition", "emotion")
 LARGEST_INDEX_BYTES = 2**33
-_LONGEST_HEADER_BYTES = 2**30
 _MOST = 2**40
 """Bound of row counts, sizes and byte positions: sums and products of such numbers do not overflow 64 bits."""
 LARGEST_ROW_DIMENSION = 2**20
@@ -45,25 +53,46 @@ class Shard:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Table:
-    """All rows of one kind of vector."""
+    """All rows of one kind."""
 
     dtype: str
-    """Type of the stored rows, float32 or bfloat16; reading converts them to float32."""
+    """Type of the stored values; reading converts bfloat16 to float32."""
     row_shape: tuple[int, ...]
-    rows_per_shard: int
+    """Shape of each row of vectors; empty for ids, whose rows have different lengths."""
     shards: tuple[Shard, ...]
+    positions: npt.NDArray[np.int64] | None
+    """[rows + 1] for ids, the position of each row's first byte in the bytes of all shards' rows."""
 
-    @property
+    @cached_property
+    def rows(self) -> int:
+        """Number of rows."""
+        return sum(shard.rows for shard in self.shards)
+
+    @cached_property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """Bytes of one row of vectors."""
         return ITEM_BYTES[self.dtype] * int(np.prod(self.row_shape))
 
-    def place(self, row: int) -> tuple[Shard, int]:
-        """The shard of a row, and the position of the row's first byte in it."""
-        shard = self.shards[row // self.rows_per_shard]
-        return shard, shard.data_start + (row % self.rows_per_shard) * self.row_bytes
+    @cached_property
+    def _first_rows(self) -> list[int]:
+        return list(accumulate((shard.rows for shard in self.shards), initial=0))
+
+    def place(self, row: int) -> tuple[Shard, int, int]:
+        """The shard of a row, the position of the row's first byte in it, and that behind its last."""
+        number = bisect_right(self._first_rows, row) - 1
+        shard, first = self.shards[number], self._first_rows[number]
+        if self.positions is None:
+            start = shard.data_start + (row - first) * self.row_bytes
+            return shard, start, start + self.row_bytes
+        offset = shard.data_start - int(self.positions[first])
+        return shard, offset + int(self.positions[row]), offset + int(self.positions[row + 1])
+
+    def where(self, row: int) -> str:
+        """Shard and row in it, for messages."""
+        number = bisect_right(self._first_rows, row) - 1
+        return f"{self.shards[number].name}, row {row - self._first_rows[number]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +102,20 @@ class ShardIndex:
     fingerprint: str
     languages: tuple[str, ...]
     skipped: tuple[SkippedSample, ...]
-    tables: Mapping[str, Table]
-    """The tables of rows by kind of vector."""
-    arrays: Mapping[str, npt.NDArray[Any]]
-    """For each pair its row in each table (`pair_…` [pairs]), and for each table its values, offsets [rows + 1] and
-    digests [rows, DIGEST_BYTES]."""
-    names: tuple[str, ...]
+    tables: Mapping[Kind, Table]
+    largest: Mapping[str, int]
+    """The largest id of all texts, and the largest code: the verdict of the check, so that limits are compared without
+    reading the shards."""
+    names: Texts
     """Ids of the pairs."""
+    rows: Mapping[str, npt.NDArray[np.int32]]
+    """[pairs] for each pair its row in each table, and its language."""
+    lengths: Mapping[str, npt.NDArray[np.int32]]
+    """[rows of ids] number of text ids, and of codes."""
+    digests: Mapping[str, Bytes]
+    """[rows, DIGEST_BYTES] BLAKE2b digests of texts, codes and vectors, by use: the identity of the dataset."""
+    checks: Mapping[Kind, Bytes]
+    """[rows, DIGEST_BYTES] xxh3 hashes of the stored bytes of each row."""
 
 
 def parse_index(content: bytes, where: str) -> ShardIndex:
@@ -93,47 +129,22 @@ def parse_index(content: bytes, where: str) -> ShardIndex:
         DataError: The file is damaged, of another format, or contradicts itself.
     """
     try:
-        header = _header(content)
+        header = header_of(content)
         version = header.get("format_version")
-        # Another format may use other types of tensors; its version is reported and nothing else of it is read.
-        arrays = safetensors.numpy.load(content) if version == FORMAT_VERSION else {}
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, safetensors.SafetensorError) as error:
-        raise DataError(f"{where}: not an index of a sharded dataset, or damaged ({error}).") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{where}: not an index of a sharded dataset, or damaged ({error}). Shard the dataset again."
+        ) from error
     if version != FORMAT_VERSION:
+        # Another format may use other types of arrays; its version is reported and nothing else of it is read.
         raise DataError(
             f"{where}: shard format {version!r:.40}, this release reads {FORMAT_VERSION}. Shard the dataset again, or "
             "install the release that wrote it."
         )
     try:
-        if tensors_hash(content) != header["tensors_sha256"]:
-            raise ValueError("its bytes do not have the hash that it names")
-        return _checked(header, arrays)
-    except (ValueError, LookupError, TypeError) as error:
+        return _checked(header, arrays_of(content, header))
+    except (ValueError, LookupError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise DataError(f"{where}: damaged or not ours ({error}). Shard the dataset again.") from error
-
-
-def _header(content: bytes) -> dict[str, Any]:
-    """Our header, which is one text in the metadata of the safetensors file, with its hash in front."""
-    size = int.from_bytes(content[:8], "little")
-    if size > min(len(content) - 8, _LONGEST_HEADER_BYTES):
-        raise ValueError(f"{len(content)} bytes do not hold a header of {size}")
-    digest, _, text = json.loads(content[8 : 8 + size])["__metadata__"][METADATA].partition(" ")
-    if hashlib.sha256(text.encode()).hexdigest() != digest:
-        raise ValueError("its header does not have the hash in front of it")
-    header = json.loads(text)
-    if not isinstance(header, dict):
-        raise ValueError(f"its header is a {type(header).__name__}")
-    return header
-
-
-def tensors_hash(content: bytes) -> str:
-    """SHA-256 of a safetensors file without its metadata: names, types, positions and bytes of its tensors."""
-    # Without the metadata, because the hash is itself stored there.
-    start = 8 + int.from_bytes(content[:8], "little")
-    places = {name: entry for name, entry in json.loads(content[8:start]).items() if name != "__metadata__"}
-    digest = hashlib.sha256(json.dumps(places, sort_keys=True).encode())
-    digest.update(memoryview(content)[start:])
-    return digest.hexdigest()
 
 
 def parse_shard(entry: object, kind: Kind) -> Shard:
@@ -158,91 +169,99 @@ def parse_shard(entry: object, kind: Kind) -> Shard:
 
 
 def _checked(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> ShardIndex:
-    tables: dict[str, Table] = {kind: _table(header["tables"][kind], kind) for kind in KINDS}
-    rows = {kind: sum(shard.rows for shard in table.shards) for kind, table in tables.items()}
-    rows |= {name: _checked_rows(arrays, name) for name in ("text", "codes", "id")}
+    names = stored_texts(arrays["id_values"], arrays["id_offsets"], "ids")
+    if not len(names) or not (np.diff(arrays["id_offsets"]) > 0).all():
+        raise ValueError("there are no pairs, or one without an id")
+    lengths = {use: _lengths(arrays[f"{use}_lengths"], use) for use in ("text", "codes")}
+    tables = _tables(header["tables"], lengths)
     languages = _texts(header["languages"], "languages")
-    for name in ("text", "codes", *KINDS):
-        if arrays[f"{name}_digests"].shape != (rows[name], DIGEST_BYTES):
-            raise ValueError(f"{rows[name]} rows of {name} do not have a digest each")
-        _check_pairs(arrays[f"pair_{name}"], rows["id"], rows[name], name)
-    _check_pairs(arrays["pair_language"], rows["id"], len(languages), "language")
+    limits: dict[str, int] = {kind: table.rows for kind, table in tables.items()}
+    limits["language"] = len(languages)
+    uses: dict[str, Kind] = {"text": "ids", "codes": "ids", "condition": "condition", "emotion": "emotion"}
     return ShardIndex(
         fingerprint=_sha256(header["fingerprint"], "the dataset"),
         languages=languages,
         skipped=tuple(_skipped(entry) for entry in _sequence(header["skipped"], "skipped")),
         tables=tables,
-        arrays=arrays,
-        names=_names(arrays),
+        largest={use: _largest(header["largest"][use], use) for use in lengths},
+        names=names,
+        rows={name: _pairs(arrays[f"pair_{name}"], len(names), limit, name) for name, limit in limits.items()},
+        lengths=lengths,
+        digests={use: _hashes(arrays[f"{use}_digests"], tables[kind].rows, use) for use, kind in uses.items()},
+        checks={kind: _hashes(arrays[f"{kind}_checks"], tables[kind].rows, kind) for kind in KINDS},
     )
 
 
-def _names(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[str, ...]:
-    offsets, values = arrays["id_offsets"].tolist(), arrays["id_values"].tobytes()
-    return tuple(values[start:stop].decode() for start, stop in itertools.pairwise(offsets))
+def _tables(entries: Mapping[str, Any], lengths: Mapping[str, npt.NDArray[np.int32]]) -> dict[Kind, Table]:
+    tables: dict[Kind, Table] = {kind: _vectors(entries[kind], kind) for kind in VECTORS}
+    entry = entries["ids"]
+    item_bytes = ID_BYTES[entry["dtype"]]
+    if len(lengths["text"]) != len(lengths["codes"]):
+        raise ValueError("texts and codes are not of the same utterances")
+    sizes = (lengths["text"].astype(np.int64) + lengths["codes"]) * item_bytes
+    positions = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    table = Table(dtype=entry["dtype"], row_shape=(), shards=_shards(entry, "ids"), positions=positions)
+    if table.rows != len(sizes):
+        raise ValueError(f"shards of {table.rows} utterances, lengths of {len(sizes)}")
+    _check_sizes(table)
+    return {"ids": table, **tables}
 
 
-def _table(entry: Any, kind: Kind) -> Table:  # noqa: ANN401  # plain values
+def _vectors(entry: Any, kind: Kind) -> Table:  # noqa: ANN401  # plain values
     dtype = entry["dtype"]
     if dtype not in ITEM_BYTES:
         raise ValueError(f"rows of {kind} are of type {dtype!r:.40}")
     shape = tuple(_whole(size, f"row shape of {kind}") for size in _sequence(entry["row_shape"], "row_shape"))
     if not shape or len(shape) > 2 or max(shape) > LARGEST_ROW_DIMENSION:
         raise ValueError(f"rows of {kind} have the shape {list(shape)}")
-    table = Table(
-        dtype=dtype,
-        row_shape=shape,
-        rows_per_shard=_whole(entry["rows_per_shard"], f"rows per shard of {kind}"),
-        shards=tuple(parse_shard(shard, kind) for shard in _sequence(entry["shards"], "shards")),
-    )
-    _check_shards(table, kind)
+    table = Table(dtype=dtype, row_shape=shape, shards=_shards(entry, kind), positions=None)
+    _check_sizes(table)
     return table
 
 
-def _check_shards(table: Table, kind: Kind) -> None:
-    _check_row_counts(table)
-    for shard in table.shards:
-        if shard.size_bytes != shard.data_start + shard.rows * table.row_bytes:
-            raise ValueError(f"{shard.name} has {shard.size_bytes} bytes, which its {shard.rows} rows do not fill")
-    if len({shard.name for shard in table.shards}) < len(table.shards):
+def _shards(entry: Mapping[str, Any], kind: Kind) -> tuple[Shard, ...]:
+    shards = tuple(parse_shard(shard, kind) for shard in _sequence(entry["shards"], "shards"))
+    if not shards:
+        raise ValueError(f"there are no shards of {kind}")
+    if len({shard.name for shard in shards}) < len(shards):
         raise ValueError(f"two shards of {kind} have one name")
+    if sum(shard.rows for shard in shards) > 2**31 - 1:
+        raise ValueError(f"the shards of {kind} have too many rows")
+    return shards
 
 
-def _check_row_counts(table: Table) -> None:
-    # `Table.place` computes the shard of a row, so all shards but the last must be full.
-    wrong = [shard for shard in table.shards[:-1] if shard.rows != table.rows_per_shard]
-    wrong += [shard for shard in table.shards[-1:] if shard.rows > table.rows_per_shard]
-    if wrong:
-        raise ValueError(f"{wrong[0].name} has {wrong[0].rows} rows, expected {table.rows_per_shard}")
+def _check_sizes(table: Table) -> None:
+    """Check that the rows of each shard fill it."""
+    first = 0
+    for shard in table.shards:
+        stop = first + shard.rows
+        if table.positions is None:
+            size_bytes = shard.rows * table.row_bytes
+        else:
+            size_bytes = int(table.positions[stop] - table.positions[first])
+        if shard.size_bytes != shard.data_start + size_bytes:
+            raise ValueError(f"{shard.name} has {shard.size_bytes} bytes, which its {shard.rows} rows do not fill")
+        first = stop
 
 
-def _checked_rows(arrays: Mapping[str, npt.NDArray[Any]], name: str) -> int:
-    """The number of rows of different lengths, after their offsets were checked against the values."""
-    values, offsets = arrays[f"{name}_values"], arrays[f"{name}_offsets"]
-    if not _is_list_of_integers(values) or offsets.ndim != 1 or offsets.dtype != np.int64:
-        raise ValueError(f"{name}: values and offsets are no lists of integers")
-    if name == "id" and values.dtype != np.uint8:
-        raise ValueError("ids are no bytes")
-    if not _cuts(offsets, len(values)):
-        raise ValueError(f"{name}: offsets do not cut {len(values)} values into rows")
-    return len(offsets) - 1
+def _lengths(values: npt.NDArray[Any], use: str) -> npt.NDArray[np.int32]:
+    if values.ndim != 1 or values.dtype != np.int32 or not values.size or values.min() < 1:
+        raise ValueError(f"the lengths of {use} are no positive numbers")
+    return values
 
 
-def _is_list_of_integers(array: npt.NDArray[Any]) -> bool:
-    return array.ndim == 1 and array.dtype.kind in "iu"
-
-
-def _cuts(offsets: npt.NDArray[np.int64], num_values: int) -> bool:
-    """Whether offsets [rows + 1] cut values into at least one row, of which none is empty."""
-    covers = len(offsets) >= 2 and offsets[0] == 0 and offsets[-1] == num_values
-    return bool(covers and (offsets[1:] > offsets[:-1]).all())
-
-
-def _check_pairs(rows: npt.NDArray[Any], pairs: int, limit: int, name: str) -> None:
-    if rows.shape != (pairs,) or rows.dtype.kind not in "iu":
+def _pairs(rows: npt.NDArray[Any], pairs: int, limit: int, name: str) -> npt.NDArray[np.int32]:
+    if rows.shape != (pairs,) or rows.dtype != np.int32:
         raise ValueError(f"pairs do not name one row of {name} each")
     if rows.min() < 0 or rows.max() >= limit:
         raise ValueError(f"pairs name rows {rows.min()} to {rows.max()} of {name}, which has {limit}")
+    return rows
+
+
+def _hashes(values: npt.NDArray[Any], rows: int, name: str) -> Bytes:
+    if values.shape != (rows, DIGEST_BYTES) or values.dtype != np.uint8:
+        raise ValueError(f"{rows} rows of {name} do not have a hash each")
+    return values
 
 
 def _sequence(value: object, what: str) -> list[Any]:
@@ -268,6 +287,12 @@ def _skipped(entry: object) -> SkippedSample:
 def _whole(value: object, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MOST:
         raise ValueError(f"{what} is {value!r:.40}, expected a whole number of at least 1")
+    return value
+
+
+def _largest(value: object, use: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+        raise ValueError(f"the largest id of {use} is {value!r:.40}, expected a whole number")
     return value
 
 

@@ -8,29 +8,40 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.numpy
 
-from indextts_job.data.dataset import DIGEST_BYTES, Dataset, Vector, content_digest, read_vector
+from indextts_job.data.containers import written
+from indextts_job.data.dataset import (
+    DIGEST_BYTES,
+    USES,
+    Arrays,
+    Column,
+    Dataset,
+    Owner,
+    Part,
+    Source,
+    Use,
+    Values,
+    content_digest,
+)
 from indextts_job.data.shard_index import (
     FORMAT_VERSION,
     INDEX,
     ITEM_BYTES,
-    METADATA,
     Kind,
     Shard,
-    Table,
     parse_index,
     parse_shard,
-    tensors_hash,
 )
+from indextts_job.data.texts import Bytes, Texts, distinct
 from indextts_job.errors import ConfigError
+from indextts_job.hashing import integrity_digest
 from indextts_job.model.batch import Floats
-from indextts_job.model.config import CONDITION_LATENTS
 from indextts_job.redaction import redacted
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.run_storage import RunStorage, StoredFile
@@ -38,9 +49,25 @@ from indextts_job.storage.run_storage import RunStorage, StoredFile
 SHARD_BYTES = 64 * 2**20
 """Approximate size of a shard, which is the unit of a node's cache."""
 READERS = 32
-"""Number of vectors read at a time, to hide the latency of remote sources."""
+"""Number of arrays read at a time, to hide the latency of remote sources."""
+AT_A_TIME = 4096
+"""Number of utterances read at a time."""
 Progress = Callable[[int, int], None]
 """Called with (rows written, rows in all)."""
+IDS: tuple[Use, ...] = ("text", "codes")
+Largest = Mapping[Use, int]
+"""The largest text id and the largest code of utterances."""
+NO_IDS: Largest = {"text": 0, "codes": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class _Distinct:
+    """The distinct rows of one kind, and the samples that use them."""
+
+    first: npt.NDArray[np.int64]
+    """[rows] the first sample that uses each."""
+    rows: Column
+    """[samples] the row of each sample."""
 
 
 def write_shards(
@@ -66,57 +93,75 @@ def write_shards(
         dataset = _rounded(dataset)
     _refuse_another_dataset(storage, dataset.fingerprint)
     # Many pairs share the arrays of a prompt or a target, so each distinct one is stored once.
-    conditions, condition_rows = _distinct([entry.condition for entry in dataset.entries])
-    emotions, emotion_rows = _distinct([entry.emotion for entry in dataset.entries])
-    total = len(conditions) + len(emotions)
-    width = len(read_vector(dataset.entries[0].emotion, "the first sample"))
-    writer = _ShardWriter(storage, dtype, shard_bytes, lambda done: progress(done, total))
+    digests = {use: _digests(dataset, use) for use in USES}
+    found: dict[Kind, _Distinct] = {
+        "condition": _Distinct(*distinct(digests["condition"])),
+        "emotion": _Distinct(*distinct(digests["emotion"])),
+        "ids": _Distinct(*distinct(_utterances(digests["text"], digests["codes"]))),
+    }
+    total = sum(len(kind.first) for kind in found.values())
+    writer = _ShardWriter(dataset, storage, shard_bytes, lambda done: progress(done, total))
     tables = {
-        "condition": writer.write("condition", conditions, (CONDITION_LATENTS, width)),
-        "emotion": writer.write("emotion", emotions, (width,)),
+        "condition": writer.vectors("condition", found["condition"].first, digests["condition"], dtype),
+        "emotion": writer.vectors("emotion", found["emotion"].first, digests["emotion"], dtype),
+        "ids": writer.utterances(found["ids"].first, digests),
     }
-    arrays = {"pair_condition": condition_rows, "pair_emotion": emotion_rows, **_small_arrays(dataset)}
-    arrays |= {"condition_digests": _digests(conditions), "emotion_digests": _digests(emotions)}
-    storage.write(INDEX, _index(dataset, tables, arrays))
-    return dataset.fingerprint
-
-
-def _small_arrays(dataset: Dataset) -> dict[str, npt.NDArray[Any]]:
-    """The arrays that the index holds itself: texts, codes, ids and languages."""
-    texts, text_rows = _distinct([entry.text_ids for entry in dataset.entries])
-    codes, code_rows = _distinct([entry.codes for entry in dataset.entries])
-    languages = sorted(dataset.languages)
-    return {
-        "pair_text": text_rows,
-        "pair_codes": code_rows,
-        "pair_language": np.array([languages.index(entry.language) for entry in dataset.entries], np.int32),
-        **_ragged("text", [ids.values for ids in texts]),
-        **_ragged("codes", [ids.values for ids in codes]),
-        **_ragged("id", [np.frombuffer(entry.id.encode(), np.uint8) for entry in dataset.entries]),
-        "text_digests": _digests(texts),
-        "codes_digests": _digests(codes),
-    }
-
-
-def _index(dataset: Dataset, tables: Mapping[str, Table], arrays: dict[str, npt.NDArray[Any]]) -> bytes:
     header = {
         "format_version": FORMAT_VERSION,
         "fingerprint": dataset.fingerprint,
         "languages": sorted(dataset.languages),
         "skipped": [asdict(sample) for sample in dataset.skipped],
-        "tables": {name: asdict(table) for name, table in tables.items()},
-        "tensors_sha256": tensors_hash(safetensors.numpy.save(arrays)),
+        "largest": writer.largest,
+        "tables": tables,
     }
-    text = json.dumps(header, sort_keys=True)
-    # The header has the hash of the tensors, and the text before it the hash of the header.
-    metadata = {METADATA: f"{hashlib.sha256(text.encode()).hexdigest()} {text}"}
-    return bytes(safetensors.numpy.save(arrays, metadata))
+    storage.write(INDEX, written(header, {**_columns(dataset, found, digests), **writer.checks}))
+    return dataset.fingerprint
 
 
-def _digests(things: Sequence[Any]) -> npt.NDArray[np.uint8]:
-    """[things, DIGEST_BYTES] the digests of arrays."""
-    joined = np.frombuffer(b"".join(thing.digest for thing in things), np.uint8)
-    return joined.reshape(len(things), DIGEST_BYTES)
+def _columns(
+    dataset: Dataset, found: Mapping[Kind, _Distinct], digests: Mapping[Use, Bytes]
+) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of the index, apart from the hashes of the stored rows."""
+    utterances = found["ids"].first
+    return {
+        **_ids(dataset).arrays("id"),
+        **{f"pair_{kind}": place.rows for kind, place in found.items()},
+        "pair_language": _languages(dataset),
+        "text_lengths": dataset.text_lengths[utterances],
+        "codes_lengths": dataset.code_lengths[utterances],
+        "text_digests": digests["text"][utterances],
+        "codes_digests": digests["codes"][utterances],
+        "condition_digests": digests["condition"][found["condition"].first],
+        "emotion_digests": digests["emotion"][found["emotion"].first],
+    }
+
+
+def _ids(dataset: Dataset) -> Texts:
+    pieces = [part.ids.between(0, len(part)) for part in dataset.parts]
+    starts = np.cumsum([0, *(len(values) for values, _ in pieces)])
+    offsets = [offsets[:-1] + start for (_, offsets), start in zip(pieces, starts[:-1], strict=True)]
+    return Texts(np.concatenate([values for values, _ in pieces]), np.concatenate([*offsets, starts[-1:]]))
+
+
+def _languages(dataset: Dataset) -> Column:
+    """[samples] the language of each, as its place among all in alphabetical order."""
+    names = sorted(dataset.languages)
+    columns = []
+    for part in dataset.parts:
+        places = [names.index(name) if name in names else 0 for name in part.languages]
+        columns.append(np.array(places, np.int32)[part.language])
+    return np.concatenate(columns)
+
+
+def _digests(dataset: Dataset, use: Use) -> Bytes:
+    """[samples, DIGEST_BYTES] of all arrays of one use."""
+    return np.concatenate([part.source.digests(use, 0, len(part)) for part in dataset.parts])
+
+
+def _utterances(texts: Bytes, codes: Bytes) -> Bytes:
+    """[samples, 16] keys that are equal where text and codes are."""
+    rows = np.stack([distinct(texts)[1], distinct(codes)[1]], axis=1).astype(np.int64)
+    return rows.view(np.uint8)
 
 
 def _refuse_another_dataset(storage: RunStorage, wanted: str) -> None:
@@ -131,95 +176,216 @@ def _refuse_another_dataset(storage: RunStorage, wanted: str) -> None:
 class _ShardWriter:
     """Writes rows in their order. A note beside each shard identifies its rows, so that a later call can keep it."""
 
-    def __init__(self, storage: RunStorage, dtype: str, shard_bytes: int, progress: Callable[[int], None]) -> None:
+    def __init__(
+        self, dataset: Dataset, storage: RunStorage, shard_bytes: int, progress: Callable[[int], None]
+    ) -> None:
+        self._dataset = dataset
         self._storage = storage
-        self._dtype = dtype
         self._shard_bytes = shard_bytes
         self._progress = progress
         self._done = 0
+        self.checks: dict[str, Bytes] = {}
+        """For each kind written so far, [rows, DIGEST_BYTES] hashes of the stored bytes of each row."""
+        self.largest: Largest = NO_IDS
+        """The largest ids of all utterances written so far."""
 
-    def write(self, kind: Kind, vectors: Sequence[Vector], row_shape: tuple[int, ...]) -> Table:
-        """Write all rows of one kind."""
-        row_bytes = ITEM_BYTES[self._dtype] * int(np.prod(row_shape))
-        per_shard = max(1, self._shard_bytes // row_bytes)
-        there = self._storage.list("")
-        shards = []
-        for number, start in enumerate(range(0, len(vectors), per_shard)):
-            part = vectors[start : start + per_shard]
-            name = f"{kind}-{number:05d}.safetensors"
-            rows = hashlib.sha256(b"".join(vector.digest for vector in part)).hexdigest()
-            finished = self._finished(kind, name, rows, there) if f"{name}.json" in there else None
-            shards.append(finished or self._write_shard(kind, name, rows, part))
-            self._done += len(part)
-            self._progress(self._done)
-        return Table(dtype=self._dtype, row_shape=row_shape, rows_per_shard=per_shard, shards=tuple(shards))
-
-    def _finished(self, kind: Kind, name: str, rows: str, there: Mapping[str, StoredFile]) -> Shard | None:
-        """The shard of an earlier call, if it is complete and holds these rows.
+    def vectors(self, kind: Kind, first: npt.NDArray[np.int64], digests: Bytes, dtype: str) -> dict[str, Any]:
+        """Write all vectors of one kind.
 
         Args:
-            kind: Kind of its vectors.
+            kind: Their kind.
+            first: A sample that uses each.
+            digests: [samples, DIGEST_BYTES].
+            dtype: Type of the stored values.
+
+        Returns:
+            The table for the index.
+        """
+        shape = self._read(kind, int(first[0])).shape  # type: ignore[arg-type]
+        row_bytes = ITEM_BYTES[dtype] * int(np.prod(shape))
+        cuts = range(0, len(first), max(1, self._shard_bytes // row_bytes))
+
+        def rows(samples: Sequence[int]) -> tuple[list[Values], Largest]:
+            values = self._in_parallel(lambda sample: self._read(kind, sample), samples)  # type: ignore[arg-type]
+            return ([_halves(value) for value in values] if dtype == "bfloat16" else values), NO_IDS
+
+        shards = self._write(kind, first, cuts, digests[first], rows)
+        return {"dtype": dtype, "row_shape": list(shape), "shards": shards}
+
+    def utterances(self, first: npt.NDArray[np.int64], digests: Mapping[Use, Bytes]) -> dict[str, Any]:
+        """Write the text ids and codes of all utterances, as `vectors`."""
+        parts = self._dataset.parts
+        bound = max(part.source.largest(use) for part in parts for use in IDS)
+        dtype = np.dtype(np.uint16 if bound <= np.iinfo(np.uint16).max else np.int32)
+        lengths = (self._dataset.text_lengths[first] + self._dataset.code_lengths[first]) * dtype.itemsize
+        # A shard ends where the next multiple of its size is reached.
+        numbers = np.cumsum(lengths, dtype=np.int64) // self._shard_bytes
+        cuts = [0, *(np.flatnonzero(numbers[1:] > numbers[:-1]) + 1).tolist()]
+
+        def rows(samples: Sequence[int]) -> tuple[list[Values], Largest]:
+            texts, codes = (self._in_parallel(partial(self._read, use), samples) for use in IDS)
+            joined = [np.concatenate(pair).astype(dtype) for pair in zip(texts, codes, strict=True)]
+            found = {use: int(max(map(np.max, values))) for use, values in zip(IDS, (texts, codes), strict=True)}
+            return joined, found
+
+        both = np.concatenate([digests["text"][first], digests["codes"][first]], axis=1)
+        return {"dtype": dtype.name, "shards": self._write("ids", first, cuts, both, rows)}
+
+    def _read(self, use: Use, sample: int) -> Values:
+        part, place = self._dataset.place(sample)
+        return part.source.read_one(use, place, lambda _index: "sharding")
+
+    def _in_parallel(self, read: Callable[[int], Values], samples: Sequence[int]) -> list[Values]:
+        with ThreadPoolExecutor(max_workers=READERS) as pool:
+            values: list[Values] = []
+            for start in range(0, len(samples), AT_A_TIME):
+                values += pool.map(read, samples[start : start + AT_A_TIME])
+        return values
+
+    def _write(
+        self,
+        kind: Kind,
+        first: npt.NDArray[np.int64],
+        cuts: Sequence[int],
+        digests: Bytes,
+        rows: Callable[[Sequence[int]], tuple[list[Values], Largest]],
+    ) -> list[dict[str, Any]]:
+        there = self._storage.list("")
+        shards, checks = [], []
+        for number, (start, stop) in enumerate(zip(cuts, [*cuts[1:], len(first)], strict=True)):
+            name = f"{kind}-{number:05d}.safetensors"
+            identity = hashlib.sha256(digests[start:stop].tobytes()).hexdigest()
+            note = self._finished(kind, name, identity, there) if f"{name}.json" in there else None
+            note = note or self._write_shard(kind, name, identity, *rows(first[start:stop].tolist()))
+            shards.append(asdict(note.shard))
+            checks.append(np.frombuffer(note.checks, np.uint8).reshape(-1, DIGEST_BYTES))
+            self.largest = {use: max(self.largest[use], note.largest[use]) for use in IDS}
+            self._done += stop - start
+            self._progress(self._done)
+        self.checks[f"{kind}_checks"] = np.concatenate(checks)
+        return shards
+
+    def _finished(self, kind: Kind, name: str, rows: str, there: Mapping[str, StoredFile]) -> "_Note | None":
+        """The note of a shard of an earlier call, if it is complete and holds these rows.
+
+        Args:
+            kind: Kind of its rows.
             name: Its file name.
             rows: Hash of the digests of its rows.
             there: The files of the folder.
         """
         try:
-            note = json.loads(self._storage.read(f"{name}.json"))
-            shard = parse_shard(note["shard"], kind)
-            same = note["rows_sha256"] == rows and shard.name == name
+            note = _parse_note(json.loads(self._storage.read(f"{name}.json")), kind)
         except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
             return None  # the note is damaged or not ours: the shard is written again
-        whole = name in there and there[name].size_bytes == shard.size_bytes
-        return shard if same and whole else None
+        same = note.rows_sha256 == rows and note.shard.name == name
+        whole = name in there and there[name].size_bytes == note.shard.size_bytes
+        return note if same and whole else None
 
-    def _write_shard(self, kind: Kind, name: str, rows: str, part: Sequence[Vector]) -> Shard:
-        with ThreadPoolExecutor(max_workers=READERS) as pool:
-            values = list(pool.map(lambda vector: read_vector(vector, "sharding"), part))
-        content = self._container(kind, np.stack(values))
+    def _write_shard(  # the rows with what is known of them
+        self, kind: Kind, name: str, rows: str, values: Sequence[Values], largest: Largest
+    ) -> "_Note":
+        content = _container(kind, values)
         shard = Shard(
             name=name,
-            rows=len(part),
+            rows=len(values),
             size_bytes=len(content),
             data_start=8 + int.from_bytes(content[:8], "little"),
             sha256=hashlib.sha256(content).hexdigest(),
         )
+        checks = b"".join(integrity_digest(value.data) for value in values)
+        note = _Note(rows, shard, checks, largest)
         # The note comes after the shard: a note without its shard would be believed.
         self._storage.write(name, content)
-        note = {"rows_sha256": rows, "shard": asdict(shard)}
-        self._storage.write(f"{name}.json", json.dumps(note, indent=1).encode())
-        return shard
+        self._storage.write(f"{name}.json", json.dumps({**asdict(note), "checks": checks.hex()}, indent=1).encode())
+        return note
 
-    def _container(self, kind: str, values: Floats) -> bytes:
-        if self._dtype == "float32":
-            return bytes(safetensors.numpy.save({kind: values}))
-        # numpy has no bfloat16, so the safetensors file is written here: length of the header, header, bytes. The
-        # values are rounded already, so dropping the lower halves of the float32 values is exact.
-        halves = (values.view(np.uint32) >> 16).astype(np.uint16)
-        entry = {"dtype": "BF16", "shape": list(values.shape), "data_offsets": [0, halves.nbytes]}
-        header = json.dumps({kind: entry}).encode()
-        header += b" " * (-len(header) % 8)  # the format aligns the data to 8 bytes
-        return len(header).to_bytes(8, "little") + header + halves.tobytes()
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    """What is known of a finished shard."""
+
+    rows_sha256: str
+    """Hash of the digests of its rows."""
+    shard: Shard
+    checks: bytes
+    """Hashes of the stored bytes of its rows."""
+    largest: Largest
+
+
+def _parse_note(entry: Mapping[str, Any], kind: Kind) -> _Note:
+    shard, checks = parse_shard(entry["shard"], kind), bytes.fromhex(entry["checks"])
+    largest: Largest = {use: int(entry["largest"][use]) for use in IDS}
+    if len(checks) != shard.rows * DIGEST_BYTES:
+        raise ValueError("not every row has a hash")
+    return _Note(entry["rows_sha256"], shard, checks, largest)
+
+
+def _container(kind: Kind, values: Sequence[Values]) -> bytes:
+    """A safetensors file with rows end to end; the rows of bfloat16 vectors are given as their upper halves."""
+    # numpy has no bfloat16, so the file is written here: length of the header, header, bytes.
+    ragged = kind == "ids"
+    count = sum(value.size for value in values)
+    shape = [count] if ragged else [len(values), *values[0].shape]
+    dtype = {"uint16": "U16" if ragged else "BF16", "int32": "I32", "float32": "F32"}[values[0].dtype.name]
+    data = b"".join(value.tobytes() for value in values)
+    header = json.dumps({kind: {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}).encode()
+    header += b" " * (-len(header) % 8)  # the format aligns the data to 8 bytes
+    return len(header).to_bytes(8, "little") + header + data
+
+
+def _halves(values: Values) -> Values:
+    """The upper halves of float32 values; exact, as the values are rounded to bfloat16."""
+    return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rounded:
+    """A source with its vectors rounded to bfloat16."""
+
+    source: Source
+    rounded: Mapping[str, Bytes]
+    """[samples, DIGEST_BYTES] the new digests, by use."""
+
+    def origin(self, index: int) -> str:
+        return self.source.origin(index)
+
+    def digests(self, use: Use, start: int, stop: int) -> Bytes:
+        return self.rounded[use][start:stop] if use in self.rounded else self.source.digests(use, start, stop)
+
+    def largest(self, use: Use) -> int:
+        return self.source.largest(use)
+
+    def read(self, indices: Sequence[int], owner: Owner) -> Sequence[Arrays]:
+        return [
+            (text, codes, _to_bfloat16(condition), _to_bfloat16(emotion))
+            for text, codes, condition, emotion in self.source.read(indices, owner)
+        ]
+
+    def read_one(self, use: Use, index: int, owner: Owner) -> Values:
+        values = self.source.read_one(use, index, owner)
+        return _to_bfloat16(values) if use in self.rounded else values
 
 
 def _rounded(dataset: Dataset) -> Dataset:
     """The dataset with its vectors rounded to bfloat16. All of them are read once, for their new digests."""
+    return Dataset([_rounded_part(part) for part in dataset.parts], dataset.skipped)
 
-    def through(vector: Vector) -> Vector:
-        def load(fresh: bool) -> Floats:  # noqa: FBT001
-            return _to_bfloat16(vector.load(fresh))
 
-        rounded = _to_bfloat16(read_vector(vector, "sharding"))
-        return Vector(vector.where, content_digest(rounded), load)
+def _rounded_part(part: Part) -> Part:
+    uses: tuple[Use, ...] = ("condition", "emotion")
+    return replace(part, source=_Rounded(part.source, {use: _rounded_digests(part, use) for use in uses}))
 
-    every = [vector for entry in dataset.entries for vector in (entry.condition, entry.emotion)]
-    distinct = list({vector.digest: vector for vector in every}.values())
+
+def _rounded_digests(part: Part, use: Use) -> Bytes:
+    first, rows = distinct(part.source.digests(use, 0, len(part)))
+
+    def digest(index: int) -> bytes:
+        return content_digest(_to_bfloat16(part.source.read_one(use, index, lambda _index: "sharding")))
+
     with ThreadPoolExecutor(max_workers=READERS) as pool:
-        places = dict(zip((vector.digest for vector in distinct), pool.map(through, distinct), strict=True))
-    entries = [
-        replace(entry, condition=places[entry.condition.digest], emotion=places[entry.emotion.digest])
-        for entry in dataset.entries
-    ]
-    return Dataset(entries, dataset.skipped)
+        joined = b"".join(pool.map(digest, first.tolist()))
+    return np.frombuffer(joined, np.uint8).reshape(-1, DIGEST_BYTES)[rows]
 
 
 def _to_bfloat16(values: Floats) -> Floats:
@@ -228,25 +394,3 @@ def _to_bfloat16(values: Floats) -> Floats:
     # Half of a unit in the last place, less one bit unless that place is odd. The vectors are finite: NaN is refused.
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
     return rounded.view(np.float32)
-
-
-def _distinct(things: Sequence[Any]) -> tuple[list[Any], npt.NDArray[np.int32]]:
-    """The distinct arrays by content, in order of first use, and for each given array its index among them."""
-    places: dict[bytes, int] = {}
-    kept: list[Any] = []
-    rows = np.empty(len(things), np.int32)
-    for index, thing in enumerate(things):
-        if thing.digest not in places:
-            places[thing.digest] = len(kept)
-            kept.append(thing)
-        rows[index] = places[thing.digest]
-    return kept, rows
-
-
-def _ragged(name: str, arrays: Sequence[npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of different lengths as one array and offsets [n + 1]; ids as int16 if they fit, otherwise as int32."""
-    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int64)
-    joined = np.concatenate(arrays)
-    if joined.dtype != np.uint8:
-        joined = joined.astype(np.int16 if joined.max() <= np.iinfo(np.int16).max else np.int32)
-    return {f"{name}_values": joined, f"{name}_offsets": offsets}

@@ -1,33 +1,58 @@
 """Read sharded datasets.
 
-`index.safetensors` holds all ids, the table of pairs and a digest of every row; it is read as a whole. The shards
-`condition-NNNNN.safetensors` and `emotion-NNNNN.safetensors` hold each vector once, however many pairs use it, and a
-row is one byte range. `data/shard_index.py` describes the format, `data/sharding.py` writes it.
+`index.safetensors` is read as a whole. The shards `ids-NNNNN.safetensors`, `condition-NNNNN.safetensors` and
+`emotion-NNNNN.safetensors` hold each utterance and each vector once, however many pairs use it, and a row is one byte
+range. `data/shard_index.py` describes the format, `data/sharding.py` writes it.
 """
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from indextts_job.data.dataset import Dataset, Entry, Ids, Limits, SkippedSample, Vector
+from indextts_job.data.dataset import Arrays, Dataset, Limits, Owner, Part, SkippedSample, Use, verified
 from indextts_job.data.manifest import is_manifest
-from indextts_job.data.shard_index import INDEX, LARGEST_INDEX_BYTES, Shard, ShardIndex, Table, parse_index
+from indextts_job.data.shard_index import (
+    INDEX,
+    KINDS,
+    LARGEST_INDEX_BYTES,
+    VECTORS,
+    Kind,
+    Shard,
+    ShardIndex,
+    Table,
+    parse_index,
+)
+from indextts_job.data.texts import Bytes
 from indextts_job.errors import AccessRefusedError, DataError, findings_message
+from indextts_job.hashing import integrity_digest
 from indextts_job.model.batch import Floats
 from indextts_job.model.config import CONDITION_LATENTS
 from indextts_job.redaction import redacted
 from indextts_job.storage import files
 
+READERS = 32
+"""Number of rows requested at a time, to hide the latency of a bucket."""
+
 
 class ReadRange(Protocol):
-    """Reads bytes [start, stop) of a shard; with `fresh` from the source, without any local copy."""
+    """Reads bytes [start, stop) of a shard."""
+
+    def here(self, shard: Shard, start: int, stop: int) -> memoryview | None:
+        """The bytes if they are on this node, without any wait; otherwise None."""
+
+    def soon(self, shard: Shard) -> bool:
+        """Whether the shard comes to this node so soon that waiting for it is better than a request."""
 
     def __call__(self, shard: Shard, start: int, stop: int, *, fresh: bool = False) -> memoryview:
-        """The bytes."""
+        """The bytes; with `fresh` from the source, without any local copy.
+
+        Raises:
+            FileNotFoundError: The shard is gone.
+            ValueError: The shard is shorter.
+        """
 
 
 def is_sharded(url: str) -> bool:
@@ -37,14 +62,12 @@ def is_sharded(url: str) -> bool:
     return url.endswith(INDEX) or files.exists(f"{url.rstrip('/')}/{INDEX}")
 
 
-def open_shards(
-    url: str, limits: Limits, reader: Callable[[str], ReadRange]
-) -> tuple[list[Entry], list[SkippedSample]]:
+def open_shards(url: str, limits: Limits, reader: Callable[[str], ReadRange]) -> tuple[Part, Sequence[SkippedSample]]:
     """The samples of a sharded dataset.
 
     Args:
         url: The dataset's folder or its index.
-        limits: The sizes that model and tokenizer allow; the whole index is compared with them.
+        limits: The sizes that model and tokenizer allow; the verdict in the index is compared with them.
         reader: Gives the function that reads ranges of the shards in a folder.
 
     Raises:
@@ -56,34 +79,181 @@ def open_shards(
         index = parse_index(files.read_bytes(where, LARGEST_INDEX_BYTES), redacted(where))
     except FileNotFoundError:
         raise DataError(f"{redacted(where)}: not found. Expected the folder that `indextts-job shard` wrote.") from None
-    _demand_limits(index.arrays, index.tables, limits, where)
+    _demand_limits(index, limits, where)
     _demand_shards(folder, index.tables)
-    entries = _entries(index, where, folder, reader(folder))
+    part = shard_part(index, folder, reader(folder))
     # The fingerprint is part of every checkpoint. A difference would otherwise be noticed only when a run resumes.
-    if Dataset(entries).fingerprint != index.fingerprint:
+    if Dataset([part]).fingerprint != index.fingerprint:
         raise DataError(f"{where}: its content does not have the fingerprint it names. Shard the dataset again.")
-    return entries, list(index.skipped)
+    return part, index.skipped
 
 
-def _entries(index: ShardIndex, where: str, folder: str, read_range: ReadRange) -> list[Entry]:
-    arrays = index.arrays
-    ids = {name: list(_ids(arrays, name)) for name in ("text", "codes")}
-    vectors = {name: list(_vectors(arrays, name, table, folder, read_range)) for name, table in index.tables.items()}
-    return [
-        Entry(
-            id=name,
-            language=index.languages[arrays["pair_language"][i]],
-            origin=f"{where}, pair {i}",
-            text_ids=ids["text"][arrays["pair_text"][i]],
-            codes=ids["codes"][arrays["pair_codes"][i]],
-            condition=vectors["condition"][arrays["pair_condition"][i]],
-            emotion=vectors["emotion"][arrays["pair_emotion"][i]],
-        )
-        for i, name in enumerate(index.names)
-    ]
+def shard_part(index: ShardIndex, folder: str, read: ReadRange) -> Part:
+    """The samples of a sharded dataset.
+
+    Args:
+        index: Its index.
+        folder: Path or URL, for messages.
+        read: Reads ranges of the shards.
+    """
+    rows = index.rows["ids"]
+    return Part(
+        ids=index.names,
+        languages=index.languages,
+        language=index.rows["language"],
+        text_lengths=index.lengths["text"][rows],
+        code_lengths=index.lengths["codes"][rows],
+        source=ShardSource(index, folder, read),
+    )
 
 
-def _demand_shards(folder: str, tables: Mapping[str, Table]) -> None:
+class ShardSource:
+    """See `dataset.Source`."""
+
+    def __init__(self, index: ShardIndex, folder: str, read: ReadRange) -> None:
+        self._index = index
+        self._folder = folder
+        self.reader = read
+        self._tables = {kind: _Rows(index.tables[kind], index.checks[kind], folder, read) for kind in KINDS}
+        self._pool: ThreadPoolExecutor | None = None
+
+    def origin(self, index: int) -> str:
+        """See `dataset.Source`."""
+        return f"{redacted(self._folder)}/{INDEX}, pair {index}"
+
+    def place(self, use: Use, index: int) -> tuple[Shard, int, int]:
+        """The shard of an array, the position of its row's first byte in it, and that behind the last."""
+        kind = _kind(use)
+        return self._tables[kind].place(int(self._index.rows[kind][index]))
+
+    def digests(self, use: Use, start: int, stop: int) -> Bytes:
+        """See `dataset.Source`."""
+        return self._index.digests[use][self._index.rows[_kind(use)][start:stop]]
+
+    def largest(self, use: Use) -> int:
+        """See `dataset.Source`."""
+        return self._index.largest[use]
+
+    def read(self, indices: Sequence[int], owner: Owner) -> Sequence[Arrays]:
+        """See `dataset.Source`."""
+        places = np.asarray(indices, np.int64)
+        rows = {kind: self._index.rows[kind][places].tolist() for kind in KINDS}
+        found = {kind: list(map(self._tables[kind].here, rows[kind])) for kind in KINDS}
+        missing = [(kind, slot) for kind in KINDS for slot, content in enumerate(found[kind]) if content is None]
+        if missing:
+
+            def load(place: tuple[Kind, int]) -> memoryview:
+                kind, slot = place
+                return self._tables[kind].read(rows[kind][slot], owner(indices[slot]))
+
+            # Only rows that need a request are handed to threads. The others are waited for here, one after another.
+            soon = [(kind, slot) for kind, slot in missing if self._tables[kind].soon(rows[kind][slot])]
+            rest = [place for place in missing if place not in set(soon)]
+            requested = self._threads().map(load, rest)
+            for (kind, slot), content in chain(
+                zip(soon, map(load, soon), strict=True), zip(rest, requested, strict=True)
+            ):
+                found[kind][slot] = content
+        return self._arrays(rows, found, owner, indices)
+
+    def read_one(self, use: Use, index: int, owner: Owner) -> Any:  # noqa: ANN401  # ids or a vector
+        """See `dataset.Source`."""
+        kind = _kind(use)
+        row = int(self._index.rows[kind][index])
+        content = self._tables[kind].read(row, owner(index))
+        if kind != "ids":
+            return self._tables[kind].vector(content)
+        values, cut = self._tables["ids"].integers(content), self._index.lengths["text"][row]
+        return values[:cut] if use == "text" else values[cut:]
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="samples")
+        return self._pool
+
+    def _arrays(
+        self,
+        rows: Mapping[Kind, Sequence[int]],
+        found: Mapping[Kind, Sequence[Any]],
+        owner: Owner,
+        indices: Sequence[int],
+    ) -> Sequence[Arrays]:
+        cuts = self._index.lengths["text"][rows["ids"]].tolist()
+        integers = list(map(self._tables["ids"].integers, found["ids"]))
+        texts = [values[:cut] for values, cut in zip(integers, cuts, strict=True)]
+        codes = [values[cut:] for values, cut in zip(integers, cuts, strict=True)]
+        for use, values in (("text", texts), ("codes", codes)):
+            self._demand_verdict(use, values, owner, indices)
+        conditions, emotions = (map(self._tables[kind].vector, found[kind]) for kind in VECTORS)
+        return list(zip(texts, codes, conditions, emotions, strict=True))
+
+    def _demand_verdict(self, use: str, values: Sequence[Any], owner: Owner, indices: Sequence[int]) -> None:
+        """Refuse ids beyond those that the index says it has, which were compared with the model's limits.
+
+        A damaged row has another hash; only an index that lies comes here.
+        """
+        # A negative number is a large one without a sign. All rows are compared at once.
+        joined = np.concatenate(values) if values else np.zeros(1, np.uint16)
+        if joined.view(f"u{joined.itemsize}").max() > self._index.largest[use]:
+            wrong = next(i for i, one in enumerate(values) if one.min() < 0 or one.max() > self._index.largest[use])
+            raise DataError(
+                f"{owner(indices[wrong])}: {use} beyond {self._index.largest[use]}, the largest that its index names. "
+                "Shard the dataset again."
+            )
+
+
+def _kind(use: Use) -> Kind:
+    """The table that has the arrays of a use."""
+    return "ids" if use in ("text", "codes") else use  # type: ignore[return-value]
+
+
+class _Rows:
+    """The rows of one table, each compared with its hash when it is read."""
+
+    def __init__(self, table: Table, checks: Bytes, folder: str, read: ReadRange) -> None:
+        self._table, self._checks, self._folder, self._read = table, checks, folder, read
+        self._dtype = np.dtype({"uint16": np.uint16, "int32": np.int32}.get(table.dtype, np.float32))
+
+    def place(self, row: int) -> tuple[Shard, int, int]:
+        """See `Table.place`."""
+        return self._table.place(row)
+
+    def here(self, row: int) -> memoryview | None:
+        """The bytes of a row if they are on this node and whole."""
+        content = self._read.here(*self._table.place(row))
+        return content if content is not None and self._fits(row, content) else None
+
+    def soon(self, row: int) -> bool:
+        """See `ReadRange.soon`."""
+        return self._read.soon(self._table.place(row)[0])
+
+    def read(self, row: int, owner: str) -> memoryview:
+        """The bytes of a row."""
+        place = self._table.place(row)
+
+        def load(fresh: bool) -> memoryview | None:  # noqa: FBT001
+            content = self._read(*place, fresh=fresh)
+            return content if self._fits(row, content) else None
+
+        return verified(load, f"{redacted(self._folder)}/{self._table.where(row)}", owner)
+
+    def integers(self, content: memoryview) -> Any:  # noqa: ANN401  # of the type of the table
+        """A row of ids."""
+        return np.frombuffer(content, self._dtype)
+
+    def vector(self, content: memoryview) -> Floats:
+        """A row of vectors."""
+        if self._table.dtype == "bfloat16":
+            # A bfloat16 is the upper half of a float32.
+            widened = np.frombuffer(content, np.uint16).astype(np.uint32) << 16
+            return widened.view(np.float32).reshape(self._table.row_shape)
+        return np.frombuffer(content, np.float32).reshape(self._table.row_shape)
+
+    def _fits(self, row: int, content: memoryview) -> bool:
+        return bool(integrity_digest(content) == self._checks[row].tobytes())
+
+
+def _demand_shards(folder: str, tables: Mapping[Kind, Table]) -> None:
     """Refuse a dataset whose shards are missing or truncated, which training would notice only hours later."""
     try:
         there = files.sizes(folder)
@@ -100,55 +270,28 @@ def _demand_shards(folder: str, tables: Mapping[str, Table]) -> None:
         raise DataError(findings_message(f"{folder}: the sharded dataset is not whole", findings, advice))
 
 
-def _demand_limits(
-    arrays: Mapping[str, npt.NDArray[Any]], tables: Mapping[str, Table], limits: Limits, where: str
-) -> None:
+def _demand_limits(index: ShardIndex, limits: Limits, where: str) -> None:
     model = limits.model
     findings = [
-        *_ids_beyond(arrays, "text", limits.text_pieces, model.max_text_tokens),
-        *_ids_beyond(arrays, "codes", model.number_codes, model.max_mel_tokens),
+        *_ids_beyond(index, "text", limits.text_pieces, model.max_text_tokens),
+        *_ids_beyond(index, "codes", model.number_codes, model.max_mel_tokens),
     ]
-    for name, shape in (("condition", (CONDITION_LATENTS, model.model_dim)), ("emotion", (model.model_dim,))):
-        if tables[name].row_shape != shape:
-            findings.append(f"{name}: rows of shape {list(tables[name].row_shape)}, expected {list(shape)}")
+    shapes: dict[Kind, tuple[int, ...]] = {
+        "condition": (CONDITION_LATENTS, model.model_dim),
+        "emotion": (model.model_dim,),
+    }
+    for kind, shape in shapes.items():
+        if index.tables[kind].row_shape != shape:
+            findings.append(f"{kind}: rows of shape {list(index.tables[kind].row_shape)}, expected {list(shape)}")
     if findings:
         advice = "Use the tokenizer and model configuration that the dataset was made for."
         raise DataError(findings_message(f"{where} does not fit", findings, advice))
 
 
-def _ids_beyond(arrays: Mapping[str, npt.NDArray[Any]], name: str, count: int, longest: int) -> Iterator[str]:
-    """Ids outside 0 .. count - 1, and rows that are too long. All rows are compared at once, in numpy."""
-    values = arrays[f"{name}_values"]
-    if values.min() < 0 or values.max() >= count:
-        yield f"{name}: ids from {values.min()} to {values.max()}, expected 0 … {count - 1}"
-    most = int(np.diff(arrays[f"{name}_offsets"]).max())
+def _ids_beyond(index: ShardIndex, use: str, count: int, longest: int) -> Iterator[str]:
+    """Ids outside 0 .. count - 1, and utterances that are too long."""
+    if index.largest[use] >= count:
+        yield f"{use}: ids up to {index.largest[use]}, expected 0 … {count - 1}"
+    most = int(index.lengths[use].max())
     if most > longest:
-        yield f"{name}: an utterance of {most}, the model's limit is {longest}"
-
-
-def _slices(arrays: Mapping[str, npt.NDArray[Any]], name: str) -> Iterator[npt.NDArray[Any]]:
-    offsets, values = arrays[f"{name}_offsets"], arrays[f"{name}_values"]
-    for start, stop in itertools.pairwise(offsets):
-        yield values[start:stop]
-
-
-def _ids(arrays: Mapping[str, npt.NDArray[Any]], name: str) -> Iterator[Ids]:
-    for values, digest in zip(_slices(arrays, name), arrays[f"{name}_digests"], strict=True):
-        yield Ids(values, digest.tobytes())
-
-
-def _vectors(
-    arrays: Mapping[str, npt.NDArray[Any]], name: str, table: Table, folder: str, read_range: ReadRange
-) -> Iterator[Vector]:
-    for row, digest in enumerate(arrays[f"{name}_digests"]):
-        shard, start = table.place(row)
-        load = partial(_load_row, read_range, shard, start, table)
-        yield Vector(f"{folder}/{shard.name}, row {row % table.rows_per_shard}", digest.tobytes(), load)
-
-
-def _load_row(read_range: ReadRange, shard: Shard, start: int, table: Table, fresh: bool) -> Floats:  # noqa: FBT001
-    content = read_range(shard, start, start + table.row_bytes, fresh=fresh)
-    if table.dtype == "bfloat16":
-        # A bfloat16 is the upper half of a float32.
-        return (np.frombuffer(content, np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(table.row_shape)
-    return np.frombuffer(content, np.float32).reshape(table.row_shape)
+        yield f"{use}: an utterance of {most}, the model's limit is {longest}"

@@ -1,25 +1,29 @@
 """Load a dataset from the manifests and sharded datasets that a configuration names, in the given order."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from indextts_job.data.cache import default_folder, shard_reader
-from indextts_job.data.checking import check_records
-from indextts_job.data.dataset import Dataset, Entry, Limits, SkippedSample
-from indextts_job.data.manifest import parse_records, parse_source
+from indextts_job.data.checking import check_manifest
+from indextts_job.data.dataset import Dataset, Limits, Part, SkippedSample
+from indextts_job.data.file_source import file_part
+from indextts_job.data.manifest import ManifestSource, parse_source
+from indextts_job.data.remembered import Memory, key_of, recalled, remember
 from indextts_job.data.shards import is_sharded, open_shards
 from indextts_job.errors import DataError
 from indextts_job.redaction import redacted
 from indextts_job.storage import files
 
 
-def load_dataset(
+def load_dataset(  # noqa: PLR0913  # all by name
     arguments: Sequence[str],
     limits: Limits,
     *,
     skip_bad_samples: bool,
     cache_folder: str = "",
     cache_free_ratio: float = 0.0,
+    memory: Memory | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Dataset:
     """Read and check everything that manifest arguments name.
@@ -30,24 +34,45 @@ def load_dataset(
         skip_bad_samples: Leave bad samples out instead of raising.
         cache_folder: Folder for copies of remote shards; empty = the default.
         cache_free_ratio: Share of its disk that the copies leave free.
+        memory: Where outcomes of checks are kept, so that no array is read for the next one; None = every array is
+            checked.
         progress: Called with (arrays checked, arrays in all).
 
     Raises:
         DataError: A manifest, a shard or a sample is bad; the message names all bad samples of a manifest.
     """
-    entries: list[Entry] = []
+    parts: list[Part] = []
     skipped: list[SkippedSample] = []
     copies = files.local_path(cache_folder) if cache_folder else default_folder()
     reader = partial(shard_reader, cache_folder=copies, free_ratio=cache_free_ratio)
+    check = _Check(limits, skip_bad_samples, memory, progress)
     for argument in arguments:
         source = parse_source(argument, files.exists)
-        if is_sharded(source.url):
-            good, bad = open_shards(source.url, limits, reader)
-        else:
-            records = parse_records(files.lines_of(files.read_manifest_text(source.url)), source)
-            good, bad = check_records(records, limits, progress, skip_bad_samples=skip_bad_samples)
-        entries += good
+        part, bad = open_shards(source.url, limits, reader) if is_sharded(source.url) else check(source)
+        parts.append(part)
         skipped += bad
-    if not entries:
+    if not parts:
         raise DataError(f"no samples in {', '.join(map(redacted, arguments))}.")
-    return Dataset(entries, skipped)
+    return Dataset(parts, skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """Checks manifests, or recalls an earlier check."""
+
+    limits: Limits
+    skip_bad_samples: bool
+    memory: Memory | None
+    progress: Callable[[int, int], None]
+
+    def __call__(self, source: ManifestSource) -> tuple[Part, Sequence[SkippedSample]]:
+        """The samples of a manifest, and those left out."""
+        content = files.read_manifest(source.url)
+        key = key_of(content, source, self.limits, skip_bad_samples=self.skip_bad_samples)
+        checked = recalled(self.memory, key, source) if self.memory else None
+        if checked is None:
+            lines = files.manifest_lines(content, source.shown)
+            checked = check_manifest(lines, source, self.limits, self.progress, skip_bad_samples=self.skip_bad_samples)
+            if self.memory:
+                remember(self.memory, key, checked, source)
+        return file_part(checked, source, self.limits), checked.skipped

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from indextts_job.data.array_files import BadArrayError, Kind, Progress, check_array
-from indextts_job.data.checking import array_kinds, record_fault
-from indextts_job.data.dataset import Ids, Limits, Vector
+from indextts_job.data.array_files import BadArrayError, Ids, Progress, Vector, check_array
+from indextts_job.data.checking import array_uses, record_fault
+from indextts_job.data.dataset import Limits, Use
 from indextts_job.data.manifest import PairRecord, parse_source, scan_manifest
 from indextts_job.data.shards import is_sharded
 from indextts_job.errors import DataError
@@ -83,9 +83,10 @@ class Survey:
 
     def faults(self) -> list[str]:
         """For each pair, why training would refuse it; empty for a good one."""
-        lengths = {path: seen.length for path, seen in self.arrays.items() if seen.length}
+        uses = array_uses(pair.record for pair in self.pairs)
+        lengths = {path: seen.length for path, seen in self.arrays.items()}
         faults = {path: seen.fault for path, seen in self.arrays.items() if seen.fault}
-        return [record_fault(pair.record, lengths, faults) for pair in self.pairs]
+        return [record_fault(pair.record, uses, lengths, faults) for pair in self.pairs]
 
 
 def survey(
@@ -107,31 +108,31 @@ def survey(
     for arguments, is_validation in ((train, False), (validation, True)):
         for argument in arguments:
             _read_manifest(argument, found, validation=is_validation)
-    kinds = array_kinds(pair.record for pair in found.pairs)
+    uses = array_uses(pair.record for pair in found.pairs)
     look = partial(look_at, limits=found.limits)
-    with _workers(kinds) as run:
-        for done, (path, seen) in enumerate(zip(kinds, run(look, kinds.items()), strict=True), start=1):
+    with _workers(uses) as run:
+        for done, (path, seen) in enumerate(zip(uses, run(look, uses.items()), strict=True), start=1):
             found.arrays[path] = seen
-            if done % CHUNK == 0 or done == len(kinds):
-                progress(done, len(kinds))
+            if done % CHUNK == 0 or done == len(uses):
+                progress(done, len(uses))
     return found
 
 
-def look_at(item: tuple[str, Kind], limits: Limits) -> SeenArray:
+def look_at(item: tuple[str, Use], limits: Limits) -> SeenArray:
     """Check one array, in any process.
 
     Args:
         item: Path and use of the array.
         limits: The sizes that model and tokenizer allow.
     """
-    path, kind = item
+    path, use = item
     try:
-        array = check_array(path, kind, limits)
+        array = check_array(path, use, limits)
     except BadArrayError as error:
         return SeenArray(fault=str(error))
     if isinstance(array, Vector):
         return SeenArray(digest=array.digest)
-    if kind == "codes":
+    if use == "codes":
         return SeenArray(length=len(array.values), digest=array.digest)
     return _seen_text(array, limits.model)
 
@@ -204,7 +205,7 @@ def _speaker_of(audio_path: str) -> str:
     return speaker if separator else ""
 
 
-Run = Callable[[Callable[[tuple[str, Kind]], SeenArray], Iterable[tuple[str, Kind]]], Iterator[SeenArray]]
+Run = Callable[[Callable[[tuple[str, Use]], SeenArray], Iterable[tuple[str, Use]]], Iterator[SeenArray]]
 
 
 @contextmanager

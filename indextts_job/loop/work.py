@@ -75,10 +75,7 @@ class StepWork:
         dataset, config = self.validation_set, self.model_config
         if dataset is None:
             raise ValueError("no validation set")
-        lengths = [
-            config.sample_tokens(dataset.text_lengths[i], dataset.code_lengths[i])
-            for i in range(self.validation_samples)
-        ]
+        lengths = dataset.tokens(config, slice(self.validation_samples))
         allocate = allocator(self.engine.device)
         while True:
             cut = list(in_order(lengths, self.capacity.tokens))

@@ -6,10 +6,14 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 from indextts_job.bounds import Bounds
 from indextts_job.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 CONDITION_LATENTS = 32
 """Rows of one conditioning array: UnifiedVoice's default `condition_num_latent`, which the file does not set."""
@@ -34,6 +38,8 @@ Rows = Annotated[int, Bounds(1, 2**24)]
 """Number of rows of a table."""
 Token = Annotated[int, Bounds(0, 2**24)]
 """A token id."""
+Tokens = TypeVar("Tokens", int, "npt.NDArray[np.int32]", "npt.NDArray[np.float64]")
+"""A number of tokens, or those of many samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +76,8 @@ class GPTConfig:
         """Number of codes that a sample may hold: 0 .. start_mel_token - 1."""
         return self.start_mel_token
 
-    def sample_tokens(self, text_tokens: int, code_tokens: int) -> int:
-        """Number of rows of one sample in a packed sequence.
+    def sample_tokens(self, text_tokens: Tokens, code_tokens: Tokens) -> Tokens:
+        """Number of rows of one sample, or of each of several, in a packed sequence.
 
         34 conditioning rows, the text between start and stop, and the codes after their start token.
         """

@@ -7,6 +7,7 @@ not hang a run and a sparse file does not use up the machine's memory.
 import os
 import re
 import stat
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,11 @@ __all__ = [
     "lines_of",
     "local_copy",
     "local_path",
+    "manifest_lines",
     "read_ahead",
     "read_bytes",
     "read_input",
+    "read_manifest",
     "read_manifest_text",
     "read_yaml",
     "sizes",
@@ -294,13 +297,47 @@ def read_manifest_text(url: str) -> str:
     Raises:
         DataError: It is missing or not UTF-8.
     """
-    shown = redacted(url)
+    return _decoded(read_manifest(url), redacted(url))
+
+
+def read_manifest(url: str) -> bytes:
+    """A dataset manifest as it is.
+
+    Raises:
+        DataError: It is missing.
+    """
     try:
-        content = read_bytes(url, LARGEST_MANIFEST_BYTES)
-        # Windows programs begin UTF-8 files with a byte-order mark, which JSON does not allow.
-        return content.decode("utf-8-sig")
+        return read_bytes(url, LARGEST_MANIFEST_BYTES)
     except FileNotFoundError:
         raise _no_manifest(url) from None
+
+
+def manifest_lines(content: bytes, shown: str) -> Iterator[str]:
+    """The lines of a manifest, one at a time: all of them as texts take several times the memory.
+
+    Args:
+        content: The whole manifest.
+        shown: Its name for messages.
+
+    Raises:
+        DataError: It is not UTF-8.
+    """
+    start = 3 if content.startswith(b"\xef\xbb\xbf") else 0
+    while start < len(content):
+        stop = content.find(b"\n", start)
+        stop = len(content) if stop < 0 else stop
+        try:
+            yield content[start:stop].decode()
+        except UnicodeDecodeError:
+            _decoded(content, shown)  # for a message with the position in the file
+            raise
+        start = stop + 1
+
+
+def _decoded(content: bytes, shown: str) -> str:
+    try:
+        # Windows programs begin UTF-8 files with a byte-order mark, which JSON does not allow.
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{shown}: {_encoding_text(content, error)}") from error
 

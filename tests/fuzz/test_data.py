@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indextts_job.data.dataset import Dataset, Limits
+from indextts_job.data.dataset import Limits
 from indextts_job.data.manifest import parse_records, parse_source
 from indextts_job.data.npy import NpyFormatError, parse_npy
 from indextts_job.data.shard_index import parse_index
@@ -27,6 +27,7 @@ from indextts_job.storage.files import read_yaml
 from indextts_job.tokenizer.corpus import read_corpus
 from tests.fuzz.outcomes import taken_or_refused
 from tests.fuzz.strategies import Damage, changed, damaged, damages, texts, values
+from tests.support.held_data import chosen
 from tests.support.shard_indexes import changed_index
 
 
@@ -140,7 +141,7 @@ def test_any_bytes_as_an_array(content: bytes) -> None:
 def index(world: World, limits: Limits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzzed-shards")
     dataset = load_dataset([str(world.train_manifest)], limits, skip_bad_samples=False)
-    write_shards(Dataset(dataset.entries[:3]), str(folder), lambda _done, _total: None, shard_bytes=4096)
+    write_shards(chosen(dataset, range(3)), str(folder), lambda _done, _total: None, shard_bytes=4096)
     return folder / "index.safetensors"
 
 

@@ -45,7 +45,7 @@ def test_a_signed_manifest_is_the_dataset_that_it_names(world: World, address: s
     local = load_dataset([f"{world.train_manifest}::am"], Limits(model, 217), skip_bad_samples=False)
     assert remote.fingerprint == local.fingerprint
     assert remote.languages == {"am": 40}
-    assert "X-Amz" not in remote.entries[0].origin
+    assert "X-Amz" not in remote.origin_of(0)
 
 
 def test_a_signed_link_that_leads_nowhere_does_not_tell_its_signature(world: World, address: str) -> None:

@@ -15,6 +15,7 @@ from indextts_job.data.dataset import Dataset, Limits
 from indextts_job.data.downloads import SPARE_BYTES
 from indextts_job.data.shard_index import Shard
 from indextts_job.data.sharding import write_shards
+from indextts_job.data.shards import ShardSource
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World
 from indextts_job.errors import DataError, UnavailableError
@@ -47,9 +48,14 @@ def remote(shards: str, limits: Limits, cache: Path, free_ratio: float = 0.0) ->
     dataset = load_dataset(
         [shards], limits, skip_bad_samples=False, cache_folder=str(cache), cache_free_ratio=free_ratio
     )
-    reader = dataset.entries[0].condition.load.args[0]  # type: ignore[attr-defined]
-    assert isinstance(reader, CachedShards)
-    return dataset, reader
+    return dataset, source_of(dataset).reader  # type: ignore[return-value]
+
+
+def source_of(dataset: Dataset) -> ShardSource:
+    source = dataset.parts[0].source
+    assert isinstance(source, ShardSource)
+    assert isinstance(source.reader, CachedShards)
+    return source
 
 
 def wait_for_copies(cache: Path, count: int) -> None:
@@ -134,18 +140,18 @@ def test_parts_serve_rows_before_their_shard_is_whole(
     fetch = reader._fetch
 
     def without_the_last_part(shard: Shard, start: int, stop: int) -> bytes:
-        if stop == shard.size_bytes:
+        if stop == shard.size_bytes and shard.name.startswith("condition"):
             last_part_may_come.wait()
         return fetch(shard, start, stop)
 
     reader._downloads._fetch = without_the_last_part
     first = cold.sample(0)
-    _, shard, start, table = cold.entries[0].condition.load.args  # type: ignore[attr-defined]
+    place = source_of(cold).place("condition", 0)
     deadline = time.monotonic() + 60
-    while reader._downloads.partial_with(shard, start, start + table.row_bytes) is None:
+    while reader._downloads.received(*place) is None:
         assert time.monotonic() < deadline
     before = reader.requests
-    assert np.array_equal(cold.entries[0].condition.load(False), first.condition)
+    assert np.array_equal(cold.sample(0).condition, first.condition)
     assert reader.requests == before
     last_part_may_come.set()
     assert same(cold, dataset)
@@ -192,7 +198,7 @@ def test_copies_leave_a_share_of_the_disk_free(
 def test_two_jobs_of_one_node_fetch_a_shard_once(dataset: Dataset, shards: str, limits: Limits, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     one, _ = remote(shards, limits, cache)
-    header = one.entries[0].condition.load.args[1]  # type: ignore[attr-defined]
+    header = source_of(one).place("condition", 0)[0]
     cache.mkdir()
     partial = cache / f".{header.sha256}.partial"
     with partial.open("wb") as held:

@@ -3,6 +3,8 @@
 import fcntl
 import hashlib
 import os
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,58 @@ def test_a_copy_with_another_hash_is_no_copy(tmp_path: Path, content: bytes, cap
     assert not copy_path(tmp_path, SHARD).exists()
     assert not list(tmp_path.iterdir())
     assert not downloads.wait_for(SHARD, 0, 10)
+
+
+def test_a_download_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, leaves = threading.Event(), threading.Event()
+
+    def hang(_shard: Shard, start: int, stop: int) -> bytes:
+        asked.set()
+        leaves.wait(30)
+        return CONTENT[start:stop]
+
+    downloads = Downloads(tmp_path, hang, 0.0)
+    downloads.want(SHARD)
+    assert asked.wait(10)
+    assert downloads.soon(SHARD)
+    monkeypatch.setattr("indextts_job.data.downloads.LONGEST_WAIT_S", 0.0)
+    assert not downloads.wait_for(SHARD, 0, 10)
+    assert not downloads.soon(SHARD)
+    leaves.set()
+
+
+def test_a_row_in_two_parts_is_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indextts_job.data.downloads.PART_BYTES", 1000)
+    download = _Download(SHARD, tmp_path / ".partial")
+    for start in range(0, 4000, 1000):
+        download.parts[start] = CONTENT[start : start + 1000]
+    for start, stop in ((0, 1000), (10, 20), (990, 1010), (999, 3001), (3999, 4000), (1000, 2000)):
+        found = download.range(start, stop)
+        assert found is not None
+        assert bytes(found) == CONTENT[start:stop]
+    assert download.range(3999, 4001) is None
+    assert not download.whole
+    download.lock.close()
+
+
+def test_shards_in_memory_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one is begun only when there is room, and all become copies."""
+    monkeypatch.setattr("indextts_job.data.downloads.MEMORY_BYTES", len(CONTENT) * 2)
+    contents = {name: bytes([name]) * len(CONTENT) for name in range(6)}
+    shards = [
+        replace(SHARD, name=str(name), sha256=hashlib.sha256(content).hexdigest()) for name, content in contents.items()
+    ]
+    most = 0
+
+    def fetch_some(shard: Shard, start: int, stop: int) -> bytes:
+        nonlocal most
+        most = max(most, len(downloads._running))
+        return contents[int(shard.name)][start:stop]
+
+    downloads = Downloads(tmp_path, fetch_some, 0.0)
+    for shard in shards:
+        downloads.want(shard)
+    for shard in shards:
+        wait_until(copy_path(tmp_path, shard).exists, "the copy is whole")
+        assert copy_path(tmp_path, shard).read_bytes() == contents[int(shard.name)]
+    assert 1 <= most <= 2

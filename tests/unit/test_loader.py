@@ -1,18 +1,17 @@
 """The prefetcher hands over in order what `build` makes, whatever happens."""
 
 import threading
-from functools import partial
 
 import numpy as np
 import pytest
 
 from indextts_job.data import loader
-from indextts_job.data.dataset import Dataset, Entry, Ids, Vector, content_digest
+from indextts_job.data.dataset import Dataset
 from indextts_job.data.loader import Prefetcher, step_batches
 from indextts_job.data.order import Order
 from indextts_job.data.packing import Cut, pack
-from indextts_job.model.batch import Floats
 from indextts_job.model.config import ConformerConfig, GPTConfig
+from tests.support.held_data import held
 
 _CONFORMER = ConformerConfig(output_size=8, linear_units=8, attention_heads=1, num_blocks=1)
 GPT = GPTConfig(
@@ -126,28 +125,13 @@ def test_steps_out_of_order_are_refused() -> None:
 def dataset_of(lengths: list[tuple[int, int]]) -> Dataset:
     """Samples of so many text tokens and codes; each holds its number."""
 
-    def ids(number: int, length: int) -> Ids:
-        values = np.full(length, 3 + number, np.int32)
-        return Ids(values, content_digest(values))
-
-    def vector(number: int, *shape: int) -> Vector:
-        values = np.full(shape, number, np.float32)
-
-        def load(_fresh: bool, values: Floats) -> Floats:
-            return values
-
-        return Vector(f"vector {number}", content_digest(values), partial(load, values=values))
-
-    return Dataset(
+    return held(
         [
-            Entry(
-                id=f"sample-{number}",
-                language="am",
-                origin="here",
-                text_ids=ids(number, text),
-                codes=ids(number, codes),
-                condition=vector(number, 32, GPT.model_dim),
-                emotion=vector(number, GPT.model_dim),
+            (
+                np.full(text, 3 + number, np.int32),
+                np.full(codes, 3 + number, np.uint16),
+                np.full((32, GPT.model_dim), number, np.float32),
+                np.full(GPT.model_dim, number, np.float32),
             )
             for number, (text, codes) in enumerate(lengths)
         ]

@@ -1,6 +1,5 @@
 """An index that vouches for itself and is wrong all the same is one DataError, whatever it says."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -9,12 +8,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from indextts_job.data.dataset import Limits
-from indextts_job.data.shard_index import KINDS, METADATA, parse_index, parse_shard
+from indextts_job.data.containers import METADATA
+from indextts_job.data.dataset import USES, Limits
+from indextts_job.data.shard_index import KINDS, parse_index, parse_shard
 from indextts_job.data.sharding import write_shards
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World
 from indextts_job.errors import DataError
+from indextts_job.hashing import integrity_hash
 from indextts_job.model.config import gpt_config
 from indextts_job.storage.files import read_yaml
 from tests.support.shard_indexes import Change, changed_index
@@ -67,6 +68,7 @@ def without(part: str) -> Change:
                 "../../precious.txt",
                 "/etc/passwd",
                 "emotion-00000.safetensors",
+                "ids-00000.safetensors",
                 "condition-0.safetensors",
                 "condition-00000.safetensors/../x",
                 "condition-00000.safetensors\n",
@@ -81,6 +83,9 @@ def without(part: str) -> Change:
         shard("condition", sha256="A" * 64),
         shard("condition", sha256=None),
         shard("condition", rows=4),
+        shard("ids", rows=4),
+        shard("ids", size_bytes=10**9),
+        shard("emotion", rows=2**31),
         shard("condition", rows=0),
         shard("condition", rows=True),
         shard("condition", rows=10**30),
@@ -93,7 +98,8 @@ def without(part: str) -> Change:
         table("condition", row_shape=[]),
         table("condition", row_shape=[2**40, 2**40]),
         table("condition", row_shape="32"),
-        table("condition", rows_per_shard=0),
+        table("ids", dtype="float32"),
+        table("ids", shards=[]),
         table("condition", shards=None),
         table("condition", shards=[]),
         table("condition", shards=[None]),
@@ -107,29 +113,34 @@ def without(part: str) -> Change:
         lambda header, _arrays: header.update(skipped=[{"id": "a"}]),
         lambda header, _arrays: header.update(fingerprint="short"),
         lambda header, _arrays: header.update(format_version=[1]),
+        *(lambda header, _arrays, bad=bad: header["largest"].update(text=bad) for bad in (-1, True, "9", None, 2**31)),
+        lambda header, _arrays: header.pop("largest"),
         without("tables"),
         without("skipped"),
         without("languages"),
         without("fingerprint"),
-        without("tensors_sha256"),
-        *(
-            without(f"{name}_{part}")
-            for name in ("text", "codes", "id")
-            for part in ("values", "offsets")
-        ),
-        *(without(f"{name}_digests") for name in ("text", "codes", *KINDS)),
-        *(without(f"pair_{name}") for name in ("text", "codes", "language", *KINDS)),
-        array("pair_text", np.full(40, 40, np.int32)),
-        array("pair_text", np.full(40, -1, np.int32)),
-        array("pair_text", np.zeros(39, np.int32)),
-        array("pair_text", np.zeros((40, 1), np.int32)),
-        array("pair_text", np.zeros(40, np.float32)),
+        without("id_values"),
+        without("id_offsets"),
+        without("text_lengths"),
+        without("codes_lengths"),
+        *(without(f"{kind}_checks") for kind in KINDS),
+        *(without(f"{use}_digests") for use in USES),
+        *(without(f"pair_{name}") for name in ("language", *KINDS)),
+        array("pair_ids", np.full(40, 40, np.int32)),
+        array("pair_ids", np.full(40, -1, np.int32)),
+        array("pair_ids", np.zeros(39, np.int32)),
+        array("pair_ids", np.zeros((40, 1), np.int32)),
+        array("pair_ids", np.zeros(40, np.uint8)),
         array("pair_language", np.ones(40, np.int32)),
-        array("text_offsets", np.array([0], np.int64)),
-        array("text_offsets", np.array([0, 10**9], np.int64)),
+        array("text_lengths", np.zeros(40, np.int32)),
+        array("text_lengths", np.full(40, 2**31 - 1, np.int32)),
+        array("text_lengths", np.ones(39, np.int32)),
+        array("codes_lengths", np.ones(40, np.int64)),
+        array("id_offsets", np.array([0], np.int64)),
+        array("id_offsets", np.array([0, 10**9], np.int64)),
         array("id_offsets", np.zeros(41, np.int64)),
         array("id_values", np.zeros(9, np.int32)),
-        array("codes_values", np.zeros(9, np.float32)),
+        array("ids_checks", np.zeros((39, 16), np.uint8)),
         array("condition_digests", np.zeros((3, 16), np.uint8)),
         array("condition_digests", np.zeros(640, np.uint8)),
         lambda _header, arrays: arrays.update(id_values=np.full_like(arrays["id_values"], 0xFF)),
@@ -144,7 +155,7 @@ def test_an_index_that_contradicts_itself_is_refused(index: bytes, change: Chang
     "text", ["[]", "1", "null", "[" * 10_000, '{"format_version": 1}', '{"format_version": ' + "9" * 5000 + "}"]
 )
 def test_a_header_that_is_none_is_refused(text: str) -> None:
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    digest = integrity_hash(text.encode())
     content = safetensors.numpy.save({"a": np.zeros(1)}, {METADATA: f"{digest} {text}"})
     with pytest.raises(DataError, match="index"):
         parse_index(content, "index")
