@@ -7,7 +7,6 @@ content, so they cannot be mixed up with those of a changed dataset, and the job
 """
 
 import contextlib
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,6 @@ from indextts_job.storage.reader import RemoteReader
 
 MAPPED_COPIES = 256
 """Number of copies mapped at a time: each holds an open file, and some containers allow a process only 1,024."""
-
-
-def default_folder() -> Path:
-    """The folder of copies, unless the configuration gives another one."""
-    return Path(tempfile.gettempdir()) / "indextts-job-cache"
 
 
 def shard_reader(folder: str, cache_folder: Path, free_ratio: float) -> ReadRange:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from indextts_job.data.cache import default_folder, shard_reader
+from indextts_job.data.cache import shard_reader
 from indextts_job.data.checking import check_manifest
 from indextts_job.data.dataset import Dataset, Limits, Part, SkippedSample
 from indextts_job.data.file_source import file_part
@@ -14,6 +14,7 @@ from indextts_job.data.shards import is_sharded, open_shards
 from indextts_job.errors import DataError
 from indextts_job.redaction import redacted
 from indextts_job.storage import files
+from indextts_job.storage.node_cache import node_folder
 
 
 def load_dataset(  # noqa: PLR0913  # all by name
@@ -43,7 +44,7 @@ def load_dataset(  # noqa: PLR0913  # all by name
     """
     parts: list[Part] = []
     skipped: list[SkippedSample] = []
-    copies = files.local_path(cache_folder) if cache_folder else default_folder()
+    copies = node_folder(cache_folder)
     reader = partial(shard_reader, cache_folder=copies, free_ratio=cache_free_ratio)
     check = _Check(limits, skip_bad_samples, memory, progress)
     for argument in arguments:

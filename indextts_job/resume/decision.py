@@ -75,8 +75,8 @@ def _tell_of_checkpoint(selection: Selection, point: ResumePoint, voice: _Voice)
     # A listing finds lost objects. Their bytes are verified by the audit after the first save.
     if point.lost and not point.repaired:
         voice.warn(
-            f"{len(point.lost)} objects of the checkpoint are lost or cut, {point.lost[0].key} among them. Training does "
-            "not need them, an export does: restore them from a copy of the run."
+            f"{len(point.lost)} objects of the checkpoint are lost or cut, {point.lost[0].key} among them. Training "
+            "does not need them, an export does: restore them from a copy of the run."
         )
     voice.say(f"checkpoint found at {point.url}")
 

@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from indextts_job.attempt.nodes import Nodes, read_nodes, wanted_processes
-from indextts_job.data.cache import default_folder
 from indextts_job.errors import EXIT_CONFIG, EXIT_DATA, EXIT_REFUSED, EXIT_STOPPED, ConfigError
 from indextts_job.hardware.plan import HardwareConfig
 from indextts_job.preemption.clouds import known_clouds
 from indextts_job.scheduler import read_scheduler
+from indextts_job.storage.node_cache import node_folder
 from indextts_job.training.distributed import World, read_world
 from launch.cli import main
 from launch.job import Job
@@ -221,7 +221,7 @@ def test_what_is_written_has_a_place(pod: dict[str, Any], trainer: dict[str, Any
     assert volumes[mounts["/tmp"]]["emptyDir"]["sizeLimit"] == "10Gi"  # noqa: S108
     # Copies of shards have a volume without a limit: the trainer leaves a share of the disk free, and a limit of the
     # volume, which it cannot see, would evict the pod.
-    copies = Path("/tmp") / default_folder().name  # noqa: S108
+    copies = Path("/tmp") / node_folder("").name  # noqa: S108
     assert volumes[mounts[str(copies)]]["emptyDir"] == {}
     assert yaml.safe_load((FOLDER / "base/run.yaml").read_text(encoding="utf-8"))["data"]["cache_free_ratio"] > 0.1
     assert all(path.startswith("/") for path in mounts)
