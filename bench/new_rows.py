@@ -22,10 +22,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bench.workload import model_config
+from indextts_job.checkpoint.tensor_names import TEXT_TABLES
 from indextts_job.model.batch import Sample, collate
 from indextts_job.model.config import GPTConfig, trained_shapes
 from indextts_job.model.unified_voice import UnifiedVoice
-from indextts_job.model.vocabulary import TEXT_TABLES, Vocabulary
+from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.training.engine import Engine, to_device
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.schedule import ScheduleConfig, learning_rate

@@ -156,7 +156,7 @@ def configuration(world: World, folder: Path, data: str) -> Path:
         },
         "data": {"train_manifests": [data]},
         "recipe": {"global_batch_samples": 8},
-        "schedule": {"max_steps": 1},
+        "schedule": {"max_steps": 100},
         "report": {"log_interval_steps": 1},
     }
     path = folder / "run.yaml"
@@ -205,8 +205,11 @@ def main() -> None:
             if row.endswith("remembered"):
                 (runs / "run").mkdir()
                 (place / "data").rename(runs / "run/data")
-            step_s, account = first_step(configuration(world, runs, argument))
-            print(f"{row:<22}{count:>10}{open_s:>9.2f}{each:>12.0f}{peak:>13.0f}{step_s:>14.1f}  {account}")
+            started = first_step(configuration(world, runs, argument))
+            print(
+                f"{row:<22}{count:>10}{open_s:>9.2f}{each:>12.0f}{peak:>13.0f}{started.seconds:>14.1f}  "
+                f"{started.account}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
 """From the start of the process to the first optimizer step, everything in a bucket, on a bare and on a warm node.
 
 Starts SeaweedFS on loopback. `bare` has an empty cache folder; `fresh` starts from the base checkpoint, `resume` from a
-checkpoint in the bucket. The operating system's page cache stays warm: a node that has never imported torch takes
-longer. Rival: what has to happen one after another at least, the import of torch and one read of the bytes.
+checkpoint that an attempt left when it was preempted. The operating system's page cache stays warm: a node that has
+never imported torch takes longer. Rivals are what has to happen at least: the imports of the trainer, and one read of
+the bytes of base or checkpoint, which can happen beside them. Every attempt is stopped behind its first step.
 
-    python -m bench.startup [--rounds 3]
+    python -m bench.startup [--rounds 5]
 """
 
 import argparse
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
@@ -24,6 +27,7 @@ from indextts_job.data.dataset import Limits
 from indextts_job.data.sharding import write_shards
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World, WorldSize, make_world
+from indextts_job.errors import EXIT_STOPPED
 from indextts_job.model.config import gpt_config
 from indextts_job.storage import files
 from indextts_job.storage.config import StorageConfig
@@ -33,7 +37,7 @@ from tests.support.servers import client_environment, running, seaweedfs
 SAMPLES, WIDTH, LAYERS = 1000, 1280, 2
 
 
-def configuration(folder: Path, cache: Path, steps: int) -> Path:
+def configuration(folder: Path, cache: Path) -> Path:
     """A run whose every input is a URL."""
     document = {
         "run": "s3://bucket/run",
@@ -44,36 +48,54 @@ def configuration(folder: Path, cache: Path, steps: int) -> Path:
         },
         "data": {"train_manifests": ["s3://bucket/shards"], "cache_folder": str(cache)},
         "recipe": {"global_batch_samples": 2},
-        "schedule": {"max_steps": steps},
+        "schedule": {"max_steps": 100},
         "report": {"log_interval_steps": 1},
-        "resume": {"accept": ["schedule.max_steps"]},
     }
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(document), encoding="utf-8")
     return path
 
 
-def first_step(path: Path) -> tuple[float, str]:
-    """Seconds until the line of the first step is printed, and the trainer's own account of its start."""
+@dataclass(frozen=True)
+class Started:
+    """One start."""
+
+    seconds: float
+    """From the start of the process until the line of the first step is printed."""
+    step_s: float
+    """Of that, the step itself."""
+    account: str
+    """The trainer's own account of its start."""
+
+
+def first_step(path: Path) -> Started:
+    """Start the trainer, and stop it behind its first step."""
     started_s = time.perf_counter()
     command = [sys.executable, "-m", "indextts_job", "train", str(path)]
-    account, seconds = "", 0.0
+    account, seconds, ready_s = "", 0.0, 0.0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout  # noqa: S101
         for line in process.stdout:
             if line.startswith("start-up"):
-                account = line.removeprefix("start-up").strip()
+                account, ready_s = line.removeprefix("start-up").strip(), time.perf_counter() - started_s
             if line.startswith("train") and not seconds:
                 seconds = time.perf_counter() - started_s
-    if process.returncode or not seconds:
+                process.send_signal(signal.SIGTERM)
+    if process.returncode != EXIT_STOPPED or not seconds:
         raise RuntimeError(f"the trainer ended with {process.returncode}")
-    return seconds, account
+    return Started(seconds, seconds - ready_s, account)
 
 
-def at_least() -> float:
-    """Import of torch in a process of its own, then one read of the base checkpoint."""
+def imports() -> float:
+    """What the trainer imports, in a process of its own."""
     started_s = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    subprocess.run([sys.executable, "-c", "import indextts_job.attempt.run, s3fs"], check=True)
+    return time.perf_counter() - started_s
+
+
+def one_read() -> float:
+    """One read of the base checkpoint to memory."""
+    started_s = time.perf_counter()
     files.read_bytes("s3://bucket/world/checkpoints/gpt.pth")
     return time.perf_counter() - started_s
 
@@ -81,7 +103,7 @@ def at_least() -> float:
 def main() -> None:
     """Print one row per kind of start."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as name, running(seaweedfs(Path(name) / "weed")) as server:
         os.environ.update(client_environment(server))
@@ -103,21 +125,31 @@ def _shard(world: World) -> None:
 def measure(folder: Path, rounds: int, size: int) -> None:
     """Take turns, print medians and the last account."""
     filesystem = fsspec.filesystem("s3")
-    found: dict[str, list[tuple[float, str]]] = {}
-    floor = []
+    found: dict[str, list[Started]] = {}
+    importing, reading = [], []
     for turn in range(rounds):
         if filesystem.exists("bucket/run"):
             filesystem.rm("bucket/run", recursive=True)
-        floor.append(at_least())
+        importing.append(imports())
+        reading.append(one_read())
         bare, other = folder / f"cache-{turn}", folder / f"other-{turn}"
-        found.setdefault("fresh, bare node", []).append(first_step(configuration(folder, bare, 1)))
-        found.setdefault("resume, warm node", []).append(first_step(configuration(folder, bare, 2)))
-        found.setdefault("resume, bare node", []).append(first_step(configuration(folder, other, 3)))
-    least = statistics.median(floor)
-    print(f"{SAMPLES} samples, base checkpoint of {size / 2**20:.0f} MiB; import of torch and one read: {least:.1f} s")
-    for name, taken in found.items():
-        seconds = statistics.median(second for second, _ in taken)
-        print(f"{name:<20}{seconds:>6.1f} s, {seconds / least:.2f} of that; {taken[-1][1]}")
+        found.setdefault("fresh, bare node", []).append(first_step(configuration(folder, bare)))
+        found.setdefault("resume, warm node", []).append(first_step(configuration(folder, bare)))
+        found.setdefault("resume, bare node", []).append(first_step(configuration(folder, other)))
+    print(
+        f"{SAMPLES} samples, base checkpoint of {size / 2**20:.0f} MiB; imports {statistics.median(importing):.2f} s, "
+        f"one read of the base {statistics.median(reading):.2f} s"
+    )
+    print(f"{'':<20}{'first step':>12}{'/ max(imports, read)':>28}{'without the step / imports':>32}")
+    for name, starts in found.items():
+        whole = [one.seconds / max(least, read) for one, least, read in zip(starts, importing, reading, strict=True)]
+        ready = [(one.seconds - one.step_s) / least for one, least in zip(starts, importing, strict=True)]
+        seconds = statistics.median(one.seconds for one in starts)
+        print(f"{name:<20}{seconds:>10.2f} s{_spread(whole):>28}{_spread(ready):>32}  {starts[-1].account}")
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
 
 
 if __name__ == "__main__":

@@ -100,3 +100,12 @@ def result(future: Future[T], check: Callable[[], object] = never) -> T:
         if future.done():
             return future.result(timeout=0)
         check()
+
+
+def settled(future: Future[T], limit_s: float, stopped: Stopped = never) -> bool:
+    """Wait for the end of a future's work, for a while or until `stopped` is true; whether it has ended."""
+    until_s = time.monotonic() + limit_s
+    while not future.done() and not stopped() and time.monotonic() < until_s:
+        with contextlib.suppress(Exception):
+            future.result(timeout=min(LOOK_S, max(0.0, until_s - time.monotonic())))
+    return future.done()

@@ -9,7 +9,7 @@ import torch
 from indextts_job.checkpoint.history import Losses
 from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name
 from indextts_job.checkpoint.store import CheckpointStore
-from indextts_job.checkpoint.tensor_names import BASE, WEIGHTS
+from indextts_job.checkpoint.tensor_names import BASE, TEXT_TABLES, WEIGHTS
 from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Limits
 from indextts_job.data.sources import load_dataset
@@ -18,7 +18,7 @@ from indextts_job.hardware.plan import HardwareFacts, Needs, Plan, make_plan
 from indextts_job.model.batch import collate
 from indextts_job.model.config import GPTConfig, gpt_config
 from indextts_job.model.unified_voice import UnifiedVoice
-from indextts_job.model.vocabulary import TEXT_TABLES, Vocabulary
+from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.parsing import plain
 from indextts_job.training.engine import Engine
 from indextts_job.training.evaluate import evaluate, in_order

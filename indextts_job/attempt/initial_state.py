@@ -8,13 +8,13 @@ from torch import Tensor
 from indextts_job.attempt.inputs import Inputs
 from indextts_job.attempt.takeover import install, take_over
 from indextts_job.checkpoint.store import CheckpointStore
-from indextts_job.checkpoint.tensor_names import BASE, FIRST_MOMENT, WEIGHTS, below
+from indextts_job.checkpoint.tensor_names import BASE, FIRST_MOMENT, TEXT_TABLES, WEIGHTS, below
 from indextts_job.config import RunConfig
 from indextts_job.data.order import derive_seed
 from indextts_job.errors import UnavailableError
 from indextts_job.legacy.adoption import Imported
 from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors, initialise, split_rows
-from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
+from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, Vocabulary
 from indextts_job.report.events import Emit
 from indextts_job.resume.points import ResumePoint
 from indextts_job.resume.select import Selection

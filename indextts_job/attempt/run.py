@@ -13,6 +13,7 @@ from indextts_job.attempt.recording import Parts, Recording, other_rank, rank_ze
 from indextts_job.attempt.records import Laps
 from indextts_job.attempt.start import build
 from indextts_job.background import begin
+from indextts_job.checkpoint.ahead import ObjectsAhead
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.checkpoint.values import demand_storable
 from indextts_job.config import RunConfig
@@ -57,6 +58,7 @@ def run_attempt(
     console: ConsoleReport,
     started_at_s: float | None = None,
     guard: ExitGuard | None = None,
+    ahead: ObjectsAhead | None = None,
 ) -> int:
     """Train until the run is complete or a stop is requested.
 
@@ -68,6 +70,7 @@ def run_attempt(
         console: Shows the progress.
         started_at_s: Instant of the monotonic clock at which the process began, for the durations of the start-up.
         guard: Ends the process at the deadline; follows the phase of the attempt.
+        ahead: Objects of the run that are being read already.
 
     Returns:
         The exit code: 0 complete, 75 stopped with everything committed.
@@ -85,7 +88,7 @@ def run_attempt(
     copies = copies_of_run(config)
     if copies:
         begin(copies.forget_the_old, "old copies")
-    store = CheckpointStore(open_storage(config.run, config.storage), copies)
+    store = CheckpointStore(open_storage(config.run, config.storage), copies, ahead)
     # Hours of reading would otherwise end at the first save.
     _demand_writable(config.run)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from indextts_job.checkpoint.ahead import READERS, ObjectsAhead, in_turn
 from indextts_job.checkpoint.manifest import OBJECTS, SHARED, StoredObject, StoredTensor
 from indextts_job.checkpoint.object_layout import Draft
 from indextts_job.checkpoint.tensor_names import BASE
@@ -23,7 +24,6 @@ _T = TypeVar("_T")
 
 WRITERS = 3
 """Objects on their way at a time; with their size, the extra memory of a save (`bench/checkpoint.py`)."""
-READERS = 6
 
 
 class DamagedCheckpointError(DataError):
@@ -33,15 +33,17 @@ class DamagedCheckpointError(DataError):
 class Objects:
     """The objects in one run's storage."""
 
-    def __init__(self, storage: RunStorage, copies: NodeCache | None = None) -> None:
+    def __init__(self, storage: RunStorage, copies: NodeCache | None = None, ahead: ObjectsAhead | None = None) -> None:
         """The objects of a run.
 
         Args:
             storage: The run.
             copies: Copies on this node; None = there are none.
+            ahead: Objects that are being read already.
         """
         self._storage = storage
         self._copies = copies
+        self._ahead = ahead or ObjectsAhead()
         self._whole: dict[str, int] = {}
         self._looked_at: set[str] = set()
         """Folders that were listed since the beginning of the save."""
@@ -161,15 +163,16 @@ class Objects:
         Raises:
             DamagedCheckpointError: One is missing, truncated or altered.
         """
-        if self._copies is None:
-            return dict(self.read_all(stored, lambda one, content: (one.key, content)))
-        # Each process of the node begins at another place, and finds there what the others have read meanwhile.
-        first = len(stored) * self._copies.share.index // self._copies.share.count
-        turned = [*stored[first:], *stored[:first]]
+        turned = in_turn(stored, self._copies)
         with ThreadPoolExecutor(max_workers=READERS) as pool:
             return dict(zip((one.key for one in turned), pool.map(self._load, turned), strict=True))
 
     def _load(self, stored: StoredObject) -> Bytes:
+        content = self._ahead.take(stored)
+        if content is not None:
+            if stored.key in self._ahead.from_storage:
+                self._whole[stored.key] = stored.size_bytes
+            return content
         return through(self._copies, stored.xxh3, stored.size_bytes, lambda: self.read(stored))
 
     def keep_copies_of(self, stored: Iterable[StoredObject]) -> None:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from torch import Tensor
 
 from indextts_job.checkpoint import retention
+from indextts_job.checkpoint.ahead import ObjectsAhead
 from indextts_job.checkpoint.manifest import (
     MANIFESTS,
     SHARED,
@@ -68,15 +69,16 @@ class CommitResult:
 class CheckpointStore:
     """Checkpoints in one run's storage."""
 
-    def __init__(self, storage: RunStorage, copies: NodeCache | None = None) -> None:
+    def __init__(self, storage: RunStorage, copies: NodeCache | None = None, ahead: ObjectsAhead | None = None) -> None:
         """The checkpoints of a run.
 
         Args:
             storage: The run.
             copies: Copies of its objects on this node; None = there are none.
+            ahead: Objects that are being read already.
         """
         self.storage = storage
-        self._objects = Objects(storage, copies)
+        self._objects = Objects(storage, copies, ahead)
         self._named: dict[CheckpointName, frozenset[str]] = {}
         """Keys of the objects of checkpoints whose manifests this process has read or written. Manifests never change,
         so none is read twice for them."""

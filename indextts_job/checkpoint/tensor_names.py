@@ -11,6 +11,11 @@ FIRST_MOMENT, SECOND_MOMENT = "exp_avg/", "exp_avg_sq/"
 """Moments of AdamW."""
 BASE = "base/"
 """What never changes: tensors of the base checkpoint."""
+TEXT_TABLES = ("text_embedding.weight", "text_head.weight", "text_head.bias")
+"""Tables with one row per text piece, by their name in the base checkpoint."""
+RESUMED = (WEIGHTS, FIRST_MOMENT, SECOND_MOMENT, *(BASE + name for name in TEXT_TABLES))
+"""Beginnings of the names of all tensors that a resume needs. The other tensors of the base, a gigabyte or more, are
+needed by an export alone."""
 
 
 def below(prefix: str, named: Mapping[str, T]) -> dict[str, T]:

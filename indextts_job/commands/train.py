@@ -88,7 +88,7 @@ def _train_here(
     from indextts_job.attempt.ahead import begin_downloads
 
     # Downloads start before torch is imported, which takes seconds itself.
-    begin_downloads(configured.config)
+    ahead = begin_downloads(configured.config, stop)
     if configured.config.preemption.spot_notices:
         # In a thread: the metadata service of a cloud is asked every few seconds.
         begin(lambda: _watch_notices(stop), "spot notices")
@@ -102,7 +102,7 @@ def _train_here(
         for topic, messages in (("flag", notes), ("settings", configured.notes)):
             for message in messages:
                 console(Notice(step=0, topic=topic, message=message))
-        return run_attempt(configured.config, stop, console, started_at_s, guard)
+        return run_attempt(configured.config, stop, console, started_at_s, guard, ahead)
 
 
 def _watch_notices(stop: StopSignals) -> None:

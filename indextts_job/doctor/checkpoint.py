@@ -8,7 +8,7 @@ from torch import Tensor
 from indextts_job.checkpoint.history import History, Validation
 from indextts_job.checkpoint.manifest import CheckpointManifest, file_name
 from indextts_job.checkpoint.store import CheckpointStore
-from indextts_job.checkpoint.tensor_names import BASE, WEIGHTS
+from indextts_job.checkpoint.tensor_names import BASE, TEXT_TABLES, WEIGHTS
 from indextts_job.checkpoint.values import VocabularyRecord
 from indextts_job.doctor.findings import Finding, Level, data_finding
 from indextts_job.errors import ConfigError, DataError
@@ -20,7 +20,7 @@ from indextts_job.legacy.discovery import is_old_checkpoint
 from indextts_job.model.base_checkpoint import BaseCheckpoint, load_base_checkpoint
 from indextts_job.model.config import gpt_config
 from indextts_job.model.memory import Sizes
-from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
+from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, Vocabulary
 from indextts_job.report.console import human_bytes
 from indextts_job.resume.points import locate_all
 from indextts_job.storage import files

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from indextts_job.checkpoint.tensor_names import TEXT_TABLES
 from indextts_job.legacy.base_rows import BaseRows, judge
 from indextts_job.legacy.checkpoint import LegacyCheckpoint
 from indextts_job.model.base_checkpoint import BaseCheckpoint
 from indextts_job.model.config import GPTConfig, trained_shapes
-from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary
+from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, Vocabulary
 
 Moments = Mapping[str, tuple[Tensor, Tensor]]
 """(exp_avg, exp_avg_sq) by parameter name."""

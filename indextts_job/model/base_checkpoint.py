@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from indextts_job.checkpoint.tensor_names import TEXT_TABLES
 from indextts_job.errors import ConfigError, DataError, findings_message
 from indextts_job.model.config import GPTConfig, Shape, carried_shapes, trained_shapes
 from indextts_job.model.torch_file import read_torch_file, unusual
 from indextts_job.model.unified_voice import UnifiedVoice
-from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, NewRows, initial_rows
+from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, NewRows, initial_rows
 from indextts_job.redaction import redacted
 
 LARGEST_TABLE_ROWS = 2**24

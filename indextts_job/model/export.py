@@ -10,11 +10,12 @@ import torch
 import yaml
 from torch import Tensor
 
+from indextts_job.checkpoint.tensor_names import TEXT_TABLES
 from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.errors import ConfigError, UnavailableError
 from indextts_job.model.base_checkpoint import BASE_PIECES, EXPORT_SECTION, demand_fit
 from indextts_job.model.config import GPTConfig, carried_shapes, gpt_config, trained_shapes
-from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES, Vocabulary, join_rows
+from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, Vocabulary, join_rows
 
 WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE = "gpt.pth", "config.yaml", "bpe.model"
 

@@ -19,6 +19,7 @@ from indextts_job.errors import DataError
 from indextts_job.redaction import redacted
 from indextts_job.storage import files
 from indextts_job.storage.errors import translated
+from indextts_job.storage.remote_files import Bytes
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _FOREIGN = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class) ([\w.]+)")
@@ -41,20 +42,21 @@ def read_torch_file(url: str, what: str, key: str) -> Any:  # noqa: ANN401  # wh
     """
     shown = redacted(url)
     path = files.local_path(url) if files.is_local(url) else _copy_of(url)
-    if path is not None:
+    if isinstance(path, Path):
         with translated(f"reading {url}"):
             if path.is_file():
                 with path.open("rb") as file:
                     _demand_archive(file, path.stat().st_size, shown)
                 return _load(path, shown, mapped=True)
+        path = None
     # A local file that is missing comes here too, for the message that names the configuration key.
-    content = files.read_input(url, what, key)
+    content = files.read_input(url, what, key) if path is None else path.tobytes()
     _demand_archive(io.BytesIO(content), len(content), shown)
     return _load(io.BytesIO(content), shown, mapped=False)
 
 
-def _copy_of(url: str) -> Path | None:
-    """The copy of a remote file on this node; None where it is read to memory, also for the message that it is gone."""
+def _copy_of(url: str) -> Path | Bytes | None:
+    """A remote file by its copy on this node; None where there is none, also for the message that the file is gone."""
     with contextlib.suppress(FileNotFoundError):
         return files.local_copy(url)
     return None

@@ -28,7 +28,6 @@ gradients and learn slowly: after 120 steps of `bench/new_rows.py` the text loss
 
 NewRows = Literal["spread", "mean", "normal"]
 
-TEXT_TABLES = ("text_embedding.weight", "text_head.weight", "text_head.bias")
 NEW_ROWS_SUFFIX = "_new"
 """`text_head.weight_new` holds the trained rows of an extended `text_head.weight`."""
 

@@ -8,15 +8,16 @@ nodes may differ.
 
 import io
 import time
-
-from tensorboard.compat.proto.event_pb2 import Event as Record
-from tensorboard.compat.proto.event_pb2 import SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
+from typing import TYPE_CHECKING
 
 from indextts_job.checkpoint.history import Losses
 from indextts_job.report.events import Event, TrainLine, Validated
 from indextts_job.storage.run_storage import RunStorage
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event as Record
+
+# ruff: noqa: PLC0415  # TensorBoard takes a sixth of a second to import, which the first step need not wait for
 
 FOLDER = "logs"
 FILE_VERSION = "brain.Event:2"
@@ -30,12 +31,8 @@ class TensorBoardCurves:
         self._storage = storage
         # `tfevents` in the name makes readers take it for an event file; padded numbers sort as text.
         self._key = f"{FOLDER}/{run_name}/events.out.tfevents.{attempt:010d}.attempt"
-        # Points at the resumed step were written before its checkpoint and stay; all later ones are written again.
-        start = SessionLog(status=SessionLog.START)
-        self._append(
-            Record(file_version=FILE_VERSION, wall_time=time.time()),
-            Record(step=resumed_at + 1, session_log=start, wall_time=time.time()),
-        )
+        self._resumed_at = resumed_at
+        self._begun = False
 
     def __call__(self, event: Event) -> None:
         """Write the points of one event."""
@@ -48,11 +45,31 @@ class TensorBoardCurves:
         elif isinstance(event, Validated):
             self._points(event.step, _losses("val", event.losses))
 
+    def _begin(self) -> None:
+        """Write the records that an event file begins with."""
+        from tensorboard.compat.proto.event_pb2 import Event as Record
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        self._begun = True
+        # Points at the resumed step were written before its checkpoint and stay; all later ones are written again.
+        start = SessionLog(status=SessionLog.START)
+        self._append(
+            Record(file_version=FILE_VERSION, wall_time=time.time()),
+            Record(step=self._resumed_at + 1, session_log=start, wall_time=time.time()),
+        )
+
     def _points(self, step: int, points: dict[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event as Record
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        if not self._begun:
+            self._begin()
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in points.items()])
         self._append(Record(step=step, wall_time=time.time(), summary=summary))
 
-    def _append(self, *records: Record) -> None:
+    def _append(self, *records: "Record") -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
         # Framed in memory: the writer of TensorBoard wants a file, and the storage has appends only.
         framed = io.BytesIO()
         writer = RecordWriter(framed)

@@ -11,10 +11,9 @@ from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, Stor
 from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
-from indextts_job.checkpoint.tensor_names import BASE, FIRST_MOMENT, SECOND_MOMENT, WEIGHTS
+from indextts_job.checkpoint.tensor_names import RESUMED
 from indextts_job.errors import ConfigError, DataError, findings_message
 from indextts_job.legacy.discovery import is_old_checkpoint
-from indextts_job.model.vocabulary import TEXT_TABLES
 from indextts_job.resume.shared_objects import Repaired
 from indextts_job.storage import files
 from indextts_job.storage.config import StorageConfig
@@ -108,16 +107,14 @@ def _loaded(
     store: CheckpointStore, manifest: CheckpointManifest, repair: Repair | None
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors that training needs, and messages about repairs."""
-    # Only these: the other base tensors, a gigabyte or more, are needed by an export alone.
-    wanted = (WEIGHTS, FIRST_MOMENT, SECOND_MOMENT, *(BASE + key for key in TEXT_TABLES))
     try:
-        return store.load(manifest, wanted), ()
+        return store.load(manifest, RESUMED), ()
     except DamagedCheckpointError as error:
         told = repair(store, manifest).told if repair else ()
         if not told:
             raise
         # Once more after the repair; damage elsewhere raises here.
-        return store.load(manifest, wanted), (str(error), *told)
+        return store.load(manifest, RESUMED), (str(error), *told)
 
 
 def locate(

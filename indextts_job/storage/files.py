@@ -147,7 +147,7 @@ def read_bytes(url: str, limit_bytes: int = LARGEST_FILE_BYTES) -> bytes:
 
 
 _copies: list[NodeCache] = []
-_copies_ahead: dict[str, Future[Path | None]] = {}
+_copies_ahead: dict[str, Future[Path | Bytes | None]] = {}
 """Globals for the same reason as `_ahead`: the copies of inputs on this node, and those that are being made."""
 
 
@@ -167,13 +167,16 @@ def copy_ahead(url: str) -> None:
         read_ahead(url)
 
 
-def local_copy(url: str) -> Path | None:
-    """A copy of a large remote file on this node, made if there is none yet; None where there can be none.
+def local_copy(url: str) -> Path | Bytes | None:
+    """A large remote file by its copy on this node, which is made if there is none yet.
 
     A copy belongs to one version of the file, as its server tells versions apart.
 
     Args:
         url: URL of a remote file.
+
+    Returns:
+        The copy, or the content while its copy is being written; None where there can be none.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -183,7 +186,7 @@ def local_copy(url: str) -> Path | None:
     return result(future) if future else _local_copy(url)
 
 
-def _local_copy(url: str) -> Path | None:
+def _local_copy(url: str) -> Path | Bytes | None:
     if not _copies or is_local(url):
         return None
     reader = RemoteReader(url, READ_PATIENCE_S)
@@ -194,7 +197,7 @@ def _local_copy(url: str) -> Path | None:
     if not marks or size_bytes < PART_BYTES:
         return None
     version = identity_hash("\n".join([url, str(size_bytes), *marks]).encode())
-    return _copies[0].file(version, size_bytes, lambda: _read_large(reader, url, LARGEST_FILE_BYTES))
+    return _copies[0].file(version, size_bytes, lambda: _read_large(reader, url, LARGEST_FILE_BYTES, info))
 
 
 def _local_sizes(folder: Path) -> dict[str, int]:
@@ -215,14 +218,21 @@ def _read(url: str, limit_bytes: int = LARGEST_FILE_BYTES) -> bytes:
     return _read_large(reader, url, limit_bytes).tobytes()
 
 
-def _read_large(reader: RemoteReader, url: str, limit_bytes: int) -> Bytes:
-    """A remote file of several parts, which must not change between the first part and the last."""
+def _read_large(reader: RemoteReader, url: str, limit_bytes: int, known: dict[str, Any] | None = None) -> Bytes:
+    """A remote file of several parts, which must not change between the first part and the last.
+
+    Args:
+        reader: Of the file.
+        url: For messages.
+        limit_bytes: A larger file is refused.
+        known: Size and version, if they were asked for already.
+    """
 
     def info() -> dict[str, Any]:
         return patiently(f"reading {url}", lambda: reader.filesystem.info(reader.root), READ_PATIENCE_S)
 
     # A file replaced between two parts would give a mixture that no checksum of ours covers.
-    before = info()
+    before = known or info()
     _demand_size(url, int(before["size"]), limit_bytes)
     content = reader.read_sized(int(before["size"]))
     if info() != before:

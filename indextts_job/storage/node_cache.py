@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from indextts_job.background import begin
 from indextts_job.hashing import INTEGRITY_DIGITS, Buffer, integrity_hash
 from indextts_job.storage.remote_files import Bytes
 from indextts_job.storage.urls import local_path
@@ -123,25 +124,35 @@ class NodeCache:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
-    def file(self, version: str, size_bytes: int, fetch: "Fetch") -> Path | None:
-        """A copy of a file as a file, compared with its hash; None where there can be none.
+    def file(self, version: str, size_bytes: int, fetch: "Fetch") -> Path | Bytes | None:
+        """A file by its copy, compared with its hash.
 
         Args:
             version: Identifies the file and its version: hexadecimal digits.
             size_bytes: Its size.
             fetch: Reads it from where it comes from.
+
+        Returns:
+            The copy; the content, if it was fetched and its copy is being written; None where there can be no copy.
         """
         found = self._file(version, size_bytes)
         if found or self._own_folder() is None:
             return found
         with self.only_one(version):
             found = self._file(version, size_bytes)
-            if found is None and self._has_space(size_bytes):
-                content = fetch()
-                name = integrity_hash(content.data)
-                self._write(f"{version}-{name}", content.data)
-                found = self._file(version, size_bytes)
-        return found
+            if found or not self._has_space(size_bytes):
+                return found
+            content = fetch()
+
+            def write() -> None:
+                self._write(f"{version}-{integrity_hash(content.data)}", content.data)
+
+            # Other processes of the node wait for the copy. Without them nothing does.
+            if self.share.count > 1:
+                write()
+            else:
+                begin(write, "copy")
+            return content
 
     def _file(self, version: str, size_bytes: int) -> Path | None:
         folder = self._own_folder()

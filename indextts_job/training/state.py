@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from indextts_job.checkpoint.history import History
 from indextts_job.checkpoint.manifest import CheckpointManifest, StoredObject, StoredTensor
-from indextts_job.checkpoint.tensor_names import BASE, FIRST_MOMENT, SECOND_MOMENT, WEIGHTS, below
+from indextts_job.checkpoint.tensor_names import BASE, FIRST_MOMENT, SECOND_MOMENT, TEXT_TABLES, WEIGHTS, below
 from indextts_job.model.unified_voice import UnifiedVoice
-from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TEXT_TABLES
+from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX
 from indextts_job.training.adamw import AdamW
 from indextts_job.training.recipe import OptimizerConfig
 from indextts_job.training.schedule import RATE_FACTOR

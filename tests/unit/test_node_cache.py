@@ -12,6 +12,7 @@ from indextts_job.hashing import integrity_hash
 from indextts_job.storage import node_cache
 from indextts_job.storage.node_cache import FORGOTTEN_AFTER_S, NodeCache, Share, through
 from indextts_job.storage.remote_files import Bytes
+from tests.support.waiting import wait_until
 
 CONTENT = b"some bytes"
 NAME = integrity_hash(CONTENT)
@@ -55,17 +56,27 @@ def test_a_damaged_copy_is_removed_and_made_again(tmp_path: Path, damage: bytes)
 
 def test_files_belong_to_their_version(tmp_path: Path) -> None:
     source, cache = Source(), NodeCache(tmp_path, "inputs")
-    first = cache.file("0a", len(CONTENT), source)
-    assert first is not None
-    assert cache.file("0a", len(CONTENT), source) == first
+    assert isinstance(fetched := cache.file("0a", len(CONTENT), source), np.ndarray)
+    assert fetched.tobytes() == CONTENT
+    wait_until(lambda: isinstance(cache.file("0a", len(CONTENT), source), Path), "the copy")
+    asked = source.asked
+    copy = cache.file("0a", len(CONTENT), source)
+    assert isinstance(copy, Path)
+    assert copy.read_bytes() == CONTENT
+    assert source.asked == asked
+    assert cache.file("0b", len(CONTENT), source) is not None
+    assert source.asked == asked + 1
+    copy.write_bytes(b"Some bytes")
+    assert isinstance(cache.file("0a", len(CONTENT), source), np.ndarray)
+    assert source.asked == asked + 2
+
+
+def test_the_copy_of_a_file_is_there_for_the_other_processes_of_the_node(tmp_path: Path) -> None:
+    source = Source()
+    first, second = (NodeCache(tmp_path, "inputs", share=Share(index, 2)) for index in range(2))
+    assert isinstance(first.file("0a", len(CONTENT), source), np.ndarray)
+    assert isinstance(second.file("0a", len(CONTENT), source), Path)
     assert source.asked == 1
-    assert cache.file("0b", len(CONTENT), source) not in (first, None)
-    assert source.asked == 2
-    first.write_bytes(b"Some bytes")
-    again = cache.file("0a", len(CONTENT), source)
-    assert again is not None
-    assert again.read_bytes() == CONTENT
-    assert source.asked == 3
 
 
 def test_a_folder_that_others_may_write_is_not_used(tmp_path: Path) -> None:
