@@ -20,6 +20,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +32,30 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import async_save as dcp_async_save
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from bench.workload import engine, model_config
+from bench.workload import engine, model_config, utterances
 from indextts_job.checkpoint.attempt_record import AttemptRecord
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.loop.background_saver import BackgroundSaver
 from indextts_job.loop.publisher import Publisher
+from indextts_job.model.batch import collate
 from indextts_job.report.events import Committed, Event
+from indextts_job.resume.reference import LONGEST, REFERENCE_SAMPLES, Reference
 from indextts_job.storage import files
 from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.remote_files import PART_BYTES, RemoteFileSystem
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.training.distributed import SingleProcess
+from indextts_job.training.engine import Engine
 from indextts_job.training.state import TrainState
 from tests.support.servers import KEY, SECRET, Server, client_environment, running, seaweedfs
 from tests.support.values import values
 
 Tensors = dict[str, torch.Tensor]
-Wait = Callable[[], object]
-"""Returns when what was begun is durable."""
+Wait = Callable[[], float | None]
+"""Returns when what was begun is durable, with the seconds since the call if it knows them better."""
 MIB = 2**20
+WIDTH = 512
 BARE = "bare parallel PUT, ranged GET"
 
 
@@ -84,11 +90,14 @@ def at_once(work: Callable[[Tensors], object]) -> Callable[[Tensors], Wait]:
     return begin
 
 
-def state_of(mebibytes: int) -> TrainState:
-    """A small model with its optimizer after one step; about `mebibytes` of weights and moments."""
-    width = 512
-    layers = max(1, round(mebibytes / 12 / (12 * width**2 / 2**20)))
-    made = engine(model_config(width, layers))
+def engine_of(mebibytes: int) -> Engine:
+    """A small model with its optimizer; about `mebibytes` of weights and moments."""
+    layers = max(1, round(mebibytes / 12 / (12 * WIDTH**2 / 2**20)))
+    return engine(model_config(WIDTH, layers))
+
+
+def state_of(made: Engine) -> TrainState:
+    """The state after one step."""
     for parameter in made.model.parameters():
         parameter.grad = torch.randn_like(parameter)
     made.optimizer.step()
@@ -110,15 +119,22 @@ def change(state: TrainState) -> None:
 
 
 class Ours:
-    """The trainer's own saver and store."""
+    """The trainer's own saver and store, with all that a save of a training does."""
 
-    def __init__(self, url: str, state: TrainState) -> None:
+    def __init__(self, url: str, state: TrainState, made: Engine) -> None:
         storage = open_storage(url)
         self._state = state
         self._store = CheckpointStore(storage)
         self.committed: list[Committed] = []
         publisher = Publisher(self._store, Fence(storage, AttemptRecord()), attempt_start=0, keep=2, files={})
-        self._saver = BackgroundSaver(self._store, publisher, SingleProcess(), self._note)
+        config = model_config(WIDTH, 1)
+        short = [
+            replace(one, text_ids=one.text_ids[:LONGEST], codes=one.codes[:LONGEST])
+            for one in utterances(REFERENCE_SAMPLES, config)
+        ]
+        reference = Reference(collate(short, config), LONGEST)
+        begun = partial(reference.begun, made)
+        self._saver = BackgroundSaver(self._store, publisher, SingleProcess(), self._note, reference=begun)
 
     def _note(self, event: Event) -> None:
         if isinstance(event, Committed):
@@ -128,10 +144,11 @@ class Ours:
         """Through the background saver."""
         self._saver.save(self._state, (), values())
 
-        def wait() -> None:
+        def wait() -> float:
             finished = self._saver.finished(wait_s=math.inf)
             if finished is None or finished.error:
                 raise RuntimeError(f"our save failed: {finished}")
+            return finished.seconds  # until the checkpoint was visible; it is tidied behind that
 
         return wait
 
@@ -191,7 +208,7 @@ def torch_rivals(tensors: Tensors) -> Iterator[Rival]:
 
     def begin_dcp(values: Tensors) -> Wait:
         future: Any = dcp_async_save(values, storage_writer=FsspecWriter(next_url()), no_dist=True)
-        return future.result  # type: ignore[no-any-return]
+        return lambda: _awaited(future)
 
     yield Rival("distributed.checkpoint, fsspec", at_once(save_dcp), load_dcp)
     yield Rival("the same, async_save", begin_dcp, load_dcp)
@@ -257,12 +274,16 @@ def local_rivals(folder: Path, tensors: Tensors) -> Iterator[Rival]:
             future = manager.save(names[-1], {"state": values})
             with manager.lock():  # waits until the state may change
                 pass
-            return future.result  # type: ignore[no-any-return]
+            return lambda: _awaited(future)
 
         def load() -> object:
             return manager.load(names[-1], {"state": {key: torch.empty_like(value) for key, value in tensors.items()}})
 
         yield Rival("torch_checkpointing, async", begin, load)
+
+
+def _awaited(future: Any) -> None:  # noqa: ANN401
+    future.result()
 
 
 def installed(module: str) -> Any:  # noqa: ANN401  # a module
@@ -285,8 +306,7 @@ def measure(rivals: list[Rival], state: TrainState, rounds: int) -> dict[str, Me
             started_s = time.perf_counter()
             wait = rival.save(tensors)
             stall_s = time.perf_counter() - started_s
-            wait()
-            save_s = time.perf_counter() - started_s
+            save_s = wait() or time.perf_counter() - started_s
             memory = peak_memory_mib() - before
             started_s = time.perf_counter()
             rival.load()
@@ -355,7 +375,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    state = state_of(given.mebibytes)
+    made = engine_of(given.mebibytes)
+    state = state_of(made)
     tensors = tensors_of(state)
     size = sum(tensor.nbytes for tensor in tensors.values())
     copy_s = seconds_of_copy(tensors)
@@ -363,7 +384,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as name, running(seaweedfs(Path(name))) as server:
         os.environ.update(client_environment(server))
         files.configure_object_stores(StorageConfig())
-        ours = Ours("s3://bucket/ours", state)
+        ours = Ours("s3://bucket/ours", state, made)
         rivals = [
             bare(size),
             Rival("indextts-job", ours.save, ours.load),
@@ -378,7 +399,7 @@ def main() -> None:
         ours.save(tensors)()
         print(f"saved again unchanged: {ours.committed[-1].bytes_written} bytes")
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        ours = Ours(f"{name}/ours", state)
+        ours = Ours(f"{name}/ours", state, made)
         rivals = [Rival("indextts-job, fsynced", ours.save, ours.load), *local_rivals(Path(name).resolve(), tensors)]
         report("local disk", measure(rivals, state, given.rounds), size, copy_s)
 

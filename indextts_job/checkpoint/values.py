@@ -112,6 +112,8 @@ class ReferenceLosses:
     mel_loss: float
     precision: str
     device: str
+    longest: AtLeastOne | None = None
+    """So many text tokens and so many codes of each sample were used at most; None = all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,6 +42,7 @@ class HostCopies:
         self._unregister: Callable[[], object] = _nothing
         self._lock = threading.Lock()
         self._stream: torch.cuda.Stream | None = None
+        self._planned: tuple[list[list[tuple[str, torch.dtype, torch.Size]]], list[ObjectLayout]] | None = None
 
     def reserve(self, groups: Sequence[Mapping[str, Tensor]]) -> None:
         """Allocate the buffer for copies of these tensors. To lock 6 GB of memory for a GPU takes seconds.
@@ -49,7 +50,7 @@ class HostCopies:
         Args:
             groups: As for `of`.
         """
-        self._allocate(groups, _layouts(_changing(groups)))
+        self._allocate(groups, self._layouts(_changing(groups)))
 
     def _allocate(self, groups: Sequence[Mapping[str, Tensor]], objects: Sequence[ObjectLayout]) -> None:
         size = max((end for _, end in ranges(objects)), default=0)
@@ -76,7 +77,7 @@ class HostCopies:
                 are complete.
         """
         changing = _changing(groups)
-        objects = _layouts(changing)
+        objects = self._layouts(changing)
         self._allocate(groups, objects)
         contents = [self._buffer[begin:end] for begin, end in ranges(objects)]
         views: dict[str, Tensor] = {}
@@ -88,6 +89,15 @@ class HostCopies:
         # Training never changes the base tensors, so the thread may read them directly.
         fixed = [{name: value for name, value in group.items() if name.startswith(BASE)} for group in groups]
         return Snapshot([*copied, *drafts(fixed)], views, complete)
+
+    def _layouts(self, groups: Sequence[Mapping[str, Tensor]]) -> list[ObjectLayout]:
+        """The objects of these tensors; planned again only when something but their values has changed."""
+        form = [[(name, tensor.dtype, tensor.shape) for name, tensor in group.items()] for group in groups]
+        # One value of both: `reserve` may be in another thread.
+        planned = self._planned
+        if planned is None or planned[0] != form:
+            self._planned = planned = (form, [layout for group in groups for layout in layouts(group)])
+        return planned[1]
 
     def _copied(
         self, tensors: Mapping[str, Tensor], views: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None
@@ -114,10 +124,6 @@ class HostCopies:
 def _changing(groups: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
     """The groups without the tensors that never change."""
     return [{name: value for name, value in group.items() if not name.startswith(BASE)} for group in groups]
-
-
-def _layouts(groups: Sequence[Mapping[str, Tensor]]) -> list[ObjectLayout]:
-    return [layout for group in groups for layout in layouts(group)]
 
 
 def _gpu_of(groups: Sequence[Mapping[str, Tensor]]) -> torch.device | None:

@@ -20,6 +20,9 @@ from indextts_job.training.evaluate import begin_evaluation, evaluate
 
 REFERENCE_SAMPLES = 2
 """More than one, so that the packing of samples is part of what is compared."""
+LONGEST = 16
+"""Text tokens and codes of a sample at most. All weights are used by a few as well as by all, and on a CPU the losses
+are computed beside the training."""
 
 Later = Callable[[], ReferenceLosses | None]
 """Gives the losses; None when the device has too little memory."""
@@ -30,6 +33,8 @@ class Reference:
     """The first samples of the training set, computed without dropout."""
 
     batch: PackedBatch
+    longest: int | None = None
+    """Text tokens and codes of each sample at most; None = all."""
 
     @classmethod
     def of(cls, dataset: Dataset, config: GPTConfig, recorded: ReferenceLosses | None = None) -> Self:
@@ -38,10 +43,13 @@ class Reference:
         Args:
             dataset: The training samples.
             config: The model's sizes.
-            recorded: The losses that a checkpoint records; they are of so many samples.
+            recorded: The losses that a checkpoint records, which have to be computed again.
         """
         count = len(recorded.samples) if recorded else REFERENCE_SAMPLES
-        return cls(collate(dataset.samples(range(min(count, len(dataset)))), config))
+        longest = recorded.longest if recorded else LONGEST
+        samples = dataset.samples(range(min(count, len(dataset))))
+        cut = [replace(one, text_ids=one.text_ids[:longest], codes=one.codes[:longest]) for one in samples]
+        return cls(collate(cut, config), longest)
 
     def losses(self, engine: Engine) -> ReferenceLosses | None:
         """Their losses with the present weights; None when the device has too little memory."""
@@ -91,4 +99,5 @@ class Reference:
             mel_loss=mel_loss,
             precision=engine.precision,
             device=engine.device.type,
+            longest=self.longest,
         )
