@@ -8,6 +8,7 @@ Starts SeaweedFS on loopback, where it shares the machine with the clients. Riva
 
 import argparse
 import dataclasses
+import gc
 import importlib
 import io
 import itertools
@@ -302,12 +303,14 @@ def measure(rivals: list[Rival], state: TrainState, rounds: int) -> dict[str, Me
         for rival in rivals:
             change(state)
             tensors = tensors_of(state)
+            gc.collect()  # what the rival before has left
             before = peak_memory_from_here()
             started_s = time.perf_counter()
             wait = rival.save(tensors)
             stall_s = time.perf_counter() - started_s
             save_s = wait() or time.perf_counter() - started_s
             memory = peak_memory_mib() - before
+            gc.collect()
             started_s = time.perf_counter()
             rival.load()
             load_s = time.perf_counter() - started_s
