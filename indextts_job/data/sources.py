@@ -14,6 +14,7 @@ from indextts_job.data.shards import is_sharded, open_shards
 from indextts_job.errors import DataError
 from indextts_job.redaction import redacted
 from indextts_job.storage import files
+from indextts_job.storage.manifest_text import manifest_lines, read_manifest
 from indextts_job.storage.node_cache import node_folder
 
 
@@ -68,11 +69,11 @@ class _Check:
 
     def __call__(self, source: ManifestSource) -> tuple[Part, Sequence[SkippedSample]]:
         """The samples of a manifest, and those left out."""
-        content = files.read_manifest(source.url)
+        content = read_manifest(source.url)
         key = key_of(content, source, self.limits, skip_bad_samples=self.skip_bad_samples)
         checked = recalled(self.memory, key, source) if self.memory else None
         if checked is None:
-            lines = files.manifest_lines(content, source.shown)
+            lines = manifest_lines(content, source.shown)
             checked = check_manifest(lines, source, self.limits, self.progress, skip_bad_samples=self.skip_bad_samples)
             if self.memory:
                 remember(self.memory, key, checked, source)

@@ -21,6 +21,7 @@ from indextts_job.doctor.tails import Tail, padded_tails
 from indextts_job.errors import ConfigError, DataError
 from indextts_job.redaction import redacted
 from indextts_job.storage import files, urls
+from indextts_job.storage.manifest_text import lines_of, read_manifest_text
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.run_storage import RunStorage
 
@@ -114,7 +115,7 @@ def _manifest_text(source: ManifestSource, target: str, cut: Mapping[str, str], 
         cut: Paths of the cut arrays below the output, by their old paths.
         tails: Lengths of the cut arrays, by their old paths.
     """
-    scanned = scan_manifest(files.lines_of(files.read_manifest_text(source.url)), source)
+    scanned = scan_manifest(lines_of(read_manifest_text(source.url)), source)
     rows = zip(scanned.records, scanned.documents, strict=True)
     return b"".join(_line(_document(record, row, cut, tails, target)) for record, row in rows)
 

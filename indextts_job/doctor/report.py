@@ -16,7 +16,7 @@ from indextts_job.report.attempts import attempts
 from indextts_job.report.goodput import where_time_went
 from indextts_job.report.journal import EVENTS
 from indextts_job.report.standing import standing
-from indextts_job.storage import files
+from indextts_job.storage.manifest_text import lines_of
 from indextts_job.storage.run_storage import RunStorage
 from indextts_job.version import program_version
 
@@ -62,7 +62,7 @@ def _newest(store: CheckpointStore) -> dict[str, Any]:
 
 def _events(storage: RunStorage, attempt: int) -> list[str]:
     try:
-        lines = files.lines_of(storage.read(f"{EVENTS}/attempt-{attempt:04d}.jsonl").decode(errors="replace"))
+        lines = lines_of(storage.read(f"{EVENTS}/attempt-{attempt:04d}.jsonl").decode(errors="replace"))
     except FileNotFoundError:
         return []
     if len(lines) <= FIRST_EVENTS + LAST_EVENTS:

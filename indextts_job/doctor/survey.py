@@ -19,6 +19,7 @@ from indextts_job.errors import DataError
 from indextts_job.hardware.facts import usable_cpus
 from indextts_job.model.config import GPTConfig
 from indextts_job.storage import files
+from indextts_job.storage.manifest_text import lines_of, read_manifest_text
 
 UNKNOWN_ID = 2
 """The unknown id of the released tokenizer, and of every extension of it."""
@@ -155,7 +156,7 @@ def _read_manifest(argument: str, found: Survey, *, validation: bool) -> None:
             f"{source.shown} is a sharded dataset: its samples were checked when it was made, and are again whenever "
             "they are read. Give the manifests that it was made of."
         )
-    scanned = scan_manifest(files.lines_of(files.read_manifest_text(source.url)), source)
+    scanned = scan_manifest(lines_of(read_manifest_text(source.url)), source)
     found.malformed += scanned.malformed
     found.single += scanned.single
     for record, document in zip(scanned.records, scanned.documents, strict=True):

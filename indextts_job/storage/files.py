@@ -7,7 +7,6 @@ not hang a run and a sparse file does not use up the machine's memory.
 import os
 import re
 import stat
-from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -34,15 +33,11 @@ __all__ = [
     "exists",
     "is_local",
     "keep_copies_of_inputs",
-    "lines_of",
     "local_copy",
     "local_path",
-    "manifest_lines",
     "read_ahead",
     "read_bytes",
     "read_input",
-    "read_manifest",
-    "read_manifest_text",
     "read_yaml",
     "sizes",
 ]
@@ -53,16 +48,11 @@ CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 """A request without an answer has failed after this."""
 CONNECTIONS = 64
 """Size of the S3 client's pool. With its default of 10, parallel reads of small files were less than half as fast."""
-LARGEST_MANIFEST_BYTES = 2**32
-"""A million records have about 700 MB; this is six times as much."""
 LARGEST_FILE_BYTES = 2**40
 """Bound for any other file that is read whole."""
 _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 # A drive letter at the beginning, or behind a slash as in `file:///C:/`.
 _DRIVE = re.compile(r"(?:(?<=/)|^)[A-Za-z]:/")
-# UTF-32 first: its little-endian mark begins with that of UTF-16.
-_BYTE_ORDER_MARKS = ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\x00\x00\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"),
-                     (b"\xfe\xff", "UTF-16"))  # fmt: skip
 
 
 def configure_object_stores(config: StorageConfig) -> None:
@@ -186,18 +176,19 @@ def local_copy(url: str) -> Path | Bytes | None:
     return result(future) if future else _local_copy(url)
 
 
-def _local_copy(url: str) -> Path | Bytes | None:
+def _local_copy(url: str, limit_bytes: int = LARGEST_FILE_BYTES) -> Path | Bytes | None:
     if not _copies or is_local(url):
         return None
     reader = RemoteReader(url, READ_PATIENCE_S)
     info = patiently(f"reading {url}", lambda: reader.filesystem.info(reader.root), READ_PATIENCE_S)
     size_bytes = int(info["size"] or 0)
+    _demand_size(url, size_bytes, limit_bytes)
     # Without a mark of its version a replaced file could not be told from the one that was copied.
     marks = [str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified", "VersionId") if info.get(key)]
     if not marks or size_bytes < PART_BYTES:
         return None
     version = identity_hash("\n".join([url, str(size_bytes), *marks]).encode())
-    return _copies[0].file(version, size_bytes, lambda: _read_large(reader, url, LARGEST_FILE_BYTES, info))
+    return _copies[0].file(version, size_bytes, lambda: _read_large(reader, url, limit_bytes, info))
 
 
 def _local_sizes(folder: Path) -> dict[str, int]:
@@ -215,6 +206,11 @@ def _read(url: str, limit_bytes: int = LARGEST_FILE_BYTES) -> bytes:
     if len(first) != PART_BYTES:
         _demand_size(url, len(first), limit_bytes)
         return first  # all of it: most files are smaller than a part, and some servers know no ranges
+    copy = _local_copy(url, limit_bytes)
+    if isinstance(copy, Path):
+        return copy.read_bytes()
+    if copy is not None:
+        return copy.tobytes()
     return _read_large(reader, url, limit_bytes).tobytes()
 
 
@@ -299,86 +295,6 @@ def read_yaml(url: str, what: str, key: str) -> object:
     except DataError as error:
         raise ConfigError(f"{what} (from {key}): {error}") from error
     return parse_yaml(content, redacted(url))
-
-
-def read_manifest_text(url: str) -> str:
-    """A dataset manifest as text.
-
-    Raises:
-        DataError: It is missing or not UTF-8.
-    """
-    return _decoded(read_manifest(url), redacted(url))
-
-
-def read_manifest(url: str) -> bytes:
-    """A dataset manifest as it is.
-
-    Raises:
-        DataError: It is missing.
-    """
-    try:
-        return read_bytes(url, LARGEST_MANIFEST_BYTES)
-    except FileNotFoundError:
-        raise _no_manifest(url) from None
-
-
-def manifest_lines(content: bytes, shown: str) -> Iterator[str]:
-    """The lines of a manifest, one at a time: all of them as texts take several times the memory.
-
-    Args:
-        content: The whole manifest.
-        shown: Its name for messages.
-
-    Raises:
-        DataError: It is not UTF-8.
-    """
-    start = 3 if content.startswith(b"\xef\xbb\xbf") else 0
-    while start < len(content):
-        stop = content.find(b"\n", start)
-        stop = len(content) if stop < 0 else stop
-        try:
-            yield content[start:stop].decode()
-        except UnicodeDecodeError:
-            _decoded(content, shown)  # for a message with the position in the file
-            raise
-        start = stop + 1
-
-
-def _decoded(content: bytes, shown: str) -> str:
-    try:
-        # Windows programs begin UTF-8 files with a byte-order mark, which JSON does not allow.
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{shown}: {_encoding_text(content, error)}") from error
-
-
-def _no_manifest(url: str) -> DataError:
-    shown = redacted(url)
-    if is_local(url) and local_path(url).is_dir():
-        return DataError(
-            f"{shown} is a folder, and no sharded dataset. Give a manifest, or a folder that `indextts-job shard` "
-            "wrote."
-        )
-    return DataError(
-        f"manifest not found: {shown} (seen from {Path.cwd()}).{backslash_hint(url)} Give an existing path or URL."
-    )
-
-
-def _encoding_text(content: bytes, error: UnicodeDecodeError) -> str:
-    """The encoding that a manifest has instead of UTF-8, and how to convert it, if a byte-order mark tells."""
-    marked = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "")
-    found = f"{marked}, not UTF-8 text" if marked else f"not UTF-8 text ({error})"
-    how = f" Convert it: iconv -f {marked} -t UTF-8." if marked else ""
-    return f"{found}. A manifest is JSON lines in UTF-8.{how}"
-
-
-def lines_of(text: str) -> list[str]:
-    """The lines of a text file, which end at line feeds only.
-
-    `str.splitlines` also splits at characters that may stand inside a JSON string (U+2028, U+0085).
-    """
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    return lines if lines[-1] else lines[:-1]
 
 
 def backslash_hint(path: str) -> str:

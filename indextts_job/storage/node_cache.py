@@ -179,16 +179,18 @@ class NodeCache:
         """Inside, no other process of this node is inside for the same name; the kernel lets go if a process ends.
 
         Args:
-            name: Any name of letters and digits.
+            name: Hexadecimal digits.
         """
         folder = self._own_folder()
-        if folder is None or self.share.count == 1:
+        if folder is None:
             yield
             return
         descriptor = None
         try:
             with contextlib.suppress(OSError):
-                descriptor = os.open(folder / f".{name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+                # By the first digits: a file for each name would stay behind. Who waits for another name waits in vain,
+                # and not for long.
+                descriptor = os.open(folder / f".{name[:2]}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
                 _wait_for(descriptor)
             yield
         finally:
@@ -296,7 +298,7 @@ def through(cache: NodeCache | None, name: str, size_bytes: int, fetch: Fetch) -
         return found
     # Another process of this node may be reading it at this moment.
     with cache.only_one(name):
-        found = cache.read(name, size_bytes) if cache.share.count > 1 else None
+        found = cache.read(name, size_bytes)
         if found is None:
             found = fetch()
             cache.write(name, found.data)

@@ -8,6 +8,7 @@ from indextts_job.data.manifest import is_manifest, parse_source
 from indextts_job.errors import DataError, findings_message
 from indextts_job.redaction import redacted
 from indextts_job.storage import files
+from indextts_job.storage.manifest_text import lines_of, read_manifest_text
 from indextts_job.tokenizer.normalize import normalize
 
 TEXT_KEYS = ("target_text", "text")
@@ -34,7 +35,7 @@ def read_corpus(
     for argument in sources:
         source = parse_source(argument, files.exists)
         progress(f"reading {source.shown}")
-        lines = files.lines_of(files.read_manifest_text(source.url))
+        lines = lines_of(read_manifest_text(source.url))
         found = _texts_of_records(lines, source.shown) if is_manifest(source.url) else lines
         for text in found:
             if cleaned := normalize(text, source.language or language):

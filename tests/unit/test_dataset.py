@@ -28,6 +28,7 @@ from indextts_job.model.config import gpt_config
 from indextts_job.storage import files
 from indextts_job.storage.files import read_yaml
 from indextts_job.storage.local_storage import LocalStorage
+from indextts_job.storage.manifest_text import manifest_lines
 from tests.support.held_data import held
 from tests.support.shard_indexes import changed_index
 from tests.support.waiting import wait_until
@@ -446,10 +447,10 @@ def test_ids_are_cached_like_vectors(dataset: Dataset, limits: Limits, tmp_path:
 
 
 def test_the_largest_manifest_line_is_read_alone() -> None:
-    lines = files.manifest_lines(b"\xef\xbb\xbfone\ntwo\r\n\nthree", "m")
+    lines = manifest_lines(b"\xef\xbb\xbfone\ntwo\r\n\nthree", "m")
     assert [line.rstrip("\r") for line in lines] == ["one", "two", "", "three"]
     with pytest.raises(DataError, match=r"m: not UTF-8 text.*position 4"):
-        list(files.manifest_lines(b"one\n\xff", "m"))
+        list(manifest_lines(b"one\n\xff", "m"))
 
 
 def test_values_of_arrays_are_not_kept(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from indextts_job.data.array_files import BadArrayError, check_ids
 from indextts_job.errors import ConfigError, DataError, IndexTTSJobError
 from indextts_job.storage import files
+from indextts_job.storage.manifest_text import lines_of, read_manifest_text
 from indextts_job.storage.remote_files import RemoteFileSystem
 
 
@@ -37,14 +38,14 @@ def test_what_is_no_regular_file_of_a_fitting_size_is_refused_at_once(tmp_path: 
     with pytest.raises(ConfigError, match=words):
         files.read_yaml(path, "run configuration", "the command line")
     with pytest.raises(DataError, match=words):
-        files.read_manifest_text(path)
+        read_manifest_text(path)
     with pytest.raises(BadArrayError, match=words):
         check_ids(path, 10, 10, "code")
 
 
 @pytest.mark.parametrize("path", ["a\0b", "half \ud800", "~nosuchuser/a", "x" * 300, "x/" * 3000])
 def test_what_is_no_path_is_a_message(path: str) -> None:
-    for read in (files.read_bytes, files.exists, files.sizes, files.read_manifest_text):
+    for read in (files.read_bytes, files.exists, files.sizes, read_manifest_text):
         with pytest.raises((ConfigError, DataError)):
             read(path)
     with pytest.raises(BadArrayError):
@@ -68,9 +69,9 @@ def test_a_web_server_is_not_written_to() -> None:
 
 
 def test_lines_end_at_line_feeds_only() -> None:
-    assert files.lines_of('{"a": "x\u2028y\x85z\x0c"}\r\nb\n\nc') == ['{"a": "x\u2028y\x85z\x0c"}', "b", "", "c"]
-    assert files.lines_of("a\n") == ["a"]
-    assert files.lines_of("") == []
+    assert lines_of('{"a": "x\u2028y\x85z\x0c"}\r\nb\n\nc') == ['{"a": "x\u2028y\x85z\x0c"}', "b", "", "c"]
+    assert lines_of("a\n") == ["a"]
+    assert lines_of("") == []
 
 
 @pytest.mark.parametrize(("encoding", "name"), [("utf-16", "UTF-16"), ("utf-32", "UTF-32")])
@@ -78,17 +79,17 @@ def test_a_manifest_of_another_unicode_encoding_is_named_as_such(tmp_path: Path,
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"id": "a"}\n', encoding=encoding)
     with pytest.raises(DataError, match=f"{name}, not UTF-8 text.*iconv -f {name}"):
-        files.read_manifest_text(str(path))
+        read_manifest_text(str(path))
 
 
 def test_a_manifest_with_a_utf_8_mark_is_read(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text("{}", encoding="utf-8-sig")
-    assert files.read_manifest_text(str(tmp_path / "pairs.jsonl")) == "{}"
+    assert read_manifest_text(str(tmp_path / "pairs.jsonl")) == "{}"
 
 
 def test_backslashes_of_windows_are_named_with_what_to_write() -> None:
     with pytest.raises(DataError, match=r"has backslashes.*write / instead: data/pairs\.jsonl"):
-        files.read_manifest_text("C:\\data\\pairs.jsonl")
+        read_manifest_text("C:\\data\\pairs.jsonl")
     with pytest.raises(BadArrayError, match=r"file not found\. It has backslashes.*codes/a\.npy"):
         check_ids("no/codes\\a.npy", 10, 10, "code")
 
@@ -119,7 +120,7 @@ def test_an_endpoint_of_the_environment_that_is_none_is_named(monkeypatch: pytes
 
 def test_no_message_tells_the_signature_of_a_link() -> None:
     url = "memory://files/none.jsonl?X-Amz-Signature=0123456789abcdef"
-    for read in (files.read_manifest_text, lambda url: files.read_input(url, "tokenizer", "inputs.tokenizer")):
+    for read in (read_manifest_text, lambda url: files.read_input(url, "tokenizer", "inputs.tokenizer")):
         with pytest.raises(IndexTTSJobError) as caught:
             read(url)
         assert "0123456789abcdef" not in str(caught.value)
