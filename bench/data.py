@@ -37,6 +37,7 @@ from indextts_job.model.config import gpt_config
 from indextts_job.storage import files
 from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.files import read_yaml
+from indextts_job.storage.node_cache import shard_folder
 from indextts_job.storage.reader import RemoteReader
 from indextts_job.storage.remote_files import PARALLEL, PART_BYTES
 from tests.support.servers import Server, client_environment, running, seaweedfs
@@ -220,7 +221,7 @@ def compare(local: Dataset, limits: Limits, server: Server, folder: Path, rounds
         row[GET] = bare(shards, "s3://bucket/shards")
         sharded = load_dataset(["s3://bucket/shards"], limits, skip_bad_samples=False, cache_folder=str(cache / "ours"))
         row[COLD] = epoch(sharded)
-        wait_for_copies(shards, cache / "ours")
+        wait_for_copies(shards, shard_folder(str(cache / "ours")))
         epoch(sharded)  # maps the copies
         for _ in range(3):  # short, so each is the best of three
             row[WARM] = min(row.get(WARM, FOREVER), epoch(sharded), key=lambda seconds: seconds[1])

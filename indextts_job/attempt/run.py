@@ -3,6 +3,8 @@
 import math
 import os
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -20,7 +22,7 @@ from indextts_job.config import RunConfig
 from indextts_job.data.loader import Prefetcher, step_batches
 from indextts_job.data.packing import Cut
 from indextts_job.data.remembered import WrittenLater
-from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, EXIT_STOPPED, ConfigError, UnavailableError
+from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, EXIT_STOPPED, ConfigError, DataError, UnavailableError
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.peak import peak_flops
 from indextts_job.legacy.discovery import is_old_checkpoint
@@ -36,8 +38,9 @@ from indextts_job.report.events import Notice
 from indextts_job.report.goodput import kills
 from indextts_job.report.stream import EventStream
 from indextts_job.resume.decision import decide
+from indextts_job.resume.points import read
 from indextts_job.resume.policy import admit
-from indextts_job.resume.select import select
+from indextts_job.resume.select import Selection, select
 from indextts_job.resume.shared_objects import repair
 from indextts_job.storage import files
 from indextts_job.storage.remote_storage import open_storage
@@ -106,6 +109,8 @@ def run_attempt(
     if facts.device == "cuda":
         torch.cuda.set_device(world.local_rank)
     selection = decide(result(selected, partial(check_stop, stop)), inputs.present(config), emit)
+    if ahead:
+        ahead.close()
     # Without a local copy of the dataset, the first samples are downloaded while the model is built.
     begin(lambda: inputs.train_set.samples(inputs.order.samples_of(selection.step).tolist()), "first data")
     check_stop(stop)
@@ -116,6 +121,7 @@ def run_attempt(
 
     # As late as possible: what fails before ends one rank with its own message instead of making the others wait.
     with joined(world, facts.device, tell) as group:
+        selection = _agreed(group, selection, store, partial(decide, present=inputs.present(config), emit=emit))
         start = build(config, inputs, facts=facts, selection=selection, own=store, group=group, emit=emit)
         check_stop(stop)
         laps.done("model")
@@ -161,6 +167,20 @@ def _check_settings(config: RunConfig, inputs: Inputs, emit: EventStream) -> Non
         emit(Notice(step=0, topic="settings", message=warning, warning=True))
 
 
+def _agreed(
+    group: ProcessGroup, selection: Selection, store: CheckpointStore, decided: Callable[[Selection], Selection]
+) -> Selection:
+    """The same checkpoint for all ranks: the oldest that one of them has selected.
+
+    A node may have copies of a checkpoint that is damaged in the bucket, while another node passes over it.
+    """
+    mine = selection.point.name if selection.point and selection.point.store is store else None
+    names = [name for name in group.all_gather(mine) if name]
+    if len(set(names)) < 2 or mine is None or mine == min(names):
+        return selection
+    return decided(replace(selection, point=read(store, min(names))))
+
+
 def _demand_same_start(group: ProcessGroup, step: int) -> None:
     """Check that all ranks start at the same step.
 
@@ -183,6 +203,8 @@ def _recorded(parts: Parts, recording: Recording) -> int:
         except BaseException as error:
             # Any other exception is an error of the program.
             code = getattr(error, "exit_code", EXIT_SOFTWARE)
+            if isinstance(error, DataError) and parts.inputs.checks and not parts.group.rank:
+                parts.inputs.checks.forget()
             outcome = "stopped" if code == EXIT_STOPPED else "failed"
             try:
                 # A save in flight holds finished steps, so it is completed whatever the error of the training is.

@@ -30,6 +30,7 @@ class ObjectsAhead:
 
     def __init__(self) -> None:
         self._begun: dict[str, Future[Bytes]] = {}
+        self._closed = False
         self.from_storage: set[str] = set()
         """Keys of those that were read from the run's storage and found whole there."""
 
@@ -53,9 +54,19 @@ class ObjectsAhead:
         wanted = {entry.object for key, entry in manifest.tensors.items() if key.startswith(tuple(prefixes))}
         pool = ThreadPoolExecutor(READERS, thread_name_prefix="ahead")
         for stored in in_turn([manifest.objects[key] for key in sorted(wanted)], copies):
-            self._begun[stored.xxh3] = pool.submit(self._read, storage, copies, stored)
+            if not self._closed:
+                self._begun[stored.xxh3] = pool.submit(self._read, storage, copies, stored)
         pool.shutdown(wait=False)
+        if self._closed:
+            self.close()
         return True
+
+    def close(self) -> None:
+        """Give up what was not taken: nobody will, and it would be in memory for as long as this is."""
+        self._closed = True
+        for future in self._begun.values():
+            future.cancel()
+        self._begun.clear()
 
     def _read(self, storage: RunStorage, copies: NodeCache | None, stored: StoredObject) -> Bytes:
         def fetch() -> Bytes:

@@ -203,7 +203,9 @@ def _tensor(entry: Mapping[str, Any], objects: Mapping[str, StoredObject]) -> St
     stored = objects[_known(entry["object"], objects)]
     # The range must fit the shape and the object: `stored_view` makes a view of exactly these bytes.
     item_bytes = ITEM_BYTES.get(entry["dtype"])
-    if item_bytes is None or stop - start != math.prod(shape) * item_bytes or stop > stored.size_bytes:
+    unfit = item_bytes is None or stop - start != math.prod(shape) * item_bytes or stop > stored.size_bytes
+    # A view begins at a multiple of the size of its type.
+    if unfit or (item_bytes and start % item_bytes):
         raise ValueError(f"a tensor in {stored.key}: {entry}")
     return StoredTensor(entry["dtype"], shape, stored.key, start, stop)
 

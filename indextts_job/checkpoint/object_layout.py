@@ -8,12 +8,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from indextts_job.checkpoint.manifest import StoredTensor
 from indextts_job.layout import ALIGNMENT
-from indextts_job.storage.remote_files import Bytes
 
 # Objects of this size are one PUT each: nothing is left half uploaded, and a retry repeats 32 MiB at most.
 OBJECT_BYTES = 32 * 2**20
@@ -147,7 +148,7 @@ def layout_of(tensors: Mapping[str, Tensor]) -> ObjectLayout:
     return ObjectLayout(len(header).to_bytes(8, "little") + header, places, start + ends[-1])
 
 
-def stored_view(content: Bytes, entry: StoredTensor) -> Tensor:
+def stored_view(content: npt.NDArray[np.uint8], entry: StoredTensor) -> Tensor:
     """A tensor as a view of the memory that its object was read into, without a copy."""
     return Place(entry.dtype, entry.shape, entry.start, entry.stop).view(torch.from_numpy(content))
 

@@ -5,7 +5,7 @@ What is there already is not written again, and what is read is compared with it
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ from indextts_job.checkpoint.object_layout import Draft
 from indextts_job.checkpoint.tensor_names import BASE
 from indextts_job.errors import DataError
 from indextts_job.hashing import Buffer, integrity_hash
-from indextts_job.storage.node_cache import NodeCache, through
+from indextts_job.storage.node_cache import Copier, NodeCache, through
 from indextts_job.storage.remote_files import Bytes
 from indextts_job.storage.run_storage import RunStorage
 from indextts_job.waiting import result
@@ -24,6 +24,9 @@ _T = TypeVar("_T")
 
 WRITERS = 3
 """Objects on their way at a time; with their size, the extra memory of a save (`bench/checkpoint.py`)."""
+
+COPIES_S = 30.0
+"""Longest wait, behind a commit, for copies on this node that are still being written."""
 
 
 class DamagedCheckpointError(DataError):
@@ -43,6 +46,7 @@ class Objects:
         """
         self._storage = storage
         self._copies = copies
+        self._copier = Copier(copies) if copies else None
         self._ahead = ahead or ObjectsAhead()
         self._whole: dict[str, int] = {}
         self._looked_at: set[str] = set()
@@ -75,6 +79,8 @@ class Objects:
     def begin_save(self) -> None:
         """Let `put` list the objects again before it relies on one that it has written earlier."""
         self._looked_at.clear()
+        if self._copier:
+            self._copier.clear()
 
     def put(self, data: Buffer, folder: str, suffix: str) -> StoredObject:
         """Write bytes, unless this process knows that they are there.
@@ -103,8 +109,10 @@ class Objects:
         with self._looking:
             if folder not in self._looked_at:
                 there = self.sizes(folder)
-                lost = {key for key, size in self._whole.items() if key.startswith(folder) and there.get(key) != size}
-                self._whole = {key: size for key, size in self._whole.items() if key not in lost}
+                # Of a copy: the other writers note meanwhile what they have written.
+                for key, size in self._whole.copy().items():
+                    if key.startswith(folder) and there.get(key) != size:
+                        self._whole.pop(key, None)
                 self._looked_at.add(folder)
         return self._whole.get(stored.key) == stored.size_bytes
 
@@ -139,8 +147,8 @@ class Objects:
         # The suffix tells other programs how to open the file; the hash alone would not.
         content = draft.content()
         stored = self.put(content, folder, ".safetensors")
-        if self._copies is not None and folder == OBJECTS:
-            self._copies.write(stored.xxh3, content)  # the next attempt may start on this node
+        if self._copier and folder == OBJECTS:
+            self._copier.add(stored.xxh3, content)  # the next attempt may start on this node
         return stored, {name: place.in_object(stored.key) for name, place in draft.layout.places.items()}
 
     def read_all(self, stored: Iterable[StoredObject], use: Callable[[StoredObject, Bytes], _T]) -> list[_T]:
@@ -175,10 +183,30 @@ class Objects:
             return content
         return through(self._copies, stored.xxh3, stored.size_bytes, lambda: self.read(stored))
 
-    def keep_copies_of(self, stored: Iterable[StoredObject]) -> None:
-        """Remove the copies on this node of all objects but these."""
-        if self._copies is not None:
-            self._copies.keep_only({one.xxh3 for one in stored})
+    def keep_copies_of(self, names: Collection[str]) -> None:
+        """Remove the copies on this node of all objects but these, and wait a moment for those that are being made.
+
+        Args:
+            names: Their hashes; none = nothing more is copied.
+        """
+        if self._copies is None or self._copier is None:
+            return
+        if not names:
+            self._copier.clear()
+        self._copies.keep_only(names)
+        self._copier.wait(COPIES_S)
+
+    def restored_from_copies(self, lost: Iterable[StoredObject]) -> list[StoredObject]:
+        """Write lost objects again whose copies are on this node."""
+        restored = []
+        for stored in lost:
+            content = self._copies.read(stored.xxh3, stored.size_bytes) if self._copies else None
+            if content is not None:
+                folder, _, file = stored.key.partition("/")
+                self.forget(stored.key)
+                self.put(content.data, folder, f".{file.rpartition('.')[2]}")
+                restored.append(stored)
+        return restored
 
     def read(self, stored: StoredObject) -> Bytes:
         """The bytes of an object, verified. A second read decides: the network may have altered the first one."""
@@ -194,6 +222,8 @@ class Objects:
         except FileNotFoundError as error:
             self.forget(stored.key)  # else the same content would not be written again
             raise DamagedCheckpointError(f"{where}: missing.") from error
+        except MemoryError as error:
+            raise DamagedCheckpointError(f"{where}: no memory for the {stored.size_bytes} bytes of it.") from error
         if len(data) != stored.size_bytes:
             # A later commit must not rest on it, even where this process itself wrote it.
             self.forget(stored.key)

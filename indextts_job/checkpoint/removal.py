@@ -1,11 +1,13 @@
 """What a run no longer needs: checkpoints that retention does not keep, and the remains of interrupted saves."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Sequence
 
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import MANIFESTS, OBJECTS, SHARED, is_object_key
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.errors import DataError
 
 FURTHER_FOLDERS = ("attempts", "hardware")
 """Other folders of a run in which killed writers may leave temporary files."""
@@ -28,17 +30,33 @@ def retain(store: CheckpointStore, keep: int, untouchable: Iterable[CheckpointNa
     doomed = [name for name in retention.to_delete(names, keep) if name not in spared]
     if not doomed:
         return []
-    # Only objects that a removed manifest names can go. A manifest that cannot be read names none, so its own objects
-    # stay.
-    doomed_objects = store.objects_of(doomed) - store.objects_of(name for name in names if name not in doomed)
+    doomed_objects = _only_of(store, doomed, [name for name in names if name not in doomed])
     # Manifests go first: a kill between the two leaves objects without a manifest, not a manifest that lies.
     for name in doomed:
         store.remove(name)
     # Listed again: a person may have tagged one of them meanwhile, and another process may have committed; their
     # manifests have new names and share these objects.
-    doomed_objects -= store.objects_of(name for name in store.names() if name not in names)
+    doomed_objects = _without(store, doomed_objects, [name for name in store.names() if name not in names])
     store.remove_objects(doomed_objects)
     return doomed
+
+
+def _only_of(store: CheckpointStore, doomed: Sequence[CheckpointName], others: Sequence[CheckpointName]) -> set[str]:
+    """Objects that are named by some checkpoints and by no other."""
+    found: set[str] = set()
+    for name in doomed:
+        # A manifest that cannot be read names none, so its own objects stay.
+        with contextlib.suppress(DataError):
+            found |= store.objects_of([name])
+    return _without(store, found, others)
+
+
+def _without(store: CheckpointStore, keys: set[str], names: Sequence[CheckpointName]) -> set[str]:
+    """Those objects that no checkpoint of these names."""
+    try:
+        return keys - store.objects_of(names)
+    except DataError:
+        return set()  # it may name any of them, and somebody may restore it
 
 
 def collect_orphans(store: CheckpointStore) -> int:

@@ -4,8 +4,7 @@ Objects first, then one manifest: a checkpoint is visible exactly when all of it
 hash of their bytes, so what did not change is not written again and an interrupted save costs nothing but space.
 """
 
-import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -323,11 +322,14 @@ class CheckpointStore:
         self._objects.read_all(manifest.objects.values(), lambda _one, content: len(content))
 
     def objects_of(self, names: Iterable[CheckpointName]) -> set[str]:
-        """Keys of all objects that some checkpoints name; a manifest that cannot be read names none."""
+        """Keys of all objects that some checkpoints name.
+
+        Raises:
+            DataError: One of their manifests cannot be read.
+        """
         keys: set[str] = set()
         for name in names:
-            with contextlib.suppress(DataError):
-                keys |= self._named[name] if name in self._named else self.manifest(name).objects.keys()
+            keys |= self._named[name] if name in self._named else self.manifest(name).objects.keys()
         return keys
 
     def remove(self, name: CheckpointName) -> None:
@@ -341,9 +343,13 @@ class CheckpointStore:
             self._objects.forget(key)
             self.storage.delete(key)
 
-    def keep_copies_of(self, stored: Iterable[StoredObject]) -> None:
-        """Remove the copies on this node of all objects but these."""
-        self._objects.keep_copies_of(stored)
+    def keep_copies_of(self, names: Collection[str]) -> None:
+        """Remove the copies on this node of all objects but these, by their hashes."""
+        self._objects.keep_copies_of(names)
+
+    def restored_from_copies(self, lost: Iterable[StoredObject]) -> list[StoredObject]:
+        """Write lost objects again whose copies are on this node; returns those."""
+        return self._objects.restored_from_copies(lost)
 
     def look_again(self) -> None:
         """Forget which objects are there, because another process has removed some."""

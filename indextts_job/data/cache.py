@@ -15,6 +15,7 @@ from indextts_job.data.downloads import Downloads, copy_path
 from indextts_job.data.shard_index import Shard
 from indextts_job.data.shards import ReadRange
 from indextts_job.storage import files
+from indextts_job.storage.node_cache import own_file
 from indextts_job.storage.reader import RemoteReader
 
 MAPPED_COPIES = 256
@@ -92,7 +93,8 @@ class CachedShards:
         """See `shards.ReadRange`; with `fresh` the copy of the shard is removed."""
         if fresh:
             # The caller has found wrong bytes, so the copy must not serve other rows either.
-            copy_path(self._cache, shard).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                copy_path(self._cache, shard).unlink(missing_ok=True)
             self._copies.pop(shard.sha256, None)
             self._downloads.want(shard)
         elif (found := self._soon_here(shard, start, stop)) is not None:
@@ -108,7 +110,8 @@ class CachedShards:
 
     def _mapped(self, shard: Shard) -> memoryview:
         # A whole copy is never written again, only renamed into place and unlinked, so a mapping stays valid.
-        mapped = np.memmap(copy_path(self._cache, shard), np.uint8, mode="r").data
+        with own_file(copy_path(self._cache, shard)) as file:
+            mapped = np.memmap(file, np.uint8, mode="r").data
         if len(mapped) != shard.size_bytes:
             raise ValueError(f"the copy of {shard.name} is cut off")
         while len(self._copies) >= MAPPED_COPIES:

@@ -271,7 +271,7 @@ class Downloads:
         return download
 
     def _begin(self, shard: Shard) -> _Download:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         spare_bytes = max(SPARE_BYTES, self._free_ratio * shutil.disk_usage(self._folder).total)
         if not self._tidied:
             remove_abandoned(self._folder)

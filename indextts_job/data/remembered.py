@@ -5,6 +5,7 @@ version of the check. The arrays themselves are not part of it. Each is compared
 it, so one that has changed meanwhile is noticed then. What is damaged, or of somebody else, is checked anew.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -34,13 +35,16 @@ logger = logging.getLogger(__name__)
 
 
 class Memory(Protocol):
-    """Keeps bytes under keys."""
+    """Keeps bytes under keys. A run's storage is one."""
 
     def read(self, key: str) -> bytes:
         """What was written; FileNotFoundError when there is nothing."""
 
     def write(self, key: str, content: bytes) -> None:
         """Keep bytes."""
+
+    def delete(self, key: str) -> None:
+        """Forget what was kept."""
 
 
 class WrittenLater:
@@ -55,10 +59,23 @@ class WrittenLater:
         self._memory = memory
         self._writes = writes
         self._waiting: dict[str, bytes] = {}
+        self._read: list[str] = []
 
     def read(self, key: str) -> bytes:
         """See `Memory`."""
-        return self._memory.read(key)
+        content = self._memory.read(key)
+        self._read.append(key)
+        return content
+
+    def delete(self, key: str) -> None:
+        """See `Memory`."""
+        self._memory.delete(key)
+
+    def forget(self) -> None:
+        """Forget what was read: an array has changed since it was checked, so the next attempt checks all again."""
+        while self._read:
+            with contextlib.suppress(OSError, IndexTTSJobError):
+                self._memory.delete(self._read.pop())
 
     def write(self, key: str, content: bytes) -> None:
         """See `Memory`."""

@@ -204,7 +204,7 @@ class _ShardWriter:
             values = self._in_parallel(lambda sample: self._read(kind, sample), samples)  # type: ignore[arg-type]
             return ([_halves(value) for value in values] if dtype == "bfloat16" else values), NO_IDS
 
-        shards = self._write(kind, first, cuts, digests[first], rows)
+        shards = self._write(kind, dtype, first, cuts, digests[first], rows)
         return {"dtype": dtype, "row_shape": list(shape), "shards": shards}
 
     def utterances(self, first: npt.NDArray[np.int64], digests: Mapping[Use, Bytes]) -> dict[str, Any]:
@@ -224,7 +224,7 @@ class _ShardWriter:
             return joined, found
 
         both = np.concatenate([digests["text"][first], digests["codes"][first]], axis=1)
-        return {"dtype": dtype.name, "shards": self._write("ids", first, cuts, both, rows)}
+        return {"dtype": dtype.name, "shards": self._write("ids", dtype.name, first, cuts, both, rows)}
 
     def _read(self, use: Use, sample: int) -> Values:
         part, place = self._dataset.place(sample)
@@ -237,9 +237,10 @@ class _ShardWriter:
                 values += pool.map(read, samples[start : start + AT_A_TIME])
         return values
 
-    def _write(
+    def _write(  # the rows with what is known of them
         self,
         kind: Kind,
+        dtype: str,
         first: npt.NDArray[np.int64],
         cuts: Sequence[int],
         digests: Bytes,
@@ -249,7 +250,8 @@ class _ShardWriter:
         shards, checks = [], []
         for number, (start, stop) in enumerate(zip(cuts, [*cuts[1:], len(first)], strict=True)):
             name = f"{kind}-{number:05d}.safetensors"
-            identity = hashlib.sha256(digests[start:stop].tobytes()).hexdigest()
+            # With their type: values that bfloat16 holds exactly have one digest in both types.
+            identity = hashlib.sha256(dtype.encode() + digests[start:stop].tobytes()).hexdigest()
             note = self._finished(kind, name, identity, there) if f"{name}.json" in there else None
             note = note or self._write_shard(kind, name, identity, *rows(first[start:stop].tolist()))
             shards.append(asdict(note.shard))

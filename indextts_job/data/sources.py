@@ -14,8 +14,8 @@ from indextts_job.data.shards import is_sharded, open_shards
 from indextts_job.errors import DataError
 from indextts_job.redaction import redacted
 from indextts_job.storage import files
-from indextts_job.storage.manifest_text import manifest_lines, read_manifest
-from indextts_job.storage.node_cache import node_folder
+from indextts_job.storage.manifest_text import manifest_lines
+from indextts_job.storage.node_cache import shard_folder
 
 
 def load_dataset(  # noqa: PLR0913  # all by name
@@ -45,7 +45,7 @@ def load_dataset(  # noqa: PLR0913  # all by name
     """
     parts: list[Part] = []
     skipped: list[SkippedSample] = []
-    copies = node_folder(cache_folder)
+    copies = shard_folder(cache_folder)
     reader = partial(shard_reader, cache_folder=copies, free_ratio=cache_free_ratio)
     check = _Check(limits, skip_bad_samples, memory, progress)
     for argument in arguments:
@@ -69,7 +69,7 @@ class _Check:
 
     def __call__(self, source: ManifestSource) -> tuple[Part, Sequence[SkippedSample]]:
         """The samples of a manifest, and those left out."""
-        content = read_manifest(source.url)
+        content = files.read_manifest(source.url)
         key = key_of(content, source, self.limits, skip_bad_samples=self.skip_bad_samples)
         checked = recalled(self.memory, key, source) if self.memory else None
         if checked is None:

@@ -191,7 +191,6 @@ class BackgroundSaver:
 
     def _save(self, snapshot: Snapshot, publication: Publication | None, later: Later) -> None:
         """Body of the thread."""
-        parts: Sequence[Written] = ()
         try:
             snapshot.complete()
             # Beside the writing, which mostly waits for the storage.
@@ -205,7 +204,7 @@ class BackgroundSaver:
         self._ended_s = time.monotonic()
         self._settled.set()
         if self._error is None:
-            self._tidy(parts)
+            self._tidy()
 
     def _publish(
         self, publication: Publication | None, parts: Sequence[Written], losses: "Future[ReferenceLosses | None]"
@@ -214,20 +213,23 @@ class BackgroundSaver:
             values = replace(publication.values, reference=result(losses, self._raise_if_cancelled))
             self._committed = self._publisher.publish(replace(publication, values=values), parts)
 
-    def _tidy(self, parts: Sequence[Written]) -> None:
-        if self._publisher is None:  # rank 0 knows the whole checkpoint
-            self._store.keep_copies_of(stored for part in parts for stored in part.objects.values())
+    def _tidy(self) -> None:
+        def work() -> tuple[bool, frozenset[str]]:
+            if self._publisher is None or self._committed is None:
+                return False, frozenset()
+            return self._publisher.tidy(self._committed), self._publisher.wanted_copies(self._committed)
+
         try:
-            removed = self._on_all_ranks(
-                lambda: bool(self._publisher and self._committed and self._publisher.tidy(self._committed))
-            )
+            found = self._on_all_ranks(work)
         except UnavailableError:
             self._store.look_again()  # the other ranks are lost; which objects rank 0 has removed is unknown
             return
         # Tensors that rank 0 has removed have to be written again if they come back. The listing before the next save
         # is not enough: on a shared disk another node may go on listing a file for a while after its removal.
-        if self._publisher is None and any(removed):
+        if self._publisher is None and any(removed for removed, _ in found):
             self._store.look_again()
+        # Each node has copies of its own; rank 0 knows what the checkpoint names.
+        self._store.keep_copies_of(found[0][1])
 
     def _on_all_ranks(self, work: Callable[[], _T]) -> list[_T]:
         """Call `work` on every rank and return the results of all; if it fails on one rank, it fails on all."""

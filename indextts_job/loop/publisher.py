@@ -120,9 +120,6 @@ class Publisher:
             Whether checkpoints, and so perhaps objects, were removed.
         """
         removed: list[CheckpointName] = []
-        complete = retention.FINAL in committed.manifest.name.tags
-        # Nobody resumes from a complete run.
-        self._store.keep_copies_of(() if complete else committed.manifest.objects.values())
         try:
             removed = retain(self._store, self._keep, self._unreadable)
             self._write_summary()
@@ -132,6 +129,12 @@ class Publisher:
         except Exception as error:  # noqa: BLE001
             self.warnings.append(f"old checkpoints were not removed, or {describe.SUMMARY} not written: {error}")
         return bool(removed)
+
+    def wanted_copies(self, committed: CommitResult) -> frozenset[str]:
+        """Hashes of the objects whose copies stay on the nodes: all of a commit, none of the final one."""
+        if retention.FINAL in committed.manifest.name.tags:
+            return frozenset()
+        return frozenset(stored.xxh3 for stored in committed.manifest.objects.values())
 
     def _audit(self, manifest: CheckpointManifest) -> None:
         """Verify the objects that all checkpoints share: every byte once per attempt, afterwards by a listing."""

@@ -98,7 +98,12 @@ def read(store: CheckpointStore, name: CheckpointName, repair: Repair | None = N
     # Training does not read every object. A run that is complete makes no further save whose audit would find a hole
     # in the others.
     lost = tuple(store.missing(manifest))
-    if not repaired and repair and lost:
+    if restored := store.restored_from_copies(lost):
+        repaired += (
+            f"{len(restored)} objects of the checkpoint were lost; written again from the copies on this node",
+        )
+        lost = tuple(one for one in lost if one not in restored)
+    if repair and lost and not repaired:
         repaired = repair(store, manifest).told
     return ResumePoint(store=store, manifest=manifest, tensors=tensors, lost=lost, repaired=repaired)
 

@@ -112,13 +112,19 @@ class BulkTransfers:
             found: T = fsspec.asyn.sync(self._filesystem.loop, run, timeout=timeout_s)
         except NotFoundError as error:
             raise FileNotFoundError(path) from error
+        except TimeoutError as error:
+            self._failed(bucket, error)
+            raise  # the time is spent; a retry goes on
         except (BaseError, ValueError) as error:
-            self._failures += 1
-            if self._failures == FAILURES:
-                logger.info("obstore is not used for s3://%s any more: %s", bucket, error)
+            self._failed(bucket, error)
             return None
         self._failures = 0
         return found
+
+    def _failed(self, bucket: str, error: Exception) -> None:
+        self._failures += 1
+        if self._failures == FAILURES:
+            logger.info("obstore is not used for s3://%s any more: %s", bucket, error or "no answer in time")
 
     async def _store(self, bucket: str) -> S3Store:
         client = await self._filesystem.set_session()

@@ -38,6 +38,7 @@ __all__ = [
     "read_ahead",
     "read_bytes",
     "read_input",
+    "read_manifest",
     "read_yaml",
     "sizes",
 ]
@@ -48,6 +49,8 @@ CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 """A request without an answer has failed after this."""
 CONNECTIONS = 64
 """Size of the S3 client's pool. With its default of 10, parallel reads of small files were less than half as fast."""
+LARGEST_MANIFEST_BYTES = 2**32
+"""A million records have about 700 MB; this is six times as much."""
 LARGEST_FILE_BYTES = 2**40
 """Bound for any other file that is read whole."""
 _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -304,3 +307,27 @@ def backslash_hint(path: str) -> str:
         return ""
     plain = redacted(path).replace("\\", "/")
     return f" It has backslashes, as Windows writes paths; write / instead: {_DRIVE.sub('', plain)}."
+
+
+def read_manifest(url: str) -> bytes:
+    """A dataset manifest as it is.
+
+    Raises:
+        DataError: It is missing.
+    """
+    try:
+        return read_bytes(url, LARGEST_MANIFEST_BYTES)
+    except FileNotFoundError:
+        raise _no_manifest(url) from None
+
+
+def _no_manifest(url: str) -> DataError:
+    shown = redacted(url)
+    if is_local(url) and local_path(url).is_dir():
+        return DataError(
+            f"{shown} is a folder, and no sharded dataset. Give a manifest, or a folder that `indextts-job shard` "
+            "wrote."
+        )
+    return DataError(
+        f"manifest not found: {shown} (seen from {Path.cwd()}).{backslash_hint(url)} Give an existing path or URL."
+    )

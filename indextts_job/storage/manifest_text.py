@@ -1,15 +1,11 @@
 """Dataset manifests as text: read whole, decoded, and cut into lines."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from indextts_job.errors import DataError
 from indextts_job.redaction import redacted
-from indextts_job.storage.files import backslash_hint, read_bytes
-from indextts_job.storage.urls import is_local, local_path
+from indextts_job.storage.files import read_manifest
 
-LARGEST_MANIFEST_BYTES = 2**32
-"""A million records have about 700 MB; this is six times as much."""
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 _BYTE_ORDER_MARKS = ((b"\xff\xfe\x00\x00", "UTF-32"), (b"\x00\x00\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"),
                      (b"\xfe\xff", "UTF-16"))  # fmt: skip
@@ -22,18 +18,6 @@ def read_manifest_text(url: str) -> str:
         DataError: It is missing or not UTF-8.
     """
     return _decoded(read_manifest(url), redacted(url))
-
-
-def read_manifest(url: str) -> bytes:
-    """A dataset manifest as it is.
-
-    Raises:
-        DataError: It is missing.
-    """
-    try:
-        return read_bytes(url, LARGEST_MANIFEST_BYTES)
-    except FileNotFoundError:
-        raise _no_manifest(url) from None
 
 
 def manifest_lines(content: bytes, shown: str) -> Iterator[str]:
@@ -64,18 +48,6 @@ def _decoded(content: bytes, shown: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{shown}: {_encoding_text(content, error)}") from error
-
-
-def _no_manifest(url: str) -> DataError:
-    shown = redacted(url)
-    if is_local(url) and local_path(url).is_dir():
-        return DataError(
-            f"{shown} is a folder, and no sharded dataset. Give a manifest, or a folder that `indextts-job shard` "
-            "wrote."
-        )
-    return DataError(
-        f"manifest not found: {shown} (seen from {Path.cwd()}).{backslash_hint(url)} Give an existing path or URL."
-    )
 
 
 def _encoding_text(content: bytes, error: UnicodeDecodeError) -> str:

@@ -15,11 +15,14 @@ import re
 import shutil
 import stat
 import tempfile
+import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -70,11 +73,13 @@ class NodeCache:
             share: This process among the others, which begin to read at other places.
         """
         self.share = share
-        self._users = folder / f"user-{os.getuid()}"
+        self._users = users_folder(folder)
         self._folder = self._users / name
         self._free_ratio = free_ratio
         self._own: bool | None = None
         self._full = False
+        self._open: list[BinaryIO] = []
+        """Files that were handed out, which have to stay open."""
 
     def read(self, name: str, size_bytes: int) -> Bytes | None:
         """A copy, compared with its hash; None if there is none.
@@ -87,8 +92,9 @@ class NodeCache:
         if path is None:
             return None
         try:
-            content = np.fromfile(path, np.uint8, count=size_bytes + 1)
-        except OSError:
+            with own_file(path) as file:
+                content = np.fromfile(file, np.uint8, count=size_bytes + 1)
+        except (OSError, MemoryError):
             return None
         if len(content) == size_bytes and integrity_hash(content.data) == name:
             _touch(path)
@@ -158,11 +164,15 @@ class NodeCache:
         folder = self._own_folder()
         for path in folder.glob(f"{version}-*") if folder else ():
             with contextlib.suppress(OSError, ValueError):
+                file = own_file(path)
                 # Mapped, so that the file is not in memory twice.
-                content = np.memmap(path, np.uint8, mode="r")
+                content = np.memmap(file, np.uint8, mode="r")
                 if len(content) == size_bytes and integrity_hash(content.data) == path.name.rpartition("-")[2]:
                     _touch(path)
-                    return path
+                    self._open.append(file)
+                    # Not by its path: another user who owns the folder above could put another file there.
+                    return Path(f"/proc/self/fd/{file.fileno()}")
+                file.close()
             self._remove(path)
         return None
 
@@ -250,6 +260,36 @@ class NodeCache:
             path.unlink(missing_ok=True)
 
 
+def own_file(path: Path) -> BinaryIO:
+    """Open a copy that this user has made. Nobody else can make a file that belongs to this user.
+
+    Raises:
+        OSError: It is not there, a link, or another user's.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+    status = os.fstat(file.fileno())
+    if status.st_uid != os.getuid() or not stat.S_ISREG(status.st_mode):
+        file.close()
+        raise PermissionError(errno.EPERM, f"{path} is another user's, or no file")
+    return file
+
+
+def users_folder(folder: Path) -> Path:
+    """The folder of this user among the copies of all."""
+    return folder / f"user-{os.getuid()}"
+
+
+def shard_folder(configured: str) -> Path:
+    """The folder for copies of shards.
+
+    In that of this user: somebody else could put other bytes there whose rows have the same fast hashes.
+
+    Args:
+        configured: As for `node_folder`.
+    """
+    return users_folder(node_folder(configured)) / "shards"
+
+
 def _touch(path: Path) -> None:
     """Note the use of a copy, for `forget_the_old`."""
     with contextlib.suppress(OSError):
@@ -276,6 +316,58 @@ def _wait_for(descriptor: int) -> None:
             waited_s += LOOK_S
         else:
             return
+
+
+class Copier:
+    """Writes copies in a thread, so that a slow or hanging disk costs copies and no save.
+
+    The memory that it is given may change before it is written. Such a copy does not have the hash that it is named by,
+    and is not used.
+    """
+
+    def __init__(self, cache: NodeCache) -> None:
+        self._cache = cache
+        self._waiting: deque[tuple[str, Buffer]] = deque()
+        self._busy = threading.Event()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, name: str, content: Buffer) -> None:
+        """Have a copy written soon.
+
+        Args:
+            name: xxh3-128 of the content.
+            content: The bytes.
+        """
+        with self._changed:
+            self._waiting.append((name, content))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="copies", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def clear(self) -> None:
+        """Give up what is not written yet."""
+        with self._changed:
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def wait(self, limit_s: float) -> None:
+        """Wait until all are written, for a while."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting and not self._busy.is_set(), limit_s)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting:
+                    self._changed.wait(timeout=LOOK_S)
+                name, content = self._waiting.popleft()
+                self._busy.set()
+            self._cache.write(name, content)
+            with self._changed:
+                self._busy.clear()
+                self._changed.notify_all()
 
 
 Fetch = Callable[[], Bytes]

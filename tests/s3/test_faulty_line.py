@@ -41,7 +41,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 def now_and_then(kind: str) -> Fault:
     """A fault in every twelfth request; in every thirtieth where it costs a timeout or several readings."""
-    every = 30 if kind in ("hang", "corrupt") else 12
+    every = 20 if kind in ("hang", "corrupt") else 12
     return lambda number, _method, _path: kind if number % every == 0 else ""
 
 

@@ -66,7 +66,7 @@ def test_a_run_needs_no_disk_and_gives_the_same_bits(
     found = {path.removeprefix(f"{root}/").rpartition("/")[0] for path in filesystem.find(root)}
     summary = json.loads(filesystem.cat_file(f"{root}/summary.json"))
     assert (summary["step"], summary["complete"], summary["checkpoints"][0]["tags"][-1]) == (24, True, "final")
-    assert found == {"", "attempts", "checkpoints", "events", "logs/train", "objects", "samples"}
+    assert found == {"", "attempts", "checkpoints", "data", "events", "logs/train", "objects", "samples", "shared"}
 
 
 def test_interruptions_of_a_run_in_a_bucket_leave_no_trace(

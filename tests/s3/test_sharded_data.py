@@ -21,6 +21,7 @@ from indextts_job.demo.world import World
 from indextts_job.errors import DataError, UnavailableError
 from indextts_job.model.config import gpt_config
 from indextts_job.storage.files import read_yaml
+from indextts_job.storage.node_cache import shard_folder
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, newest, state_of
 
@@ -46,7 +47,7 @@ def shards(dataset: Dataset, s3_run: str) -> str:
 
 def remote(shards: str, limits: Limits, cache: Path, free_ratio: float = 0.0) -> tuple[Dataset, CachedShards]:
     dataset = load_dataset(
-        [shards], limits, skip_bad_samples=False, cache_folder=str(cache), cache_free_ratio=free_ratio
+        [shards], limits, skip_bad_samples=False, cache_folder=str(cache.parents[1]), cache_free_ratio=free_ratio
     )
     return dataset, source_of(dataset).reader  # type: ignore[return-value]
 
@@ -72,7 +73,7 @@ def same(one: Dataset, other: Dataset) -> bool:
 def test_copies_fill_behind_the_first_rows_and_end_the_traffic(
     dataset: Dataset, shards: str, limits: Limits, tmp_path: Path
 ) -> None:
-    cache = tmp_path / "cache"
+    cache = shard_folder(str(tmp_path / "cache"))
     cold, _ = remote(shards, limits, cache)
     assert cold.fingerprint == dataset.fingerprint
     assert same(cold, dataset)  # by requests for rows, or by the copies if these are faster
@@ -87,7 +88,7 @@ def test_copies_fill_behind_the_first_rows_and_end_the_traffic(
 def test_evicted_and_rotten_copies_are_fetched_again(
     dataset: Dataset, shards: str, limits: Limits, tmp_path: Path
 ) -> None:
-    cache = tmp_path / "cache"
+    cache = shard_folder(str(tmp_path / "cache"))
     assert same(remote(shards, limits, cache)[0], dataset)
     wait_for_copies(cache, 15)
     first, second, third, *_ = sorted(cache.iterdir())
@@ -106,7 +107,7 @@ def test_a_cache_that_cannot_be_written_costs_requests_only(
 ) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    without, reader = remote(shards, limits, blocked / "cache")
+    without, reader = remote(shards, limits, shard_folder(str(blocked / "cache")))
     assert same(without, dataset)
     assert same(without, dataset)
     assert reader.requests >= 2 * 40
@@ -116,7 +117,7 @@ def test_an_object_that_changed_or_vanished_is_never_accepted(shards: str, limit
     import fsspec
 
     filesystem, root = fsspec.core.url_to_fs(shards)
-    changed, _ = remote(shards, limits, tmp_path / "cache")
+    changed, _ = remote(shards, limits, shard_folder(str(tmp_path / "cache")))
     name = f"{root}/condition-00000.safetensors"
     content = filesystem.cat_file(name)
     filesystem.pipe_file(name, content[:-500] + bytes(500))
@@ -135,7 +136,7 @@ def test_parts_serve_rows_before_their_shard_is_whole(
     dataset: Dataset, shards: str, limits: Limits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("indextts_job.data.downloads.PART_BYTES", 4096)
-    cold, reader = remote(shards, limits, tmp_path / "cache")
+    cold, reader = remote(shards, limits, shard_folder(str(tmp_path / "cache")))
     last_part_may_come = threading.Event()
     fetch = reader._fetch
 
@@ -155,14 +156,14 @@ def test_parts_serve_rows_before_their_shard_is_whole(
     assert reader.requests == before
     last_part_may_come.set()
     assert same(cold, dataset)
-    wait_for_copies(tmp_path / "cache", 15)
+    wait_for_copies(shard_folder(str(tmp_path / "cache")), 15)
 
 
 def test_a_disk_that_gets_full_loses_copies_of_other_datasets_first_then_does_without(
     dataset: Dataset, shards: str, limits: Limits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = tmp_path / "cache"
-    cache.mkdir()
+    cache = shard_folder(str(tmp_path / "cache"))
+    cache.mkdir(parents=True, exist_ok=True)
     foreign = cache / f"{'0' * 64}.safetensors"
     foreign.write_bytes(b"of another dataset")
     free = {True: 2 * SPARE_BYTES, False: 0}
@@ -196,10 +197,10 @@ def test_copies_leave_a_share_of_the_disk_free(
 
 
 def test_two_jobs_of_one_node_fetch_a_shard_once(dataset: Dataset, shards: str, limits: Limits, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
+    cache = shard_folder(str(tmp_path / "cache"))
     one, _ = remote(shards, limits, cache)
     header = source_of(one).place("condition", 0)[0]
-    cache.mkdir()
+    cache.mkdir(parents=True, exist_ok=True)
     partial = cache / f".{header.sha256}.partial"
     with partial.open("wb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

@@ -29,6 +29,7 @@ from indextts_job.storage import files
 from indextts_job.storage.files import read_yaml
 from indextts_job.storage.local_storage import LocalStorage
 from indextts_job.storage.manifest_text import manifest_lines
+from indextts_job.storage.node_cache import shard_folder
 from tests.support.held_data import held
 from tests.support.shard_indexes import changed_index
 from tests.support.waiting import wait_until
@@ -419,7 +420,7 @@ def test_damaged_copies_of_every_kind_are_cured(dataset: Dataset, limits: Limits
     write_shards(dataset, url, nothing)
     filesystem, root = fsspec.core.url_to_fs(url)
     tables = parse_index(filesystem.cat_file(f"{root}/{INDEX}"), INDEX).tables
-    copies = [copy_path(tmp_path, shard) for table in tables.values() for shard in table.shards]
+    copies = [copy_path(shard_folder(str(tmp_path)), shard) for table in tables.values() for shard in table.shards]
     assert same(load(url, limits, cache_folder=str(tmp_path)), dataset)
     for path in copies:
         wait_until(path.exists, f"{path} is there")
@@ -438,7 +439,7 @@ def test_ids_are_cached_like_vectors(dataset: Dataset, limits: Limits, tmp_path:
     assert same(load(url, limits, cache_folder=str(tmp_path)), dataset)
     for table in tables.values():
         for shard in table.shards:
-            wait_until(copy_path(tmp_path, shard).exists, f"the copy of {shard.name} is there")
+            wait_until(copy_path(shard_folder(str(tmp_path)), shard).exists, f"the copy of {shard.name} is there")
     warm = load(url, limits, cache_folder=str(tmp_path))
     for table in tables.values():
         for shard in table.shards:
