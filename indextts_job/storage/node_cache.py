@@ -78,8 +78,6 @@ class NodeCache:
         self._free_ratio = free_ratio
         self._own: bool | None = None
         self._full = False
-        self._open: list[BinaryIO] = []
-        """Files that were handed out, which have to stay open."""
 
     def read(self, name: str, size_bytes: int) -> Bytes | None:
         """A copy, compared with its hash; None if there is none.
@@ -163,16 +161,14 @@ class NodeCache:
     def _file(self, version: str, size_bytes: int) -> Path | None:
         folder = self._own_folder()
         for path in folder.glob(f"{version}-*") if folder else ():
-            with contextlib.suppress(OSError, ValueError):
-                file = own_file(path)
+            with contextlib.suppress(OSError, ValueError), own_file(path) as file:
                 # Mapped, so that the file is not in memory twice.
                 content = np.memmap(file, np.uint8, mode="r")
                 if len(content) == size_bytes and integrity_hash(content.data) == path.name.rpartition("-")[2]:
                     _touch(path)
-                    self._open.append(file)
-                    # Not by its path: another user who owns the folder above could put another file there.
-                    return Path(f"/proc/self/fd/{file.fileno()}")
-                file.close()
+                    # Not by its path: another user who owns the folder above could put another file there. The
+                    # descriptor stays open as long as the process.
+                    return Path(f"/proc/self/fd/{os.dup(file.fileno())}")
             self._remove(path)
         return None
 

@@ -16,6 +16,7 @@ from tests.support.attempts import attempt
 from tests.support.fault_proxy import proxy
 from tests.support.runs import config_for, newest
 from tests.support.servers import Server
+from tests.support.waiting import wait_until
 from tests.support.warm_parent import REPOSITORY
 
 
@@ -79,6 +80,9 @@ def test_an_interrupted_attempt_leaves_its_checkpoint_to_the_next_one_on_its_nod
     with proxy(seaweed.port, read) as (url, _faults):
         connect(url)
         assert attempt(config_for(wide, s3_run, **keys), stop_at=3).code == 75
+        wanted = {stored.xxh3 for key, stored in newest(s3_run).objects.items() if key.startswith("objects/")}
+        # A stop does not wait for the last of them, and this process goes on here.
+        wait_until(lambda: wanted <= {path.name for path in tmp_path.rglob("*")}, "the copies")
         read.requests.clear()
         ended = attempt(config_for(wide, s3_run, **keys))
         assert ended.code == 0, ended.error

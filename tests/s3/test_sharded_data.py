@@ -188,12 +188,12 @@ def test_copies_leave_a_share_of_the_disk_free(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(total=100 * SPARE_BYTES, free=15 * SPARE_BYTES)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
-    without, reader = remote(shards, limits, tmp_path / "without", free_ratio=0.2)
+    without, reader = remote(shards, limits, shard_folder(str(tmp_path / "without")), free_ratio=0.2)
     assert same(without, dataset)
     assert same(without, dataset)
     assert reader.requests >= 2 * 40
-    remote(shards, limits, tmp_path / "with", free_ratio=0.1)[0].samples(range(len(dataset)))
-    wait_for_copies(tmp_path / "with", 15)
+    remote(shards, limits, shard_folder(str(tmp_path / "with")), free_ratio=0.1)[0].samples(range(len(dataset)))
+    wait_for_copies(shard_folder(str(tmp_path / "with")), 15)
 
 
 def test_two_jobs_of_one_node_fetch_a_shard_once(dataset: Dataset, shards: str, limits: Limits, tmp_path: Path) -> None:

@@ -60,9 +60,10 @@ def test_files_belong_to_their_version(tmp_path: Path) -> None:
     assert fetched.tobytes() == CONTENT
     wait_until(lambda: isinstance(cache.file("0a", len(CONTENT), source), Path), "the copy")
     asked = source.asked
-    copy = cache.file("0a", len(CONTENT), source)
-    assert isinstance(copy, Path)
-    assert copy.read_bytes() == CONTENT
+    found = cache.file("0a", len(CONTENT), source)
+    assert isinstance(found, Path)
+    assert found.read_bytes() == CONTENT
+    (copy,) = files_in(tmp_path)
     assert source.asked == asked
     assert cache.file("0b", len(CONTENT), source) is not None
     assert source.asked == asked + 1
