@@ -3,7 +3,8 @@
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -120,7 +121,7 @@ def run_attempt(
         emit(Notice(step=selection.step, topic="ranks", message=message, warning=True))
 
     # As late as possible: what fails before ends one rank with its own message instead of making the others wait.
-    with joined(world, facts.device, tell) as group:
+    with _trusted(checks), joined(world, facts.device, tell) as group:
         selection = _agreed(group, selection, store, partial(decide, present=inputs.present(config), emit=emit))
         start = build(config, inputs, facts=facts, selection=selection, own=store, group=group, emit=emit)
         check_stop(stop)
@@ -167,6 +168,16 @@ def _check_settings(config: RunConfig, inputs: Inputs, emit: EventStream) -> Non
         emit(Notice(step=0, topic="settings", message=warning, warning=True))
 
 
+@contextmanager
+def _trusted(checks: WrittenLater) -> Iterator[None]:
+    """Inside, data is wrong only if it has changed since it was checked: then the next attempt checks it again."""
+    try:
+        yield
+    except DataError:
+        checks.forget()
+        raise
+
+
 def _agreed(
     group: ProcessGroup, selection: Selection, store: CheckpointStore, decided: Callable[[Selection], Selection]
 ) -> Selection:
@@ -203,8 +214,6 @@ def _recorded(parts: Parts, recording: Recording) -> int:
         except BaseException as error:
             # Any other exception is an error of the program.
             code = getattr(error, "exit_code", EXIT_SOFTWARE)
-            if isinstance(error, DataError) and parts.inputs.checks and not parts.group.rank:
-                parts.inputs.checks.forget()
             outcome = "stopped" if code == EXIT_STOPPED else "failed"
             try:
                 # A save in flight holds finished steps, so it is completed whatever the error of the training is.

@@ -13,13 +13,19 @@ import pytest
 import torch
 import yaml
 
+from indextts_job.attempt.run import _agreed
+from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.demo.world import World
+from indextts_job.resume.points import read
+from indextts_job.resume.select import Selection
 from indextts_job.storage.remote_storage import open_storage
 from tests.distributed.ranks import KEYS, ended, pid_of_rank, same_samples, started, trained, weights
 from tests.support.attempts import attempt
+from tests.support.lockstep import on_ranks
 from tests.support.runs import config_for, events, newest, samples, state_of, store_of
 from tests.support.servers import free_ports
+from tests.support.stores import save
 from tests.support.waiting import wait_until
 from tests.support.warm_parent import REPOSITORY
 
@@ -205,3 +211,18 @@ def test_a_save_that_fails_on_one_rank_fails_on_all_and_is_made_up_for(world: Wo
     assert 4 not in committed  # where the first save began
     assert committed[0] == 5
     store_of(tmp_path / "run").verify(newest(tmp_path / "run"))
+
+
+def test_ranks_agree_on_a_checkpoint_that_only_one_of_them_can_read(tmp_path: Path) -> None:
+    """A node may have copies of what is damaged in the bucket: the others pass over it, and it goes along."""
+    store = CheckpointStore(open_storage(str(tmp_path)))
+    names = [save(store, step) for step in (1, 2)]
+    points = {name: read(store, name) for name in names}
+
+    def agreed(group: Any, name: CheckpointName) -> Selection:
+        return _agreed(group, Selection(point=points[name]), store, lambda selection: selection)
+
+    found = on_ranks(2, lambda group: agreed(group, names[1 - group.rank]))
+    assert [one.point and one.point.name for one in found] == [names[0]] * 2
+    found = on_ranks(2, lambda group: agreed(group, names[1]))
+    assert [one.point and one.point.name for one in found] == [names[1]] * 2

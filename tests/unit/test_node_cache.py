@@ -10,7 +10,7 @@ import pytest
 
 from indextts_job.hashing import integrity_hash
 from indextts_job.storage import node_cache
-from indextts_job.storage.node_cache import FORGOTTEN_AFTER_S, NodeCache, Share, through
+from indextts_job.storage.node_cache import FORGOTTEN_AFTER_S, Copier, NodeCache, Share, through
 from indextts_job.storage.remote_files import Bytes
 from tests.support.waiting import wait_until
 
@@ -168,3 +168,31 @@ def test_a_process_waits_for_the_one_that_reads_the_same_and_takes_its_copy(tmp_
     waiter.join(30)
     assert found[0].tobytes() == CONTENT
     assert source.asked == 0
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs to make files of another user")
+def test_a_file_of_another_user_is_no_copy_whoever_owns_the_folder_above(tmp_path: Path) -> None:
+    """Somebody who owns the folder for all may put another one in the place of this user's."""
+    source, cache = Source(), NodeCache(tmp_path, "inputs")
+    through(cache, NAME, len(CONTENT), source)
+    cache.write("0" * 32, b"")
+    forged = files_in(tmp_path)[0].parent
+    planted = b"planted"
+    for name in (integrity_hash(planted), f"0a-{integrity_hash(planted)}"):
+        (forged / name).write_bytes(planted)
+        os.chown(forged / name, 12345, 12345)
+    assert cache.read(integrity_hash(planted), len(planted)) is None
+    assert isinstance(cache.file("0a", len(planted), source), np.ndarray)
+    assert source.asked == 2
+
+
+def test_a_copier_whose_memory_changes_makes_no_copy_that_is_used(tmp_path: Path) -> None:
+    cache, memory = NodeCache(tmp_path, "run"), bytearray(CONTENT)
+    copier = Copier(cache)
+    copier.add(integrity_hash(b"what it was before"), memory)
+    copier.wait(30)
+    assert len(files_in(tmp_path)) == 1
+    assert cache.read(integrity_hash(b"what it was before"), len(CONTENT)) is None
+    copier.add(NAME, memory)
+    copier.wait(30)
+    assert cache.read(NAME, len(CONTENT)) is not None

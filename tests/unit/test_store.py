@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from indextts_job.checkpoint.ahead import ObjectsAhead
 from indextts_job.checkpoint.history import History, Losses
 from indextts_job.checkpoint.manifest import FORMAT_VERSION, file_name, parse_file_name, parse_manifest
 from indextts_job.checkpoint.object_layout import drafts
@@ -22,7 +23,10 @@ from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.removal import SAFE_AGE_S, collect_orphans, retain
 from indextts_job.checkpoint.retention import CheckpointName, current, to_delete
 from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.checkpoint.tensor_names import RESUMED
 from indextts_job.errors import DataError, SupersededError, UnavailableError
+from indextts_job.resume.points import read
+from indextts_job.storage.node_cache import NodeCache
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.run_storage import RunStorage, StoredFile
 from tests.support.stores import FaultyStorage, content, fresh_url, reopened, save
@@ -645,3 +649,77 @@ def test_an_object_that_was_found_missing_is_written_again(store: CheckpointStor
         store.read_file(manifest, "tokenizer.model")
     assert store.restore(tokenizer, b"pieces")
     assert store.read_file(manifest, "tokenizer.model") == b"pieces"
+
+
+def test_objects_stay_while_a_manifest_that_stays_cannot_be_read(tmp_path: Path) -> None:
+    """It may name any of them, and somebody may restore it."""
+    storage = open_storage(str(tmp_path))
+    earlier = CheckpointStore(storage)
+    save(earlier, 1, seed=7)
+    kept = save(earlier, 2, seed=7, tags=("keep",))
+    save(earlier, 3)
+    key = f"checkpoints/{file_name(kept)}"
+    manifest = storage.read(key)
+    storage.write(key, manifest[:-40])
+    store = CheckpointStore(storage)
+    assert retain(store, 1) == [CheckpointName(1, 1, 0)]
+    storage.write(key, manifest)
+    reopened(store).verify(store.manifest(kept))
+
+
+@pytest.mark.parametrize("change", [{"start": 1}, {"start": -4}])
+def test_a_tensor_that_no_view_can_show_is_in_no_manifest(tmp_path: Path, change: dict[str, int]) -> None:
+    storage = open_storage(str(tmp_path))
+    name = save(CheckpointStore(storage), 1)
+    document = json.loads(storage.read(f"checkpoints/{file_name(name)}"))
+    entry = document["tensors"]["model/b"]
+    moved = {"start": entry["start"] + change["start"], "stop": entry["stop"] + change["start"]}
+    document["tensors"]["model/b"] = entry | (moved if change["start"] > 0 else change)
+    plain = {key: value for key, value in document.items() if key != "sha256"}
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    signed = plain | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+    with pytest.raises(DataError, match="lacks or garbles"):
+        parse_manifest(json.dumps(signed).encode(), "m")
+
+
+def test_lost_objects_come_back_from_the_copies_on_the_node(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path / "run"))
+    cache = NodeCache(tmp_path / "cache", "run")
+    writing = CheckpointStore(storage, cache)
+    name = save(writing, 1)
+    manifest = writing.manifest(name)
+    writing.keep_copies_of({stored.xxh3 for stored in manifest.objects.values()})  # waits for the copies
+    lost = next(stored for key, stored in manifest.objects.items() if key.startswith("objects/"))
+    storage.delete(lost.key)
+    point = read(CheckpointStore(storage, cache), name)
+    assert "written again from the copies on this node" in point.repaired[0]
+    assert point.lost == ()
+    reopened(writing).verify(manifest)
+
+
+def test_objects_that_nobody_takes_are_given_up(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    save(CheckpointStore(storage), 3)
+    ahead = ObjectsAhead()
+    assert ahead.begin(storage, None, RESUMED)
+    store = CheckpointStore(storage, None, ahead)
+    manifest = store.manifest(store.names()[0])
+    assert set(store.load(manifest, ("model/",))) == {"model/a", "model/b"}
+    ahead.close()
+    moments = next(stored for key, stored in manifest.objects.items() if key == manifest.tensors["exp_avg/a"].object)
+    assert ahead.take(moments) is None
+    assert ahead.begin(storage, None, RESUMED)  # too late: a retry of its listing has taken longer than the start
+    assert ahead.take(moments) is None
+    assert set(store.load(manifest, ("exp_avg/",))) == {"exp_avg/a", "exp_avg/b"}
+
+
+def test_what_was_read_ahead_is_compared_with_its_hash(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    name = save(CheckpointStore(storage), 3)
+    manifest = CheckpointStore(storage).manifest(name)
+    lost = manifest.objects[manifest.tensors["model/a"].object]
+    storage.write(lost.key, bytes(lost.size_bytes))
+    ahead = ObjectsAhead()
+    assert ahead.begin(storage, None, RESUMED)
+    with pytest.raises(DamagedCheckpointError, match="do not have the hash"):
+        CheckpointStore(storage, None, ahead).load(manifest)
