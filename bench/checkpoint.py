@@ -303,7 +303,9 @@ def measure(rivals: list[Rival], state: TrainState, rounds: int) -> dict[str, Me
         for rival in rivals:
             change(state)
             tensors = tensors_of(state)
-            gc.collect()  # what the rival before has left
+            # What the rival before has left: garbage, and pages that the disk has still to write.
+            gc.collect()
+            os.sync()
             before = peak_memory_from_here()
             started_s = time.perf_counter()
             wait = rival.save(tensors)
