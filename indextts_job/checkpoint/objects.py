@@ -26,7 +26,7 @@ WRITERS = 3
 """Objects on their way at a time; with their size, the extra memory of a save (`bench/checkpoint.py`)."""
 
 COPIES_S = 30.0
-"""Longest wait, behind a commit, for copies on this node that are still being written."""
+"""Longest wait, behind the last commit of an attempt, for copies on this node that are still being written."""
 
 
 class DamagedCheckpointError(DataError):
@@ -184,7 +184,7 @@ class Objects:
         return through(self._copies, stored.xxh3, stored.size_bytes, lambda: self.read(stored))
 
     def keep_copies_of(self, names: Collection[str]) -> None:
-        """Remove the copies on this node of all objects but these, and wait a moment for those that are being made.
+        """Remove the copies on this node of all objects but these.
 
         Args:
             names: Their hashes; none = nothing more is copied.
@@ -194,7 +194,11 @@ class Objects:
         if not names:
             self._copier.clear()
         self._copies.keep_only(names)
-        self._copier.wait(COPIES_S)
+
+    def wait_for_copies(self) -> None:
+        """Wait for copies on this node that are still being written, for a while."""
+        if self._copier:
+            self._copier.wait(COPIES_S)
 
     def restored_from_copies(self, lost: Iterable[StoredObject]) -> list[StoredObject]:
         """Write lost objects again whose copies are on this node."""

@@ -347,6 +347,10 @@ class CheckpointStore:
         """Remove the copies on this node of all objects but these, by their hashes."""
         self._objects.keep_copies_of(names)
 
+    def wait_for_copies(self) -> None:
+        """Wait for copies on this node that are still being written, for a while."""
+        self._objects.wait_for_copies()
+
     def restored_from_copies(self, lost: Iterable[StoredObject]) -> list[StoredObject]:
         """Write lost objects again whose copies are on this node; returns those."""
         return self._objects.restored_from_copies(lost)

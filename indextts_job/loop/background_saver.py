@@ -230,6 +230,9 @@ class BackgroundSaver:
             self._store.look_again()
         # Each node has copies of its own; rank 0 knows what the checkpoint names.
         self._store.keep_copies_of(found[0][1])
+        # Only where the process is about to end: a hanging disk must not hold up the save after this one.
+        if self._stopped():
+            self._store.wait_for_copies()
 
     def _on_all_ranks(self, work: Callable[[], _T]) -> list[_T]:
         """Call `work` on every rank and return the results of all; if it fails on one rank, it fails on all."""

@@ -40,6 +40,8 @@ LONGEST_WAIT_S = 600.0
 """Another process that downloads a copy is waited for as long as this; then this one reads for itself."""
 FORGOTTEN_AFTER_S = 3 * 86400.0
 """Copies that nothing has used for so long belong to runs that have ended or moved."""
+ABANDONED_S = 3600.0
+"""An unfinished copy that nothing has been written to for so long is that of a killed process."""
 _NAME = re.compile(rf"[0-9a-f]{{{INTEGRITY_DIGITS}}}")
 
 
@@ -213,8 +215,11 @@ class NodeCache:
         if folder is None or self.share.index:  # one process of the node is enough
             return
         with contextlib.suppress(OSError):
+            # A young part may be one that another rank is writing at this moment.
+            oldest_s = time.time() - ABANDONED_S
             for path in folder.iterdir():
-                if (_NAME.fullmatch(path.name) and path.name not in wanted) or path.suffix == ".part":
+                unwanted = _NAME.fullmatch(path.name) and path.name not in wanted
+                if unwanted or (path.suffix == ".part" and path.stat().st_mtime < oldest_s):
                     self._remove(path)
 
     def forget_the_old(self) -> None:
@@ -223,7 +228,8 @@ class NodeCache:
             return
         oldest_s = time.time() - FORGOTTEN_AFTER_S
         with contextlib.suppress(OSError):
-            for path in self._users.glob("*/*"):
+            # Not the shards beside them: downloads evict those where space is needed.
+            for path in (*self._users.glob("run*/*"), *self._users.glob("inputs/*")):
                 with contextlib.suppress(OSError):
                     if path.stat().st_mtime < oldest_s:
                         path.unlink()

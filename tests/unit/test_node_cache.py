@@ -10,7 +10,15 @@ import pytest
 
 from indextts_job.hashing import integrity_hash
 from indextts_job.storage import node_cache
-from indextts_job.storage.node_cache import FORGOTTEN_AFTER_S, Copier, NodeCache, Share, through
+from indextts_job.storage.node_cache import (
+    ABANDONED_S,
+    FORGOTTEN_AFTER_S,
+    Copier,
+    NodeCache,
+    Share,
+    shard_folder,
+    through,
+)
 from indextts_job.storage.remote_files import Bytes
 from tests.support.waiting import wait_until
 
@@ -128,22 +136,32 @@ def test_one_process_cleans_up_for_all_of_its_node(tmp_path: Path) -> None:
     contents = [f"{number}".encode() for number in range(3)]
     for content in contents:
         cache.write(integrity_hash(content), content)
-    (files_in(tmp_path)[0].parent / ".killed.part").write_bytes(b"half")
+    killed, writing = (files_in(tmp_path)[0].parent / f".{name}.part" for name in ("killed", "writing"))
+    for path in (killed, writing):
+        path.write_bytes(b"half")
+    long_ago = time.time() - ABANDONED_S - 60
+    os.utime(killed, (long_ago, long_ago))
     NodeCache(tmp_path, "run", share=Share(1, 2)).keep_only(())
-    assert len(files_in(tmp_path)) == 4
+    assert len(files_in(tmp_path)) == 5
     cache.keep_only({integrity_hash(contents[1])})
-    assert [path.read_bytes() for path in files_in(tmp_path)] == [contents[1]]
+    # Another rank may be writing at this moment, and would make no further copies without its part.
+    assert {path.read_bytes() for path in files_in(tmp_path)} == {contents[1], b"half"}
+    assert not killed.exists()
 
 
 def test_copies_that_nothing_uses_any_more_are_forgotten(tmp_path: Path) -> None:
-    used, old = NodeCache(tmp_path, "used"), NodeCache(tmp_path, "old")
+    used, old = NodeCache(tmp_path, "run-used"), NodeCache(tmp_path, "run-old")
     for cache in (used, old):
         cache.write(NAME, CONTENT)
+    shards = shard_folder(str(tmp_path))
+    shards.mkdir()
+    (shards / "a.safetensors").write_bytes(b"evicted only where space is needed")
     long_ago = time.time() - FORGOTTEN_AFTER_S - 60
     for path in files_in(tmp_path):
         os.utime(path, (long_ago, long_ago))
     assert used.read(NAME, len(CONTENT)) is not None  # a use
-    NodeCache(tmp_path, "third").forget_the_old()
+    NodeCache(tmp_path, "inputs").forget_the_old()
+    assert list(shards.iterdir())
     assert used.read(NAME, len(CONTENT)) is not None
     assert old.read(NAME, len(CONTENT)) is None
 

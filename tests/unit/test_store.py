@@ -688,7 +688,7 @@ def test_lost_objects_come_back_from_the_copies_on_the_node(tmp_path: Path) -> N
     writing = CheckpointStore(storage, cache)
     name = save(writing, 1)
     manifest = writing.manifest(name)
-    writing.keep_copies_of({stored.xxh3 for stored in manifest.objects.values()})  # waits for the copies
+    writing.wait_for_copies()
     lost = next(stored for key, stored in manifest.objects.items() if key.startswith("objects/"))
     storage.delete(lost.key)
     point = read(CheckpointStore(storage, cache), name)
