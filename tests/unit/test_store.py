@@ -723,3 +723,26 @@ def test_what_was_read_ahead_is_compared_with_its_hash(tmp_path: Path) -> None:
     assert ahead.begin(storage, None, RESUMED)
     with pytest.raises(DamagedCheckpointError, match="do not have the hash"):
         CheckpointStore(storage, None, ahead).load(manifest)
+
+
+def test_every_save_looks_again_whether_what_it_relies_on_is_there(store: CheckpointStore) -> None:
+    for step in (1, 2, 3):
+        name = save(store, step, seed=9)
+        manifest = store.manifest(name)
+        reopened(store).verify(manifest)
+        for key in manifest.objects:
+            store.storage.delete(key)
+
+
+def test_a_commit_does_not_rest_on_an_object_of_which_only_the_copy_was_read(tmp_path: Path) -> None:
+    storage, cache = open_storage(str(tmp_path / "run")), NodeCache(tmp_path / "cache", "run")
+    writing = CheckpointStore(storage, cache)
+    manifest = writing.manifest(save(writing, 1, seed=9))
+    writing.wait_for_copies()
+    for key, stored in manifest.objects.items():
+        storage.write(key, bytes(stored.size_bytes))  # damaged, with the right name and size
+    ahead = ObjectsAhead()
+    assert ahead.begin(storage, cache, RESUMED)
+    store = CheckpointStore(storage, cache, ahead)
+    assert store.load(manifest, ("model/",))
+    reopened(store).verify(store.manifest(save(store, 2, seed=9)))
