@@ -1,13 +1,15 @@
-"""Load a SentencePiece model and identify it by its pieces."""
+"""Load a tokenizer, a SentencePiece model or a file of byte-pair ranks, and identify it by its pieces."""
 
 import hashlib
 from dataclasses import dataclass
 
 import sentencepiece
 
+from indextts_job.data.languages import TOKENS_BEFORE
 from indextts_job.errors import ConfigError, DataError
 from indextts_job.redaction import redacted
 from indextts_job.storage import files
+from indextts_job.tokenizer.ranks import is_ranks, names_of, parse_ranks
 
 LARGEST_MODEL_BYTES = 2**28
 """A larger file is refused unread; the released tokenizer has half a megabyte."""
@@ -20,6 +22,23 @@ class Tokenizer:
     content: bytes
     """The model file."""
     piece_names: tuple[str, ...]
+    ranks: int | None = None
+    """Number of byte-pair ranks, behind which the special tokens begin; None for a SentencePiece model."""
+
+    @property
+    def new_pieces_at(self) -> int | None:
+        """Id of the first piece that an extension adds to it; None = behind all pieces."""
+        return self.ranks
+
+    @property
+    def first_language_token(self) -> int | None:
+        """Id of the first language's token; None for a SentencePiece model, which has none."""
+        return None if self.ranks is None else self.ranks + TOKENS_BEFORE
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the model file."""
+        return hashlib.sha256(self.content).hexdigest()
 
     @property
     def pieces(self) -> int:
@@ -34,11 +53,11 @@ class Tokenizer:
 
 
 def load_tokenizer(url: str) -> Tokenizer:
-    """Read a SentencePiece model.
+    """Read a tokenizer.
 
     Raises:
         ConfigError: The file does not exist.
-        DataError: It is not a SentencePiece model.
+        DataError: It is neither a SentencePiece model nor a file of ranks.
     """
     content = files.read_input(url, "tokenizer", "inputs.tokenizer", LARGEST_MODEL_BYTES)
     return parse_tokenizer(content, redacted(url))
@@ -48,15 +67,19 @@ def parse_tokenizer(content: bytes, source: str) -> Tokenizer:
     """A tokenizer from the bytes of its model file.
 
     Raises:
-        DataError: They are no SentencePiece model, or the name of a piece is not UTF-8.
+        DataError: They are no tokenizer, or the name of a piece is not UTF-8.
     """
+    if is_ranks(content):
+        tokens = parse_ranks(content, source)
+        return Tokenizer(content, names_of(tokens), len(tokens))
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(content)
         names = tuple(processor.IdToPiece(i) for i in range(processor.GetPieceSize()))
     except (RuntimeError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{source}: not a SentencePiece model, or damaged ({len(content)} bytes). Expected a .model file."
+            f"{source}: not a SentencePiece model, or damaged ({len(content)} bytes). Expected a .model file, or for "
+            "IndexTTS-2.5 its .tiktoken file."
         ) from error
     return Tokenizer(content, names)
 
