@@ -30,7 +30,8 @@ from indextts_job.data.sharding import write_shards
 from indextts_job.data.sources import load_dataset
 from indextts_job.data.texts import Bytes, Texts
 from indextts_job.demo.world import World, WorldSize, make_world
-from indextts_job.model.config import CONDITION_LATENTS, gpt_config
+from indextts_job.model.config import gpt_config
+from indextts_job.model.versions import V2_0
 from indextts_job.storage.files import read_yaml
 from indextts_job.storage.local_storage import LocalStorage
 
@@ -67,7 +68,7 @@ class MadeUp:
             return np.full(text_length(index), 2 + index % (PIECES - 2), np.int32)
         if use == "codes":
             return np.full(code_length(index), index % CODES, np.int32)
-        shape = (CONDITION_LATENTS, WIDTH) if use == "condition" else (WIDTH,)
+        shape = (V2_0.speaker_latents, WIDTH) if use == "condition" else (WIDTH,)
         return np.full(shape, index / 1e6, np.float32)
 
 

@@ -1,6 +1,6 @@
 """Fills the first state: from the base checkpoint, a checkpoint of a run, or one of the old trainer."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -13,7 +13,14 @@ from indextts_job.config import RunConfig
 from indextts_job.data.order import derive_seed
 from indextts_job.errors import UnavailableError
 from indextts_job.legacy.adoption import Imported
-from indextts_job.model.base_checkpoint import BaseCheckpoint, carried_tensors, initialise, split_rows
+from indextts_job.model.base_checkpoint import (
+    LANGUAGE_TABLE,
+    BaseCheckpoint,
+    carried_tensors,
+    initialise,
+    split_rows,
+)
+from indextts_job.model.languages import TRAINED, row_of
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, Vocabulary
 from indextts_job.report.events import Emit
 from indextts_job.resume.points import ResumePoint
@@ -56,7 +63,7 @@ def origin_of(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emi
     if point and not selection.weights_only:
         return Origin(vocabulary=Vocabulary.recorded(point.manifest.values.vocabulary), point=point)
     if point:
-        base = _weights_as_base(point)
+        base = _weights_as_base(point, inputs)
         return Origin(vocabulary=_on(base, inputs), base=base, rows=_trained_rows(point))
     # The base was not read because the run had checkpoints a moment ago. Another start will read it.
     if inputs.base is None:
@@ -70,10 +77,35 @@ def origin_of(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emi
 
 
 def _on(base: BaseCheckpoint, inputs: Inputs) -> Vocabulary:
-    return Vocabulary(pieces=inputs.tokenizer.pieces, base_pieces=base.text_pieces)
+    return Vocabulary(
+        pieces=inputs.tokenizer.pieces,
+        base_pieces=base.text_pieces,
+        inserted_at=inputs.tokenizer.new_pieces_at(base.text_pieces),
+    )
 
 
-def fill(state: TrainState, origin: Origin, recipe: RecipeConfig, own: CheckpointStore) -> None:
+def trained_languages(origin: Origin, inputs: Inputs) -> tuple[str, ...]:
+    """Codes of the language rows that this run and those before it train."""
+    before = origin.point.manifest.values.trained_languages if origin.point else ()
+    if origin.base:
+        before = origin.base.languages
+    return tuple(sorted({*before, *inputs.slots}))
+
+
+def _language_starts(base: BaseCheckpoint, slots: Collection[str], how: str) -> dict[int, Tensor]:
+    """Start values of the rows of languages that nobody has trained yet, by row."""
+    fresh = [slot for slot in slots if slot not in TRAINED and slot not in base.languages]
+    if how == "own" or not fresh:
+        return {}
+    table = base.tensors[LANGUAGE_TABLE]
+    models = TRAINED if how == "mean" else (how,)
+    start = table[[row_of(code) for code in models]].float().mean(dim=0)
+    return {row_of(slot): start for slot in fresh}
+
+
+def fill(  # by name what an empty state needs
+    state: TrainState, origin: Origin, recipe: RecipeConfig, own: CheckpointStore, slots: Collection[str] = ()
+) -> None:
     """Put the values of an origin into an empty state.
 
     Args:
@@ -81,13 +113,15 @@ def fill(state: TrainState, origin: Origin, recipe: RecipeConfig, own: Checkpoin
         origin: The source of the values.
         recipe: Start of new vocabulary rows, and the seed.
         own: The run's checkpoints. Base tensors that they hold are not written again.
+        slots: Codes of the language rows that the training set uses.
     """
     if origin.point:
         _restore(state, origin.point, own)
     elif origin.imported:
         install(state, origin.imported, recipe.global_batch_samples)
     elif origin.base:
-        initialise(state.model, origin.base, recipe.new_rows, derive_seed(recipe.seed), origin.rows)
+        languages = _language_starts(origin.base, slots, recipe.language_start)
+        initialise(state.model, origin.base, recipe.new_rows, derive_seed(recipe.seed), origin.rows, languages)
         state.carried = Carried(tensors=carried_tensors(state.model, origin.base))
 
 
@@ -111,14 +145,19 @@ def _restore(state: TrainState, point: ResumePoint, own: CheckpointStore) -> Non
         state.carried = Carried(tensors=below(BASE, tensors))
 
 
-def _weights_as_base(point: ResumePoint) -> BaseCheckpoint:
+def _weights_as_base(point: ResumePoint, inputs: Inputs) -> BaseCheckpoint:
     """The weights of a checkpoint as a base; its frozen rows stay those of its own base."""
     tensors = point.store.load(point.manifest, (BASE,))
     full = below(BASE, tensors)
     # Trained weights replace those of the base; new rows have no place in the base's tables and come on their own.
     weights = below(WEIGHTS, point.tensors)
     full |= {key: value for key, value in weights.items() if not key.endswith(NEW_ROWS_SUFFIX)}
-    return BaseCheckpoint(full, full["text_embedding.weight"].shape[0] - 1)
+    return BaseCheckpoint(
+        full,
+        full["text_embedding.weight"].shape[0] - 1,
+        version=inputs.model.version,
+        languages=point.manifest.values.trained_languages,
+    )
 
 
 def _trained_rows(point: ResumePoint) -> dict[str, Tensor]:

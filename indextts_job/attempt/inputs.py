@@ -1,7 +1,7 @@
 """Reads and checks the files that the configuration names, and describes them in a line."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,21 +13,22 @@ from indextts_job.data.dataset import Dataset, Limits
 from indextts_job.data.order import Order
 from indextts_job.data.remembered import WrittenLater
 from indextts_job.data.sources import load_dataset
-from indextts_job.errors import StoppedError
-from indextts_job.model.base_checkpoint import BaseCheckpoint, frozen_pieces
+from indextts_job.errors import ConfigError, StoppedError
+from indextts_job.model.base_checkpoint import BaseCheckpoint, described_by_export
 from indextts_job.model.base_of_run import load_base
-from indextts_job.model.config import GPTConfig, gpt_config
+from indextts_job.model.config import GPTConfig, gpt_config, of_version
 from indextts_job.model.flops import training_flops
+from indextts_job.model.languages import language_of
+from indextts_job.model.versions import ModelVersion, corrected, version_of_config
 from indextts_job.preemption.deadline import Stop
+from indextts_job.redaction import redacted
 from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import Emit, Notice
 from indextts_job.resume.compatibility import Present
 from indextts_job.storage import files
+from indextts_job.tokenizer.limits import limits_of, version_of
 from indextts_job.tokenizer.loading import Tokenizer, demand_base_pieces, load_tokenizer
 from indextts_job.training.schedule import total_steps
-
-CODES_PER_HOUR = 50 * 3600
-"""Semantic codes in an hour of audio: the codec gives 50 per second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,13 @@ class Inputs:
     total_steps: int
     checks: WrittenLater | None = None
     """Outcomes of the check of the data that the run does not have yet."""
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Codes of the language rows that training uses; empty where the model has none."""
+        if not self.model.version.language_rows:
+            return ()
+        return tuple(sorted({language_of(label).slot for label in self.train_set.languages}))
 
     @property
     def longest(self) -> tuple[int, str]:
@@ -154,8 +162,10 @@ def read_inputs(  # all by name
     document = files.read_yaml(config.inputs.model_config, "model configuration", "inputs.model_config")
     model = gpt_config(document, config.inputs.model_config)
     tokenizer = load_tokenizer(config.inputs.tokenizer)
+    assert isinstance(document, Mapping)  # noqa: S101  # `gpt_config` has checked it
     base = _base(config, document, model, tokenizer) if needs_base else None
-    load = _Loader(config, Limits(model, tokenizer.pieces), stop, emit, console, checks)
+    model = _in_its_version(config, document, model, tokenizer, base, emit)
+    load = _Loader(config, limits_of(model, tokenizer, config.data), stop, emit, console, checks)
     train_set = load(config.data.train_manifests)
     validation_set = load(config.data.validation_manifests) if config.data.validation_manifests else None
     order = Order(
@@ -165,10 +175,9 @@ def read_inputs(  # all by name
         # Epochs count samples, so the last step of the run may be a short one.
         total_samples=len(train_set) * config.schedule.epochs,
     )
-    emit(Notice(step=0, topic="data", message=_data_text(train_set, validation_set)))
-    assert isinstance(document, Mapping)  # noqa: S101  # `gpt_config` has checked it
+    emit(Notice(step=0, topic="data", message=_data_text(train_set, validation_set, model.version)))
     return Inputs(
-        model_document=document,
+        model_document=corrected(document, model.version),
         model=model,
         tokenizer=tokenizer,
         base=base,
@@ -180,13 +189,45 @@ def read_inputs(  # all by name
     )
 
 
-def _base(config: RunConfig, document: object, model: GPTConfig, tokenizer: Tokenizer) -> BaseCheckpoint:
+def _base(config: RunConfig, document: Mapping[str, Any], model: GPTConfig, tokenizer: Tokenizer) -> BaseCheckpoint:
     base = load_base(config.inputs.base_checkpoint, model)
+    # Before the sizes are compared: with the tokenizer of another version they mean nothing.
+    _demand_tokenizer_of(base.version, tokenizer, config)
     demand_base_pieces(tokenizer, base.text_pieces, config.inputs.tokenizer)
-    if base.frozen_pieces is None and isinstance(document, Mapping):
-        # A `gpt.pth` does not say how many of its rows were frozen; the config.yaml that an export writes does.
-        base = replace(base, frozen_pieces=frozen_pieces(document, config.inputs.model_config))
+    if base.frozen_pieces is None:
+        base = described_by_export(base, document, config.inputs.model_config)
     return base
+
+
+def _demand_tokenizer_of(version: ModelVersion, tokenizer: Tokenizer, config: RunConfig) -> None:
+    if version.ranks != (tokenizer.ranks is not None):
+        kind = "a file of ranks (.tiktoken)" if tokenizer.ranks is not None else "a SentencePiece model"
+        raise ConfigError(
+            f"inputs.tokenizer: {redacted(config.inputs.tokenizer)} is {kind}, but "
+            f"{redacted(config.inputs.base_checkpoint)} is a checkpoint of {version}, whose tokenizer is "
+            f"{version.tokenizer_file} or an extension of it."
+        )
+
+
+def _in_its_version(  # all that tell the version
+    config: RunConfig,
+    document: Mapping[str, Any],
+    model: GPTConfig,
+    tokenizer: Tokenizer,
+    base: BaseCheckpoint | None,
+    emit: Emit,
+) -> GPTConfig:
+    """The model in the version of its checkpoint; in that of its tokenizer when the checkpoint is not read."""
+    version = base.version if base else version_of(tokenizer)
+    says = version_of_config(document)
+    if says != version:
+        source = config.inputs.base_checkpoint if base else config.inputs.tokenizer
+        message = (
+            f"{redacted(config.inputs.model_config)} describes {says}, but {redacted(source)} is of {version}: "
+            f"trained as {version}"
+        )
+        emit(Notice(step=0, topic="model", message=message, warning=True))
+    return of_version(model, version, config.inputs.model_config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +256,8 @@ class _Loader:
         for sample in dataset.skipped:
             message = f"skipped bad sample {sample.id}: {sample.reason}"
             self.emit(Notice(step=0, topic="data", message=message, warning=True))
+        for note in dataset.notes:
+            self.emit(Notice(step=0, topic="data", message=note, warning=True))
         return dataset
 
     def _progress(self, done: int, total: int) -> None:
@@ -223,8 +266,8 @@ class _Loader:
         self.console.progress("checking data", done, total)
 
 
-def _data_text(train_set: Dataset, validation_set: Dataset | None) -> str:
+def _data_text(train_set: Dataset, validation_set: Dataset | None, version: ModelVersion) -> str:
     languages = ", ".join(f"{name or 'no language'} {count}" for name, count in train_set.languages.items())
-    hours = int(train_set.code_lengths.sum(dtype=np.int64)) / CODES_PER_HOUR
+    hours = int(train_set.code_lengths.sum(dtype=np.int64)) / version.codes_per_second / 3600
     validation = f"{len(validation_set)} to validate" if validation_set else "no validation"
     return f"{len(train_set)} samples to train ({languages}; {hours:.1f} h of codes), {validation}"

@@ -158,7 +158,10 @@ def constant_values(config: RunConfig, inputs: Inputs, start: Start, machine: En
             skipped_samples=tuple(sample.id for sample in inputs.train_set.skipped),
         ),
         tokenizer=TokenizerRecord(pieces=inputs.tokenizer.pieces, fingerprint=inputs.tokenizer.fingerprint()),
-        vocabulary=VocabularyRecord(pieces=vocabulary.pieces, base_pieces=vocabulary.base_pieces),
+        vocabulary=VocabularyRecord(
+            pieces=vocabulary.pieces, base_pieces=vocabulary.base_pieces, inserted_at=vocabulary.inserted_at
+        ),
+        trained_languages=start.trained_languages,
         parameters=ParametersRecord(trained=count_parameters(start.state.model)),
         lineage=_without_secrets(start.lineage),
         environment=machine,

@@ -1,12 +1,13 @@
 """Builds the state that the training starts with, on the device, and the objects that belong to it."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from indextts_job.attempt.compiled import compiled_ahead, compiled_blocks
-from indextts_job.attempt.initial_state import Origin, fill, origin_of
+from indextts_job.attempt.initial_state import Origin, fill, origin_of, trained_languages
 from indextts_job.attempt.inputs import Inputs
 from indextts_job.attempt.machine import (
     configure_torch,
@@ -24,6 +25,8 @@ from indextts_job.checkpoint.values import Lineage
 from indextts_job.config import RunConfig
 from indextts_job.hardware.plan import HardwareFacts, Plan
 from indextts_job.loop.capacity import Capacity
+from indextts_job.model.base_checkpoint import LANGUAGE_TABLE, BaseCheckpoint
+from indextts_job.model.languages import TRAINED, row_of
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.preemption.deadline import Pace
 from indextts_job.report.events import Emit, Notice
@@ -55,6 +58,8 @@ class Start:
     lineage: Lineage
     pace: Pace
     """Durations of the last attempt, if it ran on the same hardware."""
+    trained_languages: tuple[str, ...]
+    """Codes of the language rows that this run and those before it train."""
 
 
 def build(  # noqa: PLR0913  # all by name
@@ -103,7 +108,7 @@ def build(  # noqa: PLR0913  # all by name
     capacity = Capacity(plan, inputs.longest, own.storage, facts, may_recompute=may_recompute)
     state.model.gpt.recompute = capacity.recompute  # what is computed again is part of what is compiled
     ahead = compiled_ahead(capacity, config.hardware, engine)
-    fill(state, origin, config.recipe, own)
+    fill(state, origin, config.recipe, own, inputs.slots)
     if group.rank:
         state.carried = Carried()  # rank 0 writes the base tensors; the others free their memory
     _set_last_rate(state, config, inputs.total_steps)
@@ -122,6 +127,8 @@ def build(  # noqa: PLR0913  # all by name
     # Checkpoints record the plan, so it has to hold what is really used.
     plan = replace(plan, capacity_tokens=capacity.tokens, recompute=capacity.recompute, compiled=compiled)
     _describe(config, facts, plan, state, emit)
+    if origin.base and origin.base.version.language_rows:
+        emit(Notice(step=state.step, topic="languages", message=_languages_text(state, origin.base, inputs.slots)))
     values = origin.point.manifest.values if origin.point else None
     if values:
         tell_of_changes(values, facts, plan, state.step, emit)
@@ -136,6 +143,7 @@ def build(  # noqa: PLR0913  # all by name
         tags=_tags(origin, own, state),
         lineage=_lineage(origin, selection.point, own, state.step),
         pace=recorded_pace(values, facts, group.world_size),
+        trained_languages=trained_languages(origin, inputs),
     )
 
 
@@ -179,6 +187,21 @@ def _describe(config: RunConfig, facts: HardwareFacts, plan: Plan, state: TrainS
     }
     for topic, message in lines.items():
         emit(Notice(step=state.step, topic=topic, message=message))
+
+
+def _languages_text(state: TrainState, base: BaseCheckpoint, slots: Collection[str]) -> str:
+    """The norms of the rows in use, beside those of the languages that the release was trained on."""
+    # Rows of a release that nobody has trained may hold anything. A norm far from the others' shows it.
+    table, start = base.tensors[LANGUAGE_TABLE], state.model.lang_embedding.weight
+
+    def norm(rows: Tensor, code: str) -> str:
+        return f"{rows[row_of(code)].float().norm().item():.2f}"
+
+    others = ", ".join(f"{code} {norm(table, code)}" for code in TRAINED)
+    used = ", ".join(
+        f"{code} (row {row_of(code)}) {norm(start, code)}, in the base checkpoint {norm(table, code)}" for code in slots
+    )
+    return f"norms of the rows in use: {used}; of the languages of the release: {others}"
 
 
 def _vocabulary_text(state: TrainState, new_rows: str) -> str:

@@ -54,7 +54,9 @@ class VocabularyRecord:
 
     pieces: AtLeastOne
     base_pieces: Count
-    """Rows that the base checkpoint brought; all rows behind them are new."""
+    """Rows that the base checkpoint brought; all others are new."""
+    inserted_at: Count | None = None
+    """Id of the first new row; None = behind all rows of the base."""
 
     @property
     def new_rows(self) -> int:
@@ -136,6 +138,8 @@ class CheckpointValues:
     history: History
     scaler: Document | None
     """`state_dict` of the float16 loss scaler; None in other precisions."""
+    trained_languages: tuple[str, ...] = ()
+    """Codes of the language rows that this run and those before it train; empty where the model has none."""
     learning_rate: float | None = None
     """Rate of the last update; None before the first one."""
     pace: Pace | None = None
@@ -157,7 +161,8 @@ class CheckpointValues:
         """Plain values, as a manifest holds them."""
         document: dict[str, Any] = plain(self)
         # A fresh run has no lineage; an empty mapping says so more clearly than three nulls.
-        document["lineage"] = {key: value for key, value in document["lineage"].items() if value is not None}
+        for name in ("lineage", "vocabulary"):
+            document[name] = {key: value for key, value in document[name].items() if value is not None}
         return document
 
 
@@ -166,8 +171,8 @@ _SECTIONS = {"config": ("recipe", "schedule", "data", "hardware"), "model_config
 """Parts of the recorded documents that readers rely on."""
 _CLOSED = ("history", "vocabulary", "pace")
 """Training resumes from these: an unknown key would be lost with the next save, a missing one would begin at 0."""
-_OPTIONAL = ("since_validation", "last_line", "overfitting_since", "train_total")
-"""Keys of the history that earlier checkpoints may lack."""
+_OPTIONAL = ("since_validation", "last_line", "overfitting_since", "train_total", "inserted_at")
+"""Keys of these that earlier checkpoints may lack."""
 
 
 def parse_values(document: object, where: str) -> CheckpointValues:

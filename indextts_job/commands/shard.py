@@ -17,7 +17,9 @@ def add(commands: Commands) -> None:
     )
     shard.add_argument("manifests", nargs="+", metavar="MANIFEST[::LANG]", help="paired manifests, paths or URLs")
     shard.add_argument("--output", required=True, help="folder or URL of the sharded dataset")
-    shard.add_argument("--tokenizer", required=True, help="SentencePiece model that the text ids were made with")
+    shard.add_argument(
+        "--tokenizer", required=True, help="tokenizer that the text ids were made with: .model, or .tiktoken for 2.5"
+    )
     shard.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -31,18 +33,19 @@ def add(commands: Commands) -> None:
 
 
 def _shard(given: argparse.Namespace) -> int:
-    from indextts_job.data.dataset import Limits
+    from indextts_job.data.shard_index import MadeFor
     from indextts_job.data.sharding import write_shards
     from indextts_job.data.sources import load_dataset
-    from indextts_job.model.config import gpt_config
     from indextts_job.report.console import ConsoleReport
     from indextts_job.report.events import Notice
     from indextts_job.storage import files
+    from indextts_job.tokenizer.limits import limits_of, model_of
     from indextts_job.tokenizer.loading import load_tokenizer
 
     configure(given)
-    model = gpt_config(files.read_yaml(given.config, "model configuration", "--config"), given.config)
-    limits = Limits(model, load_tokenizer(given.tokenizer).pieces)
+    tokenizer = load_tokenizer(given.tokenizer)
+    model = model_of(files.read_yaml(given.config, "model configuration", "--config"), given.config, tokenizer)
+    limits = limits_of(model, tokenizer)
     with ConsoleReport(sys.stdout) as console:
         dataset = load_dataset(
             given.manifests,
@@ -54,10 +57,13 @@ def _shard(given: argparse.Namespace) -> int:
         for sample in dataset.skipped:
             message = f"skipped bad sample {sample.id}: {sample.reason}"
             console(Notice(step=0, topic="data", message=message, warning=True))
+        for note in dataset.notes:
+            console(Notice(step=0, topic="data", message=note, warning=True))
         written = write_shards(
             dataset,
             given.output,
             lambda done, total: console.progress("sharding", done, total),
+            made_for=MadeFor.of(limits),
             dtype=given.dtype,
         )
         message = f"{len(dataset)} samples in {given.output}, fingerprint {written[:16]}; train with it as the manifest"

@@ -8,10 +8,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
+from indextts_job.data.archives import Reader, archive_of
 from indextts_job.data.dataset import Limits, Use, Values, content_digest
 from indextts_job.data.npy import NpyFormatError, parse_npy
 from indextts_job.errors import ConfigError, DataError
-from indextts_job.model.config import CONDITION_LATENTS
+from indextts_job.model.languages import WITH_TOKEN, language_of_token
+from indextts_job.model.versions import ModelVersion
 from indextts_job.storage import files
 
 Progress = Callable[[int, int], None]
@@ -20,6 +22,9 @@ LEAST_LIMIT_BYTES = 2**20
 """A file up to this size is read even where a smaller one is expected, so that the message can say what it holds."""
 WIDEST_ITEM_BYTES = 16
 """Item size of the widest dtype of numpy (complex128): a wrong dtype is reported as such, not as too large a file."""
+
+OTHER_TOKENIZER_IDS = 12000
+"""Number of pieces of the released SentencePiece model of IndexTTS-2.0."""
 
 
 class BadArrayError(Exception):
@@ -32,6 +37,14 @@ class Ids:
 
     values: npt.NDArray[np.int32]
     digest: bytes
+    stored: int = 0
+    """Number of ids in the file; larger than that of `values` where the version drops some."""
+
+    @property
+    def tail(self) -> int:
+        """Number of equal ids at the end."""
+        other = np.flatnonzero(self.values != self.values[-1])
+        return len(self.values) - (int(other[-1]) + 1 if len(other) else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,35 +52,47 @@ class Vector:
     """A conditioning array or an emotion vector; its values were checked and are not kept."""
 
     digest: bytes
+    norm: float = 0.0
 
 
-def check_array(path: str, use: Use, limits: Limits) -> Ids | Vector:
+def spoken_ids(values: npt.NDArray[np.int32], version: ModelVersion) -> npt.NDArray[np.int32]:
+    """The text ids that the model reads: those of a file, without the ids that inference drops."""
+    dropped = version.dropped_text_ids
+    return np.ascontiguousarray(values[~np.isin(values, dropped)]) if dropped else values
+
+
+def check_array(path: str, use: Use, limits: Limits, reader: Reader | None = None) -> Ids | Vector:
     """Read and check one file.
 
     Args:
-        path: Path or URL.
+        path: Path or URL of the file, or of a member of an archive.
         use: The use of the array, which decides the expected shape, dtype and range.
-        limits: The sizes that model and tokenizer allow.
+        limits: The demands of model and tokenizer.
+        reader: Keeps the archive that was read last.
 
     Raises:
         BadArrayError: The file cannot be trained on.
     """
-    model = limits.model
+    model, reader = limits.model, reader or Reader()
     if use == "text":
-        return check_ids(path, limits.text_pieces, model.max_text_tokens, "text id")
+        return check_text(path, limits, reader)
     if use == "codes":
-        return check_ids(path, model.number_codes, model.max_mel_tokens, "code")
-    return check_vector(path, (CONDITION_LATENTS, model.model_dim) if use == "condition" else (model.model_dim,))
+        return check_ids(path, model.number_codes, model.max_mel_tokens, "code", reader)
+    if use == "condition":
+        hint = "CAMPPlus of the prompt, before projection" if model.version.speaker_width else ""
+        return check_vector(path, model.speaker_shape, hint, reader)
+    return check_vector(path, (model.model_dim,), "after both projections" if model.version.ranks else "", reader)
 
 
-def read_array(path: str, use: Use, limits: Limits, digest: bytes) -> Values | None:
+def read_array(path: str, use: Use, limits: Limits, digest: bytes, reader: Reader | None = None) -> Values | None:
     """The values of a file that was checked before; None if its content is another one now.
 
     Args:
-        path: Path or URL.
+        path: Path or URL of the file, or of a member of an archive.
         use: The use of the array.
-        limits: The sizes that it was checked with.
+        limits: The demands that it was checked with.
         digest: Its digest then.
+        reader: Keeps the archive that was read last.
 
     Raises:
         FileNotFoundError: It is gone.
@@ -75,13 +100,50 @@ def read_array(path: str, use: Use, limits: Limits, digest: bytes) -> Values | N
     """
     model = limits.model
     is_ids = use in ("text", "codes")
-    most_values = max(model.max_text_tokens, model.max_mel_tokens, CONDITION_LATENTS * model.model_dim)
-    array = parse_npy(files.read_bytes(path, _limit_bytes(most_values)))
-    values = np.ascontiguousarray(array, dtype=np.int32 if is_ids else np.float32)
+    most_values = max(model.max_text_tokens, model.max_mel_tokens, math.prod(model.speaker_shape), model.model_dim)
+    array = parse_npy((reader or Reader()).read(path, _limit_bytes(most_values)))
+    values: Values = np.ascontiguousarray(array, dtype=np.int32 if is_ids else np.float32)
+    if use == "text":
+        values = spoken_ids(values, model.version)
     return values if content_digest(values) == digest else None
 
 
-def check_ids(path: str, count: int, longest: int, what: str) -> Ids:
+def check_text(path: str, limits: Limits, reader: Reader) -> Ids:
+    """Text ids from their file, without those that the version drops.
+
+    Raises:
+        BadArrayError: The file cannot be trained on.
+    """
+    version, longest = limits.model.version, limits.model.max_text_tokens
+    # Dropped ids do not count, so a file may hold somewhat more than the model reads.
+    stored = check_ids(
+        path, limits.text_pieces, 2 * longest if version.dropped_text_ids else longest, "text id", reader
+    )
+    values = spoken_ids(stored.values, version)
+    if len(values) > longest:
+        raise BadArrayError(f"{path}: {len(values)} values, the model's limit is {longest}")
+    first = limits.first_language_token
+    if first is not None and (not len(values) or language_of_token(int(values[0]), first) is None):
+        raise BadArrayError(f"{path}: {_prefix_fault(stored.values, first)}")
+    if len(values) == len(stored.values):
+        return stored
+    return Ids(values, content_digest(values), len(stored.values))
+
+
+def _prefix_fault(values: npt.NDArray[np.int32], first: int) -> str:
+    """What is wrong with ids that do not begin with the token of a language."""
+    found = f"its first id is {values[0]}, expected a language's token ({first} … {first + WITH_TOKEN - 1})"
+    if values[0] >= first + WITH_TOKEN:
+        return f"{found}: made by a tokenizer with 100 languages? Encode the texts again with the model's tokenizer"
+    if values.max() < OTHER_TOKENIZER_IDS:
+        return (
+            f"{found}, and all ids are below {OTHER_TOKENIZER_IDS}: ids of another tokenizer, that of IndexTTS-2.0 for "
+            "example, or without the prefix. Encode the texts again, or add the prefix (doctor data --repair add-prefix)"
+        )
+    return f"{found}: the prefix is missing. Encode the texts again, or add it (doctor data --repair add-prefix)"
+
+
+def check_ids(path: str, count: int, longest: int, what: str, reader: Reader | None = None) -> Ids:
     """Text ids or codes from their file.
 
     Args:
@@ -89,11 +151,12 @@ def check_ids(path: str, count: int, longest: int, what: str) -> Ids:
         count: Number of valid ids: 0 .. count - 1.
         longest: Largest number of ids that the model accepts.
         what: Name of one id for messages, `code` for example.
+        reader: Keeps the archive that was read last.
 
     Raises:
         BadArrayError: The file cannot be trained on.
     """
-    array = _read_array(path, longest)
+    array = _read_array(path, longest, reader or Reader())
     if not np.issubdtype(array.dtype, np.integer):
         raise BadArrayError(f"{path}: dtype {array.dtype}, expected integers")
     if array.ndim != 1 or not array.size:
@@ -103,34 +166,42 @@ def check_ids(path: str, count: int, longest: int, what: str) -> Ids:
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= count:
         wrong = low if low < 0 else high
-        raise BadArrayError(f"{path}: {what} {wrong} out of range, expected 0 … {count - 1}")
+        place = int(np.flatnonzero(array == wrong)[0])
+        raise BadArrayError(f"{path}: {what} {wrong} at position {place} out of range, expected 0 … {count - 1}")
     values = np.ascontiguousarray(array, dtype=np.int32)
-    return Ids(values, content_digest(values))
+    return Ids(values, content_digest(values), len(values))
 
 
-def check_vector(path: str, shape: tuple[int, ...]) -> Vector:
+def check_vector(path: str, shape: tuple[int, ...], hint: str = "", reader: Reader | None = None) -> Vector:
     """A conditioning array or an emotion vector from its file.
+
+    Args:
+        path: Path or URL.
+        shape: The expected shape.
+        hint: What such a vector is, for the message about a wrong shape.
+        reader: Keeps the archive that was read last.
 
     Raises:
         BadArrayError: The file cannot be trained on.
     """
-    most_values = math.prod(shape)
-    array = _read_array(path, most_values)
+    array = _read_array(path, math.prod(shape), reader or Reader())
     if array.dtype not in (np.float32, np.float16):
         raise BadArrayError(f"{path}: dtype {array.dtype}, expected float32 or float16")
     if array.shape != shape:
-        raise BadArrayError(f"{path}: shape {list(array.shape)}, expected {list(shape)}")
+        expected = f"{list(shape)} ({hint})" if hint else f"{list(shape)}"
+        raise BadArrayError(f"{path}: shape {list(array.shape)}, expected {expected}")
     vector = np.asarray(array, dtype=np.float32)
     if not np.isfinite(vector).all():
         raise BadArrayError(f"{path}: holds NaN or infinity")
-    return Vector(content_digest(vector))
+    return Vector(content_digest(vector), float(np.linalg.norm(vector)))
 
 
-def _read_array(path: str, most_values: int) -> npt.NDArray[np.generic]:
+def _read_array(path: str, most_values: int, reader: Reader) -> npt.NDArray[np.generic]:
     try:
-        return parse_npy(files.read_bytes(path, _limit_bytes(most_values)))
+        return parse_npy(reader.read(path, _limit_bytes(most_values)))
     except FileNotFoundError:
-        raise BadArrayError(f"{path}: file not found{_not_found_hint(path)}") from None
+        file = archive_of(path) or path
+        raise BadArrayError(f"{file}: file not found{_not_found_hint(file)}") from None
     except NpyFormatError as error:
         raise BadArrayError(f"{path}: {error}") from None
     except (DataError, ConfigError) as error:  # not a regular file, too large, or not a valid path

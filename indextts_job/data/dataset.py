@@ -12,10 +12,12 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from indextts_job.data.manifest import Emotion, Rules
 from indextts_job.data.texts import Bytes, Texts
 from indextts_job.errors import DataError, UnavailableError
 from indextts_job.model.batch import Floats, Sample
 from indextts_job.model.config import GPTConfig
+from indextts_job.model.languages import language_of
 
 DIGEST_BYTES = 16
 """Length of the BLAKE2b digests: with 128 bits, an accidental collision among millions of arrays does not happen."""
@@ -33,6 +35,15 @@ CHUNK = 2**14
 T = TypeVar("T")
 
 
+def language_rows(languages: Sequence[str], model: GPTConfig) -> tuple[int, ...]:
+    """Rows of the language table, one for each label; empty where the model has no such table.
+
+    Raises:
+        ValueError: A label names no language of the model.
+    """
+    return tuple(language_of(label).row for label in languages) if model.version.language_rows else ()
+
+
 def content_digest(array: npt.NDArray[np.generic]) -> bytes:
     """Digest of an array's values in C order. Callers pass ids as int32 and vectors as float32."""
     return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=DIGEST_BYTES).digest()
@@ -40,11 +51,24 @@ def content_digest(array: npt.NDArray[np.generic]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of a sample's lengths, ids and shapes."""
+    """What model, tokenizer and settings demand of a sample: its lengths, ids, shapes and language."""
 
     model: GPTConfig
     text_pieces: int
     """Number of pieces of the tokenizer in use."""
+    first_language_token: int | None = None
+    """Id of the first language's token, with one of which every text begins; None where the tokenizer has none."""
+    tokenizer_sha256: str = ""
+    """Hash of the tokenizer's file."""
+    emotion: Emotion = "prompt"
+    """Whose emotion vector a sample gets."""
+    self_pairs: bool = False
+    """Whether a pair's prompt may be its target, where the version refuses that."""
+
+    @property
+    def rules(self) -> Rules:
+        """How manifests are read."""
+        return Rules(self.model.version, self.emotion, self.self_pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +111,8 @@ class Part:
     languages: tuple[str, ...]
     language: Column
     """[samples] the language of each, as its place among `languages`."""
+    language_rows: tuple[int, ...] = ()
+    """Row of the language table of each of `languages`; empty where the model has none."""
     text_lengths: Column
     """[samples] number of text ids."""
     code_lengths: Column
@@ -122,6 +148,7 @@ class Part:
                 codes=codes,
                 condition=condition,
                 emotion=emotion,
+                language_row=self.language_rows[self.language[index]] if self.language_rows else 0,
             )
             for index, (text, codes, condition, emotion) in zip(
                 indices, self.source.read(indices, self.owner), strict=True
@@ -144,9 +171,11 @@ def _joined(values: Bytes, offsets: npt.NDArray[np.int64], digests: Bytes) -> By
 class Dataset:
     """The samples of one or more sources, in their order."""
 
-    def __init__(self, parts: Sequence[Part], skipped: Sequence[SkippedSample] = ()) -> None:
+    def __init__(self, parts: Sequence[Part], skipped: Sequence[SkippedSample] = (), notes: Sequence[str] = ()) -> None:
         self.parts = tuple(parts)
         self.skipped = tuple(skipped)
+        self.notes = tuple(notes)
+        """What is suspicious about whole sources."""
         self.text_lengths = _column([part.text_lengths for part in parts])
         """[samples] number of text ids."""
         self.code_lengths = _column([part.code_lengths for part in parts])

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from indextts_job.data.archives import Reader
 from indextts_job.data.array_files import read_array
 from indextts_job.data.checking import CheckedManifest
-from indextts_job.data.dataset import USES, Arrays, Limits, Owner, Part, Use, verified
+from indextts_job.data.dataset import USES, Arrays, Limits, Owner, Part, Use, language_rows, verified
 from indextts_job.data.manifest import ManifestSource
 from indextts_job.data.texts import Bytes
 from indextts_job.storage import files
@@ -29,6 +30,7 @@ def file_part(checked: CheckedManifest, manifest: ManifestSource, limits: Limits
         ids=checked.ids,
         languages=checked.languages,
         language=checked.language,
+        language_rows=language_rows(checked.languages, limits.model),
         text_lengths=checked.lengths[checked.files[:, 0]],
         code_lengths=checked.lengths[checked.files[:, 1]],
         source=FileSource(checked, manifest, limits),
@@ -68,15 +70,19 @@ class FileSource:
         return list(self._pool.map(read, indices))
 
     def _sample(self, index: int, owner: Owner) -> Arrays:
-        text, codes, condition, emotion = (self.read_one(use, index, owner) for use in USES)
+        reader = Reader()  # an archive with several of the arrays is read once
+        text, codes, condition, emotion = (self._read_one(use, index, owner, reader) for use in USES)
         return text, codes, condition, emotion
 
     def read_one(self, use: Use, index: int, owner: Owner) -> Any:  # noqa: ANN401  # ids or a vector
         """See `dataset.Source`."""
+        return self._read_one(use, index, owner, Reader())
+
+    def _read_one(self, use: Use, index: int, owner: Owner, reader: Reader) -> Any:  # noqa: ANN401
         row = self.checked.files[index, USES.index(use)]
         path, digest = self.checked.paths[row], self.checked.digests[row].tobytes()
 
-        def load(_fresh: bool) -> Any:  # noqa: ANN401, FBT001  # no local copy to skip
-            return read_array(path, use, self.limits, digest)
+        def load(fresh: bool) -> Any:  # noqa: ANN401, FBT001
+            return read_array(path, use, self.limits, digest, Reader() if fresh else reader)
 
         return verified(load, path, owner(index))

@@ -1,20 +1,27 @@
 """Dataset manifests: JSON lines that name the arrays of each utterance pair.
 
-Parsing is pure: text in, records out, and every bad line is reported. `data/checking.py` checks the arrays.
+A pair names a file for each array, or an archive for each utterance. Which fields it has to have follows from the
+version of the model. Parsing is pure: text in, records out, and every bad line is reported. `data/checking.py` checks
+the arrays.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from indextts_job.bounds import Bounds
+from indextts_job.data.archives import archive_of, member_of
 from indextts_job.errors import DataError, findings_message
+from indextts_job.model.languages import code_of, language_of
+from indextts_job.model.versions import V2_0, V2_5, ModelVersion
 from indextts_job.redaction import redacted
 from indextts_job.storage.urls import file_path, resolved
 
 _LANGUAGE_CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
+_LANGUAGE_NAME = re.compile(r"[A-Za-z][A-Za-z -]*[A-Za-z](\s*:\s*[A-Za-z][A-Za-z -]*[A-Za-z])?")
+"""After `::` there is room for an English name, and for a slot that is borrowed: `az:tt`."""
 _WHOLE = re.compile(r"\s*(\d{1,15})(\.0*)?\s*")
 """A length as some programs write it: pandas makes `5.0` or `"5"` of an integer column with missing values."""
 _MOST_TOKENS = 10**15
@@ -23,6 +30,10 @@ _UNENCODABLE = re.compile("[\x00\ud800-\udfff]")
 SUFFIXES = (".jsonl", ".json")
 """Endings of manifests; a sharded dataset is a folder."""
 LONGEST_SHOWN = 200
+LONGEST_CLIP_S = 1e6
+"""A longer duration is a wrong value, and is treated as unknown."""
+Emotion = Literal["prompt", "target"]
+"""The utterance of a pair whose emotion vector is used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +46,11 @@ class DataConfig:
     """The same for validation; empty = no validation."""
     skip_bad_samples: bool = False
     """Leave bad samples out of the dataset (named in the log, part of the fingerprint) instead of stopping."""
+    emotion: Emotion = "prompt"
+    """Whose emotion vector a pair is trained with: the prompt's, as at inference, or the target's."""
+    self_pairs: bool = False
+    """Accept pairs whose prompt is their target, which IndexTTS-2.5 data is otherwise refused for: the model sees the
+    answer."""
     cache_folder: str = ""
     """Local folder for copies of remote shards; empty = one below the temporary folder."""
     cache_free_ratio: Annotated[float, Bounds(0, 1, below=True)] = 0.0
@@ -47,7 +63,7 @@ class ManifestSource:
 
     url: str
     language: str
-    """Language code in lower case; empty if the argument gives none."""
+    """Language in lower case, with the slot that it borrows behind a colon; empty if the argument gives none."""
 
     @property
     def shown(self) -> str:
@@ -73,10 +89,38 @@ class PairRecord:
     origin: str
     """`file:line`, for messages."""
     line: int
+    speaker: str = ""
+    """Speaker of the target; empty if the line does not say."""
+    duration_s: float | None = None
+    """Duration of the target's audio."""
+    self_pair: bool = False
+    """Whether the prompt is the target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How a manifest is read."""
+
+    version: ModelVersion = V2_0
+    emotion: Emotion = "prompt"
+    self_pairs: bool = False
+    """Whether a pair's prompt may be its target."""
+
+
+_AS_2_0 = Rules()
+_ARCHIVED = ("target_features", "prompt_features")
+STYLES = {"prompt_condition_path": V2_0, "prompt_speaker_path": V2_5, **dict.fromkeys(_ARCHIVED, V2_5)}
+"""The key that tells how a record names its arrays, and the version of the model that such data is for."""
+_SINGLE = {
+    "condition_path": "prompt_condition_path",
+    "speaker_path": "prompt_speaker_path",
+    "features": "target_features and prompt_features",
+}
+"""The keys of single utterances, and those that a pair has instead."""
 
 
 def parse_source(argument: str, exists: Callable[[str], bool]) -> ManifestSource:
-    """Split `path`, `path::am`, `path@am` or `path=am` into path and language.
+    """Split `path`, `path::am`, `path::az:tt`, `path@am` or `path=am` into path and language.
 
     Args:
         argument: The argument of the user.
@@ -88,7 +132,8 @@ def parse_source(argument: str, exists: Callable[[str], bool]) -> ManifestSource
     separators = ("::", "@", "=") if file_path(argument) == argument else ("::",)
     for separator in separators:
         path, found, suffix = argument.rpartition(separator)
-        if not found or not path or not _LANGUAGE_CODE.fullmatch(suffix.strip()):
+        pattern = _LANGUAGE_NAME if separator == "::" else _LANGUAGE_CODE
+        if not found or not path or not (pattern.fullmatch(suffix.strip()) or _LANGUAGE_CODE.fullmatch(suffix.strip())):
             continue
         if separator != "::" and exists(argument):
             break
@@ -112,9 +157,11 @@ class ScannedManifest:
     """Findings about lines that are no records."""
     single: list[str] = field(default_factory=list)
     """Findings about lines that are records of single utterances."""
+    style: str = ""
+    """Key of the first record that names its arrays; a manifest has one style."""
 
 
-def scan_manifest(lines: Iterable[str], source: ManifestSource) -> ScannedManifest:
+def scan_manifest(lines: Iterable[str], source: ManifestSource, rules: Rules = _AS_2_0) -> ScannedManifest:
     """Parse every line of a manifest. Blank lines and unknown fields are ignored."""
     scanned = ScannedManifest()
 
@@ -122,23 +169,26 @@ def scan_manifest(lines: Iterable[str], source: ManifestSource) -> ScannedManife
         scanned.records.append(record)
         scanned.documents.append(document)
 
-    _scan(lines, source, keep, scanned)
+    _scan(lines, source, keep, scanned, rules)
     return scanned
 
 
-def parse_records(lines: Iterable[str], source: ManifestSource) -> list[PairRecord]:
+def parse_records(lines: Iterable[str], source: ManifestSource, rules: Rules = _AS_2_0) -> list[PairRecord]:
     """All records of one manifest, as `each_record` gives them."""
     records: list[PairRecord] = []
-    each_record(lines, source, records.append)
+    each_record(lines, source, records.append, rules)
     return records
 
 
-def each_record(lines: Iterable[str], source: ManifestSource, take: Callable[[PairRecord], object]) -> None:
+def each_record(
+    lines: Iterable[str], source: ManifestSource, take: Callable[[PairRecord], object], rules: Rules = _AS_2_0
+) -> None:
     """Hand over the records of one manifest one by one.
 
     Args:
         lines: Its lines.
         source: The manifest.
+        rules: How it is read.
         take: Called with each record. Records may have been handed over when the manifest turns out to be bad.
 
     Raises:
@@ -152,7 +202,7 @@ def each_record(lines: Iterable[str], source: ManifestSource, take: Callable[[Pa
         taken += 1
         take(record)
 
-    _scan(lines, source, count, scanned)
+    _scan(lines, source, count, scanned, rules)
     if scanned.single:
         kind = "mixes single and paired records" if taken else "holds single records"
         raise DataError(
@@ -174,14 +224,16 @@ Keep = Callable[[PairRecord, Mapping[str, object]], None]
 """Called with a record and all fields of its line."""
 
 
-def _scan(lines: Iterable[str], source: ManifestSource, keep: Keep, scanned: ScannedManifest) -> None:
+def _scan(lines: Iterable[str], source: ManifestSource, keep: Keep, scanned: ScannedManifest, rules: Rules) -> None:
     shown = source.shown
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            _scan_line(line, (f"{shown}:{number}", number), source, keep, scanned)
+            _scan_line(line, (f"{shown}:{number}", number), source, keep, scanned, rules)
 
 
-def _scan_line(line: str, place: tuple[str, int], source: ManifestSource, keep: Keep, scanned: ScannedManifest) -> None:
+def _scan_line(  # noqa: PLR0913  # the line, and what reading it needs
+    line: str, place: tuple[str, int], source: ManifestSource, keep: Keep, scanned: ScannedManifest, rules: Rules
+) -> None:
     """Parse one line; hand its record over, or add it to the list that it belongs to."""
     origin, number = place
     try:
@@ -192,35 +244,99 @@ def _scan_line(line: str, place: tuple[str, int], source: ManifestSource, keep: 
     if not isinstance(document, dict):
         scanned.malformed.append(f"{origin}: a JSON {type(document).__name__}, expected an object")
         return
-    if "prompt_condition_path" not in document and "condition_path" in document:
-        shown = _shown(document.get("id"))
-        scanned.single.append(f"{origin}: id {shown} has condition_path, not prompt_condition_path")
+    style = next((key for key in STYLES if key in document), "")
+    single = next((key for key in _SINGLE if key in document), "")
+    if not style and single:
+        scanned.single.append(f"{origin}: id {_shown(document.get('id'))} has {single}, not {_SINGLE[single]}")
         return
     try:
-        record = _record(document, origin, number, source)
+        scanned.style = _demand_style(style, scanned.style, rules.version)
+        record = _record(document, origin, number, source, rules)
     except (KeyError, TypeError, ValueError) as error:
         scanned.malformed.append(f"{origin}: {error.args[0]}")
         return
     keep(record, document)
 
 
-def _record(document: Mapping[str, object], origin: str, number: int, source: ManifestSource) -> PairRecord:
-    emotion, language = _emotion_key(document), _language(document, source)
+def _demand_style(style: str, first: str, version: ModelVersion) -> str:
+    """The style of a manifest, after another record of this style."""
+    of = STYLES.get(style)
+    if of not in (None, version):
+        raise TypeError(f"a record of {of} ({style}), but the model is {version}. Give data of the model's version")
+    if style and first and style != first:
+        raise TypeError(f"a record with {style}, those before have {first}. Give each style a manifest of its own")
+    return first or style
+
+
+def _record(
+    document: Mapping[str, object], origin: str, number: int, source: ManifestSource, rules: Rules
+) -> PairRecord:
+    archived = any(key in document for key in _ARCHIVED)
+    paths = _archived(document, source, rules) if archived else _separate(document, source, rules)
+    self_pair = _is_self_pair(document, paths)
+    if self_pair and rules.version.ranks and not rules.self_pairs:
+        raise TypeError(
+            f"id {_shown(document.get('id'))}: the prompt is the target, so the model would see the answer. Pair it "
+            "with another utterance of its speaker (data.self_pairs: true accepts such pairs)"
+        )
     return PairRecord(
         id=_text(document, "id"),
-        condition_path=_path(document, "prompt_condition_path", source),
-        emotion_path=_path(document, emotion, source),
-        text_ids_path=_path(document, "target_text_ids_path", source),
-        codes_path=_path(document, "target_codes_path", source),
-        text_tokens=_length(document, "target_text_len"),
-        code_tokens=_length(document, "target_code_len"),
-        language=language,
+        condition_path=paths["condition"],
+        emotion_path=paths["emotion"],
+        text_ids_path=paths["text"],
+        codes_path=paths["codes"],
+        text_tokens=_length(document, "target_text_len", "text_len"),
+        code_tokens=_length(document, "target_code_len", "code_len"),
+        language=_language(document, source, rules.version),
         origin=origin,
         line=number,
+        speaker=_text_or_nothing(document, "target_speaker") or _text_or_nothing(document, "speaker"),
+        duration_s=duration_of(document),
+        self_pair=self_pair,
     )
 
 
-def _emotion_key(document: Mapping[str, object]) -> str:
+def _separate(document: Mapping[str, object], source: ManifestSource, rules: Rules) -> dict[str, str]:
+    """The paths of a record with a file for each array."""
+    condition = "prompt_speaker_path" if rules.version.speaker_width else "prompt_condition_path"
+    keys = {
+        "text": "target_text_ids_path",
+        "codes": "target_codes_path",
+        "condition": condition,
+        "emotion": _emotion_key(document, rules.emotion),
+    }
+    return {use: _path(document, key, source) for use, key in keys.items()}
+
+
+def _archived(document: Mapping[str, object], source: ManifestSource, rules: Rules) -> dict[str, str]:
+    """The same of a record with an archive for each utterance."""
+    target = _path(document, "target_features", source)
+    # The public trainer takes the target where no prompt is named: a pair with itself.
+    prompt = _path(document, "prompt_features", source) if document.get("prompt_features") else target
+    return {
+        "text": member_of(target, "text"),
+        "codes": member_of(target, "codes"),
+        "condition": member_of(prompt, "condition"),
+        "emotion": member_of(target if rules.emotion == "target" else prompt, "emotion"),
+    }
+
+
+def _is_self_pair(document: Mapping[str, object], paths: Mapping[str, str]) -> bool:
+    archive = archive_of(paths["codes"])
+    if archive and archive == archive_of(paths["condition"]):
+        return True
+    names = (document.get("target_id"), document.get("prompt_id"))
+    if not all(names):
+        # The pairing tools name a pair TARGET__PROMPT.
+        target, _, prompt = str(document.get("id")).partition("__")
+        names = (target, prompt)
+    audio = (document.get("target_audio_path"), document.get("prompt_audio_path"))
+    return names[0] == names[1] or bool(audio[0] and audio[0] == audio[1])
+
+
+def _emotion_key(document: Mapping[str, object], emotion: Emotion) -> str:
+    if emotion == "target":
+        return "target_emo_vec_path"
     # The prompt's emotion counts; manifests without it have only the target's.
     for key in ("prompt_emo_vec_path", "target_emo_vec_path"):
         if document.get(key):
@@ -228,11 +344,38 @@ def _emotion_key(document: Mapping[str, object]) -> str:
     raise TypeError("no emotion path: expected prompt_emo_vec_path or target_emo_vec_path")
 
 
-def _language(document: Mapping[str, object], source: ManifestSource) -> str:
-    language = document.get("target_language") or document.get("language") or source.language
+def _language(document: Mapping[str, object], source: ManifestSource, version: ModelVersion) -> str:
+    keys = ("target_language", "language", "lang")
+    language = next((document[key] for key in keys if document.get(key)), source.language)
     if not isinstance(language, str) or _UNENCODABLE.search(language):
         raise TypeError(f"the language is {_shown(language)}, expected a text")
-    return language.strip().lower()
+    name = language.strip().lower()
+    return _slotted(name, document, source) if version.language_rows else name
+
+
+def _slotted(name: str, document: Mapping[str, object], source: ManifestSource) -> str:
+    """The language of a record and the slot of the model that it uses; where both are one, its code."""
+    given, _, borrowed = source.language.partition(":")
+    alias = document.get("lang_alias")
+    if isinstance(alias, str) and alias.strip():
+        borrowed = alias
+    language = language_of(name if ":" in name or not borrowed.strip() else f"{name}:{borrowed}")
+    if given and code_of(given) != language.name:
+        raise ValueError(f"the record's language is {name}, the manifest's argument says {given}. Correct one of them")
+    return str(language)
+
+
+def duration_of(document: Mapping[str, object]) -> float | None:
+    """Duration of a record's target in seconds; None if the line does not say."""
+    value = document.get("target_duration", document.get("duration"))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 < value < LONGEST_CLIP_S else None
+
+
+def _text_or_nothing(document: Mapping[str, object], key: str) -> str:
+    value = document.get(key)
+    return value if isinstance(value, str) else ""
 
 
 def _text(document: Mapping[str, object], key: str) -> str:
@@ -251,7 +394,8 @@ def _path(document: Mapping[str, object], key: str, source: ManifestSource) -> s
         raise ValueError(f"{key}: {error}") from error
 
 
-def _length(document: Mapping[str, object], key: str) -> int:
+def _length(document: Mapping[str, object], key: str, other: str) -> int:
+    key = other if key not in document and other in document else key
     value = document.get(key)
     if type(value) is int and 0 <= value < _MOST_TOKENS:  # the usual case, without a regular expression
         return value

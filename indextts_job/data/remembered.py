@@ -23,12 +23,11 @@ from indextts_job.data.dataset import DIGEST_BYTES, USES, Column, Limits, Skippe
 from indextts_job.data.manifest import ManifestSource
 from indextts_job.data.texts import Paths, stored_texts
 from indextts_job.errors import IndexTTSJobError
-from indextts_job.model.config import CONDITION_LATENTS
 from indextts_job.storage import files
 from indextts_job.storage.urls import resolved
 
 FOLDER = "data"
-CHECK_VERSION = 1
+CHECK_VERSION = 2
 """Of the check and of its stored outcome; another one has the dataset checked again."""
 
 logger = logging.getLogger(__name__)
@@ -109,7 +108,9 @@ def key_of(manifest: bytes, source: ManifestSource, limits: Limits, *, skip_bad_
         "skip_bad_samples": skip_bad_samples,
         "text": [limits.text_pieces, model.max_text_tokens],
         "codes": [model.number_codes, model.max_mel_tokens],
-        "vectors": [CONDITION_LATENTS, model.model_dim],
+        "vectors": [*model.speaker_shape, model.model_dim],
+        "version": [model.version.name, limits.tokenizer_sha256 if model.version.ranks else ""],
+        "pairs": [limits.emotion, limits.self_pairs],
     }
     return f"{FOLDER}/{hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()}.safetensors"
 
@@ -141,6 +142,7 @@ def remember(memory: Memory, key: str, checked: CheckedManifest, source: Manifes
         "languages": checked.languages,
         "folders": paths.folders,
         "skipped": [asdict(sample) for sample in checked.skipped],
+        "notes": checked.notes,
     }
     arrays = {
         **checked.ids.arrays("id"),
@@ -178,6 +180,7 @@ def _checked(
         digests=digests,
         lengths=_places(arrays["lengths"], (count,), 2**31 - 1),
         skipped=tuple(SkippedSample(*_texts([entry["id"], entry["reason"]])) for entry in header["skipped"]),
+        notes=_texts(header["notes"]),
     )
 
 

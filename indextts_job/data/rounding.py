@@ -54,7 +54,7 @@ class _Rounded:
 
 def rounded(dataset: Dataset) -> Dataset:
     """The dataset with its vectors rounded to bfloat16. All of them are read once, for their new digests."""
-    return Dataset([_rounded_part(part) for part in dataset.parts], dataset.skipped)
+    return Dataset([_rounded_part(part) for part in dataset.parts], dataset.skipped, dataset.notes)
 
 
 def _rounded_part(part: Part) -> Part:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import safetensors
 
 from indextts_job.data.containers import arrays_of, header_of
-from indextts_job.data.dataset import DIGEST_BYTES, SkippedSample
+from indextts_job.data.dataset import DIGEST_BYTES, Limits, SkippedSample
 from indextts_job.data.texts import Bytes, Texts, stored_texts
 from indextts_job.errors import DataError
 
@@ -96,12 +96,43 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MadeFor:
+    """The model that a dataset was checked for."""
+
+    model_version: str = "2.0"
+    speaker_width: int | None = None
+    """Values of a speaker vector; None for latents as wide as the model."""
+    code_rate: int = 50
+    """Codes per second."""
+    tokenizer_sha256: str = ""
+    """Hash of the tokenizer's file; empty in an index that was written before it was recorded."""
+
+    @classmethod
+    def of(cls, limits: Limits) -> "MadeFor":
+        """The model that samples are checked for with these demands."""
+        version = limits.model.version
+        return cls(
+            model_version=version.name,
+            speaker_width=version.speaker_width,
+            code_rate=version.codes_per_second,
+            tokenizer_sha256=limits.tokenizer_sha256,
+        )
+
+
+LIKE_2_0 = MadeFor()
+"""What an index says that was written when there was one version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardIndex:
     """The checked content of an index."""
 
     fingerprint: str
     languages: tuple[str, ...]
     skipped: tuple[SkippedSample, ...]
+    notes: tuple[str, ...]
+    """What was suspicious about the whole when it was checked."""
+    made_for: MadeFor
     tables: Mapping[Kind, Table]
     largest: Mapping[str, int]
     """The largest id of all texts, and the largest code: the verdict of the check, so that limits are compared without
@@ -182,6 +213,8 @@ def _checked(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) 
         fingerprint=_sha256(header["fingerprint"], "the dataset"),
         languages=languages,
         skipped=tuple(_skipped(entry) for entry in _sequence(header["skipped"], "skipped")),
+        notes=_texts(header.get("notes", []), "notes"),
+        made_for=_made_for(header),
         tables=tables,
         largest={use: _largest(header["largest"][use], use) for use in lengths},
         names=names,
@@ -275,6 +308,17 @@ def _texts(value: object, what: str) -> tuple[str, ...]:
     if not all(isinstance(entry, str) for entry in entries):
         raise TypeError(f"{what} are no texts")
     return tuple(entries)
+
+
+def _made_for(header: Mapping[str, Any]) -> MadeFor:
+    # All are missing in the index of a dataset that was sharded when there was one version.
+    values = {field.name: header[field.name] for field in fields(MadeFor) if field.name in header}
+    made_for = MadeFor(**values)
+    texts = (made_for.model_version, made_for.tokenizer_sha256)
+    numbers = (made_for.code_rate, made_for.speaker_width or 1)
+    if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+        raise TypeError("version, speaker width, code rate or hash of the tokenizer are of the wrong type")
+    return made_for
 
 
 def _skipped(entry: object) -> SkippedSample:

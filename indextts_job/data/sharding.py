@@ -29,7 +29,9 @@ from indextts_job.data.shard_index import (
     FORMAT_VERSION,
     INDEX,
     ITEM_BYTES,
+    LIKE_2_0,
     Kind,
+    MadeFor,
     Shard,
     parse_index,
     parse_shard,
@@ -66,7 +68,13 @@ class _Distinct:
 
 
 def write_shards(
-    dataset: Dataset, output: str, progress: Progress, *, dtype: str = "float32", shard_bytes: int = SHARD_BYTES
+    dataset: Dataset,
+    output: str,
+    progress: Progress,
+    *,
+    made_for: MadeFor = LIKE_2_0,
+    dtype: str = "float32",
+    shard_bytes: int = SHARD_BYTES,
 ) -> str:
     """Write a checked dataset as shards; finished shards of an interrupted call are kept.
 
@@ -74,6 +82,7 @@ def write_shards(
         dataset: The samples.
         output: Folder or URL; must not hold another dataset.
         progress: Called after each shard.
+        made_for: The model that the samples were checked for.
         dtype: Type of the stored vectors. bfloat16 halves the bytes and rounds the values, so the fingerprint changes.
         shard_bytes: Approximate size of a shard.
 
@@ -106,6 +115,8 @@ def write_shards(
         "fingerprint": dataset.fingerprint,
         "languages": sorted(dataset.languages),
         "skipped": [asdict(sample) for sample in dataset.skipped],
+        "notes": dataset.notes,
+        **asdict(made_for),
         "largest": writer.largest,
         "tables": tables,
     }

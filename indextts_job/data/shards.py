@@ -12,7 +12,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from indextts_job.data.dataset import Arrays, Dataset, Limits, Owner, Part, SkippedSample, Use, verified
+from indextts_job.data.dataset import (
+    Arrays,
+    Dataset,
+    Limits,
+    Owner,
+    Part,
+    SkippedSample,
+    Use,
+    language_rows,
+    verified,
+)
 from indextts_job.data.manifest import is_manifest
 from indextts_job.data.shard_index import (
     INDEX,
@@ -29,7 +39,7 @@ from indextts_job.data.texts import Bytes
 from indextts_job.errors import AccessRefusedError, DataError, findings_message
 from indextts_job.hashing import integrity_digest
 from indextts_job.model.batch import Floats
-from indextts_job.model.config import CONDITION_LATENTS
+from indextts_job.model.config import GPTConfig
 from indextts_job.redaction import redacted
 from indextts_job.storage import files
 
@@ -62,8 +72,10 @@ def is_sharded(url: str) -> bool:
     return url.endswith(INDEX) or files.exists(f"{url.rstrip('/')}/{INDEX}")
 
 
-def open_shards(url: str, limits: Limits, reader: Callable[[str], ReadRange]) -> tuple[Part, Sequence[SkippedSample]]:
-    """The samples of a sharded dataset.
+def open_shards(
+    url: str, limits: Limits, reader: Callable[[str], ReadRange]
+) -> tuple[Part, Sequence[SkippedSample], Sequence[str]]:
+    """The samples of a sharded dataset, those left out of it, and what is suspicious about the whole.
 
     Args:
         url: The dataset's folder or its index.
@@ -81,26 +93,35 @@ def open_shards(url: str, limits: Limits, reader: Callable[[str], ReadRange]) ->
         raise DataError(f"{redacted(where)}: not found. Expected the folder that `indextts-job shard` wrote.") from None
     _demand_limits(index, limits, where)
     _demand_shards(folder, index.tables)
-    part = shard_part(index, folder, reader(folder))
+    part = shard_part(index, folder, reader(folder), limits.model)
     # The fingerprint is part of every checkpoint. A difference would otherwise be noticed only when a run resumes.
     if Dataset([part]).fingerprint != index.fingerprint:
         raise DataError(f"{where}: its content does not have the fingerprint it names. Shard the dataset again.")
-    return part, index.skipped
+    return part, index.skipped, index.notes
 
 
-def shard_part(index: ShardIndex, folder: str, read: ReadRange) -> Part:
+def shard_part(index: ShardIndex, folder: str, read: ReadRange, model: GPTConfig) -> Part:
     """The samples of a sharded dataset.
 
     Args:
         index: Its index.
         folder: Path or URL, for messages.
         read: Reads ranges of the shards.
+        model: The model, which may have a row for each language.
+
+    Raises:
+        DataError: The model has rows for languages, and not for one of these.
     """
+    try:
+        language_numbers = language_rows(index.languages, model)
+    except ValueError as error:
+        raise DataError(f"{redacted(folder)}/{INDEX}: {error}. Shard the dataset again.") from error
     rows = index.rows["ids"]
     return Part(
         ids=index.names,
         languages=index.languages,
         language=index.rows["language"],
+        language_rows=language_numbers,
         text_lengths=index.lengths["text"][rows],
         code_lengths=index.lengths["codes"][rows],
         source=ShardSource(index, folder, read),
@@ -272,12 +293,24 @@ def _demand_shards(folder: str, tables: Mapping[Kind, Table]) -> None:
 
 def _demand_limits(index: ShardIndex, limits: Limits, where: str) -> None:
     model = limits.model
+    made_for, version = index.made_for, model.version
+    if made_for.model_version != version.name:
+        raise DataError(
+            f"{where}: made for IndexTTS-{made_for.model_version}, but the model is {version}. Codes, speaker vectors and "
+            "text ids of one version mean nothing to the other: give data of the model's version."
+        )
+    # An extension of a SentencePiece model keeps all ids. One of ranks moves those of the languages.
+    if version.ranks and made_for.tokenizer_sha256 != limits.tokenizer_sha256:
+        raise DataError(
+            f"{where}: its texts were encoded with another tokenizer (SHA-256 {made_for.tokenizer_sha256[:16]}…, the "
+            f"one given has {limits.tokenizer_sha256[:16]}…). Encode them with this one and shard again, or give theirs."
+        )
     findings = [
         *_ids_beyond(index, "text", limits.text_pieces, model.max_text_tokens),
         *_ids_beyond(index, "codes", model.number_codes, model.max_mel_tokens),
     ]
     shapes: dict[Kind, tuple[int, ...]] = {
-        "condition": (CONDITION_LATENTS, model.model_dim),
+        "condition": model.speaker_shape,
         "emotion": (model.model_dim,),
     }
     for kind, shape in shapes.items():

@@ -4,11 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from indextts_job.data.cache import shard_reader
 from indextts_job.data.checking import check_manifest
 from indextts_job.data.dataset import Dataset, Limits, Part, SkippedSample
 from indextts_job.data.file_source import file_part
 from indextts_job.data.manifest import ManifestSource, parse_source
+from indextts_job.data.plausibility import uneven_sources
 from indextts_job.data.remembered import Memory, key_of, recalled, remember
 from indextts_job.data.shards import is_sharded, open_shards
 from indextts_job.errors import DataError
@@ -45,17 +48,28 @@ def load_dataset(  # noqa: PLR0913  # all by name
     """
     parts: list[Part] = []
     skipped: list[SkippedSample] = []
+    notes: list[str] = []
     copies = shard_folder(cache_folder)
     reader = partial(shard_reader, cache_folder=copies, free_ratio=cache_free_ratio)
     check = _Check(limits, skip_bad_samples, memory, progress)
     for argument in arguments:
         source = parse_source(argument, files.exists)
-        part, bad = open_shards(source.url, limits, reader) if is_sharded(source.url) else check(source)
+        part, bad, said = open_shards(source.url, limits, reader) if is_sharded(source.url) else check(source)
         parts.append(part)
         skipped += bad
+        notes += said
     if not parts:
         raise DataError(f"no samples in {', '.join(map(redacted, arguments))}.")
-    return Dataset(parts, skipped)
+    if len(parts) > 1:
+        notes += uneven_sources([_rate(*named) for named in zip(map(redacted, arguments), parts, strict=True)])
+    return Dataset(parts, skipped, notes)
+
+
+def _rate(name: str, part: Part) -> tuple[str, str, float]:
+    """Name, most frequent language, and median of codes per text id of a source."""
+    usual = int(np.bincount(part.language).argmax())
+    of_usual = part.language == usual
+    return name, part.languages[usual], float(np.median(part.code_lengths[of_usual] / part.text_lengths[of_usual]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +81,8 @@ class _Check:
     memory: Memory | None
     progress: Callable[[int, int], None]
 
-    def __call__(self, source: ManifestSource) -> tuple[Part, Sequence[SkippedSample]]:
-        """The samples of a manifest, and those left out."""
+    def __call__(self, source: ManifestSource) -> tuple[Part, Sequence[SkippedSample], Sequence[str]]:
+        """The samples of a manifest, those left out, and what is suspicious about the whole."""
         content = files.read_manifest(source.url)
         key = key_of(content, source, self.limits, skip_bad_samples=self.skip_bad_samples)
         checked = recalled(self.memory, key, source) if self.memory else None
@@ -77,4 +91,4 @@ class _Check:
             checked = check_manifest(lines, source, self.limits, self.progress, skip_bad_samples=self.skip_bad_samples)
             if self.memory:
                 remember(self.memory, key, checked, source)
-        return file_part(checked, source, self.limits), checked.skipped
+        return file_part(checked, source, self.limits), checked.skipped, checked.notes

@@ -1,12 +1,14 @@
-"""Make a small dataset, base checkpoint and tokenizers in the real formats.
+"""Make a small dataset, base checkpoint and tokenizers in the real formats, of either version of the model.
 
 The codes depend on the text: each token has its own sequence of codes, so a falling loss means that the model learns to
 read. The texts are in Amharic, which the base tokenizer does not know, as in the training that this project is for.
 """
 
+import base64
 import io
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from indextts_job.model.config import CONDITION_LATENTS, Shape, carried_shapes, gpt_config, trained_shapes
+from indextts_job.data.archives import MEMBERS
+from indextts_job.model.config import carried_shapes, gpt_config, trained_shapes
+from indextts_job.model.versions import V2_0, ModelVersion, Shape
+from indextts_job.tokenizer.encoding import encode
 from indextts_job.tokenizer.extend import extend
+from indextts_job.tokenizer.loading import parse_tokenizer
 
 CODES = 128
 CODES_PER_TOKEN = 4
@@ -43,6 +49,7 @@ class World:
     """The paths of a dataset, its model and its tokenizers."""
 
     folder: Path
+    version: ModelVersion = V2_0
 
     @property
     def model_config(self) -> Path:
@@ -57,12 +64,13 @@ class World:
     @property
     def base_tokenizer(self) -> Path:
         """The tokenizer of the base checkpoint."""
-        return self.folder / "checkpoints/bpe.model"
+        return self.folder / "checkpoints" / self.version.tokenizer_file
 
     @property
     def tokenizer(self) -> Path:
         """The extended tokenizer that the dataset was made with."""
-        return self.folder / "tokenizers/extended_bpe.model"
+        # A language of the release has its token and its row: there is nothing to extend.
+        return self.base_tokenizer if self.version.ranks else self.folder / "tokenizers/extended_bpe.model"
 
     @property
     def train_manifest(self) -> Path:
@@ -88,6 +96,10 @@ class WorldSize:
     """Least and largest number of words in a sentence."""
     extended: bool = True
     """Amharic texts with the extended tokenizer; otherwise English texts with the base tokenizer."""
+    version: ModelVersion = V2_0
+    archives: bool = True
+    """In IndexTTS-2.5: an archive for each utterance, as the public preprocessing writes; otherwise a file for each
+    array."""
 
 
 def make_world(folder: Path, size: WorldSize, seed: int = 7) -> World:
@@ -98,21 +110,51 @@ def make_world(folder: Path, size: WorldSize, seed: int = 7) -> World:
         size: The sizes of dataset and model.
         seed: Seed of weights, texts and vectors.
     """
-    world = World(folder)
+    world = World(folder, size.version)
     for path in (world.base_checkpoint, world.tokenizer, world.train_manifest):
         path.parent.mkdir(parents=True, exist_ok=True)
+    encode_text, pieces = _write_ranks(world) if size.version.ranks else _write_pieces(world, size)
+    document = _model_document(size, pieces)
+    world.model_config.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    _write_base_checkpoint(world.base_checkpoint, document, seed)
+    _write_dataset(world, size, encode_text, seed)
+    return world
+
+
+Encode = Callable[[str], list[int]]
+"""The ids of a text."""
+
+
+def _write_pieces(world: World, size: WorldSize) -> tuple[Encode, int]:
+    """Write base and extended SentencePiece model; returns what encodes texts, and the number of base pieces."""
     base = base_tokenizer()
     extended = extend(base, _WORDS, EXTENDED_PIECES).content
     world.base_tokenizer.write_bytes(base)
     world.tokenizer.write_bytes(extended)
     processor = sentencepiece.SentencePieceProcessor()
     processor.LoadFromSerializedProto(base)
-    document = _model_document(size, processor.GetPieceSize())
-    world.model_config.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
-    _write_base_checkpoint(world.base_checkpoint, document, seed)
+    pieces = processor.GetPieceSize()
     processor.LoadFromSerializedProto(extended if size.extended else base)
-    _write_dataset(world, size, processor, seed)
-    return world
+    return processor.EncodeAsIds, pieces
+
+
+def _write_ranks(world: World) -> tuple[Encode, int]:
+    """The same with a file of ranks."""
+    content = base_ranks()
+    world.base_tokenizer.write_bytes(content)
+    tokenizer = parse_tokenizer(content, str(world.base_tokenizer))
+    return lambda text: encode(tokenizer, f"<|am|> {text}"), tokenizer.pieces
+
+
+def base_ranks() -> bytes:
+    """A tokenizer of the release's kind for the texts of this dataset: bytes, letters, beginnings of words."""
+    tokens = [bytes([value]) for value in range(256)]
+    letters = [letter.encode() for letter in dict.fromkeys("".join(_WORDS))]
+    # Only pairs of neighbours are merged, so each token needs two that it is made of.
+    tokens += dict.fromkeys(letter[:2] for letter in letters)
+    tokens += letters
+    tokens += dict.fromkeys(word[:end].encode() for end in range(2, 8) for word in _WORDS if len(word) >= end)
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
 
 
 def base_tokenizer() -> bytes:
@@ -145,8 +187,10 @@ def _model_document(size: WorldSize, base_pieces: int) -> dict[str, Any]:
             "perceiver_mult": 1,
         }
 
+    version = size.version
+    kind = {"tokenizer_type": version.tokenizer_type} if version.tokenizer_type else {}
     return {
-        "dataset": {"bpe_model": "bpe.model", "sample_rate": 24000},
+        "dataset": {"bpe_model": version.tokenizer_file, **kind, "sample_rate": 24000},
         "gpt": {
             "model_dim": size.width,
             "max_mel_tokens": 400,
@@ -168,7 +212,7 @@ def _model_document(size: WorldSize, base_pieces: int) -> dict[str, Any]:
             "emo_condition_module": conformer(1),
         },
         "gpt_checkpoint": "gpt.pth",
-        "version": 2.0,
+        "version": float(version.name),
     }
 
 
@@ -198,13 +242,14 @@ def codes_of(text_ids: list[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
     )
 
 
-def _write_dataset(world: World, size: WorldSize, processor: sentencepiece.SentencePieceProcessor, seed: int) -> None:
+def _write_dataset(world: World, size: WorldSize, encode_text: Encode, seed: int) -> None:
     random = np.random.default_rng(seed)
     folder = world.train_manifest.parent
-    for name in ("text_ids", "codes", "condition", "emo_vec"):
+    archives = size.version.ranks and size.archives
+    for name in ("features",) if archives else ("text_ids", "codes", "condition", "emo_vec"):
         (folder / name).mkdir(exist_ok=True)
     # Utterances of one speaker have similar conditioning arrays, as those of a real encoder would.
-    voices = random.normal(0, 0.5, (SPEAKERS, CONDITION_LATENTS, size.width))
+    voices = random.normal(0, 0.5, (SPEAKERS, *size.version.speaker_shape(size.width)))
     words = _WORDS if size.extended else _BASE_TEXT.split()
     for manifest, count, prefix in (
         (world.train_manifest, size.samples, "utt"),
@@ -214,29 +259,42 @@ def _write_dataset(world: World, size: WorldSize, processor: sentencepiece.Sente
         for number in range(count):
             name = f"{prefix}_{number:05d}"
             text = " ".join(random.choice(words, random.integers(*size.words, endpoint=True)))
-            ids = processor.EncodeAsIds(text)
+            ids = encode_text(text)
             codes = codes_of(ids)
             speaker = number % SPEAKERS
             condition = voices[speaker] + random.normal(0, 0.05, voices[speaker].shape)
             emotion = random.normal(0, 0.1, size.width)
-            np.save(folder / "text_ids" / name, np.array(ids, dtype=np.int32))
-            np.save(folder / "codes" / name, codes)
-            np.save(folder / "condition" / name, condition.astype(np.float32))
-            np.save(folder / "emo_vec" / name, emotion.astype(np.float32))
+            arrays = {
+                "text": np.array(ids, dtype=np.int32),
+                "codes": codes,
+                "condition": condition.astype(np.float32),
+                "emotion": emotion.astype(np.float32),
+            }
             # The prompt is the next utterance of the same speaker.
-            records.append(_pair(name, f"{prefix}_{(number + SPEAKERS) % count:05d}", text, len(ids), len(codes)))
+            prompt = f"{prefix}_{(number + SPEAKERS) % count:05d}"
+            if archives:
+                np.savez(folder / "features" / name, **{MEMBERS[use]: values for use, values in arrays.items()})
+                records.append(_archived_pair(name, prompt, text, len(ids), len(codes), speaker))
+            else:
+                for place, values in zip(("text_ids", "codes", "condition", "emo_vec"), arrays.values(), strict=True):
+                    np.save(folder / place / name, values)
+                records.append(_pair(name, prompt, text, len(ids), len(codes), size.version))
         manifest.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
 
 
-def _pair(target: str, prompt: str, text: str, text_len: int, code_len: int) -> dict[str, Any]:
+def _pair(target: str, prompt: str, text: str, text_len: int, code_len: int, version: ModelVersion) -> dict[str, Any]:
+    speaker = (
+        {"prompt_speaker_path": f"condition/{prompt}.npy"}
+        if version.speaker_width
+        else {"prompt_condition_path": f"condition/{prompt}.npy", "prompt_condition_len": version.speaker_latents}
+    )
     return {
         "id": f"{target}__{prompt}",
         "speaker": "",
         "prompt_id": prompt,
         "target_id": target,
         "target_text": text,
-        "prompt_condition_path": f"condition/{prompt}.npy",
-        "prompt_condition_len": CONDITION_LATENTS,
+        **speaker,
         "prompt_emo_vec_path": f"emo_vec/{prompt}.npy",
         "target_emo_vec_path": f"emo_vec/{target}.npy",
         "target_text_ids_path": f"text_ids/{target}.npy",
@@ -244,4 +302,21 @@ def _pair(target: str, prompt: str, text: str, text_len: int, code_len: int) -> 
         "target_text_len": text_len,
         "target_code_len": code_len,
         "target_language": "am",
+    }
+
+
+def _archived_pair(target: str, prompt: str, text: str, text_len: int, code_len: int, speaker: int) -> dict[str, Any]:
+    """A pair as the public preprocessing of IndexTTS-2.5 writes it."""
+    return {
+        "id": f"{target}__{prompt}",
+        "target_features": f"features/{target}.npz",
+        "prompt_features": f"features/{prompt}.npz",
+        "speaker": f"speaker{speaker}",
+        "lang": "am",
+        "lang_alias": None,
+        "prompt_lang": "am",
+        "cross_lingual": False,
+        "text": text,
+        "text_len": text_len,
+        "code_len": code_len,
     }

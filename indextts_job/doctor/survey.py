@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from indextts_job.data.array_files import BadArrayError, Ids, Progress, Vector, check_array
-from indextts_job.data.checking import array_uses, record_fault
+from indextts_job.data.checking import Lengths, array_uses, record_fault
 from indextts_job.data.dataset import Limits, Use
 from indextts_job.data.manifest import PairRecord, parse_source, scan_manifest
 from indextts_job.data.shards import is_sharded
@@ -39,7 +39,13 @@ class SeenArray:
     fault: str = ""
     """Why it cannot be trained on."""
     length: int = 0
-    """Number of ids; 0 for a vector."""
+    """Number of ids that the model reads; 0 for a vector."""
+    stored: int = 0
+    """Number of ids in the file."""
+    tail: int = 0
+    """Number of equal ids at the end."""
+    norm: float = 0.0
+    """Length of a vector."""
     digest: bytes = b""
     unknown: int = 0
     """Number of text ids that stand for no piece."""
@@ -85,7 +91,7 @@ class Survey:
     def faults(self) -> list[str]:
         """For each pair, why training would refuse it; empty for a good one."""
         uses = array_uses(pair.record for pair in self.pairs)
-        lengths = {path: seen.length for path, seen in self.arrays.items()}
+        lengths = {path: Lengths(seen.stored, seen.length) for path, seen in self.arrays.items()}
         faults = {path: seen.fault for path, seen in self.arrays.items() if seen.fault}
         return [record_fault(pair.record, uses, lengths, faults) for pair in self.pairs]
 

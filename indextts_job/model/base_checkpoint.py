@@ -6,7 +6,7 @@ values and their precision.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,16 +14,20 @@ from torch import Tensor
 
 from indextts_job.checkpoint.tensor_names import TEXT_TABLES
 from indextts_job.errors import ConfigError, DataError, findings_message
-from indextts_job.model.config import GPTConfig, Shape, carried_shapes, trained_shapes
+from indextts_job.model.config import GPTConfig, carried_shapes, of_version, trained_shapes
+from indextts_job.model.languages import NAMES
 from indextts_job.model.torch_file import read_torch_file, unusual
 from indextts_job.model.unified_voice import UnifiedVoice
+from indextts_job.model.versions import OUR_SECTION, V2_0, ModelVersion, Shape, version_of_checkpoint
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, NewRows, initial_rows
 from indextts_job.redaction import redacted
 
 LARGEST_TABLE_ROWS = 2**24
 """The bound of `number_text_tokens` in a configuration."""
-EXPORT_SECTION, BASE_PIECES = "indextts_job", "base_pieces"
-"""Section and key of an export's config.yaml: how many of its pieces come from the released base."""
+BASE_PIECES, NEW_PIECES_AT, LANGUAGES = "base_pieces", "new_pieces_at", "languages"
+"""Keys of our section in an export's config.yaml: how many of its pieces come from the released base, the id of the
+first that does not, and the languages whose rows runs have trained."""
+LANGUAGE_TABLE = "lang_embedding.weight"
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _DROPPED = re.compile(
     r"inference_model\..*"  # the generation wrapper repeats all other tensors
@@ -33,8 +37,6 @@ _DROPPED = re.compile(
 )
 # Checkpoints of the public trainer, and of its full-layer script, keep the weights under one of these keys.
 _WRAPPERS = ("model", "model_state_dict")
-_OTHER_MODEL_KEYS = ("spk_emb_proj.", "lang_embedding.")
-"""Modules that IndexTTS-2.5 has and IndexTTS2 does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,11 @@ class BaseCheckpoint:
     frozen_pieces: int | None = None
     """Number of those pieces that come from the released base, whose rows stay frozen; None = all. It is smaller than
     `text_pieces` in an export of a run that added pieces."""
+    new_pieces_at: int | None = None
+    """Id of the first piece that such a run has added; None = behind all pieces of the released base."""
+    version: ModelVersion = V2_0
+    languages: tuple[str, ...] = ()
+    """Codes of the language rows that runs have trained, besides those of the release."""
 
 
 def load_base_checkpoint(url: str, config: GPTConfig) -> BaseCheckpoint:
@@ -68,12 +75,13 @@ def as_base(state: Mapping[str, Any], config: GPTConfig, where: str) -> BaseChec
 
     Args:
         state: Names and values as they were read, not checked yet.
-        config: The model whose keys and shapes are expected.
+        config: The model whose shapes are expected; the keys tell the version.
         where: The file or run that they come from, for messages.
 
     Raises:
         DataError: Keys, shapes or dtypes are not the model's, or a trained weight is not finite. Names them.
     """
+    config = of_version(config, version_of_checkpoint(_named(state, where), where), where)
     tensors = demand_tensors(state, config, where)
     pieces = tensors["text_embedding.weight"].shape[0] - 1
     # Only the trained weights are checked. The file is mapped, and checking the others would read all of it.
@@ -82,7 +90,7 @@ def as_base(state: Mapping[str, Any], config: GPTConfig, where: str) -> BaseChec
         findings = [f"{key}: NaN or infinity" for key in broken]
         advice = "A training that broke down may have written it. Take an earlier one, or the released gpt.pth."
         raise DataError(findings_message(f"{where} holds weights that are no numbers", findings, advice))
-    return BaseCheckpoint(tensors, pieces)
+    return BaseCheckpoint(tensors, pieces, version=config.version)
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -102,11 +110,10 @@ def demand_tensors(state: Mapping[str, Any], config: GPTConfig, url: str) -> dic
     Raises:
         DataError: Keys, shapes or dtypes are not the model's; the message names them.
     """
-    _refuse_other_keys(state, url)
-    tensors = _plain_tensors(state, url)
+    tensors = _plain_tensors(_named(state, url), url)
     rows = tensors.get("text_embedding.weight")
     if rows is None or rows.dim() != 2 or not 2 <= rows.shape[0] <= LARGEST_TABLE_ROWS:
-        raise DataError(f"{url}: text_embedding.weight is missing or has no rows. Expected IndexTTS2's gpt.pth.")
+        raise DataError(f"{url}: text_embedding.weight is missing or has no rows. Expected IndexTTS's gpt.pth.")
     expected = trained_shapes(config, rows.shape[0]) | carried_shapes(config)
     demand_fit(tensors, expected, url)
     return {key: tensors[key] for key in expected}
@@ -121,16 +128,12 @@ def _read_state_dict(url: str) -> Mapping[str, Any]:
     return content
 
 
-def _refuse_other_keys(state: Mapping[str, Any], url: str) -> None:
+def _named(state: Mapping[str, Any], url: str) -> Mapping[str, Any]:
     nameless = [key for key in state if not isinstance(key, str)]
     if nameless:
         findings = [f"the key {key!r:.80}" for key in nameless]
         raise DataError(findings_message(f"{url} has keys that are not text", findings, "Expected gpt.pth."))
-    if any(key.startswith(_OTHER_MODEL_KEYS) for key in state):
-        raise DataError(
-            f"{url}: this is an IndexTTS-2.5 checkpoint (it has spk_emb_proj or lang_embedding). "
-            "This trainer is for IndexTTS2; give its gpt.pth."
-        )
+    return state
 
 
 def _plain_tensors(state: Mapping[str, Any], url: str) -> dict[str, Tensor]:
@@ -160,7 +163,7 @@ def demand_fit(tensors: Mapping[str, Tensor], expected: Mapping[str, Shape], sou
         DataError: The message names every key that does not fit.
     """
     if findings := list(_misfits(tensors, expected)):
-        advice = "Is it the gpt.pth that belongs to this config.yaml? Both come from one IndexTTS2 release."
+        advice = "Is it the gpt.pth that belongs to this config.yaml? Both come from one IndexTTS release."
         raise DataError(findings_message(f"{source} does not fit the model", findings, advice))
 
 
@@ -187,6 +190,7 @@ def initialise(
     how: NewRows,
     seed: int,
     trained_rows: Mapping[str, Tensor] | None = None,
+    language_rows: Mapping[int, Tensor] | None = None,
 ) -> None:
     """Load a base checkpoint into a model and give new vocabulary rows their start values.
 
@@ -196,6 +200,7 @@ def initialise(
         how: Start values of new rows, see `initial_rows`.
         seed: Seed of the noise in the start values.
         trained_rows: New rows that an earlier run has trained, by table; they come before fresh ones.
+        language_rows: Start values of rows of the language table.
     """
     # On the CPU, so that a run starts with the same rows on every machine.
     generator = torch.Generator().manual_seed(seed)
@@ -205,6 +210,11 @@ def initialise(
             known = (trained_rows or {}).get(key, base.tensors[key][:0])
             fresh = initial_rows(base.tensors[key], model.vocabulary.new_rows - len(known), how, generator)
             tensors[key + NEW_ROWS_SUFFIX] = torch.cat([known.float(), fresh])
+    if language_rows:
+        table = tensors[LANGUAGE_TABLE].clone()
+        for row, value in language_rows.items():
+            table[row] = value
+        tensors[LANGUAGE_TABLE] = table
     model.load_state_dict(tensors, strict=True)
 
 
@@ -217,10 +227,12 @@ def split_rows(base: BaseCheckpoint) -> tuple[BaseCheckpoint, dict[str, Tensor]]
     frozen = base.text_pieces if base.frozen_pieces is None else base.frozen_pieces
     if frozen >= base.text_pieces:
         return base, {}
+    start = frozen if base.new_pieces_at is None else base.new_pieces_at
+    stop = start + base.text_pieces - frozen
+    rows = {key: base.tensors[key][start:stop] for key in TEXT_TABLES}
     # The last row of a table is the spare row, which stays with the released ones.
-    rows = {key: base.tensors[key][frozen:-1] for key in TEXT_TABLES}
-    tables = {key: torch.cat([base.tensors[key][:frozen], base.tensors[key][-1:]]) for key in TEXT_TABLES}
-    return BaseCheckpoint({**base.tensors, **tables}, frozen), rows
+    tables = {key: torch.cat([base.tensors[key][:start], base.tensors[key][stop:]]) for key in TEXT_TABLES}
+    return replace(base, tensors={**base.tensors, **tables}, text_pieces=frozen, new_pieces_at=None), rows
 
 
 def carried_tensors(model: UnifiedVoice, base: BaseCheckpoint) -> dict[str, Tensor]:
@@ -229,16 +241,34 @@ def carried_tensors(model: UnifiedVoice, base: BaseCheckpoint) -> dict[str, Tens
     return {key: value for key, value in base.tensors.items() if key not in trained}
 
 
-def frozen_pieces(document: Mapping[str, Any], source: str) -> int | None:
-    """How many pieces come from the released base, by an export's config.yaml; None in the config.yaml of a release.
+def described_by_export(base: BaseCheckpoint, document: Mapping[str, Any], source: str) -> BaseCheckpoint:
+    """A base with what its config.yaml says about it: a `gpt.pth` alone does not say which rows runs have trained.
+
+    Args:
+        base: As it was read from its `gpt.pth`.
+        document: The config.yaml beside it. That of a release says nothing.
+        source: Its path or URL, for messages.
 
     Raises:
-        ConfigError: The key holds something else than a positive whole number.
+        ConfigError: A key holds something else than it should.
     """
-    section = document.get(EXPORT_SECTION)
+    section = document.get(OUR_SECTION)
     if section is None:
-        return None
-    pieces = section.get(BASE_PIECES) if isinstance(section, Mapping) else None
-    if not isinstance(pieces, int) or isinstance(pieces, bool) or pieces < 1:
-        raise ConfigError(f"{source}: {EXPORT_SECTION}.{BASE_PIECES} is {pieces!r}, expected a whole number from 1 on.")
-    return pieces
+        return base
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{source}: {OUR_SECTION} is {section!r:.80}, expected keys and values.")
+    languages = section.get(LANGUAGES, [])
+    if not isinstance(languages, list) or not all(language in NAMES for language in languages):
+        raise ConfigError(f"{source}: {OUR_SECTION}.{LANGUAGES} is {languages!r:.80}, expected language codes.")
+    pieces = _row_number(section, BASE_PIECES, source)
+    at = _row_number(section, NEW_PIECES_AT, source)
+    if pieces is not None and at is not None and at > pieces:
+        raise ConfigError(f"{source}: {OUR_SECTION}.{NEW_PIECES_AT} is {at}, behind all {pieces} pieces of its base.")
+    return replace(base, frozen_pieces=pieces, new_pieces_at=at, languages=tuple(languages))
+
+
+def _row_number(section: Mapping[str, Any], key: str, source: str) -> int | None:
+    number = section.get(key)
+    if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+        raise ConfigError(f"{source}: {OUR_SECTION}.{key} is {number!r}, expected a whole number from 1 on.")
+    return number

@@ -1,7 +1,8 @@
 """One micro-batch as plain arrays: samples end to end, no padding.
 
-A packed sequence holds, for each sample, [34 conditioning | start text stop | start codes] rows. The text and code
-targets of a row are always of the same sample; `cu_seqlens` gives attention the edges of the samples.
+A packed sequence holds, for each sample, [conditioning | start text stop | start codes] rows; the version of the model
+says how many rows of conditioning. The text and code targets of a row are always of the same sample; `cu_seqlens` gives
+attention the edges of the samples.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indextts_job.layout import offsets
-from indextts_job.model.config import CONDITIONING_TOKENS, GPTConfig
+from indextts_job.model.config import GPTConfig
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -25,6 +26,7 @@ ARRAYS = (
     "emotion",
     "text_inputs",
     "text_positions",
+    "text_languages",
     "code_inputs",
     "code_positions",
     "text_targets",
@@ -47,13 +49,15 @@ class Sample:
     id: str
     """Name in the dataset manifest."""
     text_ids: npt.NDArray[np.integer]
-    """[T] token ids without start and stop."""
+    """[T] token ids without start and stop, and without those that the version drops."""
     codes: npt.NDArray[np.integer]
     """[M] codes without start and stop."""
     condition: Floats
-    """[32, dim] speaker latents."""
+    """[32, dim] speaker latents, or [192] a speaker vector, by the version."""
     emotion: Floats
     """[dim] emotion vector."""
+    language_row: int = 0
+    """Row of the language table; without effect in a version that has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +69,15 @@ class PackedBatch:
     sample_ids: tuple[str, ...]
     """[samples] names, for messages."""
     condition: Floats
-    """[samples, 32, dim]."""
+    """[samples, 32, dim] or [samples, 192]."""
     emotion: Floats
     """[samples, dim]."""
     text_inputs: Integers
     """[sum(T + 2)] start, text, stop."""
     text_positions: Integers
     """[sum(T + 2)], from 0 in each sample."""
+    text_languages: Integers
+    """[sum(T + 2)] row of the language table; [0] in a version that has none."""
     code_inputs: Integers
     """[sum(M + 1)] start, codes."""
     code_positions: Integers
@@ -156,29 +162,42 @@ def _arrays(samples: Sequence[Sample], config: GPTConfig) -> dict[str, npt.NDArr
         "emotion": np.stack([sample.emotion for sample in samples]),
         "text_inputs": _joined([start_text, sample.text_ids, stop_text] for sample in samples),
         "text_positions": _counted(text_sizes),
+        "text_languages": _languages(samples, text_sizes, config),
         "code_inputs": _joined([start_code, sample.codes] for sample in samples),
         "code_positions": _counted(code_sizes),
         "text_targets": _joined([sample.text_ids, stop_text] for sample in samples),
         "code_targets": _joined([sample.codes, stop_code] for sample in samples),
-        **_layout(text_sizes, code_sizes),
+        **_layout(text_sizes, code_sizes, config.version.conditioning_rows),
     }
 
 
-def _layout(text_sizes: Integers, code_sizes: Integers) -> dict[str, Any]:
-    """The fields of a packed batch that follow from the sizes [samples] of its texts and codes alone."""
+def _languages(samples: Sequence[Sample], text_sizes: Integers, config: GPTConfig) -> Integers:
+    if not config.version.language_rows:
+        return np.empty(0, dtype=np.int64)
+    return np.repeat(np.array([sample.language_row for sample in samples], dtype=np.int64), text_sizes)
+
+
+def _layout(text_sizes: Integers, code_sizes: Integers, conditioning: int) -> dict[str, Any]:
+    """The fields of a packed batch that follow from the sizes of its samples alone.
+
+    Args:
+        text_sizes: [samples] rows of each text.
+        code_sizes: [samples] rows of each sample's codes.
+        conditioning: Rows of each sample's conditioning.
+    """
     num_samples = len(text_sizes)
-    starts = _starts(CONDITIONING_TOKENS + text_sizes + code_sizes)
+    starts = _starts(conditioning + text_sizes + code_sizes)
     # Rows in the concatenation of all conditioning, all texts and all codes.
-    text_starts = num_samples * CONDITIONING_TOKENS + _starts(text_sizes)
+    text_starts = num_samples * conditioning + _starts(text_sizes)
     code_starts = text_starts[-1] + _starts(code_sizes)
     source_rows, text_rows, code_rows = [], [], []
     for i, (text_size, code_size) in enumerate(zip(text_sizes, code_sizes, strict=True)):
         source_rows += [
-            i * CONDITIONING_TOKENS + np.arange(CONDITIONING_TOKENS),
+            i * conditioning + np.arange(conditioning),
             text_starts[i] + np.arange(text_size),
             code_starts[i] + np.arange(code_size),
         ]
-        first_text = starts[i] + CONDITIONING_TOKENS
+        first_text = starts[i] + conditioning
         # The last text row (stop) predicts nothing. The stop code is never an input, so every code row counts.
         text_rows.append(first_text + np.arange(text_size - 1))
         code_rows.append(first_text + text_size + np.arange(code_size))
@@ -211,11 +230,11 @@ def _counted(sizes: Integers) -> Integers:
 
 def _no_arrays(config: GPTConfig) -> dict[str, npt.NDArray[Any]]:
     indices = (
-        "text_inputs text_positions code_inputs code_positions text_targets code_targets source_rows packed_rows "
-        "target_rows target_of_row"
+        "text_inputs text_positions text_languages code_inputs code_positions text_targets code_targets source_rows "
+        "packed_rows target_rows target_of_row"
     )
     return {
-        "condition": np.empty((0, CONDITIONING_TOKENS - 2, config.model_dim), dtype=np.float32),
+        "condition": np.empty((0, *config.speaker_shape), dtype=np.float32),
         "emotion": np.empty((0, config.model_dim), dtype=np.float32),
         **{name: np.empty(0, dtype=np.int64) for name in indices.split()},
         "cu_seqlens": np.zeros(1, dtype=np.int32),

@@ -1,24 +1,21 @@
-"""Shapes of UnifiedVoice v2, from the released `config.yaml` (its `gpt` section).
+"""Shapes of UnifiedVoice, from a released `config.yaml` (its `gpt` section) and the facts of its version.
 
 `trained_shapes` and `carried_shapes` list every key of a base checkpoint. Pure: reads no file, needs no torch.
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 from indextts_job.bounds import Bounds
 from indextts_job.errors import ConfigError
+from indextts_job.model.versions import V2_0, ModelVersion, Shape, version_of_config
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-CONDITION_LATENTS = 32
-"""Rows of one conditioning array: UnifiedVoice's default `condition_num_latent`, which the file does not set."""
-CONDITIONING_TOKENS = CONDITION_LATENTS + 2
-"""Conditioning rows of a packed sample: the latents and the two speed rows."""
 EMOTION_WIDTH = 1024
 """Width of the emotion resampler, a constant of the published constructor."""
 RELATIVE_POSITIONS = 5000
@@ -29,7 +26,6 @@ RESAMPLER_HEAD_WIDTH = 64
 RESAMPLER_LAYERS = 2
 DEPTHWISE_KERNEL = 15
 
-Shape = tuple[int, ...]
 # The bounds are far above every release. They keep a damaged file from asking for all memory of the machine.
 Width = Annotated[int, Bounds(1, 2**16)]
 Count = Annotated[int, Bounds(1, 1024)]
@@ -55,7 +51,7 @@ class ConformerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPTConfig:
-    """The keys of the `gpt` section of `config.yaml` that decide shapes and token ids."""
+    """The version of a model, and the keys of its `gpt` section that decide shapes and token ids."""
 
     model_dim: Width
     layers: Count
@@ -68,8 +64,15 @@ class GPTConfig:
     stop_mel_token: Token
     start_text_token: Token
     stop_text_token: Token
-    condition_module: ConformerConfig
+    condition_module: ConformerConfig | None
+    """None in a file of a version that has no encoder of the speaker's conditioning."""
     emo_condition_module: ConformerConfig
+    version: ModelVersion = V2_0
+
+    @property
+    def speaker_shape(self) -> Shape:
+        """Shape of a sample's conditioning array."""
+        return self.version.speaker_shape(self.model_dim)
 
     @property
     def number_codes(self) -> int:
@@ -79,10 +82,10 @@ class GPTConfig:
     def sample_tokens(self, text_tokens: Tokens, code_tokens: Tokens) -> Tokens:
         """Number of rows of one sample, or of each of several, in a packed sequence.
 
-        34 conditioning rows, the text between start and stop, and the codes after their start token.
+        The conditioning rows, the text between start and stop, and the codes after their start token.
         """
         # The stop code has no counted target and no row attends to it, so it is no input.
-        return CONDITIONING_TOKENS + text_tokens + 2 + code_tokens + 1
+        return self.version.conditioning_rows + text_tokens + 2 + code_tokens + 1
 
 
 def gpt_config(document: object, source: str) -> GPTConfig:
@@ -97,18 +100,48 @@ def gpt_config(document: object, source: str) -> GPTConfig:
     """
     if not isinstance(document, Mapping) or not isinstance(document.get("gpt"), Mapping):
         raise ConfigError(
-            f"{source}: no `gpt` section. Expected the config.yaml that is published with IndexTTS2's gpt.pth; "
+            f"{source}: no `gpt` section. Expected the config.yaml that is published with IndexTTS's gpt.pth; "
             "give its path as `inputs.model_config` (or --config)."
         )
     _demand_storable(document, source, "")
     section: Mapping[str, object] = document["gpt"]
+    version = version_of_config(document)
     _refuse_other_models(section, source)
-    modules = {name: _conformer(section, name, source) for name in ("condition_module", "emo_condition_module")}
-    config: GPTConfig = _numbers(GPTConfig, section, f"{source}: gpt", modules)
+    # Files of a version without this encoder may describe one all the same.
+    speaker = _conformer(section, "condition_module", source) if _describes_speakers(section, version) else None
+    others = {
+        "condition_module": speaker,
+        "emo_condition_module": _conformer(section, "emo_condition_module", source),
+        "version": version,
+    }
+    config: GPTConfig = _numbers(GPTConfig, section, f"{source}: gpt", others)
     if config.model_dim % config.heads:
         raise ConfigError(f"{source}: gpt.model_dim {config.model_dim} is not divisible by gpt.heads {config.heads}.")
     _demand_tokens_in_tables(config, source)
-    return config
+    return of_version(config, version, source)
+
+
+def of_version(config: GPTConfig, version: ModelVersion, source: str) -> GPTConfig:
+    """The same sizes in a version that something knows better than the file, a checkpoint for example.
+
+    Args:
+        config: The sizes.
+        version: Their version.
+        source: Path or URL of the file, for messages.
+
+    Raises:
+        ConfigError: The file lacks what this version needs.
+    """
+    if version.conditioning_encoder and config.condition_module is None:
+        raise ConfigError(f"{source}: gpt.condition_module is missing; {version} has this conditioning encoder.")
+    if config.model_dim == version.speaker_width:
+        # A projected speaker vector would have the shape of one that is not.
+        raise ConfigError(f"{source}: gpt.model_dim is {config.model_dim}, the width of a speaker vector of {version}.")
+    return replace(config, version=version)
+
+
+def _describes_speakers(section: Mapping[str, object], version: ModelVersion) -> bool:
+    return version.conditioning_encoder or isinstance(section.get("condition_module"), Mapping)
 
 
 def _demand_storable(document: object, source: str, key: str) -> None:
@@ -151,10 +184,10 @@ def _demand_tokens_in_tables(config: GPTConfig, source: str) -> None:
 
 def _refuse_other_models(section: Mapping[str, object], source: str) -> None:
     if section.get("use_mel_codes_as_input", True) is not True:
-        raise ConfigError(f"{source}: gpt.use_mel_codes_as_input is false; IndexTTS2 ships true only.")
+        raise ConfigError(f"{source}: gpt.use_mel_codes_as_input is false; IndexTTS ships true only.")
     kind = section.get("condition_type", "conformer_perceiver")
     if kind != "conformer_perceiver":
-        raise ConfigError(f"{source}: gpt.condition_type is {kind!r}; IndexTTS2 has 'conformer_perceiver'.")
+        raise ConfigError(f"{source}: gpt.condition_type is {kind!r}; IndexTTS has 'conformer_perceiver'.")
 
 
 def _conformer(section: Mapping[str, object], name: str, source: str) -> ConformerConfig:
@@ -225,7 +258,12 @@ def trained_shapes(config: GPTConfig, text_rows: int) -> dict[str, Shape]:
     shapes |= _affine("mel_head", (config.number_mel_codes, width), config.number_mel_codes)
     shapes["text_pos_embedding.emb.weight"] = (text_positions, width)
     shapes["mel_pos_embedding.emb.weight"] = (code_positions, width)
-    shapes["speed_emb.weight"] = (2, width)
+    if config.version.language_rows:
+        shapes["lang_embedding.weight"] = (config.version.language_rows, width)
+    if config.version.speaker_width:
+        shapes |= _affine("spk_emb_proj", (width, config.version.speaker_width), width)
+    else:
+        shapes["speed_emb.weight"] = (2, width)
     return shapes
 
 
@@ -236,15 +274,15 @@ def carried_shapes(config: GPTConfig) -> dict[str, Shape]:
     from the base checkpoint to the export.
     """
     width = config.model_dim
-    speaker, emotion = config.condition_module, config.emo_condition_module
-    return (
-        _affine("emovec_layer", (width, EMOTION_WIDTH), width)
-        | _affine("emo_layer", (width, width), width)
-        | _conformer_shapes("conditioning_encoder", speaker)
-        | _conformer_shapes("emo_conditioning_encoder", emotion)
-        | _resampler_shapes("perceiver_encoder", speaker, CONDITION_LATENTS, width)
-        | _resampler_shapes("emo_perceiver_encoder", emotion, 1, EMOTION_WIDTH)
-    )
+    emotion = config.emo_condition_module
+    speaker = config.condition_module if config.version.conditioning_encoder else None
+    shapes = _affine("emovec_layer", (width, EMOTION_WIDTH), width) | _affine("emo_layer", (width, width), width)
+    if speaker:
+        shapes |= _conformer_shapes("conditioning_encoder", speaker)
+    shapes |= _conformer_shapes("emo_conditioning_encoder", emotion)
+    if speaker:
+        shapes |= _resampler_shapes("perceiver_encoder", speaker, config.version.speaker_latents or 0, width)
+    return shapes | _resampler_shapes("emo_perceiver_encoder", emotion, 1, EMOTION_WIDTH)
 
 
 def _affine(name: str, weight: Shape, bias: int) -> dict[str, Shape]:

@@ -1,9 +1,10 @@
-"""An export: the `gpt.pth`, `config.yaml` and tokenizer that published inference loads."""
+"""An export: the `gpt.pth`, `config.yaml` and tokenizer that published inference loads, and the licence's sentence."""
 
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from importlib import resources
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -13,11 +14,22 @@ from torch import Tensor
 from indextts_job.checkpoint.tensor_names import TEXT_TABLES
 from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.errors import ConfigError, UnavailableError
-from indextts_job.model.base_checkpoint import BASE_PIECES, EXPORT_SECTION, demand_fit
+from indextts_job.model.base_checkpoint import BASE_PIECES, LANGUAGES, NEW_PIECES_AT, demand_fit
 from indextts_job.model.config import GPTConfig, carried_shapes, gpt_config, trained_shapes
+from indextts_job.model.languages import language_of
+from indextts_job.model.versions import MODEL_VERSION, OUR_SECTION, V2_0, ModelVersion
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, Vocabulary, join_rows
 
-WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE = "gpt.pth", "config.yaml", "bpe.model"
+WEIGHTS_FILE, CONFIG_FILE, README_FILE, LICENCE_FILE = "gpt.pth", "config.yaml", "README.md", "LICENSE"
+
+_FILES_OF_RELEASE = ("s2mel_checkpoint", "w2v_stat", "emo_matrix", "spk_matrix", "qwen_emo_path")
+"""Keys of config.yaml that name files which inference loads besides."""
+DISCLAIMER = (
+    "Any modifications made to the original model in this Derivative Work are not endorsed, warranted, or guaranteed by "
+    "the original right-holder of the original model, and the original right-holder disclaims all liability related to "
+    "this Derivative Work."
+)
+"""Clause 4.1 a of the licence demands this sentence wherever a derivative work is distributed."""
 
 
 def write_export(
@@ -44,20 +56,28 @@ def write_export(
     """
     vocabulary = Vocabulary.recorded(values.vocabulary)
     document = values.model_config
+    model = gpt_config(document, "the run's config.yaml")
     # Everything that can fail because of the run's contents comes before the first file is written.
-    state = export_state_dict(trained, carried, gpt_config(document, "the run's config.yaml"), vocabulary)
-    config = export_config(document, vocabulary, TOKENIZER_FILE, WEIGHTS_FILE)
-    paths = [folder / name for name in (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE)]
+    state = export_state_dict(trained, carried, model, vocabulary)
+    texts = {
+        CONFIG_FILE: export_config(document, vocabulary, model.version, values.trained_languages).encode(),
+        model.version.tokenizer_file: tokenizer,
+        LICENCE_FILE: resources.files("indextts_job.model").joinpath("bilibili-model-license.txt").read_bytes(),
+        README_FILE: export_readme(values, model.version).encode(),
+    }
+    weights = folder / WEIGHTS_FILE
+    paths = [weights, *(folder / name for name in texts)]
     _demand_free(folder, paths)
-    weights, config_path, tokenizer_path = paths
     # Under another name until it is complete, so that a write that breaks off leaves no gpt.pth.
     partial = weights.with_name(f"{weights.name}.{os.getpid()}.part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(state, partial)
+        _demand_readable(partial, model, vocabulary)
+        for name, content in texts.items():
+            (folder / name).write_bytes(content)
+        # Last: whoever finds a gpt.pth finds all that belongs to it.
         partial.replace(weights)
-        config_path.write_text(config, encoding="utf-8")
-        tokenizer_path.write_bytes(tokenizer)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         with contextlib.suppress(OSError):  # the folder may be a file
             partial.unlink(missing_ok=True)
@@ -65,6 +85,15 @@ def write_export(
             f"{folder}: the export failed ({error}). Free space or choose another folder."
         ) from error
     return paths
+
+
+def _demand_readable(path: Path, model: GPTConfig, vocabulary: Vocabulary) -> None:
+    """Read a written file as strictly as inference should: exactly the version's keys, with their shapes.
+
+    Inference itself loads with gaps: a key that is missing would be a random tensor there, without an error.
+    """
+    written = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    demand_fit(written, trained_shapes(model, vocabulary.rows) | carried_shapes(model), str(path))
 
 
 def _demand_free(folder: Path, paths: Sequence[Path]) -> None:
@@ -94,31 +123,98 @@ def export_state_dict(
     full = {**carried, **{key: value for key, value in trained.items() if not key.endswith(NEW_ROWS_SUFFIX)}}
     if vocabulary.extended:
         for key in TEXT_TABLES:
-            full[key] = join_rows(carried[key], trained[key + NEW_ROWS_SUFFIX].to(carried[key].dtype))
+            new = trained[key + NEW_ROWS_SUFFIX].to(carried[key].dtype)
+            full[key] = join_rows(carried[key], new, vocabulary.new_rows_at)
     expected = trained_shapes(config, vocabulary.rows) | carried_shapes(config)
     demand_fit(full, expected, "export")
     # A view would be saved with the whole storage behind it.
     return {key: (full[key] if key in carried else full[key].to(dtype)).contiguous().clone() for key in expected}
 
 
-def export_config(document: Mapping[str, Any], vocabulary: Vocabulary, tokenizer_name: str, weights_name: str) -> str:
+def export_config(
+    document: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    version: ModelVersion = V2_0,
+    trained_languages: Sequence[str] = (),
+) -> str:
     """The `config.yaml` of an export: the base release's, with the keys that the run has changed.
 
     Args:
         document: The base release's config.yaml, parsed.
         vocabulary: The tokenizer's size.
-        tokenizer_name: File name of the tokenizer beside the export.
-        weights_name: File name of the exported weights.
+        version: The version of the model.
+        trained_languages: Codes of the language rows that runs have trained.
     """
-    exported = dict(document)
+    exported = {key: _portable(value) if key.endswith("_checkpoint") else value for key, value in document.items()}
     # Without the spare row, which the published constructor adds itself.
     exported["gpt"] = {**document["gpt"], "number_text_tokens": vocabulary.pieces}
     dataset = document.get("dataset")
-    exported["dataset"] = {**(dataset if isinstance(dataset, Mapping) else {}), "bpe_model": tokenizer_name}
-    exported["gpt_checkpoint"] = weights_name
-    if vocabulary.extended:
-        # A run that starts from this export keeps these rows frozen. Published inference ignores the key.
-        exported[EXPORT_SECTION] = {BASE_PIECES: vocabulary.base_pieces}
-    else:
-        exported.pop(EXPORT_SECTION, None)
+    section = {**(dataset if isinstance(dataset, Mapping) else {}), "bpe_model": version.tokenizer_file}
+    if version.tokenizer_type:
+        # Published files of this version may lack the key, or say another version.
+        section["tokenizer_type"] = version.tokenizer_type
+        exported["version"] = float(version.name)
+    exported["dataset"] = section
+    exported["gpt_checkpoint"] = WEIGHTS_FILE
+    exported.pop(OUR_SECTION, None)
+    # A run that starts from this export goes on with what it says. Published inference ignores the section.
+    if section := _our_section(document, vocabulary, trained_languages):
+        exported[OUR_SECTION] = section
     return yaml.safe_dump(exported, sort_keys=False, allow_unicode=True)
+
+
+def _our_section(
+    document: Mapping[str, Any], vocabulary: Vocabulary, trained_languages: Sequence[str]
+) -> dict[str, Any]:
+    section: dict[str, Any] = {}
+    recorded = document.get(OUR_SECTION)
+    if isinstance(recorded, Mapping) and MODEL_VERSION in recorded:
+        section[MODEL_VERSION] = recorded[MODEL_VERSION]
+    if vocabulary.extended:
+        section[BASE_PIECES] = vocabulary.base_pieces
+        if vocabulary.inserted_at is not None:
+            section[NEW_PIECES_AT] = vocabulary.inserted_at
+    if trained_languages:
+        section[LANGUAGES] = list(trained_languages)
+    return section
+
+
+def _portable(value: object) -> object:
+    """A path of the authors' machine as the name of the file beside the configuration."""
+    return PurePosixPath(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+def export_readme(values: CheckpointValues, version: ModelVersion) -> str:
+    """What a user of an export has to know: what it is, what it needs beside it, how to call it, and its licence."""
+    document = values.model_config
+    named = [Path(str(document[key])).name for key in _FILES_OF_RELEASE if document.get(key)]
+    needed = ", ".join(f"`{name}`" for name in [*named, *version.needed_files])
+    lines = [
+        f"# A fine-tuned GPT of {version}",
+        "",
+        f"`{WEIGHTS_FILE}`, `{CONFIG_FILE}` and `{version.tokenizer_file}` belong together. Inference needs these files "
+        f"of the release of {version} besides, unchanged: {needed or 'see its documentation'}.",
+        "",
+        *_languages_lines(values, version),
+        "## Licence",
+        "",
+        f"A derivative work of the model of the bilibili Model Use License Agreement, a copy of which is in `{LICENCE_FILE}`.",
+        "",
+        DISCLAIMER,
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _languages_lines(values: CheckpointValues, version: ModelVersion) -> list[str]:
+    if not version.language_rows:
+        return []
+    languages = [language_of(label) for label in values.dataset.languages]
+    called = ", ".join(
+        f"`{language.slot}`" + (f" for {language.name}" if language.slot != language.name else "")
+        for language in languages
+    )
+    return [
+        f"Call inference with the language {called}: it speaks every code that it does not know as another language.",
+        "",
+    ]

@@ -1,4 +1,4 @@
-"""The trained part of UnifiedVoice v2: embeddings, transformer, heads, and loss sums over a packed micro-batch.
+"""The trained part of UnifiedVoice: embeddings, transformer, heads, and loss sums over a packed micro-batch.
 
 Modules that never train (the conditioning encoders) are not built: the dataset stores their outputs.
 """
@@ -39,6 +39,7 @@ class DeviceBatch:
     emotion: Tensor
     text_inputs: Tensor
     text_positions: Tensor
+    text_languages: Tensor
     code_inputs: Tensor
     code_positions: Tensor
     source_rows: Tensor
@@ -64,7 +65,7 @@ class PositionTable(nn.Module):
 
 
 class UnifiedVoice(nn.Module):
-    """The trained modules of IndexTTS2's GPT. Parameter names equal the base checkpoint's keys."""
+    """The trained modules of IndexTTS's GPT. Parameter names equal the base checkpoint's keys."""
 
     def __init__(self, config: GPTConfig, vocabulary: Vocabulary, dropout: float) -> None:
         super().__init__()
@@ -74,7 +75,13 @@ class UnifiedVoice(nn.Module):
         self.mel_embedding = nn.Embedding(config.number_mel_codes, width)
         self.text_pos_embedding = PositionTable(config.max_text_tokens + 2, width)
         self.mel_pos_embedding = PositionTable(config.max_mel_tokens + 3, width)
-        self.speed_emb = nn.Embedding(2, width)
+        self.version = config.version
+        if config.version.language_rows:
+            self.lang_embedding = nn.Embedding(config.version.language_rows, width)
+        if config.version.speaker_width:
+            self.spk_emb_proj = nn.Linear(config.version.speaker_width, width)
+        else:
+            self.speed_emb = nn.Embedding(2, width)
         self.gpt = Transformer(width, config.layers, config.heads, dropout)
         self.final_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
         self.text_head = TextHead(vocabulary, width)
@@ -97,7 +104,7 @@ class UnifiedVoice(nn.Module):
         rows = torch.cat(
             [
                 self._conditioning(batch.condition, batch.emotion),
-                self.text_embedding(batch.text_inputs) + self.text_pos_embedding(batch.text_positions),
+                self._texts(batch),
                 self.mel_embedding(batch.code_inputs) + self.mel_pos_embedding(batch.code_positions),
             ]
         )
@@ -106,10 +113,36 @@ class UnifiedVoice(nn.Module):
         output: Tensor = self.final_norm(self.gpt(packed, batch.edges))
         return output
 
+    def _texts(self, batch: DeviceBatch) -> Tensor:
+        """Inputs of the text rows, [sum(T + 2), dim]."""
+        rows: Tensor = self.text_embedding(batch.text_inputs) + self.text_pos_embedding(batch.text_positions)
+        # On all of them, start and stop too, as inference does.
+        return rows + self.lang_embedding(batch.text_languages) if self.version.language_rows else rows
+
     def _conditioning(self, condition: Tensor, emotion: Tensor) -> Tensor:
-        """[samples, 32, dim] and [samples, dim] -> [samples * 34, dim], without positions."""
+        """A sample's conditioning array and emotion vector -> [samples * conditioning rows, dim], without positions.
+
+        Args:
+            condition: [samples, 32, dim] or [samples, 192].
+            emotion: [samples, dim].
+        """
+        if self.version.speaker_width:
+            rows = self._of_vectors(condition, emotion)
+        else:
+            rows = self._of_latents(condition, emotion)
+        return rows.reshape(-1, rows.shape[-1])
+
+    def _of_vectors(self, speaker: Tensor, emotion: Tensor) -> Tensor:
+        weight = self.spk_emb_proj.weight
+        # In the precision of the weights: it is one row of a sample, and what 16 bit would save is not to be measured.
+        with torch.autocast(weight.device.type, enabled=False):
+            projected = self.spk_emb_proj(speaker.to(weight.dtype)) + emotion.to(weight.dtype)
+        zeros = self.version.conditioning_rows - 1
+        return torch.cat([projected[:, None], projected.new_zeros(len(projected), zeros, projected.shape[1])], dim=1)
+
+    def _of_latents(self, condition: Tensor, emotion: Tensor) -> Tensor:
         samples, _, width = condition.shape
         # Speed row 1 comes before row 0 in the published forward pass.
         speed = self.speed_emb.weight.flip(0).expand(samples, 2, width)
         latents = condition + emotion[:, None]
-        return torch.cat([latents.to(speed.dtype), speed], dim=1).reshape(-1, width)
+        return torch.cat([latents.to(speed.dtype), speed], dim=1)

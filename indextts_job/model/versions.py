@@ -6,10 +6,13 @@ losses and gradients of both are compared with values from the releases' own mod
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from indextts_job.errors import DataError, findings_message
 
 Shape = tuple[int, ...]
+OUR_SECTION, MODEL_VERSION = "indextts_job", "model_version"
+"""Section of a config.yaml that is ours, and its key for the version, which no release has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class ModelVersion:
     tokenizer_type: str | None
     """`dataset.tokenizer_type` of config.yaml."""
     needed_files: tuple[str, ...]
-    """Files of the release that inference needs beside an export."""
+    """Files of the release that inference needs beside an export, apart from those that config.yaml names."""
 
     def speaker_shape(self, model_dim: int) -> Shape:
         """Shape of a sample's conditioning array."""
@@ -63,7 +66,7 @@ V2_0 = ModelVersion(
     ranks=False,
     tokenizer_file="bpe.model",
     tokenizer_type=None,
-    needed_files=("s2mel.pth", "wav2vec2bert_stats.pt", "feat1.pt", "feat2.pt", "qwen0.6bemo4-merge/"),
+    needed_files=(),
 )
 V2_5 = ModelVersion(
     name="2.5",
@@ -78,20 +81,23 @@ V2_5 = ModelVersion(
     ranks=True,
     tokenizer_file="multilingual_zh_ja_yue_char_del.tiktoken",
     tokenizer_type="tiktoken",
-    needed_files=(),
+    needed_files=("codec.pth",),
 )
 VERSIONS = (V2_0, V2_5)
 TEXT_TOKENS_2_5 = 60509
 """`gpt.number_text_tokens` of the released 2.5."""
 
 
-def version_named(name: str) -> ModelVersion:
-    """A version by its name.
+def corrected(document: Mapping[str, Any], version: ModelVersion) -> Mapping[str, Any]:
+    """A config.yaml that says its model's version.
 
-    Raises:
-        KeyError: There is none.
+    Args:
+        document: The parsed file, which may say another one.
+        version: The version of the checkpoint.
     """
-    return {version.name: version for version in VERSIONS}[name]
+    if version_of_config(document) == version:
+        return document
+    return {**document, OUR_SECTION: {**_section(document, OUR_SECTION), MODEL_VERSION: version.name}}
 
 
 def version_of_config(document: Mapping[str, object]) -> ModelVersion:
@@ -100,6 +106,10 @@ def version_of_config(document: Mapping[str, object]) -> ModelVersion:
     Args:
         document: The parsed file.
     """
+    recorded = _section(document, OUR_SECTION).get(MODEL_VERSION)
+    for version in VERSIONS:
+        if recorded == version.name:
+            return version
     dataset, gpt = (_section(document, name) for name in ("dataset", "gpt"))
     says = (
         dataset.get("tokenizer_type") == V2_5.tokenizer_type,

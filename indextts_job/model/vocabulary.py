@@ -2,8 +2,11 @@
 
 A text table has one row per tokenizer piece and one spare row at the end that no token id selects. When a tokenizer
 has more pieces than the base checkpoint, the base rows are buffers and not parameters, so the optimizer cannot change
-them: they get no gradient, no weight decay and no moments. Only the rows between them and the spare row are
-parameters. When the tokenizer is the base's own, every row trains, as in the base model's recipe.
+them: they get no gradient, no weight decay and no moments. Only the new rows are parameters. When the tokenizer is the
+base's own, every row trains, as in the base model's recipe.
+
+A SentencePiece model gets new pieces behind all others. A file of ranks gets them behind its ranks, in front of the
+special tokens, which move: `new_rows_at` says where.
 """
 
 from dataclasses import dataclass
@@ -40,11 +43,18 @@ class Vocabulary:
     """Pieces of the tokenizer in use."""
     base_pieces: int
     """Pieces of the tokenizer that the base checkpoint was trained with."""
+    inserted_at: int | None = None
+    """Id of the first new piece; None = behind all pieces of the base."""
 
     @classmethod
     def recorded(cls, record: VocabularyRecord) -> Self:
         """The sizes that a checkpoint records."""
-        return cls(pieces=record.pieces, base_pieces=record.base_pieces)
+        return cls(pieces=record.pieces, base_pieces=record.base_pieces, inserted_at=record.inserted_at)
+
+    @property
+    def new_rows_at(self) -> int:
+        """Id of the first new piece."""
+        return self.base_pieces if self.inserted_at is None else self.inserted_at
 
     @property
     def rows(self) -> int:
@@ -66,17 +76,18 @@ class Vocabulary:
         return Sizes(model=model, pieces=self.pieces, base_pieces=self.base_pieces)
 
 
-def join_rows(base: Tensor, new: Tensor) -> Tensor:
-    """The full table: base rows, new rows, spare row.
+def join_rows(base: Tensor, new: Tensor, at: int) -> Tensor:
+    """The full table in the order of the ids.
 
     Args:
         base: [base_pieces + 1, ...], the spare row last.
         new: [new_rows, ...].
+        at: Id of the first new piece.
 
     Returns:
         [base_pieces + new_rows + 1, ...].
     """
-    return torch.cat([base[:-1], new, base[-1:]])
+    return torch.cat([base[:at], new, base[at:]])
 
 
 def initial_rows(base: Tensor, count: int, how: NewRows, generator: torch.Generator) -> Tensor:
@@ -104,9 +115,8 @@ class TextEmbedding(nn.Module):
 
     def __init__(self, vocabulary: Vocabulary, width: int) -> None:
         super().__init__()
-        self.base_pieces = vocabulary.base_pieces
-        self.extended = vocabulary.extended
-        if self.extended:
+        self.vocabulary = vocabulary
+        if vocabulary.extended:
             self.register_buffer("weight", torch.zeros(vocabulary.base_pieces + 1, width))
             self.weight_new = nn.Parameter(torch.empty(vocabulary.new_rows, width))
         else:
@@ -114,12 +124,14 @@ class TextEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """[text tokens] ids -> [text tokens, dim]."""
-        if not self.extended:
+        if not self.vocabulary.extended:
             return F.embedding(ids, self.weight)
         # Two lookups are cheaper than joining the tables: a micro-batch has few text tokens, a table many rows.
-        is_new = ids >= self.base_pieces
-        base = F.embedding(ids.clamp(max=self.base_pieces), self.weight)
-        new = F.embedding((ids - self.base_pieces).clamp(min=0), self.weight_new)
+        first, count = self.vocabulary.new_rows_at, self.vocabulary.new_rows
+        is_new = (ids >= first) & (ids < first + count)
+        # The base rows behind the new ones have ids that are larger by `count` than their places in the base table.
+        base = F.embedding(torch.where(ids < first, ids, (ids - count).clamp(min=0)), self.weight)
+        new = F.embedding((ids - first).clamp(min=0, max=count - 1), self.weight_new)
         return torch.where(is_new[:, None], new, base)
 
 
@@ -128,9 +140,8 @@ class TextHead(nn.Module):
 
     def __init__(self, vocabulary: Vocabulary, width: int) -> None:
         super().__init__()
-        self.base_pieces = vocabulary.base_pieces
-        self.extended = vocabulary.extended
-        if self.extended:
+        self.vocabulary = vocabulary
+        if vocabulary.extended:
             self.register_buffer("weight", torch.zeros(vocabulary.base_pieces + 1, width))
             self.register_buffer("bias", torch.zeros(vocabulary.base_pieces + 1))
             self.weight_new = nn.Parameter(torch.empty(vocabulary.new_rows, width))
@@ -141,7 +152,7 @@ class TextHead(nn.Module):
 
     def tables(self) -> HeadTables:
         """The trained rows and the frozen ones."""
-        if not self.extended:
+        if not self.vocabulary.extended:
             return HeadTables(self.weight, self.bias)
         return HeadTables(self.weight_new, self.bias_new, self.weight, self.bias)
 
@@ -150,6 +161,9 @@ class TextHead(nn.Module):
 
         Joining the rows in the order of the ids would copy the largest table of the model for every micro-batch.
         """
-        if not self.extended:
+        if not self.vocabulary.extended:
             return ids
-        return torch.where(ids < self.base_pieces, ids + len(self.weight_new), ids - self.base_pieces)
+        first, count = self.vocabulary.new_rows_at, self.vocabulary.new_rows
+        # The base rows behind the new ones keep their ids: in front of them are as many others.
+        in_front = torch.where(ids < first, ids + count, ids)
+        return torch.where((ids >= first) & (ids < first + count), ids - first, in_front)

@@ -15,7 +15,7 @@ POSITION_KEYS = ("recipe.global_batch_samples", "recipe.seed")
 """Keys that decide which samples a step holds. They are fixed for the whole run."""
 MATHEMATICS = ("recipe.", "optimizer.", "schedule.")
 """Sections whose keys change the update of a step."""
-WITHOUT_EFFECT = ("recipe.new_rows",)
+WITHOUT_EFFECT = ("recipe.new_rows", "recipe.language_start")
 """Keys of these sections that are used only at the start of a run."""
 BEFORE_THEY_WERE_KEYS = {"schedule.new_rows_factor": 1.0}
 """Values for checkpoints written before the key existed. The default may differ from what they were trained with."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import sentencepiece
 
-from indextts_job.data.languages import TOKENS_BEFORE
+from indextts_job.model.languages import TOKENS_BEFORE
 from indextts_job.errors import ConfigError, DataError
 from indextts_job.redaction import redacted
 from indextts_job.storage import files
@@ -25,10 +25,14 @@ class Tokenizer:
     ranks: int | None = None
     """Number of byte-pair ranks, behind which the special tokens begin; None for a SentencePiece model."""
 
-    @property
-    def new_pieces_at(self) -> int | None:
-        """Id of the first piece that an extension adds to it; None = behind all pieces."""
-        return self.ranks
+    def new_pieces_at(self, base_pieces: int) -> int | None:
+        """Id of the first piece that this extension has added to its base; None = behind all pieces of it.
+
+        Args:
+            base_pieces: Number of pieces of the base.
+        """
+        # New ranks stand behind the base's, in front of the special tokens.
+        return None if self.ranks is None else self.ranks - (self.pieces - base_pieces)
 
     @property
     def first_language_token(self) -> int | None:
@@ -46,9 +50,17 @@ class Tokenizer:
         return len(self.piece_names)
 
     def fingerprint(self, pieces: int | None = None) -> str:
-        """SHA-256 of the names of the first `pieces` pieces in order (all by default)."""
-        # Names and not the file's bytes: the first pieces of an extension have the fingerprint of the base.
-        names = self.piece_names[:pieces]
+        """SHA-256 of the names of all pieces in order, or of those of its base.
+
+        Args:
+            pieces: Number of pieces of a base that it may be an extension of; None = its own.
+        """
+        # Names and not the file's bytes: without its new pieces an extension has the fingerprint of the base.
+        names = self.piece_names
+        if pieces is not None:
+            at = self.new_pieces_at(pieces)
+            at = pieces if at is None else max(0, at)
+            names = (*names[:at], *names[at + len(names) - pieces :])
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 

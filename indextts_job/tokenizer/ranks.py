@@ -8,7 +8,7 @@ import base64
 import binascii
 import re
 
-from indextts_job.data.languages import CODES, WITH_TOKEN
+from indextts_job.model.languages import CODES, WITH_TOKEN
 from indextts_job.errors import DataError
 
 SPLIT_PATTERN = (
@@ -60,7 +60,9 @@ def parse_ranks(content: bytes, source: str) -> tuple[bytes, ...]:
         token = _token(stripped)
         if token is None or token[0] in ranks:
             problem = "no token and rank" if token is None else f"rank {token[0]} again"
-            raise DataError(f"{source}:{number}: {problem} ({stripped[:80]!r}). Expected `base64 rank`, each rank once.")
+            raise DataError(
+                f"{source}:{number}: {problem} ({stripped[:80]!r}). Expected `base64 rank`, each rank once."
+            )
         ranks[token[0]] = token[1]
     tokens = tuple(ranks[rank] for rank in sorted(ranks))
     if list(range(len(ranks))) != sorted(ranks):

@@ -23,6 +23,9 @@ class RecipeConfig:
     new_rows: Literal["spread", "mean", "normal"] = "spread"
     """Start of new vocabulary rows: around the mean of the base rows and as far apart as they are, closely around it
     (learns slowly), or N(0, 0.02)."""
+    language_start: Literal["mean", "own", "en", "zh", "es", "ja", "ar"] = "mean"
+    """Start of the row of a language that the base was not trained on (IndexTTS-2.5): the mean of the trained
+    languages' rows, the row of one of them, or its own row, which the release may hold untrained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

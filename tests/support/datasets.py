@@ -9,7 +9,7 @@ import numpy as np
 import sentencepiece
 
 from indextts_job.doctor.tails import code_count
-from indextts_job.model.config import CONDITION_LATENTS
+from indextts_job.model.versions import V2_0
 from indextts_job.tokenizer.normalize import normalize
 
 SPEAKERS = 60
@@ -42,7 +42,7 @@ def make_dataset(folder: Path, pairs: int, tokenizer: bytes, sentences: list[str
     processor.LoadFromSerializedProto(tokenizer)
     for name in ("text_ids", "codes", "condition", "emo_vec"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    conditions = random.normal(0, 0.5, (SPEAKERS, CONDITION_LATENTS, WIDTH)).astype(np.float32)
+    conditions = random.normal(0, 0.5, (SPEAKERS, V2_0.speaker_latents, WIDTH)).astype(np.float32)
     made = MadeDataset(folder / "train.jsonl", folder / "validation.jsonl")
     for manifest, count, prefix in ((made.train, pairs, "t"), (made.validation, max(8, pairs // 20), "v")):
         utterances = [

@@ -1,6 +1,7 @@
 """Small models and batches without files."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from indextts_job.data.packing import pack
 from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import ConformerConfig, GPTConfig
 from indextts_job.model.unified_voice import UnifiedVoice
+from indextts_job.model.versions import V2_5
 from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.training.distributed import ProcessGroup, SingleProcess
 from indextts_job.training.engine import Engine
@@ -33,26 +35,32 @@ SMALL = GPTConfig(
     emo_condition_module=_CONFORMER,
 )
 """The model of the golden values."""
+SMALL_2_5 = replace(SMALL, version=V2_5)
+"""The same sizes in the other version."""
+LANGUAGES = (9, 78)
+"""Language rows of the golden samples of IndexTTS-2.5."""
 SMALL_BUCKET_BYTES = 50_000
 """So that this model has several buckets."""
 
 
-def golden_sample(text: int, codes: int, shift: int) -> Sample:
+def golden_sample(text: int, codes: int, shift: int, config: GPTConfig = SMALL) -> Sample:
     """The sample (T, M, s) that the golden values are defined on."""
-    width = SMALL.model_dim
+    width, shape = config.model_dim, config.speaker_shape
+    size = int(np.prod(shape))
     return Sample(
         index=shift,
         id=f"sample-{shift}",
         text_ids=np.array([3 + (7 * j + shift) % 47 for j in range(text)]),
         codes=np.array([(5 * j + 2 + shift) % 32 for j in range(codes)]),
-        condition=(0.1 * np.cos(0.3 * np.arange(32 * width) + shift)).reshape(32, width),
+        condition=(0.1 * np.cos(0.3 * np.arange(size) + shift)).reshape(shape),
         emotion=0.1 * np.sin(0.2 * np.arange(width) + shift),
+        language_row=LANGUAGES[shift],
     )
 
 
-def golden_model() -> UnifiedVoice:
+def golden_model(config: GPTConfig = SMALL) -> UnifiedVoice:
     """float64; the k-th tensor by name holds 0.05 sin(1.3 i + 0.7 k), plus 1 for weights of norms."""
-    model = UnifiedVoice(SMALL, Vocabulary(50, 50), 0.0).double()
+    model = UnifiedVoice(config, Vocabulary(50, 50), 0.0).double()
     state = model.state_dict()
     for k, name in enumerate(sorted(state)):
         index = torch.arange(state[name].numel(), dtype=torch.float64)
@@ -63,7 +71,7 @@ def golden_model() -> UnifiedVoice:
     return model
 
 
-def random_samples(count: int, seed: int = 0) -> list[Sample]:
+def random_samples(count: int, seed: int = 0, config: GPTConfig = SMALL) -> list[Sample]:
     random = np.random.default_rng(seed)
     return [
         Sample(
@@ -71,16 +79,17 @@ def random_samples(count: int, seed: int = 0) -> list[Sample]:
             id=f"sample-{i}",
             text_ids=random.integers(3, 50, random.integers(1, 20, endpoint=True)),
             codes=random.integers(0, 32, random.integers(1, 40, endpoint=True)),
-            condition=random.normal(0, 0.5, (32, SMALL.model_dim)).astype(np.float32),
+            condition=random.normal(0, 0.5, config.speaker_shape).astype(np.float32),
             emotion=random.normal(0, 0.1, SMALL.model_dim).astype(np.float32),
+            language_row=7 * i % 99,
         )
         for i in range(count)
     ]
 
 
-def micro_batches(samples: Sequence[Sample], capacity: int) -> list[PackedBatch]:
-    lengths = [SMALL.sample_tokens(len(s.text_ids), len(s.codes)) for s in samples]
-    return [collate([samples[slot] for slot in slots], SMALL) for slots in pack(lengths, capacity)]
+def micro_batches(samples: Sequence[Sample], capacity: int, config: GPTConfig = SMALL) -> list[PackedBatch]:
+    lengths = [config.sample_tokens(len(s.text_ids), len(s.codes)) for s in samples]
+    return [collate([samples[slot] for slot in slots], config) for slots in pack(lengths, capacity)]
 
 
 def engine(
@@ -111,9 +120,11 @@ def engine(
     )
 
 
-def small_model(seed: int = 0, pieces: int = 50, base_pieces: int = 50, dropout: float = 0.0) -> UnifiedVoice:
+def small_model(
+    seed: int = 0, pieces: int = 50, base_pieces: int = 50, dropout: float = 0.0, config: GPTConfig = SMALL
+) -> UnifiedVoice:
     """float32, freshly initialised as the published model is."""
-    model = UnifiedVoice(SMALL, Vocabulary(pieces, base_pieces), dropout)
+    model = UnifiedVoice(config, Vocabulary(pieces, base_pieces), dropout)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():

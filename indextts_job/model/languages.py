@@ -168,6 +168,17 @@ class Language:
         return self.name if self.slot == self.name else f"{self.name}:{self.slot}"
 
 
+def row_of(code: str) -> int:
+    """Row of a language in the table."""
+    return _ROWS[code]
+
+
+def code_of(name: str) -> str:
+    """The code of a language by its code or English name; a name that is neither stays, in lower case."""
+    plain = name.strip().lower()
+    return _CODES_OF_NAMES.get(plain, plain)
+
+
 def language_of(label: str) -> Language:
     """The language of a label: a code, an English name, or `name:slot` for a language that borrows a slot.
 
@@ -177,9 +188,8 @@ def language_of(label: str) -> Language:
     Raises:
         ValueError: There is no such language or slot; names what there is.
     """
-    name, separator, alias = (part.strip() for part in label.lower().partition(":"))
-    name = _CODES_OF_NAMES.get(name, name)
-    slot = _CODES_OF_NAMES.get(alias, alias) if separator else name
+    name, separator, alias = (code_of(part) for part in label.partition(":"))
+    slot = alias if separator else name
     if not name:
         raise ValueError("no language: give each record a `language`, or the manifest one, as in PATH::am")
     if slot not in _ROWS:
