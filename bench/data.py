@@ -33,7 +33,7 @@ from indextts_job.data.sharding import write_shards
 from indextts_job.data.shards import shard_part
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World, WorldSize, make_world
-from indextts_job.model.config import gpt_config
+from indextts_job.model.config import GPTConfig, gpt_config
 from indextts_job.storage import files
 from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.files import read_yaml
@@ -104,10 +104,10 @@ class HeldShards:
         return self.here(shard, start, stop)
 
 
-def in_memory(folder: Path) -> Dataset:
+def in_memory(folder: Path, model: GPTConfig) -> Dataset:
     """A sharded dataset with all of its bytes in memory."""
     index = parse_index((folder / INDEX).read_bytes(), INDEX)
-    return Dataset([shard_part(index, str(folder), HeldShards(folder))])
+    return Dataset([shard_part(index, str(folder), HeldShards(folder), model)])
 
 
 def bare(shards: Sequence[Shard], url: str) -> tuple[float, float]:
@@ -212,7 +212,7 @@ def main() -> None:
 def compare(local: Dataset, limits: Limits, server: Server, folder: Path, rounds: int) -> dict[str, Seconds]:
     """Take turns; seconds to the first batch and of the epoch, by name and round."""
     unsharded = load_dataset(["s3://bucket/world/processed/gpt_pairs_train.jsonl"], limits, skip_bad_samples=False)
-    memory, shards = in_memory(folder / "shards"), shards_of(folder / "shards")
+    memory, shards = in_memory(folder / "shards", limits.model), shards_of(folder / "shards")
     rivals = list(rival_rows(local, server, folder))
     found: dict[str, Seconds] = {}
     for turn in range(rounds + 1):

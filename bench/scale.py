@@ -68,7 +68,7 @@ class MadeUp:
             return np.full(text_length(index), 2 + index % (PIECES - 2), np.int32)
         if use == "codes":
             return np.full(code_length(index), index % CODES, np.int32)
-        shape = (V2_0.speaker_latents, WIDTH) if use == "condition" else (WIDTH,)
+        shape = V2_0.speaker_shape(WIDTH) if use == "condition" else (WIDTH,)
         return np.full(shape, index / 1e6, np.float32)
 
 

@@ -163,6 +163,8 @@ class CheckpointValues:
         # A fresh run has no lineage; an empty mapping says so more clearly than three nulls.
         for name in ("lineage", "vocabulary"):
             document[name] = {key: value for key, value in document[name].items() if value is not None}
+        if not self.trained_languages:
+            del document["trained_languages"]  # a model without a language table
         return document
 
 

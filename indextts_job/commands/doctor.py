@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
     )
     data.add_argument("manifests", nargs="+", metavar="MANIFEST[::LANG]", help="paired manifests to train on")
     data.add_argument("--validation", nargs="+", default=[], metavar="MANIFEST", help="paired manifests to validate on")
-    data.add_argument("--tokenizer", required=True, help="SentencePiece model that training will use")
+    data.add_argument("--tokenizer", required=True, help="tokenizer that training will use (.model or .tiktoken)")
     data.add_argument("--config", default="checkpoints/config.yaml", help="config.yaml of the model")
     data.add_argument(
         "--repair",
@@ -89,23 +89,22 @@ def _data(given: argparse.Namespace) -> int:
     from indextts_job.doctor.repair import drop_tails
     from indextts_job.doctor.survey import survey
     from indextts_job.errors import ConfigError
-    from indextts_job.model.config import gpt_config
     from indextts_job.report.console import ConsoleReport
     from indextts_job.storage import files
+    from indextts_job.tokenizer.limits import limits_of, model_of
     from indextts_job.tokenizer.loading import load_tokenizer
 
     # Before the survey, which reads every array.
     if bool(given.repair) != bool(given.output):
         raise ConfigError("--repair and --output belong together. Give both, or none.")
     configure(given)
-    model = gpt_config(files.read_yaml(given.config, "model configuration", "--config"), given.config)
     tokenizer = load_tokenizer(given.tokenizer)
+    model = model_of(files.read_yaml(given.config, "model configuration", "--config"), given.config, tokenizer)
     with ConsoleReport(sys.stderr) as console:
         found = survey(
             given.manifests,
             given.validation,
-            model,
-            tokenizer.pieces,
+            limits_of(model, tokenizer),
             lambda done, total: console.progress("looking at arrays", done, total),
         )
     # A dataset with one systematic fault would print a line for each of its samples.
@@ -113,7 +112,7 @@ def _data(given: argparse.Namespace) -> int:
     manifests = [*given.manifests, *given.validation]
     # A generator: the repair runs after the findings have been shown, and only if it was asked for.
     repair = (drop_tails(found, manifests, output) for output in ([given.output] if given.repair else []))
-    return report(itertools.chain(examine_data(found, tokenizer.content), repair), as_json=given.json, details=shown)
+    return report(itertools.chain(examine_data(found, tokenizer), repair), as_json=given.json, details=shown)
 
 
 def _checkpoint(given: argparse.Namespace) -> int:

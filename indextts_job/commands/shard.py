@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
     shard.add_argument("manifests", nargs="+", metavar="MANIFEST[::LANG]", help="paired manifests, paths or URLs")
     shard.add_argument("--output", required=True, help="folder or URL of the sharded dataset")
     shard.add_argument(
-        "--tokenizer", required=True, help="tokenizer that the text ids were made with: .model, or .tiktoken for 2.5"
+        "--tokenizer", required=True, help="tokenizer that the text ids were made with (.model or .tiktoken)"
     )
     shard.add_argument(
         "--dtype",

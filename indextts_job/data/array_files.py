@@ -138,7 +138,7 @@ def _prefix_fault(values: npt.NDArray[np.int32], first: int) -> str:
     if values.max() < OTHER_TOKENIZER_IDS:
         return (
             f"{found}, and all ids are below {OTHER_TOKENIZER_IDS}: ids of another tokenizer, that of IndexTTS-2.0 for "
-            "example, or without the prefix. Encode the texts again, or add the prefix (doctor data --repair add-prefix)"
+            "example, or the prefix is missing. Encode the texts again, or add it (doctor data --repair add-prefix)"
         )
     return f"{found}: the prefix is missing. Encode the texts again, or add it (doctor data --repair add-prefix)"
 

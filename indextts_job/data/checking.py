@@ -5,27 +5,22 @@ same checks of files and records.
 """
 
 import math
-import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
-from indextts_job.data.archives import MEMBERS, Reader, archive_of
-from indextts_job.data.array_files import BadArrayError, Ids, Progress, Vector, check_array
-from indextts_job.data.dataset import DIGEST_BYTES, USES, Column, Limits, SkippedSample, Use
+from indextts_job.data.array_files import Progress
+from indextts_job.data.dataset import USES, Column, Limits, SkippedSample, Use
 from indextts_job.data.manifest import ManifestSource, PairRecord, each_record
 from indextts_job.data.plausibility import Evidence, suspicions
+from indextts_job.data.seen_files import SeenFiles, check_files
 from indextts_job.data.texts import Bytes, GrowingPaths, GrowingTexts, Paths, Texts, distinct
 from indextts_job.errors import DataError, findings_message
-from indextts_job.model.languages import CODES, language_of
+from indextts_job.model.languages import language_of, language_of_token
 
-AT_A_TIME = 4096
-"""Number of files handed to the threads at a time: each that waits takes more memory than all that is kept of it."""
 SHOWN_PLACES = 3
 TWO_THINGS = "one file is named for two different things"
 
@@ -74,8 +69,8 @@ def check_manifest(
     uses = np.zeros(len(paths), np.int8)
     for use in range(len(USES)):
         uses[named[:, use]] = use
-    seen = _check_files(paths, uses, limits, progress)
-    records = _Records(growing, source, named, uses, seen, paths, limits)
+    seen = check_files(paths, uses, limits, progress)
+    records = _Records(_Named(growing, source, named, uses, paths), seen, limits)
     faults = records.faults()
     _demand_good(records, faults, skip_bad_samples=skip_bad_samples)
     good = np.delete(np.arange(len(named)), list(faults))
@@ -136,104 +131,28 @@ class _Growing:
         self.speaker.append(self.speakers.setdefault(name, len(self.speakers)) if name else -1)
 
 
-@dataclass(slots=True)
-class _Seen:
-    """The outcome of the check of every file."""
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What a manifest names."""
 
-    digests: Bytes
-    lengths: Column
-    """Number of ids that the model reads; 0 for a vector."""
-    stored: Column
-    """Number of ids in the file."""
-    first: Column
-    """First id."""
-    tails: Column
-    """Equal ids at the end."""
-    norms: npt.NDArray[np.float32]
-    """Length of a vector."""
-    faults: dict[int, str]
-
-    @classmethod
-    def of_files(cls, count: int) -> "_Seen":
-        """Room for so many files."""
-        lengths, stored, first, tails = (np.zeros(count, np.int32) for _ in range(4))
-        digests, norms = np.zeros((count, DIGEST_BYTES), np.uint8), np.zeros(count, np.float32)
-        return cls(digests, lengths, stored, first, tails, norms, {})
-
-    def keep(self, row: int, array: Ids | Vector) -> None:
-        """Note what was found in a good file."""
-        self.digests[row] = np.frombuffer(array.digest, np.uint8)
-        if isinstance(array, Vector):
-            self.norms[row] = array.norm
-            return
-        self.lengths[row], self.stored[row] = len(array.values), array.stored
-        self.first[row], self.tails[row] = array.values[0], array.tail
-
-
-def _check_files(paths: Paths, uses: npt.NDArray[np.int8], limits: Limits, progress: Progress) -> _Seen:
-    def checked(rows: Sequence[int]) -> list[Ids | Vector | str]:
-        reader = Reader()
-        found: list[Ids | Vector | str] = []
-        for row in rows:
-            try:
-                found.append(check_array(paths[row], USES[uses[row]], limits, reader))
-            except BadArrayError as error:
-                found.append(str(error))
-        return found
-
-    count = len(paths)
-    seen = _Seen.of_files(count)
-    done = 0
-    # Reading and hashing release the interpreter lock; more threads than cores hide the latency of storage.
-    with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
-        for groups in _batches(_by_container(paths)):
-            for rows, results in zip(groups, pool.map(checked, groups), strict=True):
-                for row, result in zip(rows, results, strict=True):
-                    if isinstance(result, str):
-                        seen.faults[row] = result
-                    else:
-                        seen.keep(row, result)
-                    done += 1
-                    progress(done, count)
-    return seen
-
-
-def _batches(groups: Iterator[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    while batch := list(islice(groups, AT_A_TIME)):
-        yield batch
-
-
-def _by_container(paths: Paths) -> Iterator[Sequence[int]]:
-    """The places of all paths, those of one archive together, so that it is read once."""
-    archives: dict[str, list[int]] = {}
-    folders = [archive_of(f"{folder}{MEMBERS['text']}.npy") for folder in paths.folders]
-    for row, folder in enumerate(paths.folder.tolist()):
-        # The members of an archive are named as if it were their folder.
-        if archive := folders[folder]:
-            archives.setdefault(archive, []).append(row)
-        else:
-            yield (row,)
-    yield from archives.values()
+    growing: _Growing
+    source: ManifestSource
+    files: Column
+    """[records, 4] place among `paths` of each array."""
+    uses: npt.NDArray[np.int8]
+    """[files] what each is used as."""
+    paths: Paths
 
 
 class _Records:
     """All records of a manifest, with what was found in their files."""
 
-    def __init__(  # the parts of a check
-        self,
-        growing: _Growing,
-        source: ManifestSource,
-        named: Column,
-        uses: npt.NDArray[np.int8],
-        seen: _Seen,
-        paths: Paths,
-        limits: Limits,
-    ) -> None:
-        self.ids = growing.ids.texts()
-        self._growing, self._source, self._named, self._uses = growing, source, named, uses
-        self._seen, self._paths = seen, paths
-        self._said = np.frombuffer(growing.said, np.int64).reshape(-1, 2)
-        self._tokens = _language_tokens(growing, limits)
+    def __init__(self, manifest: _Named, seen: SeenFiles, limits: Limits) -> None:
+        self.ids = manifest.growing.ids.texts()
+        self._growing, self._source, self._paths = manifest.growing, manifest.source, manifest.paths
+        self._named, self._uses, self._seen = manifest.files, manifest.uses, seen
+        self._said = np.frombuffer(manifest.growing.said, np.int64).reshape(-1, 2)
+        self._tokens, self._limits = _language_tokens(manifest.growing, limits), limits
 
     def __len__(self) -> int:
         return len(self._named)
@@ -283,23 +202,23 @@ class _Records:
         stored = [(self._paths[row], int(self._seen.stored[row])) for row in rows[:2]]
         lengths = [int(self._seen.lengths[row]) for row in rows[:2]]
         wrong = next(_wrong_lengths(stored, lengths, self._said[index].tolist()), "")
-        return wrong or self._other_language(index)
-
-    def _other_language(self, index: int) -> str:
-        growing = self._growing
-        label = list(growing.languages)[growing.language[index]]
-        assert self._tokens is not None  # noqa: S101  # otherwise no record is bad for its language
-        first = int(self._seen.first[self._named[index, 0]]) - int(self._tokens[index]) + language_of(label).row
-        return wrong_language(label, CODES[first])
+        label = list(self._growing.languages)[self._growing.language[index]]
+        return wrong or wrong_language(label, int(self._seen.first[rows[0]]), self._limits)
 
 
-def wrong_language(label: str, code: str) -> str:
-    """The fault of a record whose text is of another language than it says.
+def wrong_language(label: str, first: int, limits: Limits) -> str:
+    """The fault of a record whose text is of another language than it says; empty for a good one.
 
     Args:
         label: The language of the record.
-        code: The language whose token the text begins with.
+        first: The first id of its text.
+        limits: The demands of model and tokenizer.
     """
+    if limits.first_language_token is None:
+        return ""
+    code = language_of_token(first, limits.first_language_token)
+    if code == language_of(label).slot:
+        return ""
     return f"the language is {label}, but its text ids begin with the token of {code}. Correct the one or the other"
 
 
@@ -326,34 +245,42 @@ def _demand_good(records: _Records, faults: Mapping[int, str], *, skip_bad_sampl
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
-    """Numbers of ids."""
+class FoundIds:
+    """What is known of a file with ids."""
 
     stored: int
-    """In the file."""
+    """Number of ids in the file."""
     read: int
-    """Those of them that the model reads."""
+    """Number of those that the model reads."""
+    first: int
+    """The first id."""
 
 
 def record_fault(
-    record: PairRecord, uses: Mapping[str, Use], lengths: Mapping[str, Lengths], faults: Mapping[str, str]
+    record: PairRecord,
+    uses: Mapping[str, Use],
+    found: Mapping[str, FoundIds],
+    faults: Mapping[str, str],
+    limits: Limits,
 ) -> str:
     """Why a record cannot be trained on; empty for a good one.
 
     Args:
         record: A record whose files have all been checked.
         uses: The use that each file was checked for, by path.
-        lengths: Number of values of the files that hold ids, by path.
+        found: What is known of the files that hold ids, by path.
         faults: Why a file cannot be used, by path.
+        limits: The demands of model and tokenizer.
     """
     named = (record.text_ids_path, record.codes_path, record.condition_path, record.emotion_path)
     if fault := next((faults[path] for path in named if path in faults), ""):
         return fault
     if any(uses[path] != use for path, use in zip(named, USES, strict=True)):
         return TWO_THINGS
-    stored = [(path, lengths[path].stored) for path in named[:2]]
-    read = [lengths[path].read for path in named[:2]]
-    return next(_wrong_lengths(stored, read, (record.text_tokens, record.code_tokens)), "")
+    stored = [(path, found[path].stored) for path in named[:2]]
+    read = [found[path].read for path in named[:2]]
+    wrong = next(_wrong_lengths(stored, read, (record.text_tokens, record.code_tokens)), "")
+    return wrong or wrong_language(record.language, found[record.text_ids_path].first, limits)
 
 
 def _wrong_lengths(stored: Iterable[tuple[str, int]], read: Iterable[int], said: Iterable[int]) -> Iterator[str]:

@@ -231,7 +231,7 @@ def _scan(lines: Iterable[str], source: ManifestSource, keep: Keep, scanned: Sca
             _scan_line(line, (f"{shown}:{number}", number), source, keep, scanned, rules)
 
 
-def _scan_line(  # noqa: PLR0913  # the line, and what reading it needs
+def _scan_line(  # the line, and what reading it needs
     line: str, place: tuple[str, int], source: ManifestSource, keep: Keep, scanned: ScannedManifest, rules: Rules
 ) -> None:
     """Parse one line; hand its record over, or add it to the list that it belongs to."""

@@ -90,8 +90,8 @@ def uneven_sources(sources: Sequence[tuple[str, str, float]]) -> Iterator[str]:
         for other, of_other, slower in sources:
             if language == of_other and DOUBLE[0] <= rate / slower <= DOUBLE[1]:
                 yield (
-                    f"{name} has {rate:.2f} codes per text id, {other} {slower:.2f}, both of {language or 'no language'}: "
-                    "codes of two rates? One of them would be learned at half or twice its speed"
+                    f"{name} has {rate:.2f} codes per text id, {other} {slower:.2f}, both of "
+                    f"{language or 'no language'}: codes of two rates? One of them is spoken at half or twice its speed"
                 )
                 break
 
@@ -118,7 +118,8 @@ def _tails(evidence: Evidence, version: ModelVersion) -> Iterator[Suspicion]:
     longer = lengths > version.codes_per_second * np.nan_to_num(durations, nan=np.inf) + 2
     with_tail = np.flatnonzero((evidence.tails > TAIL_CODES) | longer)
     if len(with_tail) > TAIL_SHARE * len(lengths):
-        text = f"{len(with_tail)} of {len(lengths)} end in more than {TAIL_CODES} equal codes, or are longer than their clip"
+        count = f"{len(with_tail)} of {len(lengths)}"
+        text = f"{count} end in more than {TAIL_CODES} equal codes, or have more codes than their clip"
         advice = "Padding of a batch; the model learns to stop only after it. Cut it: doctor data --repair drop-tails."
         yield Suspicion("code tails", text, advice, with_tail)
 

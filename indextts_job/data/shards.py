@@ -296,14 +296,14 @@ def _demand_limits(index: ShardIndex, limits: Limits, where: str) -> None:
     made_for, version = index.made_for, model.version
     if made_for.model_version != version.name:
         raise DataError(
-            f"{where}: made for IndexTTS-{made_for.model_version}, but the model is {version}. Codes, speaker vectors and "
-            "text ids of one version mean nothing to the other: give data of the model's version."
+            f"{where}: made for IndexTTS-{made_for.model_version}, but the model is {version}. Codes, speaker vectors "
+            "and text ids of one version mean nothing to the other: give data of the model's version."
         )
     # An extension of a SentencePiece model keeps all ids. One of ranks moves those of the languages.
     if version.ranks and made_for.tokenizer_sha256 != limits.tokenizer_sha256:
         raise DataError(
             f"{where}: its texts were encoded with another tokenizer (SHA-256 {made_for.tokenizer_sha256[:16]}…, the "
-            f"one given has {limits.tokenizer_sha256[:16]}…). Encode them with this one and shard again, or give theirs."
+            f"one given has {limits.tokenizer_sha256[:16]}…). Encode them with it and shard again, or give theirs."
         )
     findings = [
         *_ids_beyond(index, "text", limits.text_pieces, model.max_text_tokens),

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from indextts_job.doctor.findings import Finding, data_finding
 from indextts_job.doctor.survey import Pair, Survey
-from indextts_job.doctor.tails import CODES_PER_SECOND, code_count, padded_tails
+from indextts_job.doctor.tails import code_count, padded_tails
 
 EQUAL_LENGTHS = 3
 """So many neighbours with one code length suggest a padded batch: by chance, 1 in 100,000 for clips of 2 to 15 s."""
@@ -38,8 +38,9 @@ def examine_codes(pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]:
         yield _padded(padded, known)
     if short:
         yield data_finding("short codes", "warning", f"{len(short)} of {known} lack codes", "Encode them again.", short)
-    # Equal lengths are the weaker sign of the same fault, of use where durations show nothing.
-    equal = [] if padded else _equal_neighbours(targets, found)
+    # Equal lengths are the weaker sign of the same fault, of use where durations show nothing. With 25 codes a second
+    # they are too common; there equal codes at the end are the sign.
+    equal = [] if padded or found.limits.model.version.ranks else _equal_neighbours(targets, found)
     if len(equal) > PADDED_SHARE * len(targets):
         yield _probably_padded(equal, len(targets))
     elif not padded and not short:
@@ -72,13 +73,13 @@ def _padded(padded: Sequence[str], known: int) -> Finding:
 
 
 def _short_codes(targets: Targets, found: Survey) -> list[str]:
-    short = []
+    short, rate = [], found.limits.model.version.codes_per_second
     for path, pair in targets.items():
         if pair.duration_s is None:
             continue
-        length, expected = found.arrays[path].length, code_count(pair.duration_s)
+        length, expected = found.arrays[path].length, code_count(pair.duration_s, rate)
         # 0.1 s and one code are left for durations that were rounded.
-        if length < expected - CODES_PER_SECOND // 10 - 1:
+        if length < expected - rate // 10 - 1:
             short.append(f"{pair.where}: {length} codes for {pair.duration_s:g} s, {expected} expected")
     return short
 

@@ -12,22 +12,24 @@ from dataclasses import replace
 from indextts_job.doctor.codes import examine_codes
 from indextts_job.doctor.distributions import histogram
 from indextts_job.doctor.findings import Finding, data_finding
+from indextts_job.doctor.languages import examine_languages
 from indextts_job.doctor.pairing import examine_pairing
 from indextts_job.doctor.survey import Pair, Survey
-from indextts_job.doctor.tails import CODES_PER_SECOND
 from indextts_job.doctor.texts import examine_texts
+from indextts_job.doctor.whole import examine_whole
+from indextts_job.tokenizer.loading import Tokenizer
 
 USUAL_S = (2.0, 15.0)
 """Recommended length of an utterance."""
 UNUSUAL_SHARE = 0.05
 
 
-def examine_data(found: Survey, tokenizer: bytes) -> Iterator[Finding]:
+def examine_data(found: Survey, tokenizer: Tokenizer) -> Iterator[Finding]:
     """Examine a dataset.
 
     Args:
         found: The content of its manifests and arrays.
-        tokenizer: Model file of the tokenizer that training will use.
+        tokenizer: The tokenizer that training will use.
     """
     yield from _manifests(found)
     if not found.pairs:  # everything below is about pairs
@@ -39,8 +41,10 @@ def examine_data(found: Survey, tokenizer: bytes) -> Iterator[Finding]:
     good = [pair for pair, fault in zip(found.pairs, faults, strict=True) if not fault]
     if not good:
         return
+    yield from examine_languages(good, found)
     yield from examine_texts(good, found, tokenizer)
     yield from examine_codes(good, found)
+    yield from examine_whole(good, found)
     yield from examine_pairing(good, found)
     yield from _distributions(good, found)
 
@@ -64,9 +68,10 @@ def _size(found: Survey) -> Finding:
     targets = len({pair.target_id for pair in train})
     by_language = Counter(pair.record.language for pair in train).most_common()
     languages = ", ".join(f"{name or 'no language'} {count}" for name, count in by_language)
-    hours = codes / CODES_PER_SECOND / 3600
-    text = f"{len(train)} pairs of {targets} utterances ({languages}), {hours:.2f} h; {len(found.pairs) - len(train)}"
-    return data_finding("size", "ok", f"{text} validation pairs")
+    hours = codes / found.limits.model.version.codes_per_second / 3600
+    version = found.limits.model.version
+    text = f"{version}: {len(train)} pairs of {targets} utterances ({languages}), {hours:.2f} h"
+    return data_finding("size", "ok", f"{text}; {len(found.pairs) - len(train)} validation pairs")
 
 
 def _arrays(found: Survey, faults: Sequence[str]) -> Finding:
@@ -78,7 +83,8 @@ def _arrays(found: Survey, faults: Sequence[str]) -> Finding:
 
 
 def _distributions(pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]:
-    seconds = [found.arrays[pair.record.codes_path].length / CODES_PER_SECOND for pair in pairs]
+    rate = found.limits.model.version.codes_per_second
+    seconds = [found.arrays[pair.record.codes_path].length / rate for pair in pairs]
     tokens = [float(found.arrays[pair.record.text_ids_path].length) for pair in pairs]
     low, high = USUAL_S
     outside = sum(not low <= value <= high for value in seconds) / len(seconds)

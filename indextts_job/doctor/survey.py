@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from indextts_job.data.array_files import BadArrayError, Ids, Progress, Vector, check_array
-from indextts_job.data.checking import Lengths, array_uses, record_fault
+from indextts_job.data.checking import FoundIds, array_uses, record_fault
 from indextts_job.data.dataset import Limits, Use
 from indextts_job.data.manifest import PairRecord, parse_source, scan_manifest
 from indextts_job.data.shards import is_sharded
@@ -27,8 +27,6 @@ CHUNK = 200
 """Number of arrays that a process checks per message: single ones would cost more to send than to check."""
 MANY = 20_000
 """With fewer arrays, starting processes takes longer than they save."""
-LONGEST_CLIP_S = 1e6
-"""A longer duration is a wrong value, and is treated as unknown."""
 THREADS, REMOTE_READERS = 4, 64
 
 
@@ -42,6 +40,8 @@ class SeenArray:
     """Number of ids that the model reads; 0 for a vector."""
     stored: int = 0
     """Number of ids in the file."""
+    first: int = 0
+    """First id."""
     tail: int = 0
     """Number of equal ids at the end."""
     norm: float = 0.0
@@ -69,6 +69,8 @@ class Pair:
     text: str
     duration_s: float | None
     """Duration of the target."""
+    prompt_language: str
+    """Language of the prompt; empty where the line does not say."""
 
     @property
     def where(self) -> str:
@@ -91,27 +93,24 @@ class Survey:
     def faults(self) -> list[str]:
         """For each pair, why training would refuse it; empty for a good one."""
         uses = array_uses(pair.record for pair in self.pairs)
-        lengths = {path: Lengths(seen.stored, seen.length) for path, seen in self.arrays.items()}
+        found = {path: FoundIds(seen.stored, seen.length, seen.first) for path, seen in self.arrays.items()}
         faults = {path: seen.fault for path, seen in self.arrays.items() if seen.fault}
-        return [record_fault(pair.record, uses, lengths, faults) for pair in self.pairs]
+        return [record_fault(pair.record, uses, found, faults, self.limits) for pair in self.pairs]
 
 
-def survey(
-    train: Sequence[str], validation: Sequence[str], model: GPTConfig, pieces: int, progress: Progress
-) -> Survey:
+def survey(train: Sequence[str], validation: Sequence[str], limits: Limits, progress: Progress) -> Survey:
     """Read manifests and all arrays that they name.
 
     Args:
         train: Paired manifests, as for training.
         validation: Paired manifests of the validation set.
-        model: Limits of lengths and codes, widths of vectors.
-        pieces: Number of pieces of the tokenizer.
+        limits: The demands of model and tokenizer.
         progress: Called after every `CHUNK` arrays.
 
     Raises:
         DataError: A manifest cannot be read at all, or is a sharded dataset.
     """
-    found = Survey(limits=Limits(model, pieces))
+    found = Survey(limits=limits)
     for arguments, is_validation in ((train, False), (validation, True)):
         for argument in arguments:
             _read_manifest(argument, found, validation=is_validation)
@@ -138,9 +137,9 @@ def look_at(item: tuple[str, Use], limits: Limits) -> SeenArray:
     except BadArrayError as error:
         return SeenArray(fault=str(error))
     if isinstance(array, Vector):
-        return SeenArray(digest=array.digest)
+        return SeenArray(digest=array.digest, norm=array.norm)
     if use == "codes":
-        return SeenArray(length=len(array.values), digest=array.digest)
+        return SeenArray(length=len(array.values), stored=array.stored, digest=array.digest, tail=array.tail)
     return _seen_text(array, limits.model)
 
 
@@ -148,6 +147,8 @@ def _seen_text(text: Ids, model: GPTConfig) -> SeenArray:
     values = text.values
     return SeenArray(
         length=len(values),
+        stored=text.stored,
+        first=int(values[0]),
         digest=text.digest,
         unknown=int(np.count_nonzero(values == UNKNOWN_ID)),
         marks=int(np.count_nonzero((values == model.start_text_token) | (values == model.stop_text_token))),
@@ -162,7 +163,7 @@ def _read_manifest(argument: str, found: Survey, *, validation: bool) -> None:
             f"{source.shown} is a sharded dataset: its samples were checked when it was made, and are again whenever "
             "they are read. Give the manifests that it was made of."
         )
-    scanned = scan_manifest(lines_of(read_manifest_text(source.url)), source)
+    scanned = scan_manifest(lines_of(read_manifest_text(source.url)), source, found.limits.rules)
     found.malformed += scanned.malformed
     found.single += scanned.single
     for record, document in zip(scanned.records, scanned.documents, strict=True):
@@ -180,8 +181,9 @@ def _pair(record: PairRecord, document: Mapping[str, object], *, validation: boo
         speakers=speakers,
         target_id=_text(document, "target_id") or target,
         prompt_id=_text(document, "prompt_id") or prompt,
-        text=_text(document, "target_text"),
-        duration_s=_duration_s(document.get("target_duration", document.get("duration"))),
+        text=_text(document, "target_text") or _text(document, "text"),
+        duration_s=record.duration_s,
+        prompt_language=_text(document, "prompt_lang") or _text(document, "prompt_language"),
     )
 
 
@@ -189,12 +191,6 @@ def _text(document: Mapping[str, object], key: str) -> str:
     value = document.get(key)
     # JSON can spell half of a surrogate pair, which has no UTF-8 bytes to show or to tokenize.
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
-
-
-def _duration_s(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if 0 < value < LONGEST_CLIP_S else None
 
 
 def _speakers(document: Mapping[str, object]) -> tuple[str, str]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from indextts_job.doctor.survey import Pair, Survey
 
-CODES_PER_SECOND = 50
-"""Rate of the semantic codec: two feature frames of 10 ms make a code."""
+FRAMES_PER_SECOND = 50
+"""Frames of features that the codecs read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,18 @@ class Tail:
         return f"{self.pair.where}: {self.codes} codes for {self.pair.duration_s:g} s, {self.speech} are speech"
 
 
-def code_count(duration_s: float) -> int:
+def code_count(duration_s: float, codes_per_second: int) -> int:
     """Number of codes of a clip that is encoded alone.
 
-    The features are windows of 25 ms (400 samples at 16 kHz) every 10 ms (160 samples), and two of them make a code.
+    The features are windows of 25 ms (400 samples at 16 kHz) every 10 ms (160 samples), and two of them make a frame.
+    A code is one frame where there are 50 in a second, and two where there are 25.
+
+    Args:
+        duration_s: Duration of the clip.
+        codes_per_second: Rate of the codec.
     """
     features = 1 + max(0, math.floor((duration_s * 16000 - 400) / 160))
-    return math.ceil(features / 2)
+    return math.ceil(math.ceil(features / 2) * codes_per_second / FRAMES_PER_SECOND)
 
 
 def padded_tails(pairs: Iterable[Pair], found: Survey) -> dict[str, Tail]:
@@ -42,12 +47,12 @@ def padded_tails(pairs: Iterable[Pair], found: Survey) -> dict[str, Tail]:
         pairs: Pairs whose arrays are good.
         found: The content of their arrays.
     """
-    tails = {}
+    tails, rate = {}, found.limits.model.version.codes_per_second
     for path, pair in _with_longest_duration(pairs).items():
         length, seconds = found.arrays[path].length, pair.duration_s or 0.0
         # One code more than its duration is a rounded duration.
-        if length > CODES_PER_SECOND * seconds + 1:
-            tails[path] = Tail(pair, length, code_count(seconds))
+        if length > rate * seconds + 1:
+            tails[path] = Tail(pair, length, code_count(seconds, rate))
     return tails
 
 

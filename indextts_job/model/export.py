@@ -25,9 +25,9 @@ WEIGHTS_FILE, CONFIG_FILE, README_FILE, LICENCE_FILE = "gpt.pth", "config.yaml",
 _FILES_OF_RELEASE = ("s2mel_checkpoint", "w2v_stat", "emo_matrix", "spk_matrix", "qwen_emo_path")
 """Keys of config.yaml that name files which inference loads besides."""
 DISCLAIMER = (
-    "Any modifications made to the original model in this Derivative Work are not endorsed, warranted, or guaranteed by "
-    "the original right-holder of the original model, and the original right-holder disclaims all liability related to "
-    "this Derivative Work."
+    "Any modifications made to the original model in this Derivative Work are not endorsed, warranted, or guaranteed "
+    "by the original right-holder of the original model, and the original right-holder disclaims all liability related "
+    "to this Derivative Work."
 )
 """Clause 4.1 a of the licence demands this sentence wherever a derivative work is distributed."""
 
@@ -192,13 +192,14 @@ def export_readme(values: CheckpointValues, version: ModelVersion) -> str:
     lines = [
         f"# A fine-tuned GPT of {version}",
         "",
-        f"`{WEIGHTS_FILE}`, `{CONFIG_FILE}` and `{version.tokenizer_file}` belong together. Inference needs these files "
-        f"of the release of {version} besides, unchanged: {needed or 'see its documentation'}.",
+        f"`{WEIGHTS_FILE}`, `{CONFIG_FILE}` and `{version.tokenizer_file}` belong together. Inference needs these "
+        f"files of the release of {version} besides, unchanged: {needed or 'see its documentation'}.",
         "",
         *_languages_lines(values, version),
         "## Licence",
         "",
-        f"A derivative work of the model of the bilibili Model Use License Agreement, a copy of which is in `{LICENCE_FILE}`.",
+        "A derivative work of the model of the bilibili Model Use License Agreement, a copy of which is in "
+        f"`{LICENCE_FILE}`.",
         "",
         DISCLAIMER,
         "",

@@ -114,7 +114,7 @@ def version_of_config(document: Mapping[str, object]) -> ModelVersion:
     says = (
         dataset.get("tokenizer_type") == V2_5.tokenizer_type,
         str(dataset.get("bpe_model", "")).endswith(".tiktoken"),
-        _number(document.get("version")) >= 2.5,  # noqa: PLR2004  # the version itself
+        _number(document.get("version")) >= 2.5,  # the version itself
         gpt.get("number_text_tokens") == TEXT_TOKENS_2_5,
     )
     return V2_5 if any(says) else V2_0

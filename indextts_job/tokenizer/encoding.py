@@ -1,15 +1,90 @@
-"""Text to ids, with either kind of tokenizer."""
+"""Text to ids, with either kind of tokenizer, as published inference does it."""
 
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import sentencepiece
+
+from indextts_job.errors import ConfigError
+from indextts_job.tokenizer import stock_text
 from indextts_job.tokenizer.loading import Tokenizer
+from indextts_job.tokenizer.normalize import AMHARIC, normalize
 from indextts_job.tokenizer.ranks import SPECIAL_TOKENS, SPLIT_PATTERN, parse_ranks
+
+if TYPE_CHECKING:
+    import tiktoken
+
+_DIGIT = re.compile(r"\d")
+
+
+def stock_ids(tokenizer: Tokenizer, text: str, language: str) -> list[int] | None:
+    """The ids that published inference would give a text; None if that cannot be told here.
+
+    It cannot where a tool of the release spells out numbers and abbreviations, or adds Japanese readings. The ids of a
+    file of ranks begin with the token of the language. They may hold 0 and 1, which the model drops.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The text of a manifest.
+        language: Its label, for a file of ranks `name:slot` too.
+    """
+    prepared = _stock_text(text, language) if tokenizer.ranks is None else _stock_text_of_slot(text, language)
+    return encode(tokenizer, prepared) if prepared else None
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a prepared text."""
-    import tiktoken
+    """The ids of a prepared text.
 
-    ranks = {token: rank for rank, token in enumerate(parse_ranks(tokenizer.content, ""))}
-    special = {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}
-    return tiktoken.Encoding("x", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens=special).encode(
-        text, allowed_special="all"
+    Args:
+        tokenizer: The tokenizer.
+        text: The text, for a file of ranks with the prefix of its language.
+    """
+    if tokenizer.ranks is None:
+        ids: list[int] = _processor(tokenizer.content).EncodeAsIds(text)
+        return ids
+    return encoding(tokenizer.content).encode(text, allowed_special="all")
+
+
+def _stock_text(text: str, language: str) -> str | None:
+    # The front end spells out the numbers of all languages but Amharic, which `normalize` does not.
+    return None if language.lower() not in AMHARIC and _DIGIT.search(text) else normalize(text, language)
+
+
+def _stock_text_of_slot(text: str, language: str) -> str | None:
+    try:
+        return stock_text.prepare(text, language) if language else None
+    except ValueError:  # inference would take it for `common`, and split its prefix
+        return None
+
+
+# Both are slow to build and small; `stock_ids` is called once for every text of a dataset.
+@lru_cache(maxsize=2)
+def _processor(content: bytes) -> Any:  # noqa: ANN401  # the library has no types
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(content)
+    return processor
+
+
+@lru_cache(maxsize=2)
+def encoding(content: bytes) -> "tiktoken.Encoding":
+    """The encoder of a file of ranks.
+
+    Args:
+        content: The file.
+
+    Raises:
+        ConfigError: The library that encodes with it is not installed.
+    """
+    try:
+        import tiktoken  # noqa: PLC0415  # IndexTTS-2.0 does without it
+    except ImportError as error:
+        raise ConfigError("a tokenizer of IndexTTS-2.5 needs a library: pip install tiktoken") from error
+    ranks = {token: rank for rank, token in enumerate(parse_ranks(content, "tokenizer"))}
+    return tiktoken.Encoding(
+        name="IndexTTS-2.5",
+        pat_str=SPLIT_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={token: len(ranks) + place for place, token in enumerate(SPECIAL_TOKENS)},
+        explicit_n_vocab=len(ranks) + len(SPECIAL_TOKENS),
     )

@@ -1,4 +1,7 @@
-"""What a model and a tokenizer together demand of samples: the tokenizer tells the version where no checkpoint is read."""
+"""What a model and a tokenizer together demand of samples.
+
+Where no checkpoint is read, the tokenizer tells the version of the model: a config.yaml may say another one.
+"""
 
 from indextts_job.data.dataset import Limits
 from indextts_job.data.manifest import DataConfig

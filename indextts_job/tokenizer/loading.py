@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import sentencepiece
 
-from indextts_job.model.languages import TOKENS_BEFORE
 from indextts_job.errors import ConfigError, DataError
+from indextts_job.model.languages import TOKENS_BEFORE
 from indextts_job.redaction import redacted
 from indextts_job.storage import files
 from indextts_job.tokenizer.ranks import is_ranks, names_of, parse_ranks

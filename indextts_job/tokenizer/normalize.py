@@ -40,11 +40,20 @@ def normalize(text: str, language: str = "") -> str:
     """
     amharic = language.lower() in AMHARIC or bool(_ETHIOPIC.search(text))
     text = _cleaned(text, amharic=amharic)
-    mapping, pattern = _PATTERNS[amharic]
-    text = pattern.sub(lambda found: mapping[found[0]], text).strip()
+    text = _mapped(text, amharic=amharic).strip()
     if len(text) == 1:
         return text  # the front end leaves a single character in lower case
     return " ".join(part.strip() for part in _CJK.split(text.upper()) if part.strip())
+
+
+def map_marks(text: str) -> str:
+    """A text with its punctuation reduced to a few marks, as the front ends of both releases do it."""
+    return _mapped(text, amharic=False)
+
+
+def _mapped(text: str, *, amharic: bool) -> str:
+    mapping, pattern = _PATTERNS[amharic]
+    return pattern.sub(lambda found: mapping[found[0]], text)
 
 
 def _cleaned(text: str, *, amharic: bool) -> str:

@@ -8,8 +8,8 @@ import base64
 import binascii
 import re
 
-from indextts_job.model.languages import CODES, WITH_TOKEN
 from indextts_job.errors import DataError
+from indextts_job.model.languages import CODES, WITH_TOKEN
 
 SPLIT_PATTERN = (
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's, which Whisper uses

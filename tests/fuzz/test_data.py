@@ -25,6 +25,7 @@ from indextts_job.model.config import gpt_config
 from indextts_job.storage import files
 from indextts_job.storage.files import read_yaml
 from indextts_job.tokenizer.corpus import read_corpus
+from indextts_job.tokenizer.loading import load_tokenizer
 from tests.fuzz.outcomes import taken_or_refused
 from tests.fuzz.strategies import Damage, changed, damaged, damages, texts, values
 from tests.support.held_data import chosen
@@ -97,8 +98,8 @@ def test_any_dataset(
 
 
 def _examined(manifest: Path, world: World, limits: Limits) -> list[Finding]:
-    found = survey([str(manifest)], [str(manifest)], limits.model, limits.text_pieces, lambda _done, _total: None)
-    findings = list(examine_data(found, world.tokenizer.read_bytes()))
+    found = survey([str(manifest)], [str(manifest)], limits, lambda _done, _total: None)
+    findings = list(examine_data(found, load_tokenizer(str(world.tokenizer))))
     json.dumps([finding.to_json() for finding in findings])
     return findings
 

@@ -42,7 +42,7 @@ def make_dataset(folder: Path, pairs: int, tokenizer: bytes, sentences: list[str
     processor.LoadFromSerializedProto(tokenizer)
     for name in ("text_ids", "codes", "condition", "emo_vec"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    conditions = random.normal(0, 0.5, (SPEAKERS, V2_0.speaker_latents, WIDTH)).astype(np.float32)
+    conditions = random.normal(0, 0.5, (SPEAKERS, *V2_0.speaker_shape(WIDTH))).astype(np.float32)
     made = MadeDataset(folder / "train.jsonl", folder / "validation.jsonl")
     for manifest, count, prefix in ((made.train, pairs, "t"), (made.validation, max(8, pairs // 20), "v")):
         utterances = [
@@ -80,7 +80,7 @@ def _utterance(
     text = sentences[int(random.integers(len(sentences)))]
     ids = processor.EncodeAsIds(normalize(text, "am"))
     seconds = float(np.clip(len(ids) / random.normal(4.0, 0.4), 2.1, 7.9))
-    codes = random.integers(0, 128, code_count(seconds))
+    codes = random.integers(0, 128, code_count(seconds, V2_0.codes_per_second))
     np.save(folder / "text_ids" / name, np.array(ids, np.int32))
     np.save(folder / "codes" / name, codes.astype(np.int32))
     np.save(folder / "condition" / name, condition)

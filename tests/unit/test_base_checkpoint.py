@@ -235,7 +235,7 @@ def test_an_export_has_exactly_the_published_keys(
     for key in carried:
         if not key.startswith("text_"):
             assert torch.equal(exported[key], state[key])
-    written = yaml.safe_load(export_config(document, model.vocabulary, "bpe.model", "gpt.pth"))
+    written = yaml.safe_load(export_config(document, model.vocabulary))
     # The published constructor adds the spare row itself: pieces, never pieces + 1.
     assert written["gpt"].pop("number_text_tokens") == 160
     assert written["dataset"].pop("bpe_model") == "bpe.model"
@@ -326,5 +326,5 @@ def test_what_no_checkpoint_could_write_down_is_refused_by_its_key(document: dic
 
 def test_an_export_of_a_configuration_without_a_dataset_section_has_one(document: dict[str, Any]) -> None:
     for dataset in (None, [1]):
-        written = yaml.safe_load(export_config({**document, "dataset": dataset}, Vocabulary(9, 9), "t", "w"))
-        assert written["dataset"] == {"bpe_model": "t"}
+        written = yaml.safe_load(export_config({**document, "dataset": dataset}, Vocabulary(9, 9)))
+        assert written["dataset"] == {"bpe_model": "bpe.model"}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from indextts_job.data import array_files
+from indextts_job.data.archives import Reader
 from indextts_job.data.array_files import Ids, Vector
 from indextts_job.data.dataset import Arrays, Dataset, Limits, Use, content_digest
 from indextts_job.data.downloads import copy_path
@@ -56,9 +57,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     check = array_files.check_array
 
-    def checked(path: str, use: Use, limits: Limits) -> Ids | Vector:
+    def checked(path: str, use: Use, limits: Limits, reader: Reader) -> Ids | Vector:
         seen.append(path)
-        return check(path, use, limits)
+        return check(path, use, limits, reader)
 
     monkeypatch.setattr("indextts_job.data.checking.check_array", checked)
     return seen
@@ -306,9 +307,9 @@ def test_a_record_takes_little_memory(limits: Limits, tmp_path: Path, monkeypatc
     """Four files of its own for each record, in the long paths that preprocessing writes."""
     folder = "/mnt/storage/of/a/cluster/projects/speech/amharic/processed"
 
-    def checked(path: str, use: Use, _limits: Limits) -> Ids | Vector:
+    def checked(path: str, use: Use, _limits: Limits, _reader: Reader) -> Ids | Vector:
         digest = hashlib.blake2b(path.encode(), digest_size=16).digest()
-        return Ids(np.ones(5, np.int32), digest) if use in ("text", "codes") else Vector(digest)
+        return Ids(np.ones(5, np.int32), digest, 5) if use in ("text", "codes") else Vector(digest)
 
     monkeypatch.setattr("indextts_job.data.checking.check_array", checked)
     lines = []

@@ -22,6 +22,7 @@ from indextts_job.hardware.plan import (
 )
 from indextts_job.model.config import ConformerConfig, GPTConfig
 from indextts_job.model.memory import Sizes
+from indextts_job.model.versions import V2_0
 from indextts_job.scheduler import read_scheduler
 from indextts_job.training.distributed import SingleProcess
 
@@ -32,6 +33,7 @@ MODEL = GPTConfig(
     **{"start_text_token": 0, "stop_text_token": 1},
     condition_module=ConformerConfig(output_size=512, linear_units=2048, attention_heads=8, num_blocks=6),
     emo_condition_module=ConformerConfig(output_size=512, linear_units=1024, attention_heads=4, num_blocks=4),
+    version=V2_0,
 )
 PIECES = 12000
 MEAN_SAMPLE_TOKENS = 418

@@ -11,6 +11,7 @@ from indextts_job.data.loader import Prefetcher, step_batches
 from indextts_job.data.order import Order
 from indextts_job.data.packing import Cut, pack
 from indextts_job.model.config import ConformerConfig, GPTConfig
+from indextts_job.model.versions import V2_0
 from tests.support.held_data import held
 
 _CONFORMER = ConformerConfig(output_size=8, linear_units=8, attention_heads=1, num_blocks=1)
@@ -20,6 +21,7 @@ GPT = GPTConfig(
     **{"start_text_token": 0, "stop_text_token": 1},
     condition_module=_CONFORMER,
     emo_condition_module=_CONFORMER,
+    version=V2_0,
 )
 
 

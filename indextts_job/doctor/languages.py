@@ -1,0 +1,55 @@
+"""The findings about the languages of a dataset, for a model with a row and a token for each of them."""
+
+from collections.abc import Iterator, Sequence
+
+from indextts_job.doctor.findings import Finding, data_finding
+from indextts_job.doctor.survey import Pair, Survey
+from indextts_job.model.languages import Language, code_of, language_of
+
+SEGMENT_TOKENS = 120
+"""Published inference speaks at most so many tokens at a time, with the prefix."""
+
+
+def examine_languages(pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]:
+    """A line for each language of the pairs; nothing for a model without languages.
+
+    Args:
+        pairs: Pairs without faults.
+        found: The content of their arrays.
+    """
+    first = found.limits.first_language_token
+    if first is None:
+        return
+    by_label: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        by_label.setdefault(pair.record.language, []).append(pair)
+    for label, of_language in by_label.items():
+        yield _language(language_of(label), first, of_language, found)
+
+
+def _language(language: Language, first: int, pairs: Sequence[Pair], found: Survey) -> Finding:
+    arrays = found.arrays
+    texts = {pair.record.text_ids_path: pair for pair in pairs}
+    codes = sum(arrays[pair.record.codes_path].length for pair in pairs)
+    read = sum(arrays[path].length for path in texts)
+    dropped = sum(arrays[path].stored - arrays[path].length for path in texts)
+    long = sum(arrays[path].length > SEGMENT_TOKENS for path in texts)
+    crossing = sum(code_of(pair.prompt_language) not in ("", language.name) for pair in pairs)
+    parts = [
+        f"{language}: slot {language.slot}, row {language.row}, token {language.token(first)}",
+        f"{codes / found.limits.model.version.codes_per_second / 3600:.2f} h",
+        _tokens_per_character(texts, found),
+        f"{dropped / (read + dropped):.2%} of the ids dropped ({dropped} of 0 and 1)",
+        f"{long / len(texts):.1%} above {SEGMENT_TOKENS} tokens",
+        f"{crossing / len(pairs):.1%} with a prompt in another language",
+        f"{len({pair.speaker for pair in pairs if pair.speaker})} speakers",
+    ]
+    return data_finding("language", "ok", ", ".join(filter(None, parts)))
+
+
+def _tokens_per_character(texts: dict[str, Pair], found: Survey) -> str:
+    known = {path: pair for path, pair in texts.items() if pair.text}
+    characters = sum(len(pair.text) for pair in known.values())
+    if not characters:
+        return ""
+    return f"{sum(found.arrays[path].stored for path in known) / characters:.2f} tokens a character"
