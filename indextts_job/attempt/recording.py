@@ -119,6 +119,7 @@ def _fence(parts: Parts, laps: Laps) -> Fence:
         resume=parts.config.resume.source,
         launched=laps.began(),
         previous=previous_end(parts.store.storage),
+        model=str(parts.inputs.model.version),
     )
     return Fence(parts.store.storage, record)
 

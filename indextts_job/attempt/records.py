@@ -65,8 +65,8 @@ class Laps:
         return f"{self._last_s - self._started_at_s:.1f} s: {', '.join(self._laps)}"
 
 
-def attempt_record(
-    *, facts: HardwareFacts, world_size: int, step: int, resume: str, launched: datetime, previous: str
+def attempt_record(  # noqa: PLR0913  # all by name
+    *, facts: HardwareFacts, world_size: int, step: int, resume: str, launched: datetime, previous: str, model: str
 ) -> AttemptRecord:
     """The record that an attempt leaves at its start. Other attempts and `status` read it.
 
@@ -76,6 +76,7 @@ def attempt_record(
         resume: The setting `resume.source`.
         launched: Start of the process.
         previous: End of the attempt before, in words.
+        model: Version of the model.
     """
     return AttemptRecord(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -91,6 +92,7 @@ def attempt_record(
         previous_end=redacted(previous),
         step=step,
         resume=redacted(resume),
+        model=model,
     )
 
 
@@ -162,6 +164,7 @@ def constant_values(config: RunConfig, inputs: Inputs, start: Start, machine: En
             pieces=vocabulary.pieces, base_pieces=vocabulary.base_pieces, inserted_at=vocabulary.inserted_at
         ),
         trained_languages=start.trained_languages,
+        model=str(inputs.model.version),
         parameters=ParametersRecord(trained=count_parameters(start.state.model)),
         lineage=_without_secrets(start.lineage),
         environment=machine,

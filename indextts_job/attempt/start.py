@@ -183,7 +183,7 @@ def _describe(config: RunConfig, facts: HardwareFacts, plan: Plan, state: TrainS
             global_batch_samples=config.recipe.global_batch_samples,
         ),
         "vocabulary": _vocabulary_text(state, config.recipe.new_rows),
-        "model": f"{count_parameters(state.model) / 1e6:.1f} M trained parameters",
+        "model": f"{state.model.version}, {count_parameters(state.model) / 1e6:.1f} M trained parameters",
     }
     for topic, message in lines.items():
         emit(Notice(step=state.step, topic=topic, message=message))

@@ -31,6 +31,8 @@ class AttemptRecord:
     """The position that it began at."""
     resume: str = ""
     """The setting `resume.source` that it was started with."""
+    model: str = ""
+    """Version of the model."""
 
     @property
     def chain(self) -> str:

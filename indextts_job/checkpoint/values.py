@@ -140,6 +140,8 @@ class CheckpointValues:
     """`state_dict` of the float16 loss scaler; None in other precisions."""
     trained_languages: tuple[str, ...] = ()
     """Codes of the language rows that this run and those before it train; empty where the model has none."""
+    model: str = ""
+    """Version of the model; empty in a checkpoint of an earlier release."""
     learning_rate: float | None = None
     """Rate of the last update; None before the first one."""
     pace: Pace | None = None
@@ -165,6 +167,8 @@ class CheckpointValues:
             document[name] = {key: value for key, value in document[name].items() if value is not None}
         if not self.trained_languages:
             del document["trained_languages"]  # a model without a language table
+        if not self.model:
+            del document["model"]
         return document
 
 

@@ -253,7 +253,8 @@ def _scan_line(  # the line, and what reading it needs
         scanned.style = _demand_style(style, scanned.style, rules.version)
         record = _record(document, origin, number, source, rules)
     except (KeyError, TypeError, ValueError) as error:
-        scanned.malformed.append(f"{origin}: {error.args[0]}")
+        named = f" (id {_plain(document['id'])})" if isinstance(document.get("id"), str) else ""
+        scanned.malformed.append(f"{origin}{named}: {error.args[0]}")
         return
     keep(record, document)
 
@@ -276,8 +277,8 @@ def _record(
     self_pair = _is_self_pair(document, paths)
     if self_pair and rules.version.ranks and not rules.self_pairs:
         raise TypeError(
-            f"id {_shown(document.get('id'))}: the prompt is the target, so the model would see the answer. Pair it "
-            "with another utterance of its speaker (data.self_pairs: true accepts such pairs)"
+            "the prompt is the target, so the model would see the answer. Pair it with another utterance of its "
+            "speaker; data.self_pairs=true accepts such pairs"
         )
     return PairRecord(
         id=_text(document, "id"),
@@ -404,6 +405,11 @@ def _length(document: Mapping[str, object], key: str, other: str) -> int:
         if match:
             return int(match[1])
     raise TypeError(f"{key} is {_shown(value)}, expected a whole number")
+
+
+def _plain(name: str) -> str:
+    """An id for a message."""
+    return _shown(name)[1:-1]
 
 
 def _shown(value: object) -> str:

@@ -20,6 +20,7 @@ from indextts_job.legacy.discovery import is_old_checkpoint
 from indextts_job.model.base_checkpoint import BaseCheckpoint, load_base_checkpoint
 from indextts_job.model.config import gpt_config
 from indextts_job.model.memory import Sizes
+from indextts_job.model.versions import version_of_config
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, Vocabulary
 from indextts_job.report.console import human_bytes
 from indextts_job.resume.points import locate_all
@@ -64,7 +65,8 @@ def examine_checkpoint(
 def _place(manifest: CheckpointManifest) -> Finding:
     name, total = manifest.name, manifest.values.total_steps
     tags = f" [{', '.join(name.tags)}]" if name.tags else ""
-    text = f"{file_name(name)}{tags}: step {name.step} of {total}, epoch {manifest.values.epoch:.2f}"
+    version = version_of_config(manifest.values.model_config)
+    text = f"{version}, {file_name(name)}{tags}: step {name.step} of {total}, epoch {manifest.values.epoch:.2f}"
     return data_finding("checkpoint", "ok", f"{text}, of {manifest.created}")
 
 

@@ -48,6 +48,8 @@ class Standing:
     goodput: float | None
     """Share of the time spent on steps that count."""
     goodput_words: str
+    model: str | None = None
+    """Version of the model; None where an attempt of an earlier release has not recorded it."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -60,6 +62,7 @@ class Standing:
         """A name and a text for each line; values that are not known have no line."""
         lines = {
             "state": self._state(),
+            "model": self.model or "",
             "step": self._step(),
             "losses": self._losses(),
             "validation": self._validation(),
@@ -132,6 +135,7 @@ def standing(rows: Sequence[Attempt], now: datetime, *, running: bool | None = N
         **_rate_values(rows, live=not last.outcome and running is not False),
         **_validation_values(rows),
         **_checkpoint_values(rows, now),
+        model=last.record.model or None,
         attempts=len(rows),
         steps_done_again=sum(lost_steps(rows)),
         goodput=spent["steps"] / total_s if total_s else None,

@@ -131,7 +131,7 @@ BAD_SAMPLES: dict[str, tuple[Spoil, list[str]]] = {
     "NaN in condition": (spoil_array("condition", lambda a: a * np.float32(np.nan)), ["NaN or infinity"]),
     "infinity in emotion": (spoil_array("emo_vec", lambda a: a + np.float32(np.inf)), ["NaN or infinity"]),
     "code out of range": (spoil_array("codes", lambda a: a + 128), ["code", "out of range, expected 0 … 127"]),
-    "negative code": (spoil_array("codes", lambda a: a * 0 - 1), ["code -1 out of range"]),
+    "negative code": (spoil_array("codes", lambda a: a * 0 - 1), ["code -1 at position 0 out of range"]),
     "text id out of range": (spoil_array("text_ids", lambda a: a + 1000), ["text id", "expected 0 … 216"]),
     "lengths that disagree": (change_record(target_code_len=3), [":6", "values, the manifest says 3"]),
     "too many codes": (

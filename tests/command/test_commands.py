@@ -158,7 +158,8 @@ def test_an_export_computes_what_the_run_computed(
 ) -> None:
     folder = tmp_path / "export"
     assert main(["export", str(run), "--tag", "final", "--output-dir", str(folder)]) == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["bpe.model", "config.yaml", "gpt.pth"]
+    names = ["LICENSE", "README.md", "bpe.model", "config.yaml", "gpt.pth"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     assert (folder / "bpe.model").read_bytes() == world.tokenizer.read_bytes()
     document = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     assert document["gpt"]["number_text_tokens"] == 217

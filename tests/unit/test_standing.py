@@ -87,6 +87,7 @@ def test_programs_get_values() -> None:
         "attempts": 2,
         "steps_done_again": 10,
         "goodput": None,
+        "model": None,
     }
 
 
