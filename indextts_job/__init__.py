@@ -1,1 +1,1 @@
-"""The trainer: fine-tunes IndexTTS2's GPT, survives preemption, keeps one integer of position."""
+"""The trainer: fine-tunes IndexTTS's GPT, survives preemption, keeps one integer of position."""

@@ -135,8 +135,8 @@ def build_parser() -> "Parser":
 
     parser = Parser(
         prog="indextts-job",
-        description="Fine-tune IndexTTS2's GPT on machines that may vanish. Exit codes: 0 complete, 75 stopped and "
-        "committed (start again), 69 and 70 failed (retry), 65 data, 77 access, 78 configuration, "
+        description="Fine-tune IndexTTS's GPT (2.0 and 2.5) on machines that may vanish. Exit codes: 0 complete, "
+        "75 stopped and committed (start again), 69 and 70 failed (retry), 65 data, 77 access, 78 configuration, "
         "79 a goal was missed (do not retry).",
     )
     parser.add_argument("--version", action=ShowVersion)

@@ -36,9 +36,10 @@ class InputsConfig:
     model_config: str = "checkpoints/config.yaml"
     """The config.yaml published with the base checkpoint."""
     base_checkpoint: str = "checkpoints/gpt.pth"
-    """IndexTTS2's gpt.pth, an export of this trainer, a run (its newest checkpoint), or one checkpoint's .json."""
+    """IndexTTS's gpt.pth (2.0 or 2.5), an export of this trainer, a run (its newest checkpoint), or a checkpoint's
+    .json."""
     tokenizer: str = ""
-    """SentencePiece model: the base's own, or an extension of it."""
+    """SentencePiece model, or for 2.5 the .tiktoken file: the base's own, or an extension of it."""
 
 
 ChecksPolicy = Literal["auto", "abort", "warn", "ask"]

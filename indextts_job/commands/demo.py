@@ -15,10 +15,13 @@ def add(commands: Commands) -> None:
     demo.add_argument(
         "--url", default="", help="where the runs go, for example s3://bucket/demos (default: the folder)"
     )
+    demo.add_argument("--model", choices=("2.0", "2.5"), default="2.0", help="version of the model (default: 2.0)")
     demo.set_defaults(act=_demo)
 
 
 def _demo(given: argparse.Namespace) -> int:
     from indextts_job.demo.show import run_demo
+    from indextts_job.model.versions import VERSIONS
 
-    return run_demo(Path(given.folder), given.url)
+    version = next(version for version in VERSIONS if version.name == given.model)
+    return run_demo(Path(given.folder), given.url, version)

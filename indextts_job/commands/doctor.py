@@ -37,9 +37,11 @@ def add(commands: Commands) -> None:
     data.add_argument("--config", default="checkpoints/config.yaml", help="config.yaml of the model")
     data.add_argument(
         "--repair",
-        choices=("drop-tails",),
-        help="also write a dataset without padded code tails to --output; the input is not changed",
+        choices=("drop-tails", "add-prefix", "re-encode", "set-language"),
+        help="also write a dataset to --output, without padded code tails, with the language's token in front of every "
+        "text, with texts encoded again, or with another language; the input is not changed",
     )
+    data.add_argument("--language", default="", help="of all records, for --repair: am, or az:tt for a borrowed slot")
     data.add_argument("--output", default="", help="new folder or URL for --repair, where the dataset lies")
     data.add_argument("--all", action="store_true", help="show every place, not the first few")
     data.add_argument("--json", action="store_true", help="for programs; always with every place")
@@ -86,9 +88,9 @@ def _gpu(given: argparse.Namespace) -> int:
 def _data(given: argparse.Namespace) -> int:
     from indextts_job.commands.findings import DETAILS_SHOWN, report
     from indextts_job.doctor.data import examine_data
-    from indextts_job.doctor.repair import drop_tails
+    from indextts_job.doctor.repair import Order, repair
     from indextts_job.doctor.survey import survey
-    from indextts_job.errors import ConfigError
+    from indextts_job.errors import EXIT_OK, ConfigError
     from indextts_job.report.console import ConsoleReport
     from indextts_job.storage import files
     from indextts_job.tokenizer.limits import limits_of, model_of
@@ -97,6 +99,8 @@ def _data(given: argparse.Namespace) -> int:
     # Before the survey, which reads every array.
     if bool(given.repair) != bool(given.output):
         raise ConfigError("--repair and --output belong together. Give both, or none.")
+    if (given.language and not given.repair) or (given.repair == "set-language" and not given.language):
+        raise ConfigError("--language is the language that --repair gives all records; set-language needs it.")
     configure(given)
     tokenizer = load_tokenizer(given.tokenizer)
     model = model_of(files.read_yaml(given.config, "model configuration", "--config"), given.config, tokenizer)
@@ -111,8 +115,11 @@ def _data(given: argparse.Namespace) -> int:
     shown = sys.maxsize if given.all else DETAILS_SHOWN
     manifests = [*given.manifests, *given.validation]
     # A generator: the repair runs after the findings have been shown, and only if it was asked for.
-    repair = (drop_tails(found, manifests, output) for output in ([given.output] if given.repair else []))
-    return report(itertools.chain(examine_data(found, tokenizer), repair), as_json=given.json, details=shown)
+    order = Order(kind=given.repair, manifests=manifests, output=given.output, language=given.language)
+    repaired = (repair(order, found, tokenizer) for _ in range(bool(given.repair)))
+    code = report(itertools.chain(examine_data(found, tokenizer), repaired), as_json=given.json, details=shown)
+    # What is wrong with the old dataset is what the new one was asked for.
+    return EXIT_OK if given.repair else code
 
 
 def _checkpoint(given: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ from indextts_job.checkpoint.manifest import CheckpointManifest
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.demo.world import World, WorldSize, make_world
 from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, ConfigError, IndexTTSJobError
+from indextts_job.model.versions import V2_0, ModelVersion
 from indextts_job.report.journal import EVENTS, SAMPLES, committed_samples
 from indextts_job.storage import files
 from indextts_job.storage.config import StorageConfig
@@ -35,12 +36,13 @@ KILL_AFTER_STEP = 145
 _BARS = "▁▂▃▄▅▆▇█"
 
 
-def run_demo(folder: Path, url: str = "") -> int:
+def run_demo(folder: Path, url: str = "", version: ModelVersion = V2_0) -> int:
     """Run the demo with real processes and real signals.
 
     Args:
         folder: Working folder; must be new, or the folder of an earlier demo, which is removed.
         url: Folder or URL below which the runs get a new folder; empty = the working folder.
+        version: Version of the model.
 
     Returns:
         0 when both runs end with the same bits, otherwise 70.
@@ -48,8 +50,10 @@ def run_demo(folder: Path, url: str = "") -> int:
     console = Console(highlight=False, soft_wrap=True)  # rich would colour numbers and break the lines of the log
     _demand_own_folder(folder)
     heading = _Headings(console)
-    heading("A small dataset in the real formats: Amharic text, codes that depend on it, a base checkpoint")
-    world = make_world(folder / "data", WorldSize())
+    heading(
+        f"A small dataset in the real formats of {version}: Amharic text, codes that depend on it, a base checkpoint"
+    )
+    world = make_world(folder / "data", WorldSize(version=version))
     config = _write_config(folder, world)
     console.print(f"            {config}: the run's configuration")
     heading("Run 1: undisturbed")

@@ -1,139 +1,235 @@
-"""Write a copy of a dataset without padded code tails. The input is never changed.
+"""Write a copy of a dataset with some arrays changed. The input is never changed.
 
-Only the arrays that are cut are written. The new manifests name all others where they are, so the output has to be on
-the same disk or in the same bucket as the dataset.
+Only what changes is written. The new manifests name everything else where it is, so the output has to be on the same
+disk or in the same bucket as the dataset.
 """
 
 import io
 import json
 import os
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
-from indextts_job.data.array_files import check_ids
+from indextts_job.data.archives import LARGEST_ARCHIVE_BYTES, archive_of
 from indextts_job.data.manifest import ManifestSource, PairRecord, parse_source, scan_manifest
 from indextts_job.doctor.findings import Finding, data_finding
+from indextts_job.doctor.repairs import Change, Changes, Repair, Row, changes_of
 from indextts_job.doctor.survey import Survey
-from indextts_job.doctor.tails import Tail, padded_tails
-from indextts_job.errors import ConfigError, DataError
+from indextts_job.errors import ConfigError, DataError, findings_message
+from indextts_job.model.languages import language_of
 from indextts_job.redaction import redacted
 from indextts_job.storage import files, urls
 from indextts_job.storage.manifest_text import lines_of, read_manifest_text
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.run_storage import RunStorage
+from indextts_job.tokenizer.loading import Tokenizer
 
 WRITERS = 16
 """Number of arrays written at a time, to hide the latency of remote storage."""
-_PATHS = {
-    "prompt_condition_path": "condition_path",
-    "target_text_ids_path": "text_ids_path",
-    "target_codes_path": "codes_path",
-}
-"""Keys of a manifest, and the fields of a record that hold their resolved paths."""
-_EMOTIONS = ("prompt_emo_vec_path", "target_emo_vec_path")
-"""Keys of the emotion vector; the first one that a line has counts, as in `data/manifest.py`."""
+_PATHS = (
+    *("prompt_condition_path", "prompt_speaker_path", "target_text_ids_path", "target_codes_path"),
+    *("prompt_emo_vec_path", "target_emo_vec_path", "target_features", "prompt_features"),
+)
+"""Keys of a manifest that name files."""
+_LANGUAGES = ("target_language", "language", "lang", "lang_alias")
+_LENGTHS = {"text": ("target_text_len", "text_len"), "codes": ("target_code_len", "code_len")}
+"""Keys of the lengths of a record's arrays; the first one that a line has counts."""
+Document = dict[str, object]
 
 
-def drop_tails(found: Survey, manifests: Sequence[str], output: str) -> Finding:
-    """Write manifests and cut codes into an empty folder.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A repair that somebody asks for."""
+
+    kind: Repair
+    manifests: Sequence[str]
+    """Training and validation."""
+    output: str
+    """Folder or URL."""
+    language: str = ""
+    """Language of all records, as `am` or `az:tt`; empty = as they say."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    """A manifest with its lines as they will be."""
+
+    source: ManifestSource
+    documents: Sequence[Document]
+    records: Sequence[PairRecord]
+
+
+def repair(order: Order, found: Survey, tokenizer: Tokenizer) -> Finding:
+    """Write manifests and changed arrays into an empty folder.
 
     Args:
+        order: What is asked for.
         found: The content of the manifests and their arrays.
-        manifests: The manifests that `found` was read from, training and validation.
-        output: Folder or URL.
+        tokenizer: The tokenizer that training will use.
 
     Returns:
         A finding that says what was written.
 
     Raises:
         ConfigError: The output is not empty, or manifests there could not name the arrays.
-        DataError: A manifest has lines that are no pairs.
+        DataError: Lines are no pairs, or cannot be repaired; names them.
     """
-    if found.malformed or found.single:
-        raise DataError(
-            "the manifests have lines that are no pairs: repair or remove these first, nothing was written."
-        )
-    output = output.rstrip("/")
+    if order.language:
+        _demand_language(order.language)
+    output = order.output.rstrip("/")
     storage = _empty_storage(output)
-    tails = _tails(found)
-    if not tails:
-        return data_finding("repair", "ok", "no padded code tails that durations tell of: nothing was written")
-    cut = dict(zip(tails, (f"codes/{name}" for name in _file_names(tails)), strict=True))
-    sources = [parse_source(argument, files.exists) for argument in manifests]
-    targets = _file_names([source.url for source in sources])
+    manifests = [_read(argument, order.language, found) for argument in order.manifests]
+    rows = [Row(record=record, text=_text(document)) for record, document in _lines(manifests)]
+    changes = changes_of(order.kind, rows, found, tokenizer)
+    if not changes and order.kind != "set-language":
+        return data_finding("repair", "ok", f"{order.kind}: nothing to change, nothing was written")
+    containers = _containers(changes)
+    names = dict(zip(containers, _new_names(containers), strict=True))
+    targets = _file_names([manifest.source.url for manifest in manifests])
+    lengths = {path: len(change.values()) for path, change in changes.items()}
     # The texts come first: they fail where a path cannot be named from the output, before anything is written.
     texts = [
-        _manifest_text(source, f"{output}/{target}", cut, tails)
-        for source, target in zip(sources, targets, strict=True)
+        b"".join(
+            _line(_document(record, document, (manifest.source, f"{output}/{target}"), names, lengths))
+            for record, document in zip(manifest.records, manifest.documents, strict=True)
+        )
+        for manifest, target in zip(manifests, targets, strict=True)
     ]
     with ThreadPoolExecutor(WRITERS) as pool:
-        list(pool.map(lambda path: storage.write(cut[path], _cut(path, tails[path], found)), tails))
+        list(pool.map(lambda one: storage.write(names[one], _content(one, containers[one])), containers))
     # The manifests come last, so that a folder with a manifest is complete.
     for target, text in zip(targets, texts, strict=True):
         storage.write(target, text)
-    return _done(storage, targets, tails)
+    return _done(order.kind, storage, targets, changes)
 
 
-def _tails(found: Survey) -> dict[str, Tail]:
-    # A pair with a fault elsewhere is repaired as well: only its codes are needed for that.
-    good = [pair for pair in found.pairs if not found.arrays[pair.record.codes_path].fault]
-    return dict(padded_tails(good, found))
+def _demand_language(label: str) -> None:
+    try:
+        language_of(label)
+    except ValueError as error:
+        raise ConfigError(f"--language: {error}.") from error
+
+
+def _read(argument: str, language: str, found: Survey) -> _Manifest:
+    source = parse_source(argument, files.exists)
+    lines = lines_of(read_manifest_text(source.url))
+    if language:
+        lines = [_line(_with_language(line, language)).decode() if line.strip() else line for line in lines]
+        source = ManifestSource(source.url, "")
+    scanned = scan_manifest(lines, source, found.limits.rules)
+    if bad := scanned.malformed + scanned.single:
+        advice = "Repair or remove these first; nothing was written."
+        raise DataError(findings_message("the manifests have lines that are no pairs", bad, advice))
+    return _Manifest(source, [dict(document) for document in scanned.documents], scanned.records)
+
+
+def _with_language(line: str, label: str) -> Document:
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError):
+        return {"not JSON": line}  # named by the scan
+    if not isinstance(document, dict):
+        return {"not JSON": line}
+    language = language_of(label)
+    kept = {key: value for key, value in document.items() if key not in _LANGUAGES}
+    alias = {"lang_alias": language.slot} if language.slot != language.name else {}
+    return {**kept, "language": language.name, **alias}
+
+
+def _lines(manifests: Sequence[_Manifest]) -> Iterator[tuple[PairRecord, Document]]:
+    for manifest in manifests:
+        yield from zip(manifest.records, manifest.documents, strict=True)
+
+
+def _text(document: Document) -> str:
+    value = document.get("target_text") or document.get("text")
+    return value if isinstance(value, str) else ""
 
 
 def _empty_storage(output: str) -> RunStorage:
     storage = open_storage(output)
-    if storage.list("") or storage.list("codes"):
+    if any(storage.list(folder) for folder in ("", "codes", "text_ids", "features")):
         raise ConfigError(f"--output {redacted(output)} is not empty. Give a new folder; nothing is overwritten.")
     return storage
 
 
-def _done(storage: RunStorage, targets: Sequence[str], tails: Mapping[str, Tail]) -> Finding:
-    codes = sum(tail.codes - tail.speech for tail in tails.values())
-    text = f"{len(tails)} code arrays cut by {codes} codes in all; {', '.join(targets)} written to {storage.url}"
+def _done(kind: str, storage: RunStorage, targets: Sequence[str], changes: Changes) -> Finding:
+    text = f"{kind}: {len(changes)} arrays changed; {', '.join(targets)} written to {storage.url}"
     advice = "Train with these manifests. They name all other arrays at their old place, so keep the old dataset."
-    return Finding(subject="repair", level="ok", found=text, advice=advice, details=tuple(map(str, tails.values())))
+    details = tuple(change.where for change in changes.values())
+    return Finding(subject="repair", level="ok", found=text, advice=advice, details=details)
 
 
-def _cut(path: str, tail: Tail, found: Survey) -> bytes:
-    model = found.limits.model
-    # Read again: a survey of millions of arrays does not keep their values.
-    ids = check_ids(path, model.number_codes, model.max_mel_tokens, "code")
+def _containers(changes: Changes) -> dict[str, dict[str, Change]]:
+    """The files that change: for each of them its changed members by name; one without a name for an array's file."""
+    containers: dict[str, dict[str, Change]] = {}
+    for path, change in changes.items():
+        archive = archive_of(path)
+        containers.setdefault(archive or path, {})[posixpath.basename(path) if archive else ""] = change
+    return containers
+
+
+def _new_names(containers: Mapping[str, Mapping[str, Change]]) -> list[str]:
+    """The places of the changed files below the output: the last folder of each, and its name."""
+    folders = [posixpath.basename(posixpath.dirname(urls.file_path(path))) or "arrays" for path in containers]
+    names: dict[str, Iterator[str]] = {}
+    for folder in set(folders):
+        names[folder] = iter(_file_names(p for p, of in zip(containers, folders, strict=True) if of == folder))
+    return [f"{folder}/{next(names[folder])}" for folder in folders]
+
+
+def _content(path: str, members: Mapping[str, Change]) -> bytes:
+    """The new bytes of a file of an array, or of an archive with all its other members as they are."""
+    if "" in members:
+        return _npy(members[""])
     stream = io.BytesIO()
-    np.save(stream, ids.values[: tail.speech])
+    with (
+        zipfile.ZipFile(io.BytesIO(files.read_bytes(path, LARGEST_ARCHIVE_BYTES))) as old,
+        zipfile.ZipFile(stream, "w") as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, _npy(members[name]) if name in members else old.read(name))
     return stream.getvalue()
 
 
-def _manifest_text(source: ManifestSource, target: str, cut: Mapping[str, str], tails: Mapping[str, Tail]) -> bytes:
-    """The new manifest of an old one.
-
-    Args:
-        source: The old manifest.
-        target: Path or URL of the new one.
-        cut: Paths of the cut arrays below the output, by their old paths.
-        tails: Lengths of the cut arrays, by their old paths.
-    """
-    scanned = scan_manifest(lines_of(read_manifest_text(source.url)), source)
-    rows = zip(scanned.records, scanned.documents, strict=True)
-    return b"".join(_line(_document(record, row, cut, tails, target)) for record, row in rows)
+def _npy(change: Change) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, change.values())
+    return stream.getvalue()
 
 
 def _document(
-    record: PairRecord, document: Mapping[str, object], cut: Mapping[str, str], tails: Mapping[str, Tail], target: str
-) -> dict[str, object]:
-    """A line of the new manifest: all fields of the old one, with paths relative to the new manifest."""
-    changed = dict(document)  # fields that we do not know are kept
-    for key, field in _PATHS.items():
-        changed[key] = _seen_from(getattr(record, field), target)
-    for key in _EMOTIONS:
-        if document.get(key):
-            changed[key] = _seen_from(record.emotion_path, target)
-            break
-    if record.codes_path in cut:
-        changed["target_codes_path"] = cut[record.codes_path]
-        changed["target_code_len"] = tails[record.codes_path].speech
+    record: PairRecord,
+    document: Document,
+    places: tuple[ManifestSource, str],
+    names: Mapping[str, str],
+    lengths: Mapping[str, int],
+) -> Document:
+    """A line of the new manifest: all fields of the old one, with paths relative to the new manifest.
+
+    Args:
+        record: The old line as a record.
+        document: All its fields; those that we do not know are kept.
+        places: The old manifest, and path or URL of the new one.
+        names: Changed files below the output, by their old paths.
+        lengths: New lengths of changed arrays, by their old paths.
+    """
+    source, target = places
+    changed = dict(document)
+    for key in _PATHS:
+        value = document.get(key)
+        if isinstance(value, str) and value.strip():
+            path = urls.resolved(value, source.url)
+            changed[key] = names[path] if path in names else _seen_from(path, target)
+    for use, path in (("text", record.text_ids_path), ("codes", record.codes_path)):
+        if path in lengths:
+            key = next((key for key in _LENGTHS[use] if key in document), _LENGTHS[use][0])
+            changed[key] = lengths[path]
     return changed
 
 
@@ -152,7 +248,7 @@ def _seen_from(path: str, target: str) -> str:
         ) from error
 
 
-def _line(document: Mapping[str, object]) -> bytes:
+def _line(document: Document) -> bytes:
     try:
         return json.dumps(document, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape and UTF-8 cannot hold

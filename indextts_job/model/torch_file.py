@@ -116,5 +116,5 @@ def _archive_fault(entries: Sequence[zipfile.ZipInfo], size_bytes: int) -> str:
 def _unreadable(shown: str, reason: str) -> DataError:
     return DataError(
         f"{shown}: not a readable PyTorch checkpoint ({reason}). It may be truncated, or hold objects besides tensors, "
-        "which are never loaded. Expected IndexTTS2's gpt.pth."
+        "which are never loaded. Expected IndexTTS's gpt.pth."
     )

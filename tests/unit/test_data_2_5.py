@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from indextts_job.cli import main
 from indextts_job.data.dataset import Dataset, Limits
 from indextts_job.data.shard_index import MadeFor
 from indextts_job.data.sharding import write_shards
@@ -16,7 +17,7 @@ from indextts_job.demo.world import World, WorldSize, make_world
 from indextts_job.doctor.data import examine_data
 from indextts_job.doctor.findings import Finding
 from indextts_job.doctor.survey import survey
-from indextts_job.errors import DataError
+from indextts_job.errors import EXIT_CONFIG, EXIT_DATA, EXIT_OK, DataError
 from indextts_job.model.versions import V2_5
 from indextts_job.storage.files import read_yaml
 from indextts_job.tokenizer.limits import limits_of, model_of
@@ -331,3 +332,77 @@ def test_the_targets_emotion_on_request(pristine: World) -> None:
     for key, found in (("target_features", dataset), ("prompt_features", load(pristine))):
         with np.load(pristine.train_manifest.parent / record[key]) as archive:
             assert np.array_equal(found.samples([0])[0].emotion, archive["emo_vec"])
+
+
+def doctor(world: World, kind: str, output: Path, *more: str) -> int:
+    command = ["doctor", "data", str(world.train_manifest), "--tokenizer", str(world.tokenizer)]
+    return main([*command, "--config", str(world.model_config), "--repair", kind, "--output", str(output), *more])
+
+
+def of_manifest(world: World, manifest: Path) -> Dataset:
+    return load_dataset([str(manifest)], limits_for(world), skip_bad_samples=False)
+
+
+def test_a_missing_prefix_is_added(archived: World, tmp_path: Path) -> None:
+    plain = load(archived).fingerprint
+    change_arrays(archived, set_array("text_ids", lambda a: a["text_ids"][1:]), first=5)
+    assert doctor(archived, "add-prefix", tmp_path / "new") == EXIT_OK
+    assert of_manifest(archived, tmp_path / "new/gpt_pairs_train.jsonl").fingerprint == plain
+    assert len(list((tmp_path / "new/features").iterdir())) == 5
+    # The old dataset is as it was.
+    with pytest.raises(DataError, match="prefix is missing"):
+        load(archived)
+
+
+def test_texts_are_encoded_again(archived: World, tmp_path: Path) -> None:
+    plain = load(archived).fingerprint
+    change_arrays(archived, set_array("text_ids", sentencepiece_ids))
+    assert doctor(archived, "re-encode", tmp_path / "new") == EXIT_OK
+    assert of_manifest(archived, tmp_path / "new/gpt_pairs_train.jsonl").fingerprint == plain
+
+
+def test_a_text_that_cannot_be_encoded_here_is_named(
+    archived: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_records(archived, lambda record: record.pop("text"), first=1)
+    assert doctor(archived, "re-encode", tmp_path / "new") == EXIT_DATA
+    assert "gpt_pairs_train.jsonl:1 (id utt_00000__utt_00006): no target_text or text" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_records_get_their_language(archived: World, tmp_path: Path) -> None:
+    plain = load(archived).fingerprint
+    change_records(archived, lambda record: record.pop("lang"), first=3)
+    change_records(archived, lambda record: record.update(target_language="xx"), first=1)
+    assert doctor(archived, "set-language", tmp_path / "new", "--language", "amharic") == EXIT_OK
+    assert of_manifest(archived, tmp_path / "new/gpt_pairs_train.jsonl").fingerprint == plain
+    assert {record["language"] for record in records(tmp_path / "new/gpt_pairs_train.jsonl")} == {"am"}
+
+
+def test_padded_tails_are_cut(archived: World, tmp_path: Path) -> None:
+    plain = load(archived)
+    change_arrays(archived, padded, first=2)
+    change_records(archived, lambda record: record.pop("duration"))
+    assert doctor(archived, "drop-tails", tmp_path / "new") == EXIT_OK
+    cut = of_manifest(archived, tmp_path / "new/gpt_pairs_train.jsonl")
+    # Of the equal codes one is kept: it may be speech.
+    assert (cut.code_lengths - plain.code_lengths).tolist() == [1, 1] + [0] * 22
+    assert not cut.notes
+
+
+@pytest.mark.parametrize("kind", ["add-prefix", "re-encode", "set-language"])
+def test_repairs_of_languages_are_for_2_5(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    language = ["--language", "am"] if kind == "set-language" else []
+    assert doctor(world, kind, tmp_path / "new", *language) == EXIT_CONFIG
+    assert "is for IndexTTS-2.5" in capsys.readouterr().err
+
+
+def test_a_language_alone_and_set_language_without_one_are_refused(
+    archived: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor(archived, "set-language", tmp_path / "new") == EXIT_CONFIG
+    assert "set-language needs it" in capsys.readouterr().err
+    assert doctor(archived, "set-language", tmp_path / "new", "--language", "xx") == EXIT_CONFIG
+    assert "--language: 'xx' is no language of IndexTTS-2.5" in capsys.readouterr().err
