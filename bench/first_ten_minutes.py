@@ -57,6 +57,8 @@ Value = float | int | str | bool
 class Options:
     """What the user has asked for."""
 
+    model: str
+    """Version of the model."""
     layers: int
     samples: int
     rounds: int
@@ -188,6 +190,7 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(ROWS), help="names, separated by commas; default: all of them")
     parser.add_argument("--list", action="store_true", help="print the names of the rows, with what they show")
     parser.add_argument("--row-limit", type=float, default=120, help="seconds after which a row counts as hanging")
+    parser.add_argument("--model", choices=("2.0", "2.5"), default="2.0", help="version of the model")
     parser.add_argument("--layers", type=int, default=24, help="fewer than the released model has, for a dry run")
     parser.add_argument("--samples", type=int, default=32, help="samples of a step")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each rival")
@@ -201,7 +204,11 @@ def main() -> None:
     if unknown := [name for name in names if name not in ROWS]:
         sys.exit(f"no rows of these names: {', '.join(unknown)}. There are {', '.join(ROWS)}.")
     options = Options(
-        layers=given.layers, samples=given.samples, rounds=given.rounds, peak_flops=given.peak_tflops * 1e12
+        model=given.model,
+        layers=given.layers,
+        samples=given.samples,
+        rounds=given.rounds,
+        peak_flops=given.peak_tflops * 1e12,
     )
     given.out.mkdir(parents=True, exist_ok=True)
     started_s = time.monotonic()

@@ -314,7 +314,7 @@ def _filling(capacity: int, config: GPTConfig) -> tuple[list[Sample], int]:
     """As many samples as a micro-batch of this capacity holds, and their tokens."""
     samples: list[Sample] = []
     filled = 0
-    for sample in utterances(1 + capacity // 100, config):  # the shortest has more than 100 tokens
+    for sample in utterances(1 + capacity // 50, config):  # the shortest has more than 50 tokens
         filled += tokens_of(sample, config)
         if filled > capacity:
             return samples, filled - tokens_of(sample, config)

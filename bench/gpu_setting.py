@@ -11,7 +11,7 @@ import torch
 from bench.attention_checks import forced
 from bench.first_ten_minutes import Options, Value
 from bench.packing import batched_attention
-from bench.workload import FULL, engine, tokens_of, utterances
+from bench.workload import FULL, FULL_2_5, engine, tokens_of, utterances
 from indextts_job.data.packing import pack
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.peak import peak_flops
@@ -22,11 +22,11 @@ from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.model.flops import training_flops
 from indextts_job.model.memory import Sizes
+from indextts_job.model.versions import V2_5
 from indextts_job.training.engine import AUTOCAST_DTYPES, Engine, allocator
 from indextts_job.training.recipe import RecipeConfig
 from indextts_job.training.step import Updated, train_step
 
-PIECES = FULL.number_text_tokens
 DROPOUT = RecipeConfig().dropout
 DETERMINISTIC = HardwareConfig().deterministic
 LEARNING_RATE = 1e-4
@@ -57,8 +57,8 @@ class Setting:
         with torch.device("cuda"):  # drawn on the device: on a CPU half a billion values take seconds
             made = engine(
                 self.config,
-                pieces=PIECES,
-                base_pieces=PIECES,
+                pieces=self.config.number_text_tokens,
+                base_pieces=self.config.number_text_tokens,
                 dropout=dropout,
                 device="cuda",
                 precision=self.plan.precision,
@@ -80,7 +80,7 @@ class Setting:
         """
         tokens = sum(tokens_of(sample, self.config) for sample in samples)
         lengths = [(len(sample.text_ids), len(sample.codes)) for sample in samples]
-        rate = training_flops(self.config, PIECES + 1, lengths) / seconds
+        rate = training_flops(self.config, self.config.number_text_tokens + 1, lengths) / seconds
         found: dict[str, Value] = {"ms": 1e3 * seconds, "tokens_per_s": tokens / seconds, "tflops": rate / 1e12}
         return found | {"mfu_percent": 100 * rate / self.peak if self.peak else "unknown"}
 
@@ -88,9 +88,10 @@ class Setting:
 def read_setting(options: Options) -> Setting:
     """Look at the card, and plan for it."""
     facts = read_facts("cuda")
-    config = replace(FULL, layers=options.layers)
+    config = replace(FULL_2_5 if options.model == V2_5.name else FULL, layers=options.layers)
+    pieces = config.number_text_tokens
     samples = utterances(options.samples, config)
-    sizes = Sizes(model=config, pieces=PIECES, base_pieces=PIECES)
+    sizes = Sizes(model=config, pieces=pieces, base_pieces=pieces)
     needs = Needs(sizes=sizes, longest_tokens=max(tokens_of(sample, config) for sample in samples))
     plan = make_plan(facts, HardwareConfig(), needs)
     return Setting(

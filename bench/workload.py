@@ -9,13 +9,13 @@ from indextts_job.hardware.plan import Precision
 from indextts_job.model.batch import Sample
 from indextts_job.model.config import ConformerConfig, GPTConfig
 from indextts_job.model.unified_voice import UnifiedVoice
+from indextts_job.model.versions import TEXT_TOKENS_2_5, V2_5
 from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.training.engine import Engine
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.state import build_optimizer
 
 _CONFORMER = ConformerConfig(output_size=8, linear_units=8, attention_heads=1, num_blocks=1)
-CODES_PER_SECOND = 50
 TEXT_TOKENS_PER_SECOND = 3.5
 PIECES = 2400
 
@@ -46,7 +46,9 @@ FULL = replace(
     start_mel_token=8192,
     stop_mel_token=8193,
 )
-"""The released model's trained part."""
+"""The trained part of the released model."""
+FULL_2_5 = replace(FULL, version=V2_5, number_text_tokens=TEXT_TOKENS_2_5)
+"""The same of IndexTTS-2.5, whose text tables are five times as large."""
 
 
 def utterances(count: int, config: GPTConfig, seed: int = 0) -> list[Sample]:
@@ -59,8 +61,8 @@ def utterances(count: int, config: GPTConfig, seed: int = 0) -> list[Sample]:
                 index=index,
                 id=str(index),
                 text_ids=random.integers(3, PIECES, max(1, round(TEXT_TOKENS_PER_SECOND * seconds))),
-                codes=random.integers(0, config.number_codes, round(CODES_PER_SECOND * seconds) - 1),
-                condition=random.normal(0, 0.5, (32, config.model_dim)).astype(np.float32),
+                codes=random.integers(0, config.number_codes, round(config.version.codes_per_second * seconds) - 1),
+                condition=random.normal(0, 0.5, config.speaker_shape).astype(np.float32),
                 emotion=random.normal(0, 0.1, config.model_dim).astype(np.float32),
             )
         )

@@ -300,7 +300,7 @@ def _batch() -> PackedBatch:
             id=str(index),
             text_ids=random.integers(3, MODEL.number_text_tokens, text),
             codes=random.integers(0, MODEL.number_codes, codes),
-            condition=random.normal(0, 0.5, (32, MODEL.model_dim)).astype(np.float32),
+            condition=random.normal(0, 0.5, MODEL.speaker_shape).astype(np.float32),
             emotion=random.normal(0, 0.1, MODEL.model_dim).astype(np.float32),
         )
         for index, (text, codes) in enumerate(LENGTHS)

@@ -104,7 +104,7 @@ def uniform_batch(config: GPTConfig, shape: tuple[int, int], count: int) -> Pack
         id="probe",
         text_ids=np.full(text, config.stop_text_token + 1, np.int32),
         codes=np.zeros(codes, np.int32),
-        condition=np.zeros((32, config.model_dim), np.float32),
+        condition=np.zeros(config.speaker_shape, np.float32),
         emotion=np.zeros(config.model_dim, np.float32),
     )
     return collate([sample] * count, config)

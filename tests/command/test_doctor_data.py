@@ -349,7 +349,7 @@ def test_padded_tails_are_cut_into_a_new_dataset_and_the_old_one_stays(
         assert record["target_code_len"] == len(codes)
         assert record["target_text"] == was[record["id"]]["target_text"]
     written = len(list((output / "codes").iterdir()))
-    assert told["found"].startswith(f"{written} code arrays cut by ")
+    assert told["found"].startswith(f"drop-tails: {written} arrays changed; ")
     assert len(told["details"]) == written < len(list((desk.data.train.parent / "codes").iterdir()))
     assert sorted(path.name for path in output.iterdir()) == ["codes", "train.jsonl", "validation.jsonl"]
 

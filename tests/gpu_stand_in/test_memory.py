@@ -17,8 +17,8 @@ LEAST, MOST = 1.0, 1.15
 """Expected bytes over the peak: below, a step runs out of memory; above, a micro-batch is smaller than it could be."""
 
 
-def row(stand_in: StandIn, card: Card, folder: Path) -> dict[str, Any]:
-    arguments = ("-m", "bench.first_ten_minutes", "--rows", "plan", "--rounds", "1", "--out", str(folder))
+def row(stand_in: StandIn, card: Card, folder: Path, *more: str) -> dict[str, Any]:
+    arguments = ("-m", "bench.first_ten_minutes", "--rows", "plan", "--rounds", "1", "--out", str(folder), *more)
     with started(stand_in.variables(card), *arguments) as child:
         code, output = ended(child)
     assert code == 0, output
@@ -27,8 +27,11 @@ def row(stand_in: StandIn, card: Card, folder: Path) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.parametrize("model", ["2.0", "2.5"])
 @pytest.mark.parametrize("card", CARDS, ids=str)
-def test_the_plan_expects_what_its_largest_micro_batch_takes(stand_in: StandIn, tmp_path: Path, card: Card) -> None:
-    found = row(stand_in, card, tmp_path)
+def test_the_plan_expects_what_its_largest_micro_batch_takes(
+    stand_in: StandIn, tmp_path: Path, card: Card, model: str
+) -> None:
+    found = row(stand_in, card, tmp_path, "--model", model)
     assert found["fits"], found
     assert LEAST <= found["predicted_over_peak"] <= MOST, found
