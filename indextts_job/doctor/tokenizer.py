@@ -76,7 +76,7 @@ def _new_pieces(old: Any, new: Any) -> Iterator[Finding]:  # noqa: ANN401
     appended_names = [piece.piece for piece in appended]
     yield from _wrong_pieces(twice, special)
     yield from _lower_case_pieces(appended_names)
-    yield _scripts(appended_names)
+    yield scripts(appended_names)
     yield from _pieces_in_base_text(appended_names, characters_of(old))
 
 
@@ -100,7 +100,12 @@ def _lower_case_pieces(appended: Sequence[str]) -> Iterator[Finding]:
         )
 
 
-def _scripts(appended: Sequence[str]) -> Finding:
+def scripts(appended: Sequence[str]) -> Finding:
+    """Of which scripts new pieces are.
+
+    Args:
+        appended: The pieces.
+    """
     shares = ", ".join(f"{script} {count}" for script, count in Counter(map(_script, appended)).most_common())
     text = f"{len(appended)}: {shares}" if appended else "none: the base tokenizer itself"
     return data_finding("new pieces", "ok", text)

@@ -1,1 +1,1 @@
-"""The SentencePiece tokenizer: load it, normalise text for it, extend it to a new language."""
+"""Tokenizers, SentencePiece models and files of ranks: load them, prepare text, encode it, extend to a language."""

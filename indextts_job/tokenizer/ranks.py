@@ -68,9 +68,16 @@ def parse_ranks(content: bytes, source: str) -> tuple[bytes, ...]:
     if list(range(len(ranks))) != sorted(ranks):
         missing = next(rank for rank in range(len(ranks) + 1) if rank not in ranks)
         raise DataError(f"{source}: rank {missing} is missing of {len(ranks)}. The file is truncated or damaged.")
-    if len(set(tokens)) < len(tokens):
-        raise DataError(f"{source}: {len(tokens) - len(set(tokens))} tokens have two ranks. The file is damaged.")
+    _demand_every_byte_once(tokens, source)
     return tokens
+
+
+def _demand_every_byte_once(tokens: tuple[bytes, ...], source: str) -> None:
+    every = set(tokens)
+    if lacking := [byte for byte in range(256) if bytes([byte]) not in every]:
+        raise DataError(f"{source}: byte {lacking[0]} has no token, so not every text can be encoded.")
+    if len(every) < len(tokens):
+        raise DataError(f"{source}: {len(tokens) - len(every)} tokens have two ranks. The file is damaged.")
 
 
 def _token(line: bytes) -> tuple[int, bytes] | None:
