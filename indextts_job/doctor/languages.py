@@ -4,10 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from indextts_job.doctor.findings import Finding, data_finding
 from indextts_job.doctor.survey import Pair, Survey
+from indextts_job.doctor.texts import LONG_TEXT_TOKENS
 from indextts_job.model.languages import Language, code_of, language_of
-
-SEGMENT_TOKENS = 120
-"""Published inference speaks at most so many tokens at a time, with the prefix."""
 
 
 def examine_languages(pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]:
@@ -33,14 +31,14 @@ def _language(language: Language, first: int, pairs: Sequence[Pair], found: Surv
     codes = sum(arrays[pair.record.codes_path].length for pair in pairs)
     read = sum(arrays[path].length for path in texts)
     dropped = sum(arrays[path].stored - arrays[path].length for path in texts)
-    long = sum(arrays[path].length > SEGMENT_TOKENS for path in texts)
+    long = sum(arrays[path].length > LONG_TEXT_TOKENS for path in texts)
     crossing = sum(code_of(pair.prompt_language) not in ("", language.name) for pair in pairs)
     parts = [
         f"{language}: slot {language.slot}, row {language.row}, token {language.token(first)}",
         f"{codes / found.limits.model.version.codes_per_second / 3600:.2f} h",
         _tokens_per_character(texts, found),
         f"{dropped / (read + dropped):.2%} of the ids dropped ({dropped} of 0 and 1)",
-        f"{long / len(texts):.1%} above {SEGMENT_TOKENS} tokens",
+        f"{long / len(texts):.1%} above {LONG_TEXT_TOKENS} tokens",
         f"{crossing / len(pairs):.1%} with a prompt in another language",
         f"{len({pair.speaker for pair in pairs if pair.speaker})} speakers",
     ]

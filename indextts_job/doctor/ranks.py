@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from indextts_job.doctor.findings import Finding, data_finding
+from indextts_job.doctor.texts import LONG_TEXT_TOKENS
 from indextts_job.doctor.tokenizer import SHOWN, SHOWN_CHARACTERS, scripts
 from indextts_job.errors import ConfigError
 from indextts_job.tokenizer.encoding import encode
@@ -22,8 +23,8 @@ BASE_TEXT = (
     "<|ar|> القط جالس قرب الباب، ولا أحد يعرف السبب.",
 )
 """The languages of the released model in the form that inference gives to the tokenizer."""
-SEGMENT_TOKENS, TEXT_TOKENS = 120, 600
-"""Inference speaks so many tokens at a time, and the model takes so many at all."""
+TEXT_TOKENS = 600
+"""The model takes so many tokens of a text."""
 
 
 def demand_same_kind(base: Tokenizer, extended: Tokenizer) -> None:
@@ -143,7 +144,7 @@ def _fertility(corpus: Sequence[str], before: Sequence[int], after: Sequence[int
 
 
 def _long_texts(before: Sequence[int], after: Sequence[int]) -> Finding:
-    limits = ((SEGMENT_TOKENS, "inference speaks at a time"), (TEXT_TOKENS, "the model takes"))
+    limits = ((LONG_TEXT_TOKENS, "inference speaks at a time"), (TEXT_TOKENS, "the model takes"))
     found = []
     for most, who in limits:
         now = "" if before == after else f" with the base, {_share(after, most)} now,"
