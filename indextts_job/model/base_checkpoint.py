@@ -202,7 +202,8 @@ def initialise(
     """
     # On the CPU, so that a run starts with the same rows on every machine.
     generator = torch.Generator().manual_seed(seed)
-    tensors = {key: value for key, value in base.tensors.items() if key in model.state_dict()}
+    own = model.state_dict().keys()
+    tensors = {key: value for key, value in base.tensors.items() if key in own}
     if model.vocabulary.extended:
         for key in TEXT_TABLES:
             known = (trained_rows or {}).get(key, base.tensors[key][:0])
