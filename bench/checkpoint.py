@@ -1,9 +1,11 @@
 """Saves and loads: our store against what others do with the same state, on one server and on one disk, in one run.
 
 Starts SeaweedFS on loopback, where it shares the machine with the clients. Rivals that are not installed
-(`bench/rivals.txt`) are named and left out.
+(`bench/rivals.txt`) are named and left out. They take turns, each round in another order, and each save and each load
+finds the same memory: free, and not given back to a host. With `--rest 4` a load finds memory that was given back, as
+on a machine that has just booted.
 
-    python -m bench.checkpoint [--mebibytes 384] [--rounds 5]
+    python -m bench.checkpoint [--mebibytes 384] [--rounds 5] [--only bare,indextts] [--rest 0] [--no-disk]
 """
 
 import argparse
@@ -14,6 +16,7 @@ import io
 import itertools
 import math
 import os
+import random
 import re
 import statistics
 import tempfile
@@ -33,6 +36,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import async_save as dcp_async_save
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from bench.timing import fault_in
 from bench.workload import engine, model_config, utterances
 from indextts_job.checkpoint.attempt_record import AttemptRecord
 from indextts_job.checkpoint.fence import Fence
@@ -56,6 +60,8 @@ Tensors = dict[str, torch.Tensor]
 Wait = Callable[[], float | None]
 """Returns when what was begun is durable, with the seconds since the call if it knows them better."""
 MIB = 2**20
+FREE_COPIES = 4
+"""Of the bytes that are saved: as much memory as the hungriest rival takes, and the server's pages."""
 WIDTH = 512
 BARE = "bare parallel PUT, ranged GET"
 
@@ -296,16 +302,26 @@ def installed(module: str) -> Any:  # noqa: ANN401  # a module
         return None
 
 
-def measure(rivals: list[Rival], state: TrainState, rounds: int) -> dict[str, Measured]:
-    """Take turns; the first one does not count, except for memory: later ones find their buffers."""
+def measure(rivals: list[Rival], state: TrainState, rounds: int, rest_s: float = 0.0) -> dict[str, Measured]:
+    """Take turns; the first one does not count, except for memory: later ones find their buffers.
+
+    Args:
+        rivals: Of whom the first is the yardstick.
+        state: What they save.
+        rounds: How often.
+        rest_s: Seconds before a load in which a host may take free memory; 0 = the memory is there.
+    """
     found = {rival.name: Measured() for rival in rivals}
     for turn in range(rounds + 1):
-        for rival in rivals:
+        # Not in a circle: what a rival leaves for the server to tidy would always meet the same one.
+        for rival in random.Random(turn).sample(rivals, len(rivals)):  # noqa: S311
             change(state)
             tensors = tensors_of(state)
+            size = sum(tensor.nbytes for tensor in tensors.values())
             # What the rival before has left: garbage, and pages that the disk has still to write.
             gc.collect()
             os.sync()
+            fault_in(FREE_COPIES * size)
             before = peak_memory_from_here()
             started_s = time.perf_counter()
             wait = rival.save(tensors)
@@ -313,6 +329,10 @@ def measure(rivals: list[Rival], state: TrainState, rounds: int) -> dict[str, Me
             save_s = wait() or time.perf_counter() - started_s
             memory = peak_memory_mib() - before
             gc.collect()
+            if rest_s:
+                time.sleep(rest_s)
+            else:
+                fault_in(FREE_COPIES * size)
             started_s = time.perf_counter()
             rival.load()
             load_s = time.perf_counter() - started_s
@@ -378,6 +398,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mebibytes", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="beginnings of the names of the rivals, with commas; default all")
+    parser.add_argument("--rest", type=float, default=0.0, help="seconds before a load in which memory is given back")
+    parser.add_argument("--no-disk", action="store_true", help="the bucket only")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     made = engine_of(given.mebibytes)
@@ -396,13 +419,17 @@ def main() -> None:
             *torch_rivals(tensors),
             *client_rivals(server),
         ]
-        report("SeaweedFS on loopback", measure(rivals, state, given.rounds), size, copy_s)
+        wanted = tuple(given.only.split(","))
+        rivals = [rival for rival in rivals if rival.name.startswith(wanted)]
+        report("SeaweedFS on loopback", measure(rivals, state, given.rounds, given.rest), size, copy_s)
         last = ours.committed[-1]
         print(f"bytes written by a later save of ours: {last.bytes_written / size:.4f} of the changed ones")
         ours.save(tensors)()
         state.step += 1
         ours.save(tensors)()
         print(f"saved again unchanged: {ours.committed[-1].bytes_written} bytes")
+    if given.no_disk:
+        return
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         ours = Ours(f"{name}/ours", state, made)
         rivals = [Rival("indextts-job, fsynced", ours.save, ours.load), *local_rivals(Path(name).resolve(), tensors)]

@@ -23,6 +23,7 @@ import fsspec
 import yaml
 
 from bench.data import upload
+from bench.timing import fault_in
 from indextts_job.data.dataset import Limits
 from indextts_job.data.sharding import write_shards
 from indextts_job.data.sources import load_dataset
@@ -35,6 +36,8 @@ from indextts_job.storage.files import read_yaml
 from tests.support.servers import client_environment, running, seaweedfs
 
 SAMPLES, WIDTH, LAYERS = 1000, 1280, 2
+FREE_BYTES = 3 * 2**30
+"""Memory that a start finds, and its server."""
 
 
 def configuration(folder: Path, cache: Path) -> Path:
@@ -70,6 +73,7 @@ class Started:
 
 def first_step(path: Path) -> Started:
     """Start the trainer, and stop it behind its first step."""
+    fault_in(FREE_BYTES)
     started_s = time.perf_counter()
     command = [sys.executable, "-m", "indextts_job", "train", str(path)]
     account, seconds, ready_s = "", 0.0, 0.0
@@ -88,6 +92,7 @@ def first_step(path: Path) -> Started:
 
 def imports() -> float:
     """What the trainer imports, in a process of its own."""
+    fault_in(FREE_BYTES)
     started_s = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import indextts_job.attempt.run, s3fs"], check=True)
     return time.perf_counter() - started_s
@@ -131,6 +136,7 @@ def measure(folder: Path, rounds: int, size: int) -> None:
         if filesystem.exists("bucket/run"):
             filesystem.rm("bucket/run", recursive=True)
         importing.append(imports())
+        fault_in(FREE_BYTES)
         reading.append(one_read())
         bare, other = folder / f"cache-{turn}", folder / f"other-{turn}"
         found.setdefault("fresh, bare node", []).append(first_step(configuration(folder, bare)))

@@ -1,11 +1,17 @@
 """Run work in a daemon thread, which ends with the process."""
 
+import contextlib
+import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
 T = TypeVar("T")
+
+GIVES_WAY = 10
+"""Niceness of work that nothing waits for: about a tenth of a processor that somebody else wants."""
 
 
 def begin(work: Callable[[], T], name: str) -> Future[T]:
@@ -26,3 +32,11 @@ def begin(work: Callable[[], T], name: str) -> Future[T]:
     # Not an executor: the interpreter waits for its threads at exit, also for one in a read that hangs.
     threading.Thread(target=run, name=name, daemon=True).start()
     return future
+
+
+def give_way() -> None:
+    """Lower the priority of the calling thread: for work that nothing waits for, beside work that somebody does."""
+    # Linux has priorities of threads; elsewhere this would be that of the process.
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), GIVES_WAY)

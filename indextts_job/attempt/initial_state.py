@@ -45,6 +45,12 @@ class Origin:
     source: str = ""
     """Path or URL of the old trainer's file; empty otherwise."""
 
+    @property
+    def holds_moments(self) -> bool:
+        """Whether the values include all moments. A checkpoint of step 0 holds none."""
+        point = self.point
+        return point is not None and point.name.step > 0 and any(key.startswith(FIRST_MOMENT) for key in point.tensors)
+
 
 def origin_of(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emit) -> Origin:
     """Determine the source of the first state.
@@ -116,7 +122,7 @@ def fill(  # by name what an empty state needs
         slots: Codes of the language rows that the training set uses.
     """
     if origin.point:
-        _restore(state, origin.point, own)
+        _restore(state, origin.point, own, moments=origin.holds_moments)
     elif origin.imported:
         install(state, origin.imported, recipe.global_batch_samples)
     elif origin.base:
@@ -125,11 +131,10 @@ def fill(  # by name what an empty state needs
         state.carried = Carried(tensors=carried_tensors(state.model, origin.base))
 
 
-def _restore(state: TrainState, point: ResumePoint, own: CheckpointStore) -> None:
+def _restore(state: TrainState, point: ResumePoint, own: CheckpointStore, *, moments: bool) -> None:
     values = point.manifest.values
     state.load_weights(point.tensors)
-    # A checkpoint of step 0 holds no moments.
-    if any(key.startswith(FIRST_MOMENT) for key in point.tensors):
+    if moments:
         state.load_moments(point.tensors, point.name.step)
     # The precision may have changed with the hardware; a scale has a meaning in float16 only.
     if values.scaler and state.scaler.is_enabled():

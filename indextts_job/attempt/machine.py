@@ -86,6 +86,8 @@ def empty_state(
     optimizer: OptimizerConfig,
     new_rows_factor: float,
     owned: Sequence[bool],
+    *,
+    moments_loaded: bool = False,
 ) -> TrainState:
     """A state on the device, with all its memory allocated and without values.
 
@@ -95,13 +97,16 @@ def empty_state(
         optimizer: Settings of the optimizer.
         new_rows_factor: Learning rate of new vocabulary rows in multiples of the schedule's.
         owned: For each parameter, whether this rank writes it to checkpoints (and updates it, if moments are sharded).
+        moments_loaded: The moments are loaded behind this call; otherwise they are zero.
     """
     model.to(plan.device)
     # Also without sharded moments each rank writes only its part: writes of all ranks run in parallel.
     own = {name for (name, _), mine in zip(model.named_parameters(), owned, strict=True) if mine}
     return TrainState(
         model=model,
-        optimizer=build_optimizer(model, optimizer, own if plan.shard_optimizer else None, new_rows_factor),
+        optimizer=build_optimizer(
+            model, optimizer, own if plan.shard_optimizer else None, new_rows_factor, loaded=moments_loaded
+        ),
         scaler=torch.amp.GradScaler(plan.device, enabled=plan.precision == "float16"),
         own=own,
     )

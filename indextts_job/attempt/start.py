@@ -90,7 +90,9 @@ def build(  # noqa: PLR0913  # all by name
     mine = [owner == group.rank for owner in owners]
     sharded = owners if plan.shard_optimizer else ()
     with state_must_fit(facts, plan, model.vocabulary.sizes(inputs.model), group.world_size):
-        state = empty_state(model, plan, config.optimizer, config.schedule.new_rows_factor, mine)
+        state = empty_state(
+            model, plan, config.optimizer, config.schedule.new_rows_factor, mine, moments_loaded=origin.holds_moments
+        )
         gradients = GradientSum(state.model.parameters(), group, sharded)
     engine = Engine(
         model=state.model,

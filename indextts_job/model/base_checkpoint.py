@@ -85,7 +85,7 @@ def as_base(state: Mapping[str, Any], config: GPTConfig, where: str) -> BaseChec
     tensors = demand_tensors(state, config, where)
     pieces = tensors["text_embedding.weight"].shape[0] - 1
     # Only the trained weights are checked. The file is mapped, and checking the others would read all of it.
-    broken = [key for key in trained_shapes(config, pieces + 1) if not _finite(tensors[key])]
+    broken = [key for key in trained_shapes(config, pieces + 1) if not all_finite(tensors[key])]
     if broken:
         findings = [f"{key}: NaN or infinity" for key in broken]
         advice = "A training that broke down may have written it. Take an earlier one, or the released gpt.pth."
@@ -93,8 +93,11 @@ def as_base(state: Mapping[str, Any], config: GPTConfig, where: str) -> BaseChec
     return BaseCheckpoint(tensors, pieces, version=config.version)
 
 
-def _finite(tensor: Tensor) -> bool:
-    # One pass without a copy. With a NaN in the tensor both results are NaN.
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
+    if not tensor.numel():
+        return True
+    # One pass without a copy, a fifth of the time of `isfinite`. With a NaN in the tensor both results are NaN.
     low, high = torch.aminmax(tensor)
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
@@ -204,7 +207,8 @@ def initialise(
     """
     # On the CPU, so that a run starts with the same rows on every machine.
     generator = torch.Generator().manual_seed(seed)
-    tensors = {key: value for key, value in base.tensors.items() if key in model.state_dict()}
+    own = model.state_dict().keys()
+    tensors = {key: value for key, value in base.tensors.items() if key in own}
     if model.vocabulary.extended:
         for key in TEXT_TABLES:
             known = (trained_rows or {}).get(key, base.tensors[key][:0])

@@ -10,16 +10,20 @@ import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from indextts_job.errors import DataError
+from indextts_job.hashing import Buffer
 from indextts_job.redaction import redacted
 from indextts_job.storage import files
 from indextts_job.storage.errors import translated
 from indextts_job.storage.remote_files import Bytes
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _FOREIGN = re.compile(r"(?:Unsupported global: GLOBAL|Unsupported class) ([\w.]+)")
@@ -50,9 +54,41 @@ def read_torch_file(url: str, what: str, key: str) -> Any:  # noqa: ANN401  # wh
                 return _load(path, shown, mapped=True)
         path = None
     # A local file that is missing comes here too, for the message that names the configuration key.
-    content = files.read_input(url, what, key) if path is None else path.tobytes()
-    _demand_archive(io.BytesIO(content), len(content), shown)
-    return _load(io.BytesIO(content), shown, mapped=False)
+    content = files.read_input(url, what, key) if path is None else path.data
+    _demand_archive(_InMemory(content), len(content), shown)
+    return _load(_InMemory(content), shown, mapped=False)
+
+
+class _InMemory(io.RawIOBase, BinaryIO):
+    """Bytes as a file. `BytesIO` would copy those of an array, and a base checkpoint has gigabytes."""
+
+    def __init__(self, content: Buffer) -> None:
+        super().__init__()
+        self._content = memoryview(content).cast("B")
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._content)}[whence]
+        if start + offset < 0:
+            raise ValueError(f"{start + offset} lies before the beginning")
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, place: "WriteableBuffer") -> int:
+        into = memoryview(place).cast("B")
+        part = self._content[self._at : self._at + len(into)]
+        into[: len(part)] = part
+        self._at += len(part)
+        return len(part)
 
 
 def _copy_of(url: str) -> Path | Bytes | None:

@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
-import torch
 from torch import Tensor
 
 from indextts_job.checkpoint.tensor_names import BASE
 from indextts_job.checkpoint.values import CheckpointValues, ReferenceLosses
+from indextts_job.model.base_checkpoint import all_finite
 from indextts_job.resume.reference import Reference
 from indextts_job.training.engine import Engine
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
@@ -78,7 +78,7 @@ def _computes_the_same(engine: Engine, reference: Reference, recorded: Reference
 
 
 def _finite(state: TrainState) -> Check:
-    bad = [name for name, value in state.model.named_parameters() if not bool(torch.isfinite(value).all())]
+    bad = [name for name, value in state.model.named_parameters() if not all_finite(value)]
     count = len(list(state.model.parameters()))
     text = f"{', '.join(bad[:3])} of {count} tensors hold NaN or infinity" if bad else f"{count} tensors finite"
     return Check("weights", not bad, text)
@@ -113,9 +113,9 @@ def _moment_problem(value: Tensor, kept: Mapping[str, Tensor], step: int) -> str
         return "shapes differ"
     if int(kept["step"]) != step:
         return f"{int(kept['step'])} updates, step {step}"
-    if not bool(torch.isfinite(first).all() & torch.isfinite(second).all()):
+    if not all_finite(first) or not all_finite(second):
         return "NaN or infinity"
-    return "a negative second moment" if bool((second < 0).any()) else ""
+    return "a negative second moment" if bool(second.min() < 0) else ""
 
 
 def _position(state: TrainState, values: CheckpointValues) -> Check:

@@ -26,7 +26,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from indextts_job.background import begin
+from indextts_job.background import begin, give_way
 from indextts_job.hashing import INTEGRITY_DIGITS, Buffer, integrity_hash
 from indextts_job.storage.remote_files import Bytes
 from indextts_job.storage.urls import local_path
@@ -42,6 +42,9 @@ FORGOTTEN_AFTER_S = 3 * 86400.0
 """Copies that nothing has used for so long belong to runs that have ended or moved."""
 ABANDONED_S = 3600.0
 """An unfinished copy that nothing has been written to for so long is that of a killed process."""
+_reading = threading.BoundedSemaphore(max(1, (os.cpu_count() or 1) // 2))
+"""Reading and hashing copies is bound by the processor. At a start the import of torch runs beside it, for which
+everything waits, so half of the processors stay free."""
 _NAME = re.compile(rf"[0-9a-f]{{{INTEGRITY_DIGITS}}}")
 
 
@@ -91,14 +94,15 @@ class NodeCache:
         path = self._path(name)
         if path is None:
             return None
-        try:
-            with own_file(path) as file:
-                content = np.fromfile(file, np.uint8, count=size_bytes + 1)
-        except (OSError, MemoryError):
-            return None
-        if len(content) == size_bytes and integrity_hash(content.data) == name:
-            _touch(path)
-            return content
+        with _reading:
+            try:
+                with own_file(path) as file:
+                    content = np.fromfile(file, np.uint8, count=size_bytes + 1)
+            except (OSError, MemoryError):
+                return None
+            if len(content) == size_bytes and integrity_hash(content.data) == name:
+                _touch(path)
+                return content
         self._remove(path)
         return None
 
@@ -153,11 +157,15 @@ class NodeCache:
             def write() -> None:
                 self._write(f"{version}-{integrity_hash(content.data)}", content.data)
 
+            def write_later() -> None:
+                give_way()
+                write()
+
             # Other processes of the node wait for the copy. Without them nothing does.
             if self.share.count > 1:
                 write()
             else:
-                begin(write, "copy")
+                begin(write_later, "copy")
             return content
 
     def _file(self, version: str, size_bytes: int) -> Path | None:
@@ -360,6 +368,7 @@ class Copier:
             self._changed.wait_for(lambda: not self._waiting and not self._busy.is_set(), limit_s)
 
     def _run(self) -> None:
+        give_way()
         while True:
             with self._changed:
                 while not self._waiting:

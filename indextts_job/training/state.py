@@ -45,6 +45,8 @@ def build_optimizer(
     config: OptimizerConfig,
     moments_of: Collection[str] | None = None,
     new_rows_factor: float = 1.0,
+    *,
+    loaded: bool = False,
 ) -> torch.optim.AdamW:
     """AdamW over all trained parameters, decaying only where it belongs.
 
@@ -53,6 +55,8 @@ def build_optimizer(
         config: Rates and constants of AdamW.
         moments_of: Names of the parameters that this rank updates; None = all.
         new_rows_factor: Learning rate of new vocabulary rows in multiples of the schedule's.
+        loaded: All moments are loaded before the first update: their memory is not set to zero, which takes as long as
+            a copy of them.
     """
     optimizer = AdamW(
         _parameter_groups(model, config.weight_decay, new_rows_factor),
@@ -63,12 +67,13 @@ def build_optimizer(
     )
     # Moments are allocated now. The first update would allocate them group by group, and running out of memory in
     # between would leave one group updated and the other not.
+    begun = torch.empty_like if loaded else torch.zeros_like
     for name, parameter in model.named_parameters():
         if moments_of is None or name in moments_of:
             optimizer.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
+                "exp_avg": begun(parameter),
+                "exp_avg_sq": begun(parameter),
             }
     return optimizer
 

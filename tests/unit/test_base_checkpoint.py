@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 import yaml
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from indextts_job.demo.world import World
 from indextts_job.errors import ConfigError, DataError
-from indextts_job.model.base_checkpoint import BaseCheckpoint, initialise, load_base_checkpoint
+from indextts_job.model.base_checkpoint import BaseCheckpoint, all_finite, initialise, load_base_checkpoint
 from indextts_job.model.config import GPTConfig, carried_shapes, gpt_config, trained_shapes
 from indextts_job.model.export import export_config, export_state_dict
 from indextts_job.model.unified_voice import UnifiedVoice
@@ -328,3 +329,27 @@ def test_an_export_of_a_configuration_without_a_dataset_section_has_one(document
     for dataset in (None, [1]):
         written = yaml.safe_load(export_config({**document, "dataset": dataset}, Vocabulary(9, 9)))
         assert written["dataset"] == {"bpe_model": "bpe.model"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_one_value_that_is_no_number_is_found_among_many(value: float, dtype: torch.dtype) -> None:
+    tensor = torch.randn(70, 130).to(dtype)
+    assert all_finite(tensor)
+    tensor[69, 129] = value
+    assert not all_finite(tensor)
+
+
+def test_a_tensor_without_values_is_finite() -> None:
+    assert all_finite(torch.empty(0, 8))
+
+
+def test_a_base_in_a_bucket_is_read_from_where_it_lies_in_memory(
+    world: World, config: GPTConfig, state: dict[str, Tensor]
+) -> None:
+    fsspec.filesystem("memory").pipe_file("/bases/gpt.pth", world.base_checkpoint.read_bytes())
+    loaded = load_base_checkpoint("memory://bases/gpt.pth", config)
+    assert all(torch.equal(value, state[key]) for key, value in loaded.tensors.items())
+    fsspec.filesystem("memory").pipe_file("/bases/cut.pth", world.base_checkpoint.read_bytes()[:-100])
+    with pytest.raises(DataError, match="not a readable PyTorch checkpoint"):
+        load_base_checkpoint("memory://bases/cut.pth", config)

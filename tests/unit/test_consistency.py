@@ -117,6 +117,7 @@ def test_a_loss_that_is_not_a_number_is_never_the_same(which: str, monkeypatch: 
         ("frozen rows", lambda s: next(s.state.model.buffers())[7].add_(1e-6)),
         ("moments", lambda s: moment(s, "exp_avg_sq", -1.0)),
         ("moments", lambda s: moment(s, "exp_avg", float("inf"))),
+        ("moments", lambda s: moment(s, "exp_avg_sq", float("nan"))),
         ("moments", lambda s: next(iter(s.state.optimizer.state.values()))["step"].fill_(7)),
         ("position", lambda s: setattr(s.state, "history", History(samples=99))),
         ("position", lambda s: s.record(total_steps=2)),
