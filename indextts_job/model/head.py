@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from indextts_job.model.attention import SIXTEEN_BIT
@@ -42,6 +42,13 @@ class HeadTables:
     def classes(self) -> int:
         """Number of logits."""
         return len(self.weight) + (0 if self.frozen_weight is None else len(self.frozen_weight))
+
+
+def head_tables(weight: Tensor, bias: Tensor) -> HeadTables:
+    """The tables of a head whose rows all train, or, where they are no parameters, none of them."""
+    if isinstance(weight, nn.Parameter):
+        return HeadTables(weight, bias)
+    return HeadTables(weight[:0], bias[:0], weight, bias)
 
 
 def head_loss(hidden: Tensor, tables: HeadTables, columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from indextts_job.model.adapter import AdapterConfig, InOutLinear
 from indextts_job.model.attention import Attend, SampleEdges, attend_with, packed_causal_attention
 from indextts_job.model.memory import Recompute
 
@@ -64,19 +65,6 @@ def _computed_again(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return output
 
 
-class InOutLinear(nn.Module):
-    """A linear layer whose weight is stored [in, out], as in the published blocks: y = x W + b."""
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width_in, width_out))
-        self.bias = nn.Parameter(torch.zeros(width_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[tokens, in] -> [tokens, out]."""
-        return torch.addmm(self.bias, x, self.weight)
-
-
 class Attention(nn.Module):
     """Multi-head causal self-attention."""
 
@@ -122,12 +110,16 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm residual block."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, adapter: AdapterConfig | None = None) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
         self.attn = Attention(width, heads, dropout)
         self.ln_2 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
         self.mlp = MLP(width, dropout)
+        for target in adapter.targets if adapter else ():
+            projection = self.get_submodule(target)
+            assert isinstance(projection, InOutLinear)  # noqa: S101  # the configuration names nothing else
+            projection.adapt(adapter)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """[tokens, dim] -> [tokens, dim]."""
@@ -147,14 +139,20 @@ _RunBlock = Callable[[nn.Module, Tensor, Attend], Tensor]
 class Transformer(nn.Module):
     """The blocks and the final norm. Its inputs are embeddings: it has no token table and no position table."""
 
-    def __init__(self, width: int, layers: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, layers: int, heads: int, dropout: float, adapter: AdapterConfig | None = None
+    ) -> None:
         super().__init__()
         self.dropout = dropout
         self._sizes = width, heads
+        self._adapter = adapter
         self._recompute: Recompute = "nothing"
         self._run_block: _RunBlock = _run_block
         self._compiled: _RunBlock | None = None
-        self.h = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+        first = layers - adapter.last_blocks if adapter and adapter.last_blocks else 0
+        self.h = nn.ModuleList(
+            Block(width, heads, dropout, adapter if number >= first else None) for number in range(layers)
+        )
         self.ln_f = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
 
     @property
@@ -167,7 +165,8 @@ class Transformer(nn.Module):
         self._recompute = what
         for module in self.modules():
             if isinstance(module, MLP):
-                module.recompute_gelu = what == "gelu"
+                # Dropout of an adapter behind the GELU would be drawn anew when it is computed again.
+                module.recompute_gelu = what == "gelu" and not (self._adapter and self._adapter.dropout)
 
     @property
     def compiled(self) -> bool:
@@ -195,7 +194,7 @@ class Transformer(nn.Module):
         """
         width, heads = self._sizes
         with x.device:
-            block = Block(width, heads, self.dropout).train()
+            block = Block(width, heads, self.dropout, self._adapter).train()
         block.mlp.recompute_gelu = self.recompute == "gelu"
         return self._run_block(block, x, attend_with(x, computing_dtype(x), edges))
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from indextts_job.model.adapter import Adapter, LanguageTable, freeze
 from indextts_job.model.attention import SampleEdges
 from indextts_job.model.config import GPTConfig
-from indextts_job.model.head import HeadTables, head_loss
+from indextts_job.model.head import head_loss, head_tables
 from indextts_job.model.rows import take_rows
 from indextts_job.model.transformer import LAYER_NORM_EPSILON, Transformer, computing_dtype
-from indextts_job.model.vocabulary import TextEmbedding, TextHead, Vocabulary
+from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TextEmbedding, TextHead, Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,10 @@ class DeviceBatch:
     edges: SampleEdges
 
 
+def _language_table(rows: int, width: int, adapter: Adapter | None) -> nn.Module:
+    return LanguageTable(rows, width, adapter.language_rows) if adapter else nn.Embedding(rows, width)
+
+
 class PositionTable(nn.Module):
     """Learned position embeddings, under the published name `emb`."""
 
@@ -67,7 +72,9 @@ class PositionTable(nn.Module):
 class UnifiedVoice(nn.Module):
     """The trained modules of IndexTTS's GPT. Parameter names equal the base checkpoint's keys."""
 
-    def __init__(self, config: GPTConfig, vocabulary: Vocabulary, dropout: float) -> None:
+    def __init__(
+        self, config: GPTConfig, vocabulary: Vocabulary, dropout: float, adapter: Adapter | None = None
+    ) -> None:
         super().__init__()
         width = config.model_dim
         self.vocabulary = vocabulary
@@ -76,16 +83,19 @@ class UnifiedVoice(nn.Module):
         self.text_pos_embedding = PositionTable(config.max_text_tokens + 2, width)
         self.mel_pos_embedding = PositionTable(config.max_mel_tokens + 3, width)
         self.version = config.version
+        self.adapter = adapter
         if config.version.language_rows:
-            self.lang_embedding = nn.Embedding(config.version.language_rows, width)
+            self.lang_embedding = _language_table(config.version.language_rows, width, adapter)
         if config.version.speaker_width:
             self.spk_emb_proj = nn.Linear(config.version.speaker_width, width)
         else:
             self.speed_emb = nn.Embedding(2, width)
-        self.gpt = Transformer(width, config.layers, config.heads, dropout)
+        self.gpt = Transformer(width, config.layers, config.heads, dropout, adapter.config if adapter else None)
         self.final_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
         self.text_head = TextHead(vocabulary, width)
         self.mel_head = nn.Linear(width, config.number_mel_codes)
+        if adapter:
+            freeze(self, kept=(NEW_ROWS_SUFFIX,))
 
     def forward(self, batch: DeviceBatch) -> LossSums:
         """Loss sums of one packed micro-batch."""
@@ -95,7 +105,7 @@ class UnifiedVoice(nn.Module):
         texts, codes = torch.split(predicting, [len(batch.text_targets), len(batch.code_targets)])
         text_sum, _ = head_loss(texts, self.text_head.tables(), self.text_head.columns(batch.text_targets))
         mel_sum, mel_correct = head_loss(
-            codes, HeadTables(self.mel_head.weight, self.mel_head.bias), batch.code_targets
+            codes, head_tables(self.mel_head.weight, self.mel_head.bias), batch.code_targets
         )
         return LossSums(text_sum, mel_sum, mel_correct)
 

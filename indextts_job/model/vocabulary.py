@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from indextts_job.checkpoint.values import VocabularyRecord
 from indextts_job.model.config import GPTConfig
-from indextts_job.model.head import HeadTables
+from indextts_job.model.head import HeadTables, head_tables
 from indextts_job.model.memory import Sizes
 
 NEW_ROW_STD = 0.02
@@ -153,7 +153,7 @@ class TextHead(nn.Module):
     def tables(self) -> HeadTables:
         """The trained rows and the frozen ones."""
         if not self.vocabulary.extended:
-            return HeadTables(self.weight, self.bias)
+            return head_tables(self.weight, self.bias)
         return HeadTables(self.weight_new, self.bias_new, self.weight, self.bias)
 
     def columns(self, ids: Tensor) -> Tensor:
