@@ -30,7 +30,7 @@ from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.training.engine import Engine, to_device
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
-from indextts_job.training.state import build_optimizer
+from indextts_job.training.state import RowFactors, build_optimizer
 from indextts_job.training.step import train_step
 
 BASE_PIECES, NEW_PIECES, CODES = 400, 300, 128
@@ -153,7 +153,7 @@ def pretrained(config: GPTConfig, seed: int) -> Tables:
 
 
 def _engine(model: UnifiedVoice, factor: float) -> Engine:
-    optimizer = build_optimizer(model, OptimizerConfig(), new_rows_factor=factor)
+    optimizer = build_optimizer(model, OptimizerConfig(), factors=RowFactors(pieces=factor))
     return Engine(
         model=model.train(),
         optimizer=optimizer,

@@ -17,6 +17,7 @@ from indextts_job.config_values import converted, shown
 from indextts_job.data.manifest import DataConfig
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareConfig
+from indextts_job.model.adapter_config import AdapterConfig
 from indextts_job.preemption.deadline import PreemptionConfig
 from indextts_job.redaction import redacted
 from indextts_job.report.events import ReportConfig
@@ -70,6 +71,7 @@ class RunConfig:
     inputs: InputsConfig = field(default_factory=InputsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)

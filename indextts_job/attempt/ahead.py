@@ -5,7 +5,6 @@ import contextlib
 from indextts_job.attempt.copies import copies_of_inputs, copies_of_run
 from indextts_job.background import begin
 from indextts_job.checkpoint.ahead import ObjectsAhead
-from indextts_job.checkpoint.tensor_names import RESUMED
 from indextts_job.config import RunConfig
 from indextts_job.data.manifest import is_manifest, parse_source
 from indextts_job.data.shard_index import INDEX
@@ -48,7 +47,7 @@ def _begin_large(config: RunConfig, ahead: ObjectsAhead) -> None:
     with contextlib.suppress(IndexTTSJobError):
         storage = open_storage(config.run, config.storage)
         resumes = config.resume.source in ("auto", "own", "none")
-        if resumes and not ahead.begin(storage, copies_of_run(config), RESUMED):
+        if resumes and not ahead.begin(storage, copies_of_run(config)):
             # A run with a checkpoint does not read the base, which is gigabytes.
             base = config.inputs.base_checkpoint
             if not files.is_local(base):

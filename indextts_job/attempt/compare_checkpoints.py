@@ -9,12 +9,13 @@ import torch
 from indextts_job.checkpoint.history import Losses
 from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name
 from indextts_job.checkpoint.store import CheckpointStore
-from indextts_job.checkpoint.tensor_names import BASE, TEXT_TABLES, WEIGHTS
+from indextts_job.checkpoint.tensor_names import BASE, WEIGHTS
 from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Limits
 from indextts_job.data.sources import load_dataset
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareFacts, Needs, Plan, make_plan
+from indextts_job.model.adapter import Adapter
 from indextts_job.model.batch import collate
 from indextts_job.model.config import GPTConfig, gpt_config
 from indextts_job.model.unified_voice import UnifiedVoice
@@ -119,12 +120,14 @@ def _loaded(
     facts: HardwareFacts,
     longest: int,
 ) -> tuple[TrainState, Plan]:
-    model = UnifiedVoice(model_config, Vocabulary.recorded(manifest.values.vocabulary), 0.0)
+    values = manifest.values
+    adapter = Adapter.recorded(values.adapter) if values.adapter else None
+    model = UnifiedVoice(model_config, Vocabulary.recorded(values.vocabulary), 0.0, adapter)
     # Planned per checkpoint: their vocabularies may differ in size.
-    needs = Needs(sizes=model.vocabulary.sizes(model_config), longest_tokens=longest)
+    needs = Needs(sizes=model.sizes, longest_tokens=longest)
     plan = make_plan(facts, config.hardware, needs)
     model.to(plan.device)
-    frozen = tuple(BASE + key for key in TEXT_TABLES)
+    frozen = tuple(BASE + name for name, _ in model.named_buffers())
     state = TrainState(
         model=model,
         # An evaluation updates nothing, so no moments: they would double the memory.

@@ -13,6 +13,8 @@ from indextts_job.config import RunConfig
 from indextts_job.data.order import derive_seed
 from indextts_job.errors import UnavailableError
 from indextts_job.legacy.adoption import Imported
+from indextts_job.model.adapter import Adapter
+from indextts_job.model.adapter_config import AdapterConfig
 from indextts_job.model.base_checkpoint import (
     LANGUAGE_TABLE,
     BaseCheckpoint,
@@ -21,6 +23,7 @@ from indextts_job.model.base_checkpoint import (
     split_rows,
 )
 from indextts_job.model.languages import TRAINED, row_of
+from indextts_job.model.merge import published
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, Vocabulary
 from indextts_job.report.events import Emit
 from indextts_job.resume.points import ResumePoint
@@ -42,6 +45,8 @@ class Origin:
     """Trained vocabulary rows that follow those of the base, by name of the text table."""
     imported: Imported | None = None
     """The state of the old trainer, if its position is taken over."""
+    adapter: Adapter | None = None
+    """What trains in place of all weights; None = these."""
     source: str = ""
     """Path or URL of the old trainer's file; empty otherwise."""
 
@@ -67,10 +72,13 @@ def origin_of(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emi
     """
     point = selection.point
     if point and not selection.weights_only:
-        return Origin(vocabulary=Vocabulary.recorded(point.manifest.values.vocabulary), point=point)
+        values = point.manifest.values
+        adapter = Adapter.recorded(values.adapter, config.adapter.dropout) if values.adapter else None
+        return Origin(vocabulary=Vocabulary.recorded(values.vocabulary), point=point, adapter=adapter)
+    adapter = _adapter(config.adapter, inputs)
     if point:
         base = _weights_as_base(point, inputs)
-        return Origin(vocabulary=_on(base, inputs), base=base, rows=_trained_rows(point))
+        return Origin(vocabulary=_on(base, inputs), base=base, rows=_trained_rows(point), adapter=adapter)
     # The base was not read because the run had checkpoints a moment ago. Another start will read it.
     if inputs.base is None:
         raise UnavailableError(f"{config.run}: its checkpoints vanished while it was being started. Start again.")
@@ -79,7 +87,14 @@ def origin_of(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emi
         return Origin(vocabulary=_on(base, inputs), base=base, imported=imported, source=source)
     # An export of a run may serve as base: its own base rows stay frozen, the rows behind them go on training.
     base, rows = split_rows(inputs.base)
-    return Origin(vocabulary=_on(base, inputs), base=base, rows=rows)
+    return Origin(vocabulary=_on(base, inputs), base=base, rows=rows, adapter=adapter)
+
+
+def _adapter(config: AdapterConfig, inputs: Inputs) -> Adapter | None:
+    """The adapter of a new run, with the rows of languages that the release was not trained on."""
+    if not config.rank:
+        return None
+    return Adapter(config, tuple(row_of(slot) for slot in inputs.slots if slot not in TRAINED))
 
 
 def _on(base: BaseCheckpoint, inputs: Inputs) -> Vocabulary:
@@ -153,10 +168,10 @@ def _restore(state: TrainState, point: ResumePoint, own: CheckpointStore, *, mom
 def _weights_as_base(point: ResumePoint, inputs: Inputs) -> BaseCheckpoint:
     """The weights of a checkpoint as a base; its frozen rows stay those of its own base."""
     tensors = point.store.load(point.manifest, (BASE,))
-    full = below(BASE, tensors)
-    # Trained weights replace those of the base; new rows have no place in the base's tables and come on their own.
-    weights = below(WEIGHTS, point.tensors)
-    full |= {key: value for key, value in weights.items() if not key.endswith(NEW_ROWS_SUFFIX)}
+    # New rows have no place in the base's tables and come on their own.
+    weights = {key: value for key, value in below(WEIGHTS, point.tensors).items() if not key.endswith(NEW_ROWS_SUFFIX)}
+    values = point.manifest.values
+    full = published(weights, below(BASE, tensors), Vocabulary.recorded(values.vocabulary), values.adapter)
     return BaseCheckpoint(
         full,
         full["text_embedding.weight"].shape[0] - 1,

@@ -32,14 +32,14 @@ from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.engine import Engine
 from indextts_job.training.probe import CudaMeter, measured_line
 from indextts_job.training.recipe import OptimizerConfig
-from indextts_job.training.state import TrainState, build_optimizer
+from indextts_job.training.state import RowFactors, TrainState, build_optimizer
 
 
 def shared_plan(
     facts: HardwareFacts, config: HardwareConfig, inputs: Inputs, model: UnifiedVoice, group: ProcessGroup
 ) -> Plan:
     """The plan of this attempt. Fields that must be equal on all ranks are."""
-    needs = Needs(sizes=model.vocabulary.sizes(inputs.model), longest_tokens=inputs.longest[0])
+    needs = Needs(sizes=model.sizes, longest_tokens=inputs.longest[0])
     return agreed_plan(make_plan(facts, config, needs, group.world_size), group)
 
 
@@ -84,7 +84,7 @@ def empty_state(
     model: UnifiedVoice,
     plan: Plan,
     optimizer: OptimizerConfig,
-    new_rows_factor: float,
+    factors: RowFactors,
     owned: Sequence[bool],
     *,
     moments_loaded: bool = False,
@@ -95,7 +95,7 @@ def empty_state(
         model: The model, on the host.
         plan: Device and precision.
         optimizer: Settings of the optimizer.
-        new_rows_factor: Learning rate of new vocabulary rows in multiples of the schedule's.
+        factors: Learning rates of rows that train by themselves.
         owned: For each parameter, whether this rank writes it to checkpoints (and updates it, if moments are sharded).
         moments_loaded: The moments are loaded behind this call; otherwise they are zero.
     """
@@ -105,7 +105,7 @@ def empty_state(
     return TrainState(
         model=model,
         optimizer=build_optimizer(
-            model, optimizer, own if plan.shard_optimizer else None, new_rows_factor, loaded=moments_loaded
+            model, optimizer, own if plan.shard_optimizer else None, factors, loaded=moments_loaded
         ),
         scaler=torch.amp.GradScaler(plan.device, enabled=plan.precision == "float16"),
         own=own,

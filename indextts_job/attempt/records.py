@@ -164,6 +164,7 @@ def constant_values(config: RunConfig, inputs: Inputs, start: Start, machine: En
             pieces=vocabulary.pieces, base_pieces=vocabulary.base_pieces, inserted_at=vocabulary.inserted_at
         ),
         trained_languages=start.trained_languages,
+        adapter=start.state.model.adapter.record() if start.state.model.adapter else None,
         model=str(inputs.model.version),
         parameters=ParametersRecord(trained=count_parameters(start.state.model)),
         lineage=_without_secrets(start.lineage),

@@ -39,7 +39,7 @@ from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.engine import Engine
 from indextts_job.training.gradients import GradientSum
 from indextts_job.training.schedule import RATE_FACTOR, learning_rate
-from indextts_job.training.state import Carried, TrainState, count_parameters, owners_of
+from indextts_job.training.state import Carried, RowFactors, TrainState, count_parameters, owners_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,16 +83,15 @@ def build(  # noqa: PLR0913  # all by name
         emit: Gets lines about hardware, plan, vocabulary and model.
     """
     origin = origin_of(config, inputs, selection, emit)
-    model = UnifiedVoice(inputs.model, origin.vocabulary, config.recipe.dropout)
+    model = UnifiedVoice(inputs.model, origin.vocabulary, config.recipe.dropout, origin.adapter)
     plan = shared_plan(facts, config.hardware, inputs, model, group)
     owners = owners_of(model, group.world_size)
     configure_torch(config.hardware, plan)
     mine = [owner == group.rank for owner in owners]
     sharded = owners if plan.shard_optimizer else ()
-    with state_must_fit(facts, plan, model.vocabulary.sizes(inputs.model), group.world_size):
-        state = empty_state(
-            model, plan, config.optimizer, config.schedule.new_rows_factor, mine, moments_loaded=origin.holds_moments
-        )
+    with state_must_fit(facts, plan, model.sizes, group.world_size):
+        factors = RowFactors(pieces=config.schedule.new_rows_factor, languages=config.adapter.rows_factor)
+        state = empty_state(model, plan, config.optimizer, factors, mine, moments_loaded=origin.holds_moments)
         gradients = GradientSum(state.model.parameters(), group, sharded)
     engine = Engine(
         model=state.model,
@@ -194,14 +193,16 @@ def _describe(config: RunConfig, facts: HardwareFacts, plan: Plan, state: TrainS
 def _languages_text(state: TrainState, base: BaseCheckpoint, slots: Collection[str]) -> str:
     """The norms of the rows in use, beside those of the languages that the release was trained on."""
     # Rows of a release that nobody has trained may hold anything. A norm far from the others' shows it.
-    table, start = base.tensors[LANGUAGE_TABLE], state.model.lang_embedding.weight
+    table = base.tensors[LANGUAGE_TABLE]
 
-    def norm(rows: Tensor, code: str) -> str:
-        return f"{rows[row_of(code)].float().norm().item():.2f}"
+    def norm(row: Tensor) -> str:
+        return f"{row.detach().float().norm().item():.2f}"
 
-    others = ", ".join(f"{code} {norm(table, code)}" for code in TRAINED)
+    others = ", ".join(f"{code} {norm(table[row_of(code)])}" for code in TRAINED)
     used = ", ".join(
-        f"{code} (row {row_of(code)}) {norm(start, code)}, in the base checkpoint {norm(table, code)}" for code in slots
+        f"{code} (row {row_of(code)}) {norm(state.model.language_row(row_of(code)))}, in the base checkpoint "
+        f"{norm(table[row_of(code)])}"
+        for code in slots
     )
     return f"norms of the rows in use: {used}; of the languages of the release: {others}"
 

@@ -17,6 +17,7 @@ from indextts_job.checkpoint.manifest import (
     parse_file_name,
     parse_manifest,
 )
+from indextts_job.checkpoint.tensor_names import resumed
 from indextts_job.hashing import integrity_hash
 from indextts_job.storage.node_cache import NodeCache, through
 from indextts_job.storage.remote_files import Bytes
@@ -35,13 +36,12 @@ class ObjectsAhead:
         self.from_storage: set[str] = set()
         """Keys of those that were read from the run's storage and found whole there."""
 
-    def begin(self, storage: RunStorage, copies: NodeCache | None, prefixes: Sequence[str]) -> bool:
-        """Begin to read the tensors of the newest checkpoint.
+    def begin(self, storage: RunStorage, copies: NodeCache | None) -> bool:
+        """Begin to read the tensors of the newest checkpoint that a resume needs.
 
         Args:
             storage: The run.
             copies: Copies of its objects on this node.
-            prefixes: Beginnings of the names of the tensors.
 
         Returns:
             Whether there is a checkpoint.
@@ -52,7 +52,8 @@ class ObjectsAhead:
         manifest = _newest(storage)
         if manifest is None:
             return False
-        wanted = {entry.object for key, entry in manifest.tensors.items() if key.startswith(tuple(prefixes))}
+        needed = resumed(manifest.tensors)
+        wanted = {entry.object for key, entry in manifest.tensors.items() if key.startswith(needed)}
         pool = ThreadPoolExecutor(READERS, thread_name_prefix="ahead")
         for stored in in_turn([manifest.objects[key] for key in sorted(wanted)], copies):
             if not self._closed:

@@ -65,6 +65,18 @@ class VocabularyRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRecord:
+    """The low-rank adapter that a run trains in place of its weights."""
+
+    rank: AtLeastOne
+    alpha: float
+    targets: tuple[str, ...]
+    last_blocks: Count
+    language_rows: tuple[Count, ...] = ()
+    """Rows of the language table that train, in the order of the stored rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParametersRecord:
     """Numbers of parameters."""
 
@@ -140,6 +152,8 @@ class CheckpointValues:
     """`state_dict` of the float16 loss scaler; None in other precisions."""
     trained_languages: tuple[str, ...] = ()
     """Codes of the language rows that this run and those before it train; empty where the model has none."""
+    adapter: AdapterRecord | None = None
+    """None where all weights train."""
     model: str = ""
     """Version of the model; empty in a checkpoint of an earlier release."""
     learning_rate: float | None = None
@@ -169,6 +183,8 @@ class CheckpointValues:
             del document["trained_languages"]  # a model without a language table
         if not self.model:
             del document["model"]
+        if self.adapter is None:
+            del document["adapter"]
         return document
 
 

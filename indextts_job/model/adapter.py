@@ -9,43 +9,20 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from indextts_job.bounds import Bounds
+from indextts_job.checkpoint.tensor_names import FIRST_FACTOR
+from indextts_job.checkpoint.values import AdapterRecord
 from indextts_job.hashing import integrity_digest
+from indextts_job.model.adapter_config import SIZES, AdapterConfig
 
-PROJECTIONS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-"""Matrices of a block that can be adapted; two are called `c_proj`, so the path counts."""
-FACTORS = ("lora_A", "lora_B")
+FACTORS = (FIRST_FACTOR, "lora_B")
 LANGUAGE_ROWS = "weight_rows"
 """`lang_embedding.weight_rows` holds the rows of the languages that train."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterConfig:
-    """A low-rank adapter in place of full fine-tuning."""
-
-    rank: Annotated[int, Bounds(0, 1024)] = 0
-    """Rank of the factors; 0 = no adapter, everything trains. 8 to 16 for one voice, 32 for a language."""
-    alpha: Annotated[float, Bounds(0, 1e4)] = 64.0
-    """The adapter counts alpha / rank times. 0 = the base path, bit for bit."""
-    dropout: Annotated[float, Bounds(0, 1, below=True)] = 0.0
-    """Dropout on the adapter's input."""
-    targets: tuple[str, ...] = PROJECTIONS
-    """Adapted matrices of each block."""
-    last_blocks: Annotated[int, Bounds(0, 1024)] = 0
-    """Only so many blocks, counted from the last one; 0 = all."""
-    rows_factor: Annotated[float, Bounds(0, 1000)] = 10.0
-    """Learning rate of language rows, in multiples of the schedule's."""
-
-    @property
-    def scale(self) -> float:
-        """What the product of the factors is multiplied by."""
-        return self.alpha / self.rank if self.rank else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +32,44 @@ class Adapter:
     config: AdapterConfig
     language_rows: tuple[int, ...] = ()
     """Rows of the language table that train."""
+
+    @classmethod
+    def recorded(cls, record: AdapterRecord, dropout: float = 0.0) -> Self:
+        """The adapter that a checkpoint records.
+
+        Args:
+            record: What it records.
+            dropout: Of the present settings.
+        """
+        config = AdapterConfig(
+            rank=record.rank,
+            alpha=record.alpha,
+            dropout=dropout,
+            targets=record.targets,
+            last_blocks=record.last_blocks,
+        )
+        return cls(config, record.language_rows)
+
+    def record(self) -> AdapterRecord:
+        """What a checkpoint records."""
+        config = self.config
+        return AdapterRecord(
+            rank=config.rank,
+            alpha=config.alpha,
+            targets=config.targets,
+            last_blocks=config.last_blocks,
+            language_rows=self.language_rows,
+        )
+
+    def parameters(self, width: int, layers: int) -> int:
+        """Number of values of factors and rows.
+
+        Args:
+            width: Width of the model.
+            layers: Number of its blocks.
+        """
+        sizes = sum(sum(SIZES[target]) for target in self.config.targets) * width * self.config.rank
+        return sizes * (min(layers, self.config.last_blocks) or layers) + len(self.language_rows) * width
 
 
 class InOutLinear(nn.Module):
@@ -117,7 +132,7 @@ def freeze(model: nn.Module, kept: tuple[str, ...]) -> None:
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
     """Inside, the model is its base: factors and language rows count for nothing. New pieces have no base."""
-    adapted = [module for module in model.modules() if getattr(module, "adapted", False) is True]
+    adapted = [module for module in model.modules() if isinstance(module, InOutLinear | LanguageTable) and module.adapted]
     for module in adapted:
         module.adapted = False
     try:

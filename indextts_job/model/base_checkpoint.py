@@ -14,6 +14,7 @@ from torch import Tensor
 
 from indextts_job.checkpoint.tensor_names import TEXT_TABLES
 from indextts_job.errors import ConfigError, DataError, findings_message
+from indextts_job.model.adapter import FACTORS, LANGUAGE_ROWS, initial_factor
 from indextts_job.model.config import GPTConfig, carried_shapes, of_version, trained_shapes
 from indextts_job.model.languages import NAMES
 from indextts_job.model.torch_file import read_torch_file, unusual
@@ -214,12 +215,24 @@ def initialise(
             known = (trained_rows or {}).get(key, base.tensors[key][:0])
             fresh = initial_rows(base.tensors[key], model.vocabulary.new_rows - len(known), how, generator)
             tensors[key + NEW_ROWS_SUFFIX] = torch.cat([known.float(), fresh])
-    if language_rows:
-        table = tensors[LANGUAGE_TABLE].clone()
-        for row, value in language_rows.items():
-            table[row] = value
-        tensors[LANGUAGE_TABLE] = table
+    if model.version.language_rows:
+        tensors |= _language_rows(model, base, language_rows or {})
+    if model.adapter:
+        factors = {name: value for name, value in model.named_parameters() if name.endswith(FACTORS)}
+        tensors |= {name: initial_factor(name, value.shape, seed) for name, value in factors.items()}
     model.load_state_dict(tensors, strict=True)
+
+
+def _language_rows(model: UnifiedVoice, base: BaseCheckpoint, starts: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    """The language table with its start values; beside an adapter the table is constant, and the rows stand apart."""
+    table = base.tensors[LANGUAGE_TABLE].clone()
+    for row, value in starts.items():
+        table[row] = value
+    if model.adapter is None:
+        return {LANGUAGE_TABLE: table}
+    if not model.adapter.language_rows:
+        return {}
+    return {LANGUAGE_TABLE.replace("weight", LANGUAGE_ROWS): table[list(model.adapter.language_rows)].float()}
 
 
 def split_rows(base: BaseCheckpoint) -> tuple[BaseCheckpoint, dict[str, Tensor]]:

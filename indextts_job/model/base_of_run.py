@@ -1,9 +1,6 @@
 """A run, or one of its checkpoints, as the base of another run: the tensors of its export, without writing one."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-
-from torch import Tensor
 
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import MANIFESTS, parse_file_name
@@ -12,7 +9,8 @@ from indextts_job.checkpoint.tensor_names import BASE, WEIGHTS, below
 from indextts_job.errors import ConfigError
 from indextts_job.model.base_checkpoint import BaseCheckpoint, as_base, load_base_checkpoint
 from indextts_job.model.config import GPTConfig
-from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, Vocabulary, join_rows
+from indextts_job.model.merge import published
+from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.redaction import redacted
 from indextts_job.storage import files
 from indextts_job.storage.remote_storage import open_storage
@@ -62,23 +60,11 @@ def _base_of(store: CheckpointStore, name: retention.CheckpointName, shown: str,
     manifest = store.manifest(name)
     tensors = store.load(manifest, (WEIGHTS, BASE))
     vocabulary = Vocabulary.recorded(manifest.values.vocabulary)
-    base = as_base(_published(tensors, vocabulary.new_rows_at), config, shown)
+    full = published(below(WEIGHTS, tensors), below(BASE, tensors), vocabulary, manifest.values.adapter)
+    base = as_base(full, config, shown)
     return replace(
         base,
         frozen_pieces=vocabulary.base_pieces,
         new_pieces_at=vocabulary.inserted_at,
         languages=manifest.values.trained_languages,
     )
-
-
-def _published(tensors: Mapping[str, Tensor], new_rows_at: int) -> dict[str, Tensor]:
-    """A checkpoint's tensors under their published names, text tables joined of frozen and new rows."""
-    published = below(BASE, tensors)
-    for key, value in below(WEIGHTS, tensors).items():
-        table = key.removesuffix(NEW_ROWS_SUFFIX)
-        is_new_rows = key != table and table in published
-        if is_new_rows:
-            published[table] = join_rows(published[table], value.to(published[table].dtype), new_rows_at)
-        else:
-            published[table] = value
-    return published

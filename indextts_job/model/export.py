@@ -11,14 +11,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from indextts_job.checkpoint.tensor_names import TEXT_TABLES
-from indextts_job.checkpoint.values import CheckpointValues
+from indextts_job.checkpoint.values import AdapterRecord, CheckpointValues
 from indextts_job.errors import ConfigError, UnavailableError
 from indextts_job.model.base_checkpoint import BASE_PIECES, LANGUAGES, NEW_PIECES_AT, demand_fit
 from indextts_job.model.config import GPTConfig, carried_shapes, gpt_config, trained_shapes
 from indextts_job.model.languages import language_of
+from indextts_job.model.merge import published
 from indextts_job.model.versions import MODEL_VERSION, OUR_SECTION, V2_0, ModelVersion
-from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, Vocabulary, join_rows
+from indextts_job.model.vocabulary import Vocabulary
 
 WEIGHTS_FILE, CONFIG_FILE, README_FILE, LICENCE_FILE = "gpt.pth", "config.yaml", "README.md", "LICENSE"
 
@@ -58,7 +58,7 @@ def write_export(
     document = values.model_config
     model = gpt_config(document, "the run's config.yaml")
     # Everything that can fail because of the run's contents comes before the first file is written.
-    state = export_state_dict(trained, carried, model, vocabulary)
+    state = export_state_dict(trained, carried, model, vocabulary, values.adapter)
     texts = {
         CONFIG_FILE: export_config(document, vocabulary, model.version, values.trained_languages).encode(),
         model.version.tokenizer_file: tokenizer,
@@ -105,7 +105,11 @@ def _demand_free(folder: Path, paths: Sequence[Path]) -> None:
 
 
 def export_state_dict(
-    trained: Mapping[str, Tensor], carried: Mapping[str, Tensor], config: GPTConfig, vocabulary: Vocabulary
+    trained: Mapping[str, Tensor],
+    carried: Mapping[str, Tensor],
+    config: GPTConfig,
+    vocabulary: Vocabulary,
+    adapter: AdapterRecord | None = None,
 ) -> dict[str, Tensor]:
     """The full state dict that published inference loads, in the base checkpoint's precision.
 
@@ -114,17 +118,14 @@ def export_state_dict(
         carried: Tensors that never changed, by key.
         config: The model, for the expected keys and shapes.
         vocabulary: Sizes of the text tables.
+        adapter: The adapter that was trained, which is merged; None without one.
 
     Returns:
         Exactly the base checkpoint's keys; text tables have one row per piece and the spare row.
     """
     # All tensors of a release have one dtype. Those that never trained still have it.
     dtype = next(iter(carried.values())).dtype
-    full = {**carried, **{key: value for key, value in trained.items() if not key.endswith(NEW_ROWS_SUFFIX)}}
-    if vocabulary.extended:
-        for key in TEXT_TABLES:
-            new = trained[key + NEW_ROWS_SUFFIX].to(carried[key].dtype)
-            full[key] = join_rows(carried[key], new, vocabulary.new_rows_at)
+    full = published(trained, carried, vocabulary, adapter)
     expected = trained_shapes(config, vocabulary.rows) | carried_shapes(config)
     demand_fit(full, expected, "export")
     # A view would be saved with the whole storage behind it.

@@ -48,6 +48,8 @@ class Sizes:
     """Pieces of the tokenizer."""
     base_pieces: int
     """Pieces whose rows the base checkpoint has. With more of them than that, the base rows are frozen."""
+    adapted: int | None = None
+    """Values of the adapter, beside which only new rows train; None without one."""
 
     @property
     def text_rows(self) -> int:
@@ -57,18 +59,27 @@ class Sizes:
     @property
     def trained_text_rows(self) -> int:
         """Those of them that train."""
-        return self.pieces - self.base_pieces if self.pieces > self.base_pieces else self.text_rows
+        if self.pieces > self.base_pieces:
+            return self.pieces - self.base_pieces
+        return self.text_rows if self.adapted is None else 0
 
     @property
     def trained_parameters(self) -> int:
         """Values that train."""
-        shapes = trained_shapes(self.model, self.text_rows).values()
-        return sum(math.prod(shape) for shape in shapes) - self.frozen_parameters
+        return self._parameters - self.frozen_parameters + (self.adapted or 0)
 
     @property
     def frozen_parameters(self) -> int:
-        """Values of the frozen rows: of the text embedding, of the head's weight and of its bias."""
-        return (self.text_rows - self.trained_text_rows) * (2 * self.model.model_dim + 1)
+        """Constant values: frozen rows of the text embedding, of the head's weight and bias; beside an adapter all."""
+        row = 2 * self.model.model_dim + 1
+        if self.adapted is not None:
+            return self._parameters - self.trained_text_rows * row
+        return (self.text_rows - self.trained_text_rows) * row
+
+    @property
+    def _parameters(self) -> int:
+        """Values that a forward pass reads, without an adapter."""
+        return sum(math.prod(shape) for shape in trained_shapes(self.model, self.text_rows).values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,5 +120,6 @@ def _head_bytes(sizes: Sizes, *, sixteen_bit: bool) -> float:
     # In float32 the code head's table is the parameter itself, and the text head's is a copy if rows are frozen.
     element = 2 if sixteen_bit else 4
     of_text = element * sizes.text_rows + 8 * sizes.trained_text_rows
-    of_codes = element * codes + 8 * codes + 4 * sizes.trained_text_rows
+    trained_codes = codes if sizes.adapted is None else 0
+    of_codes = element * codes + 8 * trained_codes + 4 * sizes.trained_text_rows
     return width * max(of_text, of_codes) + HEAD_CHUNK_BYTES

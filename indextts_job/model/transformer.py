@@ -13,7 +13,8 @@ import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from indextts_job.model.adapter import AdapterConfig, InOutLinear
+from indextts_job.model.adapter import InOutLinear
+from indextts_job.model.adapter_config import AdapterConfig
 from indextts_job.model.attention import Attend, SampleEdges, attend_with, packed_causal_attention
 from indextts_job.model.memory import Recompute
 
@@ -116,10 +117,11 @@ class Block(nn.Module):
         self.attn = Attention(width, heads, dropout)
         self.ln_2 = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
         self.mlp = MLP(width, dropout)
-        for target in adapter.targets if adapter else ():
-            projection = self.get_submodule(target)
-            assert isinstance(projection, InOutLinear)  # noqa: S101  # the configuration names nothing else
-            projection.adapt(adapter)
+        if adapter:
+            for target in adapter.targets:
+                projection = self.get_submodule(target)
+                assert isinstance(projection, InOutLinear)  # noqa: S101  # the configuration names nothing else
+                projection.adapt(adapter)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """[tokens, dim] -> [tokens, dim]."""

@@ -12,6 +12,7 @@ from indextts_job.model.adapter import Adapter, LanguageTable, freeze
 from indextts_job.model.attention import SampleEdges
 from indextts_job.model.config import GPTConfig
 from indextts_job.model.head import head_loss, head_tables
+from indextts_job.model.memory import Sizes
 from indextts_job.model.rows import take_rows
 from indextts_job.model.transformer import LAYER_NORM_EPSILON, Transformer, computing_dtype
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TextEmbedding, TextHead, Vocabulary
@@ -82,7 +83,7 @@ class UnifiedVoice(nn.Module):
         self.mel_embedding = nn.Embedding(config.number_mel_codes, width)
         self.text_pos_embedding = PositionTable(config.max_text_tokens + 2, width)
         self.mel_pos_embedding = PositionTable(config.max_mel_tokens + 3, width)
-        self.version = config.version
+        self.config, self.version = config, config.version
         self.adapter = adapter
         if config.version.language_rows:
             self.lang_embedding = _language_table(config.version.language_rows, width, adapter)
@@ -96,6 +97,21 @@ class UnifiedVoice(nn.Module):
         self.mel_head = nn.Linear(width, config.number_mel_codes)
         if adapter:
             freeze(self, kept=(NEW_ROWS_SUFFIX,))
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes that decide about memory."""
+        adapted = self.adapter.parameters(self.config.model_dim, self.config.layers) if self.adapter else None
+        return self.vocabulary.sizes(self.config, adapted)
+
+    def language_row(self, row: int) -> Tensor:
+        """[dim] a row of the language table, as a forward pass reads it."""
+        ids = torch.tensor([row], device=self.mel_head.weight.device)
+        return self._language_vectors(ids)[0]
+
+    def _language_vectors(self, rows: Tensor) -> Tensor:
+        vectors: Tensor = self.lang_embedding(rows)
+        return vectors
 
     def forward(self, batch: DeviceBatch) -> LossSums:
         """Loss sums of one packed micro-batch."""
@@ -127,7 +143,7 @@ class UnifiedVoice(nn.Module):
         """Inputs of the text rows, [sum(T + 2), dim]."""
         rows: Tensor = self.text_embedding(batch.text_inputs) + self.text_pos_embedding(batch.text_positions)
         # On all of them, start and stop too, as inference does.
-        return rows + self.lang_embedding(batch.text_languages) if self.version.language_rows else rows
+        return rows + self._language_vectors(batch.text_languages) if self.version.language_rows else rows
 
     def _conditioning(self, condition: Tensor, emotion: Tensor) -> Tensor:
         """A sample's conditioning array and emotion vector -> [samples * conditioning rows, dim], without positions.

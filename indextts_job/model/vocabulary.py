@@ -71,9 +71,14 @@ class Vocabulary:
         """Number of trained rows of an extended table."""
         return self.pieces - self.base_pieces
 
-    def sizes(self, model: GPTConfig) -> Sizes:
-        """The sizes of a model with this vocabulary, for its memory."""
-        return Sizes(model=model, pieces=self.pieces, base_pieces=self.base_pieces)
+    def sizes(self, model: GPTConfig, adapted: int | None = None) -> Sizes:
+        """The sizes of a model with this vocabulary, for its memory.
+
+        Args:
+            model: The model.
+            adapted: Number of values of its adapter; None without one.
+        """
+        return Sizes(model=model, pieces=self.pieces, base_pieces=self.base_pieces, adapted=adapted)
 
 
 def join_rows(base: Tensor, new: Tensor, at: int) -> Tensor:

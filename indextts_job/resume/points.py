@@ -11,7 +11,7 @@ from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, Stor
 from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
-from indextts_job.checkpoint.tensor_names import RESUMED
+from indextts_job.checkpoint.tensor_names import resumed
 from indextts_job.errors import ConfigError, DataError, findings_message
 from indextts_job.legacy.discovery import is_old_checkpoint
 from indextts_job.resume.shared_objects import Repaired
@@ -113,13 +113,13 @@ def _loaded(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors that training needs, and messages about repairs."""
     try:
-        return store.load(manifest, RESUMED), ()
+        return store.load(manifest, resumed(manifest.tensors)), ()
     except DamagedCheckpointError as error:
         told = repair(store, manifest).told if repair else ()
         if not told:
             raise
         # Once more after the repair; damage elsewhere raises here.
-        return store.load(manifest, RESUMED), (str(error), *told)
+        return store.load(manifest, resumed(manifest.tensors)), (str(error), *told)
 
 
 def locate(

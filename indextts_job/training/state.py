@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from indextts_job.checkpoint.history import History
 from indextts_job.checkpoint.manifest import CheckpointManifest, StoredObject, StoredTensor
 from indextts_job.checkpoint.tensor_names import BASE, FIRST_MOMENT, SECOND_MOMENT, TEXT_TABLES, WEIGHTS, below
+from indextts_job.model.adapter import LANGUAGE_ROWS
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX
 from indextts_job.training.adamw import AdamW
@@ -40,11 +41,24 @@ def owners_of(model: UnifiedVoice, world_size: int) -> list[int]:
     return owners
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowFactors:
+    """Learning rates of rows that train by themselves, in multiples of the schedule's."""
+
+    pieces: float = 1.0
+    """New vocabulary rows."""
+    languages: float = 1.0
+    """Language rows beside an adapter."""
+
+
+LIKE_THE_REST = RowFactors()
+
+
 def build_optimizer(
     model: UnifiedVoice,
     config: OptimizerConfig,
     moments_of: Collection[str] | None = None,
-    new_rows_factor: float = 1.0,
+    factors: RowFactors = LIKE_THE_REST,
     *,
     loaded: bool = False,
 ) -> torch.optim.AdamW:
@@ -54,12 +68,12 @@ def build_optimizer(
         model: The model whose trained parameters are updated.
         config: Rates and constants of AdamW.
         moments_of: Names of the parameters that this rank updates; None = all.
-        new_rows_factor: Learning rate of new vocabulary rows in multiples of the schedule's.
+        factors: Learning rates of rows that train by themselves.
         loaded: All moments are loaded before the first update: their memory is not set to zero, which takes as long as
             a copy of them.
     """
     optimizer = AdamW(
-        _parameter_groups(model, config.weight_decay, new_rows_factor),
+        _parameter_groups(model, config.weight_decay, {"new_rows": factors.pieces, "language_rows": factors.languages}),
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
         # Fused kernels change weights and moments in place and allocate nothing; `reset_step` relies on that.
@@ -78,15 +92,15 @@ def build_optimizer(
     return optimizer
 
 
-def _parameter_groups(model: UnifiedVoice, weight_decay: float, new_rows_factor: float) -> list[dict[str, Any]]:
+def _parameter_groups(model: UnifiedVoice, weight_decay: float, factors: Mapping[str, float]) -> list[dict[str, Any]]:
     """Parameters by decay and learning rate; a group without parameters is left out."""
-    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "others": [], "new_rows": []}
+    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "others": [], **{name: [] for name in factors}}
     for name, parameter in model.named_parameters():
         groups[_group_of(name)].append(parameter)
     settings = {
         "decayed": {"weight_decay": weight_decay, RATE_FACTOR: 1.0},
         "others": {"weight_decay": 0.0, RATE_FACTOR: 1.0},
-        "new_rows": {"weight_decay": 0.0, RATE_FACTOR: new_rows_factor},
+        **{name: {"weight_decay": 0.0, RATE_FACTOR: factor} for name, factor in factors.items()},
     }
     return [{"params": members, **settings[key]} for key, members in groups.items() if members]
 
@@ -94,6 +108,8 @@ def _parameter_groups(model: UnifiedVoice, weight_decay: float, new_rows_factor:
 def _group_of(name: str) -> str:
     if name.endswith(NEW_ROWS_SUFFIX):
         return "new_rows"
+    if name.endswith(LANGUAGE_ROWS):
+        return "language_rows"
     return "decayed" if _DECAYED.fullmatch(name) else "others"
 
 
@@ -156,12 +172,14 @@ class TrainState:
     def _carried_groups(self) -> list[dict[str, Tensor]]:
         """Base tensors that the run does not hold yet.
 
-        Every start reads the frozen text tables, and only an export reads the others, so each has objects of its own.
+        Every start reads the frozen text tables, and beside an adapter all that a forward pass reads; only an export
+        reads the others. So each has objects of its own.
         """
+        needed = {*TEXT_TABLES, *(name for name, _ in self.model.named_buffers())}
         tables: dict[str, Tensor] = {}
         others: dict[str, Tensor] = {}
         for name, value in self.carried.tensors.items():
-            (tables if name in TEXT_TABLES else others)[BASE + name] = value
+            (tables if name in needed else others)[BASE + name] = value
         return [tables, others]
 
     def scaler_values(self) -> dict[str, Any] | None:

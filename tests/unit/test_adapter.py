@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from indextts_job.model.adapter import PROJECTIONS, Adapter, AdapterConfig, disabled, initial_factor, merged
+from indextts_job.model.adapter import Adapter, disabled, initial_factor, merged
+from indextts_job.model.adapter_config import PROJECTIONS, AdapterConfig
 from indextts_job.model.batch import Sample, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.model.unified_voice import LossSums, UnifiedVoice
@@ -101,7 +102,9 @@ def test_merged_weights_compute_what_the_adapter_computes(config: GPTConfig) -> 
 
 def test_only_factors_and_rows_are_parameters() -> None:
     names = {name for name, _ in adapted(SMALL_2_5).named_parameters()}
-    factors = {f"gpt.h.{i}.{where}.{factor}" for i in range(2) for where in PROJECTIONS for factor in ("lora_A", "lora_B")}
+    factors = {
+        f"gpt.h.{i}.{where}.{factor}" for i in range(2) for where in PROJECTIONS for factor in ("lora_A", "lora_B")
+    }
     assert names == {*factors, "lang_embedding.weight_rows"}
 
 

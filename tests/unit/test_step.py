@@ -10,7 +10,7 @@ from indextts_job.errors import NonFiniteError
 from indextts_job.model.batch import PackedBatch
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.training.recipe import OptimizerConfig
-from indextts_job.training.state import build_optimizer
+from indextts_job.training.state import RowFactors, build_optimizer
 from indextts_job.training.step import Discarded, Updated, train_step
 from tests.support.models import engine, micro_batches, random_samples, small_model
 
@@ -141,7 +141,10 @@ def test_new_rows_learn_at_their_own_multiple_of_the_rate_and_all_else_at_the_ra
     """The first AdamW update moves every element by the rate, up or down: m / sqrt(v) is the sign of its gradient."""
     factor, rate = 4.0, 1e-3
     model = small_model(base_pieces=30)
-    parts = replace(engine(model), optimizer=build_optimizer(model, OptimizerConfig(weight_decay=0.0), None, factor))
+    parts = replace(
+        engine(model),
+        optimizer=build_optimizer(model, OptimizerConfig(weight_decay=0.0), None, RowFactors(pieces=factor)),
+    )
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     assert isinstance(train_step(parts, micro_batches(SAMPLES, WHOLE), 0, rate), Updated)
     for name, parameter in model.named_parameters():

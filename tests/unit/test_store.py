@@ -23,7 +23,6 @@ from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.removal import SAFE_AGE_S, collect_orphans, retain
 from indextts_job.checkpoint.retention import CheckpointName, current, to_delete
 from indextts_job.checkpoint.store import CheckpointStore
-from indextts_job.checkpoint.tensor_names import RESUMED
 from indextts_job.errors import DataError, SupersededError, UnavailableError
 from indextts_job.resume.points import read
 from indextts_job.storage.node_cache import NodeCache
@@ -701,14 +700,14 @@ def test_objects_that_nobody_takes_are_given_up(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     save(CheckpointStore(storage), 3)
     ahead = ObjectsAhead()
-    assert ahead.begin(storage, None, RESUMED)
+    assert ahead.begin(storage, None)
     store = CheckpointStore(storage, None, ahead)
     manifest = store.manifest(store.names()[0])
     assert set(store.load(manifest, ("model/",))) == {"model/a", "model/b"}
     ahead.close()
     moments = next(stored for key, stored in manifest.objects.items() if key == manifest.tensors["exp_avg/a"].object)
     assert ahead.take(moments) is None
-    assert ahead.begin(storage, None, RESUMED)  # too late: a retry of its listing has taken longer than the start
+    assert ahead.begin(storage, None)  # too late: a retry of its listing has taken longer than the start
     assert ahead.take(moments) is None
     assert set(store.load(manifest, ("exp_avg/",))) == {"exp_avg/a", "exp_avg/b"}
 
@@ -720,7 +719,7 @@ def test_what_was_read_ahead_is_compared_with_its_hash(tmp_path: Path) -> None:
     lost = manifest.objects[manifest.tensors["model/a"].object]
     storage.write(lost.key, bytes(lost.size_bytes))
     ahead = ObjectsAhead()
-    assert ahead.begin(storage, None, RESUMED)
+    assert ahead.begin(storage, None)
     with pytest.raises(DamagedCheckpointError, match="do not have the hash"):
         CheckpointStore(storage, None, ahead).load(manifest)
 
@@ -742,7 +741,7 @@ def test_a_commit_does_not_rest_on_an_object_of_which_only_the_copy_was_read(tmp
     for key, stored in manifest.objects.items():
         storage.write(key, bytes(stored.size_bytes))  # damaged, with the right name and size
     ahead = ObjectsAhead()
-    assert ahead.begin(storage, cache, RESUMED)
+    assert ahead.begin(storage, cache)
     store = CheckpointStore(storage, cache, ahead)
     assert store.load(manifest, ("model/",))
     reopened(store).verify(store.manifest(save(store, 2, seed=9)))

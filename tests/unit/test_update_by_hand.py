@@ -21,7 +21,7 @@ from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.engine import to_device
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
-from indextts_job.training.state import build_optimizer
+from indextts_job.training.state import RowFactors, build_optimizer
 from indextts_job.training.step import Updated, train_step
 from tests.support.lockstep import on_ranks
 from tests.support.models import SMALL, engine, random_samples, small_model
@@ -147,7 +147,7 @@ def trained(
         if not parts.owners or parts.owners[index] == group.rank
     }
     recipe = RecipeConfig(text_loss_weight=TEXT_WEIGHT, mel_loss_weight=MEL_WEIGHT, dropout=dropout, seed=SEED)
-    parts = replace(parts, optimizer=build_optimizer(model, optimizer, mine, FACTOR), recipe=recipe)
+    parts = replace(parts, optimizer=build_optimizer(model, optimizer, mine, RowFactors(pieces=FACTOR)), recipe=recipe)
     schedule = ScheduleConfig(learning_rate=PEAK, warmup_steps=0)
     reference = ByHand(dropout, clip)
     for step in range(STEPS):
