@@ -73,7 +73,7 @@ def origin_of(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emi
     point = selection.point
     if point and not selection.weights_only:
         values = point.manifest.values
-        adapter = Adapter.recorded(values.adapter, config.adapter.dropout) if values.adapter else None
+        adapter = Adapter(config.adapter, values.adapter.language_rows) if values.adapter else None
         return Origin(vocabulary=Vocabulary.recorded(values.vocabulary), point=point, adapter=adapter)
     adapter = _adapter(config.adapter, inputs)
     if point:

@@ -34,17 +34,11 @@ class Adapter:
     """Rows of the language table that train."""
 
     @classmethod
-    def recorded(cls, record: AdapterRecord, dropout: float = 0.0) -> Self:
-        """The adapter that a checkpoint records.
-
-        Args:
-            record: What it records.
-            dropout: Of the present settings.
-        """
+    def recorded(cls, record: AdapterRecord) -> Self:
+        """The adapter that a checkpoint records, without dropout."""
         config = AdapterConfig(
             rank=record.rank,
             alpha=record.alpha,
-            dropout=dropout,
             targets=record.targets,
             last_blocks=record.last_blocks,
         )
@@ -132,7 +126,9 @@ def freeze(model: nn.Module, kept: tuple[str, ...]) -> None:
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
     """Inside, the model is its base: factors and language rows count for nothing. New pieces have no base."""
-    adapted = [module for module in model.modules() if isinstance(module, InOutLinear | LanguageTable) and module.adapted]
+    adapted = [
+        module for module in model.modules() if isinstance(module, InOutLinear | LanguageTable) and module.adapted
+    ]
     for module in adapted:
         module.adapted = False
     try:

@@ -13,10 +13,12 @@ from indextts_job.tokenizer.loading import Tokenizer
 
 POSITION_KEYS = ("recipe.global_batch_samples", "recipe.seed")
 """Keys that decide which samples a step holds. They are fixed for the whole run."""
-MATHEMATICS = ("recipe.", "optimizer.", "schedule.")
+MATHEMATICS = ("recipe.", "optimizer.", "schedule.", "adapter.")
 """Sections whose keys change the update of a step."""
 WITHOUT_EFFECT = ("recipe.new_rows", "recipe.language_start")
 """Keys of these sections that are used only at the start of a run."""
+ADAPTER_SHAPE = ("adapter.rank", "adapter.targets", "adapter.last_blocks")
+"""Keys that decide which tensors there are. They are fixed for the whole run."""
 BEFORE_THEY_WERE_KEYS = {"schedule.new_rows_factor": 1.0}
 """Values for checkpoints written before the key existed. The default may differ from what they were trained with."""
 
@@ -72,6 +74,7 @@ def demand_same_run(values: CheckpointValues, present: Present, where: str) -> l
     # Model and position first: a wrong file explains more than the list of all differences.
     changes = _changes(values, present)
     _demand_same_position(changes, present, new_run)
+    _demand_same_adapter(changes, where, new_run)
     _demand_same_dataset(values, present, where, new_run)
     _demand_same_mathematics(changes, values, present, where)
     # `resume.*` differs in most resumes and says nothing about the training.
@@ -91,7 +94,8 @@ class _Change:
 
 
 def _changes(values: CheckpointValues, present: Present) -> list[_Change]:
-    old = {**BEFORE_THEY_WERE_KEYS, **flatten(values.config)}
+    # What a checkpoint does not record was not a key yet: every run had what is the default now.
+    old = {**flatten(RunConfig().to_json()), **BEFORE_THEY_WERE_KEYS, **flatten(values.config)}
     # The checkpoint's configuration is recorded without secrets, so they must not count as changes.
     new = redacted_values(flatten(present.config.to_json()))
     return [_Change(key, old.get(key), new[key]) for key in new if old.get(key) != new[key]]
@@ -111,6 +115,8 @@ def _demand_same_mathematics(
 
 def _is_decisive(key: str, values: CheckpointValues) -> bool:
     """Whether a change of the key changes the update of a step in this run."""
+    if key.startswith("adapter.") and values.adapter is None:
+        return False
     # The rate of new rows has no effect where there are none.
     without_effect = key in WITHOUT_EFFECT or (key == "schedule.new_rows_factor" and not values.vocabulary.new_rows)
     return key.startswith(MATHEMATICS) and not without_effect
@@ -132,6 +138,13 @@ def _demand_same_position(changes: Sequence[_Change], present: Present, new_run:
     if fixed:
         advice = f"They decide which samples a step holds, so a run keeps them. {new_run}"
         raise ConfigError(findings_message(f"settings that belong to the run {present.config.run}", fixed, advice))
+
+
+def _demand_same_adapter(changes: Sequence[_Change], where: str, new_run: str) -> None:
+    shape = [str(change) for change in changes if change.key in ADAPTER_SHAPE]
+    if shape:
+        advice = f"They decide which tensors train, so a run keeps them. {new_run}"
+        raise ConfigError(findings_message(f"the adapter is not that of {where}", shape, advice))
 
 
 def _demand_same_dataset(values: CheckpointValues, present: Present, where: str, new_run: str) -> None:

@@ -1,0 +1,143 @@
+"""Whole runs with an adapter: small checkpoints, the same bits after a stop, a constant base, merged exports."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+import torch
+from torch import Tensor
+
+from indextts_job.checkpoint.tensor_names import WEIGHTS
+from indextts_job.cli import main
+from indextts_job.demo.world import World, make_world
+from indextts_job.errors import EXIT_CONFIG, EXIT_OK, EXIT_STOPPED
+from indextts_job.model.languages import row_of
+from indextts_job.model.versions import V2_0, V2_5
+from tests.support.attempts import Attempted, attempt
+from tests.support.runs import TINY, config_for, newest, state_of, store_of
+
+STEPS = 8
+ADAPTER = {"adapter__rank": 4, "adapter__alpha": 8.0}
+
+
+@pytest.fixture(scope="module", params=[V2_0, V2_5], ids=str)
+def adapted_world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), replace(TINY, version=request.param, extended=False))
+
+
+def train(world: World, run: Path, stop: int = 0, keys: Mapping[str, object] = MappingProxyType({})) -> Attempted:
+    own = {"inputs__tokenizer": str(world.base_tokenizer), "schedule__max_steps": STEPS, **ADAPTER, **keys}
+    return attempt(config_for(world, run, **own), stop)
+
+
+def export(run: Path, folder: Path) -> dict[str, Tensor]:
+    assert main(["export", str(run), "--output-dir", str(folder)]) == EXIT_OK
+    tensors: dict[str, Tensor] = torch.load(folder / "gpt.pth", weights_only=True)
+    return tensors
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(adapted_world: World, tmp_path: Path) -> None:
+    done = train(adapted_world, tmp_path / "one")
+    assert done.code == EXIT_OK, done.error
+    for stop in (2, 5):
+        assert train(adapted_world, tmp_path / "two", stop).code == EXIT_STOPPED
+    done = train(adapted_world, tmp_path / "two")
+    assert done.code == EXIT_OK, done.error
+    assert state_of(newest(tmp_path / "one")) == state_of(newest(tmp_path / "two"))
+
+
+def test_checkpoints_hold_what_trains_and_the_run_its_base_once(adapted_world: World, tmp_path: Path) -> None:
+    assert train(adapted_world, tmp_path / "run").code == EXIT_OK
+    manifest = newest(tmp_path / "run")
+    trained = {key.removeprefix(WEIGHTS) for key in manifest.tensors if key.startswith(WEIGHTS)}
+    assert all("lora_" in name or name == "lang_embedding.weight_rows" for name in trained)
+    assert len({name for name in trained if "lora_" in name}) == 2 * 4 * 2  # blocks, projections, factors
+    assert manifest.values.parameters.trained < 20_000
+    changing = [stored for key, stored in manifest.objects.items() if key.startswith("objects/")]
+    # Weights and two moments in float32, and headers.
+    assert sum(stored.size_bytes for stored in changing) < 12 * manifest.values.parameters.trained + 20_000
+
+
+def test_nothing_but_projections_and_the_languages_row_changes(adapted_world: World, tmp_path: Path) -> None:
+    decay = {"optimizer__weight_decay": 0.1, "schedule__max_steps": 40, "schedule__warmup_steps": 1}
+    assert train(adapted_world, tmp_path / "run", keys=decay).code == EXIT_OK
+    exported = export(tmp_path / "run", tmp_path / "export")
+    base = torch.load(adapted_world.base_checkpoint, weights_only=True)
+    changed = {key for key, value in exported.items() if not torch.equal(value, base[key])}
+    projections = {f"gpt.h.{i}.{name}.weight" for i in range(2) for name in ("attn.c_attn", "attn.c_proj")}
+    projections |= {f"gpt.h.{i}.{name}.weight" for i in range(2) for name in ("mlp.c_fc", "mlp.c_proj")}
+    if adapted_world.version == V2_5:
+        assert changed == {*projections, "lang_embedding.weight"}
+        rows = (exported["lang_embedding.weight"] != base["lang_embedding.weight"]).any(dim=1)
+        assert rows.nonzero().flatten().tolist() == [row_of("am")]
+    else:
+        assert changed == projections
+
+
+def test_an_export_computes_what_the_adapter_computed(adapted_world: World, tmp_path: Path) -> None:
+    assert train(adapted_world, tmp_path / "run", keys={"schedule__warmup_steps": 0}).code == EXIT_OK
+    export(tmp_path / "run", tmp_path / "export")
+    last = newest(tmp_path / "run").values.history.validations[-1].losses
+    # A run without an adapter, from the export, whose first update changes next to nothing.
+    plain = {
+        "inputs__base_checkpoint": str(tmp_path / "export/gpt.pth"),
+        "inputs__model_config": str(tmp_path / "export/config.yaml"),
+        "adapter__rank": 0,
+        "schedule__max_steps": 1,
+        "schedule__learning_rate": 1e-30,
+        "validation__interval_steps": 1,
+    }
+    done = train(adapted_world, tmp_path / "plain", keys=plain)
+    assert done.code == EXIT_OK, done.error
+    again = newest(tmp_path / "plain").values.history.validations[-1].losses
+    assert again.mel_loss == pytest.approx(last.mel_loss, rel=1e-5)
+    assert again.text_loss == pytest.approx(last.text_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"adapter__rank": 8}, "adapter.rank: 4 in the checkpoint, 8 now"),
+        ({"adapter__rank": 0}, "adapter.rank: 4 in the checkpoint, 0 now"),
+        ({"adapter__last_blocks": 1}, "adapter.last_blocks: 0 in the checkpoint, 1 now"),
+        ({"adapter__alpha": 16.0}, "adapter.alpha: 8.0 in the checkpoint, 16.0 now"),
+    ],
+)
+def test_another_adapter_is_refused(
+    adapted_world: World, tmp_path: Path, keys: Mapping[str, object], words: str
+) -> None:
+    assert train(adapted_world, tmp_path / "run", 3).code == EXIT_STOPPED
+    refused = train(adapted_world, tmp_path / "run", keys=keys)
+    assert refused.code == EXIT_CONFIG
+    assert words in refused.error
+
+
+def test_a_run_without_an_adapter_never_goes_on_with_one(adapted_world: World, tmp_path: Path) -> None:
+    assert train(adapted_world, tmp_path / "run", 3, {"adapter__rank": 0}).code == EXIT_STOPPED
+    refused = train(adapted_world, tmp_path / "run")
+    assert refused.code == EXIT_CONFIG
+    assert "adapter.rank: 0 in the checkpoint, 4 now" in refused.error
+
+
+def test_a_run_with_an_adapter_is_a_base_for_another(adapted_world: World, tmp_path: Path) -> None:
+    assert train(adapted_world, tmp_path / "run", keys={"schedule__warmup_steps": 0}).code == EXIT_OK
+    merged = export(tmp_path / "run", tmp_path / "export")
+    keys = {
+        "inputs__base_checkpoint": str(tmp_path / "run"),
+        "schedule__max_steps": 1,
+        "schedule__learning_rate": 1e-30,
+    }
+    done = train(adapted_world, tmp_path / "next", keys=keys)
+    assert done.code == EXIT_OK, done.error
+    again = export(tmp_path / "next", tmp_path / "again")
+    for key, value in merged.items():
+        assert torch.equal(value, again[key]), key
+
+
+def test_checkpoints_of_adapters_are_compared(adapted_world: World, tmp_path: Path) -> None:
+    assert train(adapted_world, tmp_path / "run").code == EXIT_OK
+    names = [str(tmp_path / "run"), str(tmp_path / "run")]
+    assert main(["checkpoints", "compare", *names]) == EXIT_OK
+    assert store_of(tmp_path / "run").names()
