@@ -17,7 +17,7 @@ from indextts_job.config_values import converted, shown
 from indextts_job.data.manifest import DataConfig
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareConfig
-from indextts_job.model.adapter_config import AdapterConfig
+from indextts_job.model.adapter_config import PROJECTIONS, AdapterConfig
 from indextts_job.preemption.deadline import PreemptionConfig
 from indextts_job.redaction import redacted
 from indextts_job.report.events import ReportConfig
@@ -277,6 +277,11 @@ def _check_values(config: RunConfig) -> None:
         raise ConfigError("data.train_manifests is empty. Give at least one paired manifest (--train-manifest).")
     if not config.inputs.tokenizer:
         raise ConfigError("inputs.tokenizer is not set. Give the SentencePiece model (--tokenizer).")
+    unknown = [target for target in config.adapter.targets if target not in PROJECTIONS]
+    if unknown or not config.adapter.targets or len(set(config.adapter.targets)) < len(config.adapter.targets):
+        raise ConfigError(
+            f"adapter.targets is {list(config.adapter.targets)}, expected some of {', '.join(PROJECTIONS)}, each once."
+        )
     _check_places(config)
 
 

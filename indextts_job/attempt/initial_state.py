@@ -11,7 +11,7 @@ from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.checkpoint.tensor_names import BASE, FIRST_MOMENT, TEXT_TABLES, WEIGHTS, below
 from indextts_job.config import RunConfig
 from indextts_job.data.order import derive_seed
-from indextts_job.errors import UnavailableError
+from indextts_job.errors import ConfigError, UnavailableError, findings_message
 from indextts_job.legacy.adoption import Imported
 from indextts_job.model.adapter import Adapter
 from indextts_job.model.adapter_config import AdapterConfig
@@ -22,8 +22,10 @@ from indextts_job.model.base_checkpoint import (
     initialise,
     split_rows,
 )
+from indextts_job.model.config import GPTConfig
 from indextts_job.model.languages import TRAINED, row_of
 from indextts_job.model.merge import published
+from indextts_job.model.peft_folder import AdapterFolder, fitted, read_adapter_folder
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, Vocabulary
 from indextts_job.report.events import Emit
 from indextts_job.resume.points import ResumePoint
@@ -47,6 +49,8 @@ class Origin:
     """The state of the old trainer, if its position is taken over."""
     adapter: Adapter | None = None
     """What trains in place of all weights; None = these."""
+    start: AdapterFolder | None = None
+    """An adapter to start from."""
     source: str = ""
     """Path or URL of the old trainer's file; empty otherwise."""
 
@@ -75,10 +79,12 @@ def origin_of(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emi
         values = point.manifest.values
         adapter = Adapter(config.adapter, values.adapter.language_rows) if values.adapter else None
         return Origin(vocabulary=Vocabulary.recorded(values.vocabulary), point=point, adapter=adapter)
-    adapter = _adapter(config.adapter, inputs)
+    start = read_adapter_folder(config.adapter.start, inputs.model) if config.adapter.start else None
+    adapter = _adapter(config.adapter, inputs, start)
     if point:
         base = _weights_as_base(point, inputs)
-        return Origin(vocabulary=_on(base, inputs), base=base, rows=_trained_rows(point), adapter=adapter)
+        rows = _trained_rows(point)
+        return Origin(vocabulary=_on(base, inputs), base=base, rows=rows, adapter=adapter, start=start)
     # The base was not read because the run had checkpoints a moment ago. Another start will read it.
     if inputs.base is None:
         raise UnavailableError(f"{config.run}: its checkpoints vanished while it was being started. Start again.")
@@ -87,14 +93,33 @@ def origin_of(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emi
         return Origin(vocabulary=_on(base, inputs), base=base, imported=imported, source=source)
     # An export of a run may serve as base: its own base rows stay frozen, the rows behind them go on training.
     base, rows = split_rows(inputs.base)
-    return Origin(vocabulary=_on(base, inputs), base=base, rows=rows, adapter=adapter)
+    return Origin(vocabulary=_on(base, inputs), base=base, rows=rows, adapter=adapter, start=start)
 
 
-def _adapter(config: AdapterConfig, inputs: Inputs) -> Adapter | None:
+def _adapter(config: AdapterConfig, inputs: Inputs, start: AdapterFolder | None) -> Adapter | None:
     """The adapter of a new run, with the rows of languages that the release was not trained on."""
     if not config.rank:
+        if start:
+            raise ConfigError("adapter.start without an adapter: give adapter.rank too.")
         return None
-    return Adapter(config, tuple(row_of(slot) for slot in inputs.slots if slot not in TRAINED))
+    rows = {row_of(slot) for slot in inputs.slots if slot not in TRAINED}
+    adapter = Adapter(config, tuple(sorted(rows | set(start.language_rows if start else ()))))
+    if start:
+        _demand_adapted(start, adapter, inputs.model)
+    return adapter
+
+
+def _demand_adapted(start: AdapterFolder, adapter: Adapter, model: GPTConfig) -> None:
+    """Refuse an adapter of projections that this run does not adapt."""
+    first = model.layers - adapter.config.last_blocks if adapter.config.last_blocks else 0
+    others = [
+        name
+        for name in start.factors
+        if int(name.split(".")[2]) < first or name.split(".", 3)[3].rpartition(".")[0] not in adapter.config.targets
+    ]
+    if others:
+        advice = "Give adapter.targets and adapter.last_blocks that hold them."
+        raise ConfigError(findings_message(f"{adapter.config.start} adapts what this run does not", others, advice))
 
 
 def _on(base: BaseCheckpoint, inputs: Inputs) -> Vocabulary:
@@ -142,7 +167,12 @@ def fill(  # by name what an empty state needs
         install(state, origin.imported, recipe.global_batch_samples)
     elif origin.base:
         languages = _language_starts(origin.base, slots, recipe.language_start)
-        initialise(state.model, origin.base, recipe.new_rows, derive_seed(recipe.seed), origin.rows, languages)
+        factors = None
+        if origin.start and origin.adapter:
+            languages |= origin.start.language_rows
+            factors = fitted(origin.start, origin.adapter.config)
+        seed = derive_seed(recipe.seed)
+        initialise(state.model, origin.base, recipe.new_rows, seed, origin.rows, languages, factors)
         state.carried = Carried(tensors=carried_tensors(state.model, origin.base))
 
 

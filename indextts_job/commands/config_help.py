@@ -3,6 +3,7 @@
 import ast
 import inspect
 import itertools
+import math
 import textwrap
 import typing
 from dataclasses import fields, is_dataclass
@@ -34,9 +35,11 @@ def documented_defaults(instance: object | None = None, indent: str = "") -> str
             continue
         wrapped = textwrap.wrap(docs.get(entry.name, ""), WIDTH - len(indent))
         lines += [f"{indent}# {line}\n" for line in wrapped]
-        # YAML would write a tuple with a Python tag.
-        plain = list(value) if isinstance(value, tuple) else value
-        text = yaml.safe_dump({entry.name: plain}, default_flow_style=False)
+        # YAML would write a tuple with a Python tag, and a list over several lines.
+        if isinstance(value, tuple):
+            text = f"{entry.name}: {yaml.safe_dump(list(value), default_flow_style=True, width=math.inf)}"
+        else:
+            text = yaml.safe_dump({entry.name: value}, default_flow_style=False)
         lines.append(f"{indent}{text}")
     return "".join(lines)
 

@@ -1,47 +1,126 @@
-"""`indextts-job export`: writes the files that inference needs."""
+"""`indextts-job export`: writes the files that inference needs, or an adapter alone."""
 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from indextts_job import errors
 from indextts_job.commands.parser import Commands
 from indextts_job.commands.storage_options import add_storage_options, configure
 
+if TYPE_CHECKING:
+    from indextts_job.checkpoint.manifest import CheckpointManifest
+    from indextts_job.checkpoint.store import CheckpointStore
+
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    export = commands.add_parser("export", help="write gpt.pth, config.yaml and tokenizer for inference")
-    export.add_argument("source", help="a run, or a checkpoint's .json")
+    export = commands.add_parser(
+        "export",
+        help="write gpt.pth, config.yaml and tokenizer for inference, or an adapter alone",
+        description="Write a checkpoint as inference loads it. An adapter is merged into its base. A folder with an "
+        "adapter of the library peft is merged too, into the base that --base-checkpoint names.",
+    )
+    export.add_argument("source", help="a run, a checkpoint's .json, or a folder with an adapter")
     export.add_argument("--output-dir", required=True, help="folder for the export")
     export.add_argument("--tag", choices=("best", "final"), help="newest checkpoint with this tag; default: the newest")
+    export.add_argument("--adapter-only", action="store_true", help="the adapter without its base, as peft reads it")
+    export.add_argument("--base-checkpoint", default="", help="gpt.pth that an adapter's folder is merged into")
+    export.add_argument("--model-config", default="checkpoints/config.yaml", help="config.yaml of that base")
+    export.add_argument("--tokenizer", default="", help="tokenizer of that base")
     add_storage_options(export)
     export.set_defaults(act=_export)
 
 
 def _export(given: argparse.Namespace) -> int:
-    from indextts_job.checkpoint.tensor_names import BASE, WEIGHTS, below
-    from indextts_job.model.export import write_export
-    from indextts_job.resume.points import locate_all
+    from indextts_job.model.peft_folder import is_adapter_folder
+    from indextts_job.storage import files
 
-    store, names = locate_all(given.source, configure(given, given.source))
-    # Sorted with the newest first, so the first match is the newest with the tag.
-    tagged = [name for name in names if given.tag is None or given.tag in name.tags]
-    if not tagged:
-        raise errors.ConfigError(
-            f"{given.source} holds no checkpoint tagged {given.tag}. `checkpoints list` shows what there is."
-        )
-    manifest = store.manifest(tagged[0])
-    tensors = store.load(manifest, (WEIGHTS, BASE))
-    written = write_export(
-        Path(given.output_dir),
-        below(WEIGHTS, tensors),
-        below(BASE, tensors),
-        manifest.values,
-        # The tokenizer of this very checkpoint: the input file may have grown since.
-        store.read_file(manifest, "tokenizer.model"),
-    )
+    storage = configure(given, given.source)
+    if files.exists(given.source) and is_adapter_folder(given.source):
+        written = _merged(given)
+    else:
+        from indextts_job.resume.points import locate_all
+
+        if given.base_checkpoint:
+            raise errors.ConfigError("--base-checkpoint is for a folder with an adapter; a run knows its base.")
+        store, names = locate_all(given.source, storage)
+        # Sorted with the newest first, so the first match is the newest with the tag.
+        tagged = [name for name in names if given.tag is None or given.tag in name.tags]
+        if not tagged:
+            raise errors.ConfigError(
+                f"{given.source} holds no checkpoint tagged {given.tag}. `checkpoints list` shows what there is."
+            )
+        manifest = store.manifest(tagged[0])
+        write = _adapter_alone if given.adapter_only else _whole
+        written = write(Path(given.output_dir), store, manifest)
     for path in written:
         print(path)  # noqa: T201
     return errors.EXIT_OK
+
+
+def _whole(folder: Path, store: "CheckpointStore", manifest: "CheckpointManifest") -> list[Path]:
+    from indextts_job.checkpoint.tensor_names import BASE, WEIGHTS, below
+    from indextts_job.model.export import Described, write_export
+
+    tensors = store.load(manifest, (WEIGHTS, BASE))
+    return write_export(
+        folder,
+        below(WEIGHTS, tensors),
+        below(BASE, tensors),
+        Described.recorded(manifest.values),
+        # The tokenizer of this very checkpoint: the input file may have grown since.
+        store.read_file(manifest, "tokenizer.model"),
+    )
+
+
+def _adapter_alone(folder: Path, store: "CheckpointStore", manifest: "CheckpointManifest") -> list[Path]:
+    from indextts_job.checkpoint.tensor_names import WEIGHTS, below
+    from indextts_job.model.export import write_files
+    from indextts_job.model.peft_folder import adapter_files, trained_adapter
+
+    values = manifest.values
+    adapter = trained_adapter(below(WEIGHTS, store.load(manifest, (WEIGHTS,))), values)
+    return write_files(folder, adapter_files(adapter, values.model or "IndexTTS"))
+
+
+def _merged(given: argparse.Namespace) -> list[Path]:
+    from indextts_job.model.base_of_run import load_base
+    from indextts_job.model.config import of_version
+    from indextts_job.model.export import Described, write_export
+    from indextts_job.model.peft_folder import read_adapter_folder
+    from indextts_job.model.versions import corrected
+    from indextts_job.model.vocabulary import Vocabulary
+    from indextts_job.storage import files
+    from indextts_job.tokenizer.limits import model_of
+    from indextts_job.tokenizer.loading import demand_base_pieces, load_tokenizer
+
+    if not given.base_checkpoint or not given.tokenizer:
+        raise errors.ConfigError(
+            f"{given.source} is an adapter. Give --base-checkpoint, --model-config and --tokenizer of the base that it "
+            "was trained on."
+        )
+    document = files.read_yaml(given.model_config, "model configuration", "--model-config")
+    tokenizer = load_tokenizer(given.tokenizer)
+    if not isinstance(document, Mapping):
+        raise errors.ConfigError(f"{given.model_config}: expected keys and values.")
+    model = model_of(document, given.model_config, tokenizer)
+    base = load_base(given.base_checkpoint, model)
+    model = of_version(model, base.version, given.model_config)
+    demand_base_pieces(tokenizer, base.text_pieces, given.tokenizer)
+    adapter = read_adapter_folder(given.source, model)
+    return write_export(
+        Path(given.output_dir),
+        adapter.trained(),
+        base.tensors,
+        Described(
+            document=corrected(document, base.version),
+            vocabulary=Vocabulary(base.text_pieces, base.text_pieces),
+            adapter=adapter.record(),
+            trained_languages=adapter.languages(),
+        ),
+        tokenizer.content,
+    )

@@ -25,6 +25,8 @@ class AdapterConfig:
     """Adapted matrices of each block."""
     last_blocks: Annotated[int, Bounds(0, 1024)] = 0
     """Only so many blocks, counted from the last one; 0 = all."""
+    start: str = ""
+    """Folder with an adapter of the library peft to start from, of this rank or a smaller one; empty = afresh."""
     rows_factor: Annotated[float, Bounds(0, 1000)] = 10.0
     """Learning rate of language rows, in multiples of the schedule's."""
 

@@ -188,13 +188,14 @@ def _misfit(tensor: Tensor, shape: Shape) -> str:
     return ""
 
 
-def initialise(
+def initialise(  # noqa: PLR0913, PLR0917  # all that start values come from
     model: UnifiedVoice,
     base: BaseCheckpoint,
     how: NewRows,
     seed: int,
     trained_rows: Mapping[str, Tensor] | None = None,
     language_rows: Mapping[int, Tensor] | None = None,
+    factors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Load a base checkpoint into a model and give new vocabulary rows their start values.
 
@@ -205,6 +206,7 @@ def initialise(
         seed: Seed of the noise in the start values.
         trained_rows: New rows that an earlier run has trained, by table; they come before fresh ones.
         language_rows: Start values of rows of the language table.
+        factors: Start values of factors of the adapter, by name; the others start afresh.
     """
     # On the CPU, so that a run starts with the same rows on every machine.
     generator = torch.Generator().manual_seed(seed)
@@ -218,8 +220,11 @@ def initialise(
     if model.version.language_rows:
         tensors |= _language_rows(model, base, language_rows or {})
     if model.adapter:
-        factors = {name: value for name, value in model.named_parameters() if name.endswith(FACTORS)}
-        tensors |= {name: initial_factor(name, value.shape, seed) for name, value in factors.items()}
+        shapes = {name: value.shape for name, value in model.named_parameters() if name.endswith(FACTORS)}
+        tensors |= {name: initial_factor(name, shape, seed) for name, shape in shapes.items()}
+        for name, value in (factors or {}).items():
+            # Of a smaller rank: with B's further columns zero, A's further rows count for nothing at the start.
+            tensors[name][tuple(map(slice, value.shape))] = value
     model.load_state_dict(tensors, strict=True)
 
 

@@ -3,9 +3,10 @@
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 import torch
 import yaml
@@ -32,11 +33,37 @@ DISCLAIMER = (
 """Clause 4.1 a of the licence demands this sentence wherever a derivative work is distributed."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What an export has to know about its tensors."""
+
+    document: Mapping[str, Any]
+    """The base release's config.yaml."""
+    vocabulary: Vocabulary
+    adapter: AdapterRecord | None = None
+    """The adapter that was trained, which is merged; None without one."""
+    languages: tuple[str, ...] = ()
+    """Labels of the languages of the training set."""
+    trained_languages: tuple[str, ...] = ()
+    """Codes of the language rows that runs have trained."""
+
+    @classmethod
+    def recorded(cls, values: CheckpointValues) -> Self:
+        """What a checkpoint records."""
+        return cls(
+            document=values.model_config,
+            vocabulary=Vocabulary.recorded(values.vocabulary),
+            adapter=values.adapter,
+            languages=tuple(values.dataset.languages),
+            trained_languages=values.trained_languages,
+        )
+
+
 def write_export(
     folder: Path,
     trained: Mapping[str, Tensor],
     carried: Mapping[str, Tensor],
-    values: CheckpointValues,
+    about: Described,
     tokenizer: bytes,
 ) -> list[Path]:
     """Write an export; existing files are never overwritten.
@@ -45,6 +72,7 @@ def write_export(
         folder: Folder of the export; created when missing.
         trained: Trained tensors by parameter name.
         carried: Tensors that never changed, by key.
+        about: What else is known of them.
         tokenizer: Content of the tokenizer's model file.
 
     Returns:
@@ -54,16 +82,14 @@ def write_export(
         ConfigError: One of the files exists already, or the folder is a file.
         UnavailableError: Writing failed.
     """
-    vocabulary = Vocabulary.recorded(values.vocabulary)
-    document = values.model_config
-    model = gpt_config(document, "the run's config.yaml")
+    model = gpt_config(about.document, "the run's config.yaml")
     # Everything that can fail because of the run's contents comes before the first file is written.
-    state = export_state_dict(trained, carried, model, vocabulary, values.adapter)
+    state = export_state_dict(trained, carried, model, about.vocabulary, about.adapter)
     texts = {
-        CONFIG_FILE: export_config(document, vocabulary, model.version, values.trained_languages).encode(),
+        CONFIG_FILE: export_config(about.document, about.vocabulary, model.version, about.trained_languages).encode(),
         model.version.tokenizer_file: tokenizer,
         LICENCE_FILE: resources.files("indextts_job.model").joinpath("bilibili-model-license.txt").read_bytes(),
-        README_FILE: export_readme(values, model.version).encode(),
+        README_FILE: export_readme(about, model.version).encode(),
     }
     weights = folder / WEIGHTS_FILE
     paths = [weights, *(folder / name for name in texts)]
@@ -73,7 +99,7 @@ def write_export(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(state, partial)
-        _demand_readable(partial, model, vocabulary)
+        _demand_readable(partial, model, about.vocabulary)
         for name, content in texts.items():
             (folder / name).write_bytes(content)
         # Last: whoever finds a gpt.pth finds all that belongs to it.
@@ -94,6 +120,26 @@ def _demand_readable(path: Path, model: GPTConfig, vocabulary: Vocabulary) -> No
     """
     written = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     demand_fit(written, trained_shapes(model, vocabulary.rows) | carried_shapes(model), str(path))
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
+    """Write small files into a folder; existing ones are never overwritten. The last one comes last.
+
+    Raises:
+        ConfigError: One of the files exists already, or the folder is a file.
+        UnavailableError: Writing failed.
+    """
+    paths = [folder / name for name in contents]
+    _demand_free(folder, paths)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, content in zip(paths, contents.values(), strict=True):
+            path.write_bytes(content)
+    except OSError as error:
+        raise UnavailableError(
+            f"{folder}: the export failed ({error}). Free space or choose another folder."
+        ) from error
+    return paths
 
 
 def _demand_free(folder: Path, paths: Sequence[Path]) -> None:
@@ -185,9 +231,9 @@ def _portable(value: object) -> object:
     return PurePosixPath(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
-def export_readme(values: CheckpointValues, version: ModelVersion) -> str:
+def export_readme(about: Described, version: ModelVersion) -> str:
     """What a user of an export has to know: what it is, what it needs beside it, how to call it, and its licence."""
-    document = values.model_config
+    document = about.document
     named = [Path(str(document[key])).name for key in _FILES_OF_RELEASE if document.get(key)]
     needed = ", ".join(f"`{name}`" for name in [*named, *version.needed_files])
     lines = [
@@ -196,7 +242,7 @@ def export_readme(values: CheckpointValues, version: ModelVersion) -> str:
         f"`{WEIGHTS_FILE}`, `{CONFIG_FILE}` and `{version.tokenizer_file}` belong together. Inference needs these "
         f"files of the release of {version} besides, unchanged: {needed or 'see its documentation'}.",
         "",
-        *_languages_lines(values, version),
+        *_languages_lines(about, version),
         "## Licence",
         "",
         "A derivative work of the model of the bilibili Model Use License Agreement, a copy of which is in "
@@ -208,10 +254,10 @@ def export_readme(values: CheckpointValues, version: ModelVersion) -> str:
     return "\n".join(lines)
 
 
-def _languages_lines(values: CheckpointValues, version: ModelVersion) -> list[str]:
+def _languages_lines(about: Described, version: ModelVersion) -> list[str]:
     if not version.language_rows:
         return []
-    languages = [language_of(label) for label in values.dataset.languages]
+    languages = [language_of(label) for label in about.languages]
     called = ", ".join(
         f"`{language.slot}`" + (f" for {language.name}" if language.slot != language.name else "")
         for language in languages

@@ -15,7 +15,7 @@ POSITION_KEYS = ("recipe.global_batch_samples", "recipe.seed")
 """Keys that decide which samples a step holds. They are fixed for the whole run."""
 MATHEMATICS = ("recipe.", "optimizer.", "schedule.", "adapter.")
 """Sections whose keys change the update of a step."""
-WITHOUT_EFFECT = ("recipe.new_rows", "recipe.language_start")
+WITHOUT_EFFECT = ("recipe.new_rows", "recipe.language_start", "adapter.start")
 """Keys of these sections that are used only at the start of a run."""
 ADAPTER_SHAPE = ("adapter.rank", "adapter.targets", "adapter.last_blocks")
 """Keys that decide which tensors there are. They are fixed for the whole run."""

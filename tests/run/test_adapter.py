@@ -141,3 +141,70 @@ def test_checkpoints_of_adapters_are_compared(adapted_world: World, tmp_path: Pa
     names = [str(tmp_path / "run"), str(tmp_path / "run")]
     assert main(["checkpoints", "compare", *names]) == EXIT_OK
     assert store_of(tmp_path / "run").names()
+
+
+def alone(run: Path, folder: Path) -> Path:
+    assert main(["export", str(run), "--adapter-only", "--output-dir", str(folder)]) == EXIT_OK
+    return folder
+
+
+def base_options(world: World) -> list[str]:
+    return [
+        *("--base-checkpoint", str(world.base_checkpoint)),
+        *("--model-config", str(world.model_config)),
+        *("--tokenizer", str(world.base_tokenizer)),
+    ]
+
+
+def test_an_adapter_alone_merged_again_is_the_merged_export(adapted_world: World, tmp_path: Path) -> None:
+    assert train(adapted_world, tmp_path / "run", keys={"schedule__warmup_steps": 0}).code == EXIT_OK
+    expected = export(tmp_path / "run", tmp_path / "export")
+    folder = alone(tmp_path / "run", tmp_path / "adapter")
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    command = ["export", str(folder), "--output-dir", str(tmp_path / "merged"), *base_options(adapted_world)]
+    assert main(command) == EXIT_OK
+    merged = torch.load(tmp_path / "merged/gpt.pth", weights_only=True)
+    for key, value in expected.items():
+        assert torch.equal(value, merged[key]), key
+
+
+@pytest.mark.parametrize("rank", [4, 7])
+def test_a_run_starts_from_an_adapter_of_its_rank_or_a_smaller_one(
+    adapted_world: World, tmp_path: Path, rank: int
+) -> None:
+    assert train(adapted_world, tmp_path / "run", keys={"schedule__warmup_steps": 0}).code == EXIT_OK
+    expected = export(tmp_path / "run", tmp_path / "export")
+    folder = alone(tmp_path / "run", tmp_path / "adapter")
+    keys = {
+        "adapter__start": str(folder),
+        "adapter__rank": rank,
+        "adapter__alpha": 2.0 * rank,
+        "schedule__max_steps": 1,
+        "schedule__learning_rate": 1e-30,
+    }
+    done = train(adapted_world, tmp_path / "next", keys=keys)
+    assert done.code == EXIT_OK, done.error
+    again = export(tmp_path / "next", tmp_path / "again")
+    for key, value in expected.items():
+        assert torch.allclose(value, again[key], rtol=1e-6, atol=1e-8), key
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"adapter__rank": 2, "adapter__alpha": 4.0}, "has rank 4 and alpha 8, adapter.rank is 2"),
+        ({"adapter__alpha": 9.0}, "alpha = 2 x rank"),
+        ({"adapter__targets": ["attn.c_attn"]}, "adapts what this run does not"),
+        ({"adapter__last_blocks": 1}, "adapts what this run does not"),
+        ({"adapter__rank": 0}, "adapter.start without an adapter"),
+        ({"adapter__start": "/no/such/folder"}, "not found"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(
+    adapted_world: World, tmp_path: Path, keys: Mapping[str, object], words: str
+) -> None:
+    assert train(adapted_world, tmp_path / "run").code == EXIT_OK
+    folder = alone(tmp_path / "run", tmp_path / "adapter")
+    refused = train(adapted_world, tmp_path / "next", keys={"adapter__start": str(folder), **keys})
+    assert refused.code == EXIT_CONFIG
+    assert words in refused.error

@@ -104,6 +104,9 @@ def test_an_override_is_a_key_and_a_yaml_value(argument: str, expected: tuple[st
         ("data.train_manifests", [], ["data.train_manifests is empty"]),
         ("inputs.tokenizer", "", ["inputs.tokenizer is not set"]),
         ("optimizer.beta2", 1, ["below 1"]),
+        ("adapter.targets", ["attn.c_atn"], ["adapter.targets is ['attn.c_atn']", "attn.c_attn"]),
+        ("adapter.targets", [], ["adapter.targets is []"]),
+        ("adapter.rank", -1, ["at least 0"]),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(key: str, value: object, words: list[str]) -> None:
