@@ -59,6 +59,8 @@ class Options:
 
     model: str
     """Version of the model."""
+    rank: int
+    """Of the adapter; 0 = all weights train."""
     layers: int
     samples: int
     rounds: int
@@ -191,6 +193,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print the names of the rows, with what they show")
     parser.add_argument("--row-limit", type=float, default=120, help="seconds after which a row counts as hanging")
     parser.add_argument("--model", choices=("2.0", "2.5"), default="2.0", help="version of the model")
+    parser.add_argument("--adapter-rank", type=int, default=0, help="train an adapter; default: all weights train")
     parser.add_argument("--layers", type=int, default=24, help="fewer than the released model has, for a dry run")
     parser.add_argument("--samples", type=int, default=32, help="samples of a step")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each rival")
@@ -205,6 +208,7 @@ def main() -> None:
         sys.exit(f"no rows of these names: {', '.join(unknown)}. There are {', '.join(ROWS)}.")
     options = Options(
         model=given.model,
+        rank=given.adapter_rank,
         layers=given.layers,
         samples=given.samples,
         rounds=given.rounds,

@@ -17,6 +17,8 @@ from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.peak import peak_flops
 from indextts_job.hardware.plan import HardwareConfig, HardwareFacts, Needs, Plan, make_plan
 from indextts_job.model import transformer
+from indextts_job.model.adapter import Adapter
+from indextts_job.model.adapter_config import AdapterConfig
 from indextts_job.model.attention import AttentionKernel
 from indextts_job.model.batch import PackedBatch, Sample, collate
 from indextts_job.model.config import GPTConfig
@@ -42,6 +44,7 @@ class Setting:
     sizes: Sizes
     samples: list[Sample]
     """Those of a step."""
+    adapter: Adapter | None
     plan: Plan
     """The product's plan for this card with default settings."""
     peak: float
@@ -62,6 +65,7 @@ class Setting:
                 dropout=dropout,
                 device="cuda",
                 precision=self.plan.precision,
+                adapter=self.adapter,
             )
         made.model.gpt.recompute = self.plan.recompute
         return made
@@ -91,7 +95,9 @@ def read_setting(options: Options) -> Setting:
     config = replace(FULL_2_5 if options.model == V2_5.name else FULL, layers=options.layers)
     pieces = config.number_text_tokens
     samples = utterances(options.samples, config)
-    sizes = Sizes(model=config, pieces=pieces, base_pieces=pieces)
+    adapter = Adapter(AdapterConfig(rank=options.rank)) if options.rank else None
+    adapted = adapter.parameters(config.model_dim, config.layers) if adapter else None
+    sizes = Sizes(model=config, pieces=pieces, base_pieces=pieces, adapted=adapted)
     needs = Needs(sizes=sizes, longest_tokens=max(tokens_of(sample, config) for sample in samples))
     plan = make_plan(facts, HardwareConfig(), needs)
     return Setting(
@@ -100,6 +106,7 @@ def read_setting(options: Options) -> Setting:
         config=config,
         sizes=sizes,
         samples=samples,
+        adapter=adapter,
         plan=plan,
         peak=options.peak_flops or peak_flops(facts, plan.precision),
     )

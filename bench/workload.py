@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from indextts_job.hardware.plan import Precision
+from indextts_job.model.adapter import Adapter
 from indextts_job.model.batch import Sample
 from indextts_job.model.config import ConformerConfig, GPTConfig
 from indextts_job.model.unified_voice import UnifiedVoice
@@ -82,13 +83,14 @@ def engine(
     dropout: float = 0.0,
     device: str = "cpu",
     precision: Precision = "float32",
+    adapter: Adapter | None = None,
 ) -> Engine:
     """A freshly initialised model, ready to train."""
     torch.manual_seed(0)
-    model = UnifiedVoice(config, Vocabulary(pieces, base_pieces), dropout)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.02)
+    model = UnifiedVoice(config, Vocabulary(pieces, base_pieces), dropout, adapter)
+    for values in model.state_dict().values():
+        if values.dim() > 1:
+            values.normal_(std=0.02)
     model.to(device)
     return Engine(
         model=model.train(),

@@ -88,6 +88,11 @@ def origin_of(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emi
     # The base was not read because the run had checkpoints a moment ago. Another start will read it.
     if inputs.base is None:
         raise UnavailableError(f"{config.run}: its checkpoints vanished while it was being started. Start again.")
+    if selection.legacy and config.adapter.rank:
+        raise ConfigError(
+            "adapter.rank: a checkpoint of the old trainer goes on with all weights. Without an adapter, export it; then "
+            "start with an adapter from that export."
+        )
     if selection.legacy:
         base, imported, source = take_over(config.resume.accept, inputs, selection, inputs.base, emit)
         return Origin(vocabulary=_on(base, inputs), base=base, imported=imported, source=source)

@@ -17,9 +17,9 @@ from indextts_job.hardware.plan import HardwareConfig, Needs, changes, make_plan
 from indextts_job.legacy.adoption import adopt
 from indextts_job.legacy.checkpoint import read_legacy_checkpoint
 from indextts_job.legacy.discovery import is_old_checkpoint
+from indextts_job.model.adapter import Adapter
 from indextts_job.model.base_checkpoint import BaseCheckpoint, load_base_checkpoint
 from indextts_job.model.config import gpt_config
-from indextts_job.model.memory import Sizes
 from indextts_job.model.versions import version_of_config
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, Vocabulary
 from indextts_job.report.console import human_bytes
@@ -138,7 +138,9 @@ def _resumed_here(manifest: CheckpointManifest) -> Finding:
     # The dataset is not read here, so the longest sample that the model allows stands for it.
     longest = model.sample_tokens(model.max_text_tokens, model.max_mel_tokens) if not config.capacity_tokens else 1
     vocabulary = values.vocabulary
-    sizes = Sizes(model=model, pieces=vocabulary.pieces, base_pieces=vocabulary.base_pieces)
+    adapter = Adapter.recorded(values.adapter) if values.adapter else None
+    adapted = adapter.parameters(model.model_dim, model.layers) if adapter else None
+    sizes = Vocabulary.recorded(vocabulary).sizes(model, adapted)
     needs = Needs(sizes=sizes, longest_tokens=longest)
     try:
         facts = read_facts(config.device)

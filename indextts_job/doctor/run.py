@@ -12,6 +12,7 @@ from indextts_job.doctor.machine import examine
 from indextts_job.errors import IndexTTSJobError
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.plan import Needs, in_samples, make_plan, planned_bytes, usable_bytes
+from indextts_job.model.adapter import Adapter
 from indextts_job.model.memory import Sizes
 from indextts_job.report.console import ConsoleReport, human_bytes
 from indextts_job.report.events import Event, Notice
@@ -80,7 +81,10 @@ def _machine(config: RunConfig) -> Iterator[Finding]:
 
 def _plan(config: RunConfig, inputs: Inputs) -> Finding:
     # The rows that the base checkpoint has are not known here: as if all trained.
-    sizes = Sizes(model=inputs.model, pieces=inputs.tokenizer.pieces, base_pieces=inputs.tokenizer.pieces)
+    model, pieces = inputs.model, inputs.tokenizer.pieces
+    adapter = Adapter(config.adapter) if config.adapter.rank else None
+    adapted = adapter.parameters(model.model_dim, model.layers) if adapter else None
+    sizes = Sizes(model=model, pieces=pieces, base_pieces=pieces, adapted=adapted)
     needs = Needs(sizes=sizes, longest_tokens=inputs.longest[0])
     facts = read_facts(config.hardware.device)
     plan = make_plan(facts, config.hardware, needs)

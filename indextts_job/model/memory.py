@@ -77,6 +77,14 @@ class Sizes:
         return (self.text_rows - self.trained_text_rows) * row
 
     @property
+    def frozen_blocks(self) -> int:
+        """Those of them that are in the blocks."""
+        if self.adapted is None:
+            return 0
+        shapes = trained_shapes(self.model, self.text_rows)
+        return sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("gpt.h."))
+
+    @property
     def _parameters(self) -> int:
         """Values that a forward pass reads, without an adapter."""
         return sum(math.prod(shape) for shape in trained_shapes(self.model, self.text_rows).values())
@@ -104,6 +112,8 @@ def step_bytes(sizes: Sizes, recompute: Recompute, products: Products, moments_s
     fixed = (
         per_parameter * sizes.trained_parameters
         + WEIGHT_BYTES * sizes.frozen_parameters
+        # Beside an adapter the products need the constant weights too, and backward keeps their copies.
+        + CAST_BYTES * sixteen_bit * sizes.frozen_blocks
         + _head_bytes(sizes, sixteen_bit=sixteen_bit)
         + WORKSPACE_BYTES
     )

@@ -35,6 +35,12 @@ ALL = (
     ),
 )
 """Every compute capability with every memory, also where no such card is sold: both decide apart."""
+SMALL = (
+    Card(capability=86, gib=7.6, name="NVIDIA GeForce RTX 3070", multiprocessors=46),
+    Card(capability=86, gib=11.6, name="NVIDIA GeForce RTX 3060", multiprocessors=28),
+    T4,
+)
+"""Cards for adapters."""
 TOO_OLD = (
     Card(capability=70, gib=15.8, name="Tesla V100-SXM2-16GB", multiprocessors=80),
     Card(capability=61, gib=10.9, name="NVIDIA GeForce GTX 1080 Ti", multiprocessors=28),

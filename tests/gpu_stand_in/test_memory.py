@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from tests.gpu_stand_in.attempts import CARDS, ended
-from tests.gpu_stand_in.cards import Card
+from tests.gpu_stand_in.cards import SMALL, Card
 from tests.gpu_stand_in.environment import StandIn, started
 
 LEAST, MOST = 1.0, 1.15
 """Expected bytes over the peak: below, a step runs out of memory; above, a micro-batch is smaller than it could be."""
+
+SEVERAL_CLIPS = 2000
+"""Rows of five clips of 8.5 s in Amharic."""
 
 
 def row(stand_in: StandIn, card: Card, folder: Path, *more: str) -> dict[str, Any]:
@@ -35,3 +38,12 @@ def test_the_plan_expects_what_its_largest_micro_batch_takes(
     found = row(stand_in, card, tmp_path, "--model", model)
     assert found["fits"], found
     assert LEAST <= found["predicted_over_peak"] <= MOST, found
+
+
+@pytest.mark.parametrize("model", ["2.0", "2.5"])
+@pytest.mark.parametrize("card", SMALL, ids=str)
+def test_an_adapter_fits_a_small_card(stand_in: StandIn, tmp_path: Path, card: Card, model: str) -> None:
+    found = row(stand_in, card, tmp_path, "--model", model, "--adapter-rank", "32")
+    assert found["fits"], found
+    assert LEAST <= found["predicted_over_peak"] <= MOST, found
+    assert found["tokens"] > SEVERAL_CLIPS
