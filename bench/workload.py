@@ -75,7 +75,7 @@ def tokens_of(sample: Sample, config: GPTConfig) -> int:
     return config.sample_tokens(len(sample.text_ids), len(sample.codes))
 
 
-def engine(
+def engine(  # noqa: PLR0913  # all by name
     config: GPTConfig,
     *,
     pieces: int = PIECES,

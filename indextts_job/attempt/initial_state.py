@@ -90,8 +90,8 @@ def origin_of(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emi
         raise UnavailableError(f"{config.run}: its checkpoints vanished while it was being started. Start again.")
     if selection.legacy and config.adapter.rank:
         raise ConfigError(
-            "adapter.rank: a checkpoint of the old trainer goes on with all weights. Without an adapter, export it; then "
-            "start with an adapter from that export."
+            "adapter.rank: a checkpoint of the old trainer goes on with all weights. Take it over without an adapter, "
+            "export it, and start with an adapter from that export."
         )
     if selection.legacy:
         base, imported, source = take_over(config.resume.accept, inputs, selection, inputs.base, emit)
