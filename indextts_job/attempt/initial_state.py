@@ -19,10 +19,10 @@ from indextts_job.model.base_checkpoint import (
     LANGUAGE_TABLE,
     BaseCheckpoint,
     carried_tensors,
-    initialise,
     split_rows,
 )
 from indextts_job.model.config import GPTConfig
+from indextts_job.model.initial_values import Given, initialise
 from indextts_job.model.languages import TRAINED, row_of
 from indextts_job.model.merge import published
 from indextts_job.model.peft_folder import AdapterFolder, fitted, read_adapter_folder
@@ -172,12 +172,12 @@ def fill(  # by name what an empty state needs
         install(state, origin.imported, recipe.global_batch_samples)
     elif origin.base:
         languages = _language_starts(origin.base, slots, recipe.language_start)
-        factors = None
+        factors: Mapping[str, Tensor] = {}
         if origin.start and origin.adapter:
             languages |= origin.start.language_rows
             factors = fitted(origin.start, origin.adapter.config)
-        seed = derive_seed(recipe.seed)
-        initialise(state.model, origin.base, recipe.new_rows, seed, origin.rows, languages, factors)
+        given = Given(new_rows=origin.rows, language_rows=languages, factors=factors)
+        initialise(state.model, origin.base, recipe.new_rows, derive_seed(recipe.seed), given)
         state.carried = Carried(tensors=carried_tensors(state.model, origin.base))
 
 

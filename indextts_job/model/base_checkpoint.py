@@ -14,13 +14,11 @@ from torch import Tensor
 
 from indextts_job.checkpoint.tensor_names import TEXT_TABLES
 from indextts_job.errors import ConfigError, DataError, findings_message
-from indextts_job.model.adapter import FACTORS, LANGUAGE_ROWS, initial_factor
 from indextts_job.model.config import GPTConfig, carried_shapes, of_version, trained_shapes
 from indextts_job.model.languages import NAMES
 from indextts_job.model.torch_file import read_torch_file, unusual
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.versions import OUR_SECTION, V2_0, ModelVersion, Shape, version_of_checkpoint
-from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, NewRows, initial_rows
 from indextts_job.redaction import redacted
 
 LARGEST_TABLE_ROWS = 2**24
@@ -186,58 +184,6 @@ def _misfit(tensor: Tensor, shape: Shape) -> str:
     if tensor.dtype not in FLOAT_DTYPES:
         return f"dtype {tensor.dtype}, expected float32, float16 or bfloat16"
     return ""
-
-
-def initialise(  # noqa: PLR0913, PLR0917  # all that start values come from
-    model: UnifiedVoice,
-    base: BaseCheckpoint,
-    how: NewRows,
-    seed: int,
-    trained_rows: Mapping[str, Tensor] | None = None,
-    language_rows: Mapping[int, Tensor] | None = None,
-    factors: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Load a base checkpoint into a model and give new vocabulary rows their start values.
-
-    Args:
-        model: A model whose vocabulary has at least the base's pieces.
-        base: All other values come from here.
-        how: Start values of new rows, see `initial_rows`.
-        seed: Seed of the noise in the start values.
-        trained_rows: New rows that an earlier run has trained, by table; they come before fresh ones.
-        language_rows: Start values of rows of the language table.
-        factors: Start values of factors of the adapter, by name; the others start afresh.
-    """
-    # On the CPU, so that a run starts with the same rows on every machine.
-    generator = torch.Generator().manual_seed(seed)
-    own = model.state_dict().keys()
-    tensors = {key: value for key, value in base.tensors.items() if key in own}
-    if model.vocabulary.extended:
-        for key in TEXT_TABLES:
-            known = (trained_rows or {}).get(key, base.tensors[key][:0])
-            fresh = initial_rows(base.tensors[key], model.vocabulary.new_rows - len(known), how, generator)
-            tensors[key + NEW_ROWS_SUFFIX] = torch.cat([known.float(), fresh])
-    if model.version.language_rows:
-        tensors |= _language_rows(model, base, language_rows or {})
-    if model.adapter:
-        shapes = {name: value.shape for name, value in model.named_parameters() if name.endswith(FACTORS)}
-        tensors |= {name: initial_factor(name, shape, seed) for name, shape in shapes.items()}
-        for name, value in (factors or {}).items():
-            # Of a smaller rank: with B's further columns zero, A's further rows count for nothing at the start.
-            tensors[name][tuple(map(slice, value.shape))] = value
-    model.load_state_dict(tensors, strict=True)
-
-
-def _language_rows(model: UnifiedVoice, base: BaseCheckpoint, starts: Mapping[int, Tensor]) -> dict[str, Tensor]:
-    """The language table with its start values; beside an adapter the table is constant, and the rows stand apart."""
-    table = base.tensors[LANGUAGE_TABLE].clone()
-    for row, value in starts.items():
-        table[row] = value
-    if model.adapter is None:
-        return {LANGUAGE_TABLE: table}
-    if not model.adapter.language_rows:
-        return {}
-    return {LANGUAGE_TABLE.replace("weight", LANGUAGE_ROWS): table[list(model.adapter.language_rows)].float()}
 
 
 def split_rows(base: BaseCheckpoint) -> tuple[BaseCheckpoint, dict[str, Tensor]]:

@@ -22,7 +22,7 @@ def test_a_resume_reads_no_array_of_a_manifest_again(
         checked.append(path)
         return check_array(path, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("indextts_job.data.checking.check_array", counted)
+    monkeypatch.setattr("indextts_job.data.seen_files.check_array", counted)
     run = tmp_path / "run"
     assert attempt(config_for(world, run, schedule__max_steps=4)).code == 0
     assert checked

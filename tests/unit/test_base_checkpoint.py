@@ -13,9 +13,10 @@ from torch import Tensor
 
 from indextts_job.demo.world import World
 from indextts_job.errors import ConfigError, DataError
-from indextts_job.model.base_checkpoint import BaseCheckpoint, all_finite, initialise, load_base_checkpoint
+from indextts_job.model.base_checkpoint import BaseCheckpoint, all_finite, load_base_checkpoint
 from indextts_job.model.config import GPTConfig, carried_shapes, gpt_config, trained_shapes
 from indextts_job.model.export import export_config, export_state_dict
+from indextts_job.model.initial_values import initialise
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import Vocabulary, initial_rows
 from indextts_job.storage import files

@@ -61,7 +61,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(path)
         return check(path, use, limits, reader)
 
-    monkeypatch.setattr("indextts_job.data.checking.check_array", checked)
+    monkeypatch.setattr("indextts_job.data.seen_files.check_array", checked)
     return seen
 
 
@@ -311,7 +311,7 @@ def test_a_record_takes_little_memory(limits: Limits, tmp_path: Path, monkeypatc
         digest = hashlib.blake2b(path.encode(), digest_size=16).digest()
         return Ids(np.ones(5, np.int32), digest, 5) if use in ("text", "codes") else Vector(digest)
 
-    monkeypatch.setattr("indextts_job.data.checking.check_array", checked)
+    monkeypatch.setattr("indextts_job.data.seen_files.check_array", checked)
     lines = []
     for number in range(MANY):
         name = f"speaker_{number % 60:03d}_utterance_{number:07d}"
