@@ -11,7 +11,6 @@ from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.checkpoint.tensor_names import BASE, WEIGHTS
 from indextts_job.config import RunConfig
-from indextts_job.data.dataset import Limits
 from indextts_job.data.sources import load_dataset
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareFacts, Needs, Plan, make_plan
@@ -21,6 +20,8 @@ from indextts_job.model.config import GPTConfig, gpt_config
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.parsing import plain
+from indextts_job.tokenizer.limits import limits_of
+from indextts_job.tokenizer.loading import parse_tokenizer
 from indextts_job.training.engine import Engine
 from indextts_job.training.evaluate import evaluate, in_order
 from indextts_job.training.state import TrainState, build_optimizer
@@ -74,7 +75,9 @@ def compare(
     model_config = gpt_config(values.model_config, "the checkpoint")
     manifests = _validation_manifests(manifests, config)
     # The smallest vocabulary: every sample must be valid for every checkpoint, or the losses could not be compared.
-    limits = Limits(model_config, min(manifest.values.tokenizer.pieces for _, manifest in checkpoints))
+    of_fewest, smallest = min(checkpoints, key=lambda one: one[1].values.tokenizer.pieces)
+    tokenizer = parse_tokenizer(of_fewest.read_file(smallest, "tokenizer.model"), "the checkpoint's tokenizer")
+    limits = limits_of(model_config, tokenizer, config.data)
     dataset = load_dataset(manifests, limits, skip_bad_samples=config.data.skip_bad_samples)
     count = min(len(dataset), max_samples or len(dataset))
     lengths = dataset.tokens(model_config)

@@ -261,3 +261,15 @@ def test_inspect_status_and_doctor_name_the_version(
         assert "IndexTTS-2.5" in capsys.readouterr().out, command
     assert main(["doctor", "checkpoint", str(tmp_path / "run"), "--json"]) == EXIT_OK
     assert "IndexTTS-2.5" in json.dumps(json.loads(capsys.readouterr().out))
+
+
+def test_checkpoints_are_compared_on_shards(
+    world_2_5: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["shard", str(world_2_5.validation_manifest), "--output", str(tmp_path / "shards")]
+    inputs = ["--tokenizer", str(world_2_5.tokenizer), "--config", str(world_2_5.model_config)]
+    assert main([*command, *inputs]) == EXIT_OK
+    keys = {"data__validation_manifests": [str(tmp_path / "shards")]}
+    assert train(world_2_5, tmp_path / "run", keys=keys).code == EXIT_OK
+    assert main(["checkpoints", "compare", str(tmp_path / "run"), str(tmp_path / "run")]) == EXIT_OK
+    assert "mel" in capsys.readouterr().out
