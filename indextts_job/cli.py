@@ -130,7 +130,7 @@ def _dispatch(arguments: Sequence[str], stop: StopSignals, guard: "ExitGuard | N
 
 def build_parser() -> "Parser":
     """The argument parser with all commands."""
-    from indextts_job.commands import checkpoints, demo, doctor, export, shard, simulate, status, tokenizer, train
+    from indextts_job.commands import checkpoints, demo, doctor, export, init, shard, simulate, status, tokenizer, train
     from indextts_job.commands.parser import Parser, ShowVersion
 
     parser = Parser(
@@ -141,6 +141,6 @@ def build_parser() -> "Parser":
     )
     parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (train, checkpoints, status, doctor, tokenizer, simulate, shard, export, demo):
+    for command in (init, train, checkpoints, status, doctor, tokenizer, simulate, shard, export, demo):
         command.add(commands)
     return parser
