@@ -19,7 +19,7 @@ from indextts_job.model.base_of_run import load_base
 from indextts_job.model.config import GPTConfig, gpt_config, of_version
 from indextts_job.model.flops import training_flops
 from indextts_job.model.languages import language_of
-from indextts_job.model.versions import ModelVersion, corrected, version_of_config
+from indextts_job.model.versions import OUR_SECTION, ModelVersion, corrected, version_of_config
 from indextts_job.preemption.deadline import Stop
 from indextts_job.redaction import redacted
 from indextts_job.report.console import ConsoleReport
@@ -29,6 +29,9 @@ from indextts_job.storage import files
 from indextts_job.tokenizer.limits import limits_of, version_of
 from indextts_job.tokenizer.loading import Tokenizer, demand_base_pieces, load_tokenizer
 from indextts_job.training.schedule import total_steps
+
+CONFIG_FILE = "config.yaml"
+"""Name of the model's configuration in a release and in an export."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +168,8 @@ def read_inputs(  # all by name
     assert isinstance(document, Mapping)  # noqa: S101  # `gpt_config` has checked it
     base = _base(config, document, model, tokenizer) if needs_base else None
     model = _in_its_version(config, document, model, tokenizer, base, emit)
+    if base:
+        _tell_of_base(base, model, config, emit)
     load = _Loader(config, limits_of(model, tokenizer, config.data), stop, emit, console, checks)
     train_set = load(config.data.train_manifests)
     validation_set = load(config.data.validation_manifests) if config.data.validation_manifests else None
@@ -195,8 +200,21 @@ def _base(config: RunConfig, document: Mapping[str, Any], model: GPTConfig, toke
     _demand_tokenizer_of(base.version, tokenizer, config)
     demand_base_pieces(tokenizer, base.text_pieces, config.inputs.tokenizer)
     if base.frozen_pieces is None:
-        base = described_by_export(base, document, config.inputs.model_config)
+        base = _described(base, config, document)
     return base
+
+
+def _described(base: BaseCheckpoint, config: RunConfig, document: Mapping[str, Any]) -> BaseCheckpoint:
+    """What an export's config.yaml says about its rows: the one that was given, else the one beside the weights."""
+    if OUR_SECTION not in document:
+        # The release's file with an export's weights would lose what runs have trained.
+        folder = config.inputs.base_checkpoint.rpartition("/")[0]
+        beside = f"{folder}/{CONFIG_FILE}" if folder else CONFIG_FILE
+        if beside != config.inputs.model_config and files.exists(beside):
+            found = files.read_yaml(beside, "model configuration", "inputs.base_checkpoint")
+            if isinstance(found, Mapping):
+                return described_by_export(base, found, beside)
+    return described_by_export(base, document, config.inputs.model_config)
 
 
 def _demand_tokenizer_of(version: ModelVersion, tokenizer: Tokenizer, config: RunConfig) -> None:
@@ -228,6 +246,24 @@ def _in_its_version(  # all that tell the version
         )
         emit(Notice(step=0, topic="model", message=message, warning=True))
     return of_version(model, version, config.inputs.model_config)
+
+
+def _tell_of_base(base: BaseCheckpoint, model: GPTConfig, config: RunConfig, emit: Emit) -> None:
+    """Warn of what a base checkpoint is not, although its files may let think so."""
+    shown = redacted(config.inputs.base_checkpoint)
+    messages = []
+    if base.text_pieces != model.number_text_tokens:
+        messages.append(
+            f"{redacted(config.inputs.model_config)} says {model.number_text_tokens} text tokens, {shown} has "
+            f"{base.text_pieces}: is it the config.yaml beside it? That of an export knows which rows were trained"
+        )
+    if base.adapters_left_out:
+        messages.append(
+            f"{shown} holds {base.adapters_left_out} tensors of adapters that were not merged. They are left out: the "
+            "run starts from the weights below them. Merge them first if that is not what you want"
+        )
+    for message in messages:
+        emit(Notice(step=0, topic="model", message=message, warning=True))
 
 
 @dataclass(frozen=True, slots=True)

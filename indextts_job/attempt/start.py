@@ -204,7 +204,10 @@ def _languages_text(state: TrainState, base: BaseCheckpoint, slots: Collection[s
         f"{norm(table[row_of(code)])}"
         for code in slots
     )
-    return f"norms of the rows in use: {used}; of the languages of the release: {others}"
+    return (
+        f"norms of the rows in use: {used}; of the languages of the release: {others}. Where a language is new, "
+        "recipe.language_start says what its row starts as; `own` is the row of the base checkpoint"
+    )
 
 
 def _vocabulary_text(state: TrainState, new_rows: str) -> str:

@@ -7,7 +7,7 @@ import itertools
 import sys
 
 from indextts_job.commands.parser import Commands, Parser
-from indextts_job.commands.storage_options import add_storage_options, configure, open_run
+from indextts_job.commands.storage_options import add_pair_options, add_storage_options, configure, open_run
 
 
 def add(commands: Commands) -> None:
@@ -45,6 +45,7 @@ def add(commands: Commands) -> None:
     data.add_argument("--output", default="", help="new folder or URL for --repair, where the dataset lies")
     data.add_argument("--all", action="store_true", help="show every place, not the first few")
     data.add_argument("--json", action="store_true", help="for programs; always with every place")
+    add_pair_options(data)
     add_storage_options(data, config_is_the_models=True)
     data.set_defaults(act=_data)
     checkpoint = subjects.add_parser(
@@ -87,6 +88,7 @@ def _gpu(given: argparse.Namespace) -> int:
 
 def _data(given: argparse.Namespace) -> int:
     from indextts_job.commands.findings import DETAILS_SHOWN, report
+    from indextts_job.data.manifest import DataConfig
     from indextts_job.doctor.data import examine_data
     from indextts_job.doctor.repair import Order, repair
     from indextts_job.doctor.survey import survey
@@ -108,7 +110,7 @@ def _data(given: argparse.Namespace) -> int:
         found = survey(
             given.manifests,
             given.validation,
-            limits_of(model, tokenizer),
+            limits_of(model, tokenizer, DataConfig(emotion=given.emotion, self_pairs=given.self_pairs)),
             lambda done, total: console.progress("looking at arrays", done, total),
         )
     # A dataset with one systematic fault would print a line for each of its samples.

@@ -7,7 +7,7 @@ import sys
 
 from indextts_job import errors
 from indextts_job.commands.parser import Commands
-from indextts_job.commands.storage_options import add_storage_options, configure
+from indextts_job.commands.storage_options import add_pair_options, add_storage_options, configure
 
 
 def add(commands: Commands) -> None:
@@ -28,11 +28,13 @@ def add(commands: Commands) -> None:
     )
     shard.add_argument("--config", default="checkpoints/config.yaml", help="config.yaml of the model")
     shard.add_argument("--skip-bad-samples", action="store_true", help="leave bad samples out; the index names them")
+    add_pair_options(shard)
     add_storage_options(shard, config_is_the_models=True)
     shard.set_defaults(act=_shard)
 
 
 def _shard(given: argparse.Namespace) -> int:
+    from indextts_job.data.manifest import DataConfig
     from indextts_job.data.shard_index import MadeFor
     from indextts_job.data.sharding import write_shards
     from indextts_job.data.sources import load_dataset
@@ -45,7 +47,7 @@ def _shard(given: argparse.Namespace) -> int:
     configure(given)
     tokenizer = load_tokenizer(given.tokenizer)
     model = model_of(files.read_yaml(given.config, "model configuration", "--config"), given.config, tokenizer)
-    limits = limits_of(model, tokenizer)
+    limits = limits_of(model, tokenizer, DataConfig(emotion=given.emotion, self_pairs=given.self_pairs))
     with ConsoleReport(sys.stdout) as console:
         dataset = load_dataset(
             given.manifests,

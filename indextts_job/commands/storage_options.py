@@ -25,6 +25,14 @@ TERMINAL_PATIENCE_S = 10.0
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
+def add_pair_options(parser: Parser) -> None:
+    """Add the options about pairs that training has as `data.emotion` and `data.self_pairs`."""
+    parser.add_argument(
+        "--emotion", choices=("prompt", "target"), default="prompt", help="as data.emotion (default: prompt)"
+    )
+    parser.add_argument("--self-pairs", action="store_true", help="as data.self_pairs: a prompt may be its target")
+
+
 def add_storage_options(parser: Parser, *, config_is_the_models: bool = False) -> None:
     """Let a command take `storage.KEY=VALUE` and a run's configuration.
 

@@ -23,6 +23,15 @@ LEAST_LIMIT_BYTES = 2**20
 WIDEST_ITEM_BYTES = 16
 """Item size of the widest dtype of numpy (complex128): a wrong dtype is reported as such, not as too large a file."""
 
+RELEASED_FIRST_LANGUAGE = 58838
+"""Id of the first language's token in the released tokenizer of IndexTTS-2.5."""
+RELEASED_IDS = (
+    "encoded with the released tokenizer, whose ids an extension moves. Encode the texts again with the extension"
+)
+_ENCODE_AGAIN = (
+    "Encode the texts again (doctor data --repair re-encode); where they are ids of this very tokenizer, add the "
+    "prefix (--repair add-prefix)"
+)
 OTHER_TOKENIZER_IDS = 12000
 """Number of pieces of the released SentencePiece model of IndexTTS-2.0."""
 
@@ -80,7 +89,10 @@ def check_array(path: str, use: Use, limits: Limits, reader: Reader | None = Non
         return check_ids(path, model.number_codes, model.max_mel_tokens, "code", reader)
     if use == "condition":
         hint = "CAMPPlus of the prompt, before projection" if model.version.speaker_width else ""
-        return check_vector(path, model.speaker_shape, hint, reader)
+        vector = check_vector(path, model.speaker_shape, hint, reader)
+        if model.version.speaker_width and not vector.norm:
+            raise BadArrayError(f"{path}: all values are zero, expected {hint}")
+        return vector
     return check_vector(path, (model.model_dim,), "after both projections" if model.version.ranks else "", reader)
 
 
@@ -130,17 +142,29 @@ def check_text(path: str, limits: Limits, reader: Reader) -> Ids:
     return Ids(values, content_digest(values), len(stored.values))
 
 
+def of_released_tokenizer(token: int, first: int) -> bool:
+    """Whether an id is a language's token in the released tokenizer, but the tokenizer in use is an extension of it.
+
+    Args:
+        token: The first id of a text.
+        first: Id of the first language's token in the tokenizer in use.
+    """
+    return first != RELEASED_FIRST_LANGUAGE and language_of_token(token, RELEASED_FIRST_LANGUAGE) is not None
+
+
 def _prefix_fault(values: npt.NDArray[np.int32], first: int) -> str:
     """What is wrong with ids that do not begin with the token of a language."""
     found = f"its first id is {values[0]}, expected a language's token ({first} … {first + WITH_TOKEN - 1})"
+    if of_released_tokenizer(int(values[0]), first):
+        return f"{found}: {RELEASED_IDS}"
     if values[0] >= first + WITH_TOKEN:
         return f"{found}: made by a tokenizer with 100 languages? Encode the texts again with the model's tokenizer"
     if values.max() < OTHER_TOKENIZER_IDS:
         return (
             f"{found}, and all ids are below {OTHER_TOKENIZER_IDS}: ids of another tokenizer, that of IndexTTS-2.0 for "
-            "example, or the prefix is missing. Encode the texts again, or add it (doctor data --repair add-prefix)"
+            f"example, or the prefix is missing. {_ENCODE_AGAIN}"
         )
-    return f"{found}: the prefix is missing. Encode the texts again, or add it (doctor data --repair add-prefix)"
+    return f"{found}: the prefix is missing, or they are ids of another tokenizer. {_ENCODE_AGAIN}"
 
 
 def check_ids(path: str, count: int, longest: int, what: str, reader: Reader | None = None) -> Ids:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from indextts_job.data.array_files import Progress
+from indextts_job.data.array_files import RELEASED_IDS, Progress, of_released_tokenizer
 from indextts_job.data.dataset import USES, Column, Limits, SkippedSample, Use
 from indextts_job.data.manifest import ManifestSource, PairRecord, each_record
 from indextts_job.data.plausibility import Evidence, suspicions
@@ -188,7 +188,8 @@ class _Records:
             durations_s=np.frombuffer(growing.durations, np.float32)[places],
             speakers=np.frombuffer(growing.speaker, np.int32)[places],
             speaker_vectors=distinct(self._seen.digests[speakers])[1],
-            speaker_files=speakers,
+            # A prompt has an emotion vector of its own, also where all prompts of a speaker name one speaker vector.
+            prompts=named[:, USES.index("emotion" if self._limits.emotion == "prompt" else "condition")],
             speaker_norms=self._seen.norms[speakers],
         )
 
@@ -219,6 +220,8 @@ def wrong_language(label: str, first: int, limits: Limits) -> str:
     code = language_of_token(first, limits.first_language_token)
     if code == language_of(label).slot:
         return ""
+    if of_released_tokenizer(first, limits.first_language_token):
+        return f"the language is {label}, its first text id is {first}: {RELEASED_IDS}"
     return f"the language is {label}, but its text ids begin with the token of {code}. Correct the one or the other"
 
 

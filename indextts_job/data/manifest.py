@@ -6,6 +6,7 @@ the arrays.
 """
 
 import json
+import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -108,6 +109,7 @@ class Rules:
 
 
 _AS_2_0 = Rules()
+_PAIRED = "__"
 _ARCHIVED = ("target_features", "prompt_features")
 STYLES = {"prompt_condition_path": V2_0, "prompt_speaker_path": V2_5, **dict.fromkeys(_ARCHIVED, V2_5)}
 """The key that tells how a record names its arrays, and the version of the model that such data is for."""
@@ -209,8 +211,8 @@ def each_record(
             findings_message(
                 f"{source.shown} {kind} (training needs pairs)",
                 scanned.single,
-                "Make pairs from it with the pairing tool of your preprocessing (tools/build_gpt_prompt_pairs.py "
-                "in the public repositories) and give the paired manifest.",
+                "Make pairs from it with the pairing tool of your preprocessing (tools/build_gpt_prompt_pairs.py or "
+                "scripts/build_pairs.py in the public repositories) and give the paired manifest.",
             )
         )
     if scanned.malformed:
@@ -286,8 +288,8 @@ def _record(
         emotion_path=paths["emotion"],
         text_ids_path=paths["text"],
         codes_path=paths["codes"],
-        text_tokens=_length(document, "target_text_len", "text_len"),
-        code_tokens=_length(document, "target_code_len", "code_len"),
+        text_tokens=_length(document, *(("text_len", "target_text_len")[:: 1 if archived else -1])),
+        code_tokens=_length(document, *(("code_len", "target_code_len")[:: 1 if archived else -1])),
         language=_language(document, source, rules.version),
         origin=origin,
         line=number,
@@ -324,15 +326,19 @@ def _archived(document: Mapping[str, object], source: ManifestSource, rules: Rul
 
 def _is_self_pair(document: Mapping[str, object], paths: Mapping[str, str]) -> bool:
     archive = archive_of(paths["codes"])
-    if archive and archive == archive_of(paths["condition"]):
-        return True
+    if archive:
+        # Utterances of several corpora may have one name, so only the archives count.
+        return posixpath.normpath(archive) == posixpath.normpath(archive_of(paths["condition"]) or "")
     names = (document.get("target_id"), document.get("prompt_id"))
-    if not all(names):
-        # The pairing tools name a pair TARGET__PROMPT.
-        target, _, prompt = str(document.get("id")).partition("__")
-        names = (target, prompt)
+    if all(names):
+        return names[0] == names[1]
+    if posixpath.basename(paths["codes"]) == posixpath.basename(paths["condition"]):
+        return True  # files are named by their utterances
+    # The pairing tools name a pair TARGET__PROMPT; ids may hold the separator themselves.
+    name = str(document.get("id"))
+    half = (len(name) - len(_PAIRED)) // 2
     audio = (document.get("target_audio_path"), document.get("prompt_audio_path"))
-    return names[0] == names[1] or bool(audio[0] and audio[0] == audio[1])
+    return name == f"{name[:half]}{_PAIRED}{name[:half]}" or bool(audio[0] and audio[0] == audio[1])
 
 
 def _emotion_key(document: Mapping[str, object], emotion: Emotion) -> str:
@@ -368,10 +374,12 @@ def _slotted(name: str, document: Mapping[str, object], source: ManifestSource) 
 
 def duration_of(document: Mapping[str, object]) -> float | None:
     """Duration of a record's target in seconds; None if the line does not say."""
-    value = document.get("target_duration", document.get("duration"))
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    value = next((document[key] for key in ("target_duration", "duration") if document.get(key) is not None), None)
+    try:
+        seconds = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else 0.0
+    except (ValueError, OverflowError):
         return None
-    return float(value) if 0 < value < LONGEST_CLIP_S else None
+    return seconds if 0 < seconds < LONGEST_CLIP_S else None
 
 
 def _text_or_nothing(document: Mapping[str, object], key: str) -> str:

@@ -18,12 +18,15 @@ TAIL_CODES, TAIL_SHARE = 12, 0.05
 """More equal codes than this at the end are a tail, and more utterances than this share with one are a fault."""
 CUT_SECONDS, CUT_SHARE = (20, 25), 0.01
 """Lengths at which the public preprocessing cuts clips but not their texts, and the share that is a fault."""
+OTHER_RATE_SHARE = 0.05
 EQUAL_SHARE = 0.5
 UNIT_NORM_TOLERANCE = 1e-3
 DOUBLE = (1.7, 2.3)
 """Ratio between the medians of two sources whose codes have 50 and 25 in a second."""
 FEW = 8
 """With fewer utterances, a share says nothing."""
+FEW_PLACES = 2
+"""So many by chance are no fault, whatever their share is."""
 
 Numbers = npt.NDArray[np.floating]
 Places = npt.NDArray[np.int64]
@@ -42,8 +45,8 @@ class Evidence:
     """A number for each speaker of a target; -1 where it is not known."""
     speaker_vectors: npt.NDArray[np.integer]
     """A number for each distinct conditioning array."""
-    speaker_files: npt.NDArray[np.integer]
-    """A number for each file or member with one."""
+    prompts: npt.NDArray[np.integer]
+    """A number for each prompt."""
     speaker_norms: Numbers
 
 
@@ -101,23 +104,37 @@ def _other_rate(evidence: Evidence, version: ModelVersion) -> Iterator[Suspicion
     if not len(known):
         return
     rates = evidence.code_lengths[known] / evidence.durations_s[known]
-    rate = float(np.median(rates))
     expected = version.codes_per_second
-    of_other = next((other for other in VERSIONS if abs(rate - other.codes_per_second) <= RATE_TOLERANCE), None)
-    if abs(rate - expected) <= RATE_TOLERANCE or (of_other is None and not version.ranks):
-        return
-    whose = f" These look like codes of {of_other}." if of_other else ""
-    text = f"{rate:.1f} codes per second of audio (median of {len(known)}), {version} has {expected}"
-    advice = f"Encode the audio with the codec of {version}: codes of one rate can't be turned into the other.{whose}"
-    # Without a rate that is known, durations may be those of something else, so this alone stops nothing.
-    yield Suspicion("code rate", text, advice, known[np.abs(rates - expected) > RATE_TOLERANCE], of_other is not None)
+    advice = f"Encode the audio with the codec of {version}: codes of one rate can't be turned into the other."
+    of_others = False
+    for other in VERSIONS:
+        places = known[of_rate(rates, other)] if other != version else known[:0]
+        # A few padded clips have the other rate by chance.
+        if len(places) > max(FEW_PLACES, OTHER_RATE_SHARE * len(known)):
+            of_others = True
+            text = f"{len(places)} of {len(known)} have {other.codes_per_second:.1f} codes per second of audio"
+            whose = f"{version} has {expected}, {other} has {other.codes_per_second}. {advice}"
+            yield Suspicion("code rate", text, whose, places, certain=True)
+    rate = float(np.median(rates))
+    if version.ranks and not of_others and abs(rate - expected) > RATE_TOLERANCE:
+        text = f"{rate:.1f} codes per second of audio (median of {len(known)}), {version} has {expected}"
+        # No codec has this rate, so durations may be those of something else: this alone stops nothing.
+        yield Suspicion("code rate", text, advice, known[~of_rate(rates, version)])
+
+
+def of_rate(rates: Numbers, version: ModelVersion) -> npt.NDArray[np.bool_]:
+    """Which rates, in codes per second, are those of a version's codec."""
+    return np.abs(rates - version.codes_per_second) <= RATE_TOLERANCE
 
 
 def _tails(evidence: Evidence, version: ModelVersion) -> Iterator[Suspicion]:
     lengths, durations = evidence.code_lengths, evidence.durations_s
     longer = lengths > version.codes_per_second * np.nan_to_num(durations, nan=np.inf) + 2
+    for other in VERSIONS:
+        if other != version:
+            longer &= ~of_rate(lengths / durations, other)  # not padding, but codes of another codec
     with_tail = np.flatnonzero((evidence.tails > TAIL_CODES) | longer)
-    if len(with_tail) > TAIL_SHARE * len(lengths):
+    if len(with_tail) > max(FEW_PLACES, TAIL_SHARE * len(lengths)):
         count = f"{len(with_tail)} of {len(lengths)}"
         text = f"{count} end in more than {TAIL_CODES} equal codes, or have more codes than their clip"
         advice = "Padding of a batch; the model learns to stop only after it. Cut it: doctor data --repair drop-tails."
@@ -127,7 +144,7 @@ def _tails(evidence: Evidence, version: ModelVersion) -> Iterator[Suspicion]:
 def _cut_clips(evidence: Evidence, version: ModelVersion) -> Iterator[Suspicion]:
     maxima = [seconds * version.codes_per_second for seconds in CUT_SECONDS]
     cut = np.flatnonzero(np.isin(evidence.code_lengths, maxima))
-    if len(cut) > CUT_SHARE * len(evidence.code_lengths) and len(evidence.code_lengths) >= FEW:
+    if len(cut) > max(FEW_PLACES, CUT_SHARE * len(evidence.code_lengths)):
         text = f"{len(cut)} of {len(evidence.code_lengths)} have exactly {' or '.join(map(str, maxima))} codes"
         advice = "Clips that were cut while their texts were not: the model learns to stop early. Leave them out."
         yield Suspicion("cut clips", text, advice, cut)
@@ -142,7 +159,7 @@ def _unit_vectors(evidence: Evidence) -> Iterator[Suspicion]:
 
 def _equal_vectors(evidence: Evidence) -> Iterator[Suspicion]:
     """Different prompts of a speaker with one vector."""
-    _, first = np.unique(evidence.speaker_files, return_index=True)
+    _, first = np.unique(evidence.prompts, return_index=True)
     pairs = np.sort(first)  # one pair for each prompt
     keys = np.stack([evidence.speakers[pairs], evidence.speaker_vectors[pairs]], axis=1)
     _, group, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)

@@ -106,6 +106,8 @@ class MadeFor:
     """Codes per second."""
     tokenizer_sha256: str = ""
     """Hash of the tokenizer's file; empty in an index that was written before it was recorded."""
+    emotion: str = "prompt"
+    """Whose emotion vectors it holds."""
 
     @classmethod
     def of(cls, limits: Limits) -> "MadeFor":
@@ -116,6 +118,7 @@ class MadeFor:
             speaker_width=version.speaker_width,
             code_rate=version.codes_per_second,
             tokenizer_sha256=limits.tokenizer_sha256,
+            emotion=limits.emotion,
         )
 
 
@@ -314,7 +317,7 @@ def _made_for(header: Mapping[str, Any]) -> MadeFor:
     # All are missing in the index of a dataset that was sharded when there was one version.
     values = {field.name: header[field.name] for field in fields(MadeFor) if field.name in header}
     made_for = MadeFor(**values)
-    texts = (made_for.model_version, made_for.tokenizer_sha256)
+    texts = (made_for.model_version, made_for.tokenizer_sha256, made_for.emotion)
     numbers = (made_for.code_rate, made_for.speaker_width or 1)
     if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
         raise TypeError("version, speaker width, code rate or hash of the tokenizer are of the wrong type")

@@ -299,6 +299,11 @@ def _demand_limits(index: ShardIndex, limits: Limits, where: str) -> None:
             f"{where}: made for IndexTTS-{made_for.model_version}, but the model is {version}. Codes, speaker vectors "
             "and text ids of one version mean nothing to the other: give data of the model's version."
         )
+    if made_for.emotion != limits.emotion:
+        raise DataError(
+            f"{where}: holds the emotion vectors of the {made_for.emotion}, data.emotion is {limits.emotion}. Shard "
+            f"the manifests with --emotion {limits.emotion}, or set data.emotion: {made_for.emotion}."
+        )
     # An extension of a SentencePiece model keeps all ids. One of ranks moves those of the languages.
     if version.ranks and made_for.tokenizer_sha256 != limits.tokenizer_sha256:
         raise DataError(

@@ -244,10 +244,6 @@ def codes_of(text_ids: list[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
 
 def _write_dataset(world: World, size: WorldSize, encode_text: Encode, seed: int) -> None:
     random = np.random.default_rng(seed)
-    folder = world.train_manifest.parent
-    archives = size.version.ranks and size.archives
-    for name in ("features",) if archives else ("text_ids", "codes", "condition", "emo_vec"):
-        (folder / name).mkdir(exist_ok=True)
     # Utterances of one speaker have similar conditioning arrays, as those of a real encoder would.
     voices = random.normal(0, 0.5, (SPEAKERS, *size.version.speaker_shape(size.width)))
     words = _WORDS if size.extended else _BASE_TEXT.split()
@@ -255,31 +251,47 @@ def _write_dataset(world: World, size: WorldSize, encode_text: Encode, seed: int
         (world.train_manifest, size.samples, "utt"),
         (world.validation_manifest, size.validation_samples, "val"),
     ):
-        records = []
+        lines = []
         for number in range(count):
-            name = f"{prefix}_{number:05d}"
             text = " ".join(random.choice(words, random.integers(*size.words, endpoint=True)))
             ids = encode_text(text)
-            codes = codes_of(ids)
-            speaker = number % SPEAKERS
-            condition = voices[speaker] + random.normal(0, 0.05, voices[speaker].shape)
-            emotion = random.normal(0, 0.1, size.width)
+            voice = voices[number % SPEAKERS]
+            condition = voice + random.normal(0, 0.05, voice.shape)
             arrays = {
                 "text": np.array(ids, dtype=np.int32),
-                "codes": codes,
+                "codes": codes_of(ids),
                 "condition": condition.astype(np.float32),
-                "emotion": emotion.astype(np.float32),
+                "emotion": random.normal(0, 0.1, size.width).astype(np.float32),
             }
             # The prompt is the next utterance of the same speaker.
-            prompt = f"{prefix}_{(number + SPEAKERS) % count:05d}"
-            if archives:
-                np.savez(folder / "features" / name, **{MEMBERS[use]: values for use, values in arrays.items()})
-                records.append(_archived_pair(name, prompt, text, len(ids), len(codes), speaker))
-            else:
-                for place, values in zip(("text_ids", "codes", "condition", "emo_vec"), arrays.values(), strict=True):
-                    np.save(folder / place / name, values)
-                records.append(_pair(name, prompt, text, len(ids), len(codes), size.version))
-        manifest.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+            names = f"{prefix}_{number:05d}", f"{prefix}_{(number + SPEAKERS) % count:05d}"
+            record = _written(manifest.parent, names, text, arrays, size)
+            lines.append(json.dumps({**record, "speaker": f"speaker{number % SPEAKERS}"}, ensure_ascii=False) + "\n")
+        manifest.write_text("".join(lines), encoding="utf-8")
+
+
+def _written(
+    folder: Path, names: tuple[str, str], text: str, arrays: dict[str, Any], size: WorldSize
+) -> dict[str, Any]:
+    """Write the arrays of an utterance; returns its record.
+
+    Args:
+        folder: Folder of the dataset.
+        names: Names of the target, which is written, and of its prompt.
+        text: What is said.
+        arrays: By use.
+        size: Version and layout of the dataset.
+    """
+    target, prompt = names
+    lengths = len(arrays["text"]), len(arrays["codes"])
+    if size.version.ranks and size.archives:
+        (folder / "features").mkdir(exist_ok=True)
+        np.savez(folder / "features" / target, **{MEMBERS[use]: values for use, values in arrays.items()})
+        return _archived_pair(target, prompt, text, *lengths)
+    for place, values in zip(("text_ids", "codes", "condition", "emo_vec"), arrays.values(), strict=True):
+        (folder / place).mkdir(exist_ok=True)
+        np.save(folder / place / target, values)
+    return _pair(target, prompt, text, *lengths, size.version)
 
 
 def _pair(target: str, prompt: str, text: str, text_len: int, code_len: int, version: ModelVersion) -> dict[str, Any]:
@@ -290,7 +302,6 @@ def _pair(target: str, prompt: str, text: str, text_len: int, code_len: int, ver
     )
     return {
         "id": f"{target}__{prompt}",
-        "speaker": "",
         "prompt_id": prompt,
         "target_id": target,
         "target_text": text,
@@ -305,13 +316,12 @@ def _pair(target: str, prompt: str, text: str, text_len: int, code_len: int, ver
     }
 
 
-def _archived_pair(target: str, prompt: str, text: str, text_len: int, code_len: int, speaker: int) -> dict[str, Any]:
+def _archived_pair(target: str, prompt: str, text: str, text_len: int, code_len: int) -> dict[str, Any]:
     """A pair as the public preprocessing of IndexTTS-2.5 writes it."""
     return {
         "id": f"{target}__{prompt}",
         "target_features": f"features/{target}.npz",
         "prompt_features": f"features/{prompt}.npz",
-        "speaker": f"speaker{speaker}",
         "lang": "am",
         "lang_alias": None,
         "prompt_lang": "am",

@@ -193,7 +193,12 @@ def _content(path: str, members: Mapping[str, Change]) -> bytes:
         zipfile.ZipFile(stream, "w") as new,
     ):
         for name in old.namelist():
-            new.writestr(name, _npy(members[name]) if name in members else old.read(name))
+            if name in members:
+                new.writestr(name, _npy(members[name]))
+            elif old.getinfo(name).file_size <= LARGEST_ARCHIVE_BYTES:
+                new.writestr(name, old.read(name))
+            else:
+                raise DataError(f"{redacted(path)}: {name} has {old.getinfo(name).file_size} bytes unpacked.")
     return stream.getvalue()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indextts_job.data.archives import Reader
-from indextts_job.data.array_files import check_ids
+from indextts_job.data.array_files import OTHER_TOKENIZER_IDS, check_ids, of_released_tokenizer, spoken_ids
 from indextts_job.data.dataset import Limits
 from indextts_job.data.manifest import PairRecord
 from indextts_job.data.plausibility import TAIL_CODES
@@ -74,7 +74,7 @@ def changes_of(kind: Repair, rows: Sequence[Row], found: Survey, tokenizer: Toke
             f"tokenizer the model is {found.limits.model.version}."
         )
     if kind == "add-prefix":
-        return _prefixes(rows, found.limits)
+        return _prefixes(rows, found.limits, tokenizer)
     return _encoded_again(rows, tokenizer) if kind == "re-encode" else {}
 
 
@@ -100,20 +100,55 @@ def _cut(path: str, limits: Limits, speech: int, where: str) -> Change:
     return Change(values=lambda: read().values[:speech], where=where)
 
 
-def _prefixes(rows: Sequence[Row], limits: Limits) -> Changes:
+def _prefixes(rows: Sequence[Row], limits: Limits, tokenizer: Tokenizer) -> Changes:
+    changes: dict[str, Change] = {}
+    foreign: list[str] = []
+    largest = 0
+    for row in rows:
+        ids = _ids_of(row, limits)
+        largest = max(largest, int(ids.max()))
+        if row.record.text_ids_path in changes or _has_prefix(ids, limits):
+            continue
+        change = _prefixed(row, ids, limits)
+        changes[row.record.text_ids_path] = change
+        if _lacks_more(row, ids, change, tokenizer):
+            foreign.append(row.where)
+    if changes and not foreign and largest < OTHER_TOKENIZER_IDS and not any(row.text for row in rows):
+        foreign = [f"all ids are below {OTHER_TOKENIZER_IDS}, and there is no text to compare them with"]
+    if foreign:
+        advice = "A prefix would hide ids of another tokenizer. Encode the texts again: --repair re-encode."
+        raise DataError(findings_message(f"{len(foreign)} texts lack more than a prefix", foreign, advice))
+    return changes
+
+
+def _ids_of(row: Row, limits: Limits) -> Ids:
+    longest = 2 * limits.model.max_text_tokens
+    return check_ids(row.record.text_ids_path, limits.text_pieces, longest, "text id", Reader()).values
+
+
+def _first_language(limits: Limits) -> int:
     first = limits.first_language_token
     assert first is not None  # noqa: S101  # the tokenizer of a model with languages has it
-    changes = {}
-    for row in rows:
-        path = row.record.text_ids_path
-        ids = check_ids(path, limits.text_pieces, 2 * limits.model.max_text_tokens, "text id", Reader()).values
-        if path not in changes and language_of_token(int(ids[0]), first) is None:
-            language = language_of(row.record.language)
-            changes[path] = Change(
-                values=partial(_in_front, language.token(first), ids),
-                where=f"{row.where}: <|{language.slot}|> in front of {len(ids)} ids",
-            )
-    return changes
+    return first
+
+
+def _has_prefix(ids: Ids, limits: Limits) -> bool:
+    spoken = spoken_ids(ids, limits.model.version)
+    return bool(len(spoken)) and language_of_token(int(spoken[0]), _first_language(limits)) is not None
+
+
+def _prefixed(row: Row, ids: Ids, limits: Limits) -> Change:
+    language = language_of(row.record.language)
+    values = partial(_in_front, language.token(_first_language(limits)), ids)
+    return Change(values=values, where=f"{row.where}: <|{language.slot}|> in front of {len(ids)} ids")
+
+
+def _lacks_more(row: Row, ids: Ids, change: Change, tokenizer: Tokenizer) -> bool:
+    """Whether ids with a prefix would still not be those of the tokenizer."""
+    if of_released_tokenizer(int(ids[0]), tokenizer.first_language_token or 0):
+        return True
+    stock = stock_ids(tokenizer, row.text, row.record.language) if row.text else None
+    return stock is not None and stock != change.values().tolist()
 
 
 def _in_front(token: int, ids: Ids) -> Ids:
@@ -122,18 +157,22 @@ def _in_front(token: int, ids: Ids) -> Ids:
 
 def _encoded_again(rows: Sequence[Row], tokenizer: Tokenizer) -> Changes:
     changes: dict[str, Change] = {}
+    encoded: dict[str, list[int]] = {}
     unknown = []
     for row in rows:
+        path = row.record.text_ids_path
         ids = stock_ids(tokenizer, row.text, row.record.language) if row.text else None
         if ids is None:
-            unknown.append(f"{row.where}: {row.text[:60] or 'no target_text or text'}")
+            unknown.append(f"{row.where}: {row.text[:60] or 'no target_text or text in the record'}")
+        elif encoded.setdefault(path, ids) != ids:
+            unknown.append(f"{row.where}: another record gives the same ids another text or language")
         else:
-            where = f"{row.where}: {len(ids)} ids"
-            changes[row.record.text_ids_path] = Change(values=partial(np.array, ids, np.int32), where=where)
+            changes[path] = Change(values=partial(np.array, ids, np.int32), where=f"{row.where}: {len(ids)} ids")
     if unknown:
         advice = (
-            "Inference spells out their numbers and abbreviations, or adds readings, with tools that are not here. "
-            "Write them in words, or encode these texts with the tools of the release."
+            "Numbers and abbreviations of Chinese, English and Spanish, and all Japanese, go through tools of the "
+            "release that are not here: write them in words, or encode them there. Records need their text: pairs of "
+            "the public 2.5 tool have none, its utterances_*.jsonl have."
         )
         raise DataError(findings_message(f"{len(unknown)} texts cannot be encoded here", unknown, advice))
     return changes

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from indextts_job.data.archives import Reader, archive_of
 from indextts_job.data.array_files import BadArrayError, Ids, Progress, Vector, check_array
 from indextts_job.data.checking import FoundIds, array_uses, record_fault
 from indextts_job.data.dataset import Limits, Use
@@ -28,6 +29,10 @@ CHUNK = 200
 MANY = 20_000
 """With fewer arrays, starting processes takes longer than they save."""
 THREADS, REMOTE_READERS = 4, 64
+
+
+Group = Sequence[tuple[str, Use]]
+"""Paths and uses of arrays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,25 +120,48 @@ def survey(train: Sequence[str], validation: Sequence[str], limits: Limits, prog
         for argument in arguments:
             _read_manifest(argument, found, validation=is_validation)
     uses = array_uses(pair.record for pair in found.pairs)
-    look = partial(look_at, limits=found.limits)
+    groups = _by_container(uses)
+    look = partial(look_at_all, limits=found.limits)
+    done = 0
     with _workers(uses) as run:
-        for done, (path, seen) in enumerate(zip(uses, run(look, uses.items()), strict=True), start=1):
-            found.arrays[path] = seen
-            if done % CHUNK == 0 or done == len(uses):
+        for group, seen in zip(groups, run(look, groups), strict=True):
+            found.arrays |= {path: array for (path, _), array in zip(group, seen, strict=True)}
+            before, done = done, done + len(group)
+            if before // CHUNK < done // CHUNK or done == len(uses):
                 progress(done, len(uses))
     return found
 
 
-def look_at(item: tuple[str, Use], limits: Limits) -> SeenArray:
-    """Check one array, in any process.
+def _by_container(uses: Mapping[str, Use]) -> list[Group]:
+    """The arrays, those of one archive together, so that it is read once."""
+    groups: dict[str, list[tuple[str, Use]]] = {}
+    for path, use in uses.items():
+        groups.setdefault(archive_of(path) or path, []).append((path, use))
+    return list(groups.values())
+
+
+def look_at_all(group: Group, limits: Limits) -> list[SeenArray]:
+    """Check the arrays of one file or archive, in any process.
+
+    Args:
+        group: Paths and uses of the arrays.
+        limits: The demands of model and tokenizer.
+    """
+    reader = Reader()
+    return [look_at(item, limits, reader) for item in group]
+
+
+def look_at(item: tuple[str, Use], limits: Limits, reader: Reader) -> SeenArray:
+    """Check one array.
 
     Args:
         item: Path and use of the array.
-        limits: The sizes that model and tokenizer allow.
+        limits: The demands of model and tokenizer.
+        reader: Keeps the archive that was read last.
     """
     path, use = item
     try:
-        array = check_array(path, use, limits)
+        array = check_array(path, use, limits, reader)
     except BadArrayError as error:
         return SeenArray(fault=str(error))
     if isinstance(array, Vector):
@@ -172,8 +200,10 @@ def _read_manifest(argument: str, found: Survey, *, validation: bool) -> None:
 
 def _pair(record: PairRecord, document: Mapping[str, object], *, validation: bool) -> Pair:
     speaker, speakers = _text(document, "speaker"), _speakers(document)
-    # The pairing tool names a pair TARGET__PROMPT.
-    target, _, prompt = record.id.partition("__")
+    target, prompt = (_text(document, key) for key in ("target_features", "prompt_features"))
+    if not target:
+        # The pairing tool names a pair TARGET__PROMPT.
+        target, _, prompt = record.id.partition("__")
     return Pair(
         record=record,
         validation=validation,
@@ -208,7 +238,7 @@ def _speaker_of(audio_path: str) -> str:
     return speaker if separator else ""
 
 
-Run = Callable[[Callable[[tuple[str, Use]], SeenArray], Iterable[tuple[str, Use]]], Iterator[SeenArray]]
+Run = Callable[[Callable[[Group], list[SeenArray]], Iterable[Group]], Iterator[list[SeenArray]]]
 
 
 @contextmanager

@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from indextts_job.data.plausibility import RATE_TOLERANCE
 from indextts_job.doctor.survey import Pair, Survey
+from indextts_job.model.versions import VERSIONS
 
 FRAMES_PER_SECOND = 50
 """Frames of features that the codecs read."""
@@ -50,10 +52,18 @@ def padded_tails(pairs: Iterable[Pair], found: Survey) -> dict[str, Tail]:
     tails, rate = {}, found.limits.model.version.codes_per_second
     for path, pair in _with_longest_duration(pairs).items():
         length, seconds = found.arrays[path].length, pair.duration_s or 0.0
+        if seconds and _of_other_codec(length / seconds, found):
+            continue  # nothing of it is padding
         # One code more than its duration is a rounded duration.
         if length > rate * seconds + 1:
             tails[path] = Tail(pair, length, code_count(seconds, rate))
     return tails
+
+
+def _of_other_codec(rate: float, found: Survey) -> bool:
+    """Whether codes per second are those of another version's codec."""
+    others = (version for version in VERSIONS if version != found.limits.model.version)
+    return any(abs(rate - version.codes_per_second) <= RATE_TOLERANCE for version in others)
 
 
 def _with_longest_duration(pairs: Iterable[Pair]) -> dict[str, Pair]:

@@ -51,6 +51,8 @@ class BaseCheckpoint:
     new_pieces_at: int | None = None
     """Id of the first piece that such a run has added; None = behind all pieces of the released base."""
     version: ModelVersion = V2_0
+    adapters_left_out: int = 0
+    """Number of tensors of adapters in the file, which are not part of the base."""
     languages: tuple[str, ...] = ()
     """Codes of the language rows that runs have trained, besides those of the release."""
 
@@ -89,7 +91,8 @@ def as_base(state: Mapping[str, Any], config: GPTConfig, where: str) -> BaseChec
         findings = [f"{key}: NaN or infinity" for key in broken]
         advice = "A training that broke down may have written it. Take an earlier one, or the released gpt.pth."
         raise DataError(findings_message(f"{where} holds weights that are no numbers", findings, advice))
-    return BaseCheckpoint(tensors, pieces, version=config.version)
+    adapters = sum(".lora_" in key for key in state)
+    return BaseCheckpoint(tensors, pieces, version=config.version, adapters_left_out=adapters)
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -104,12 +105,16 @@ def write_export(
             (folder / name).write_bytes(content)
         # Last: whoever finds a gpt.pth finds all that belongs to it.
         partial.replace(weights)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        with contextlib.suppress(OSError):  # the folder may be a file
-            partial.unlink(missing_ok=True)
-        raise UnavailableError(
-            f"{folder}: the export failed ({error}). Free space or choose another folder."
-        ) from error
+    except BaseException as error:
+        # Also behind Ctrl+C: what is left would be gigabytes, and would stand in the way of the next try.
+        for path in (partial, *paths):
+            with contextlib.suppress(OSError):  # the folder may be a file
+                path.unlink(missing_ok=True)
+        if isinstance(error, OSError | RuntimeError):  # torch reports a full disk as RuntimeError
+            raise UnavailableError(
+                f"{folder}: the export failed ({error}). Free space or choose another folder."
+            ) from error
+        raise
     return paths
 
 
@@ -169,8 +174,8 @@ def export_state_dict(
     Returns:
         Exactly the base checkpoint's keys; text tables have one row per piece and the spare row.
     """
-    # All tensors of a release have one dtype. Those that never trained still have it.
-    dtype = next(iter(carried.values())).dtype
+    # The tensors of a release have one dtype, but for a buffer perhaps. Those that never trained still have it.
+    (dtype, _), *_ = Counter(value.dtype for value in carried.values()).most_common()
     full = published(trained, carried, vocabulary, adapter)
     expected = trained_shapes(config, vocabulary.rows) | carried_shapes(config)
     demand_fit(full, expected, "export")
@@ -192,7 +197,7 @@ def export_config(
         version: The version of the model.
         trained_languages: Codes of the language rows that runs have trained.
     """
-    exported = {key: _portable(value) if key.endswith("_checkpoint") else value for key, value in document.items()}
+    exported = {key: _portable(value) for key, value in document.items()}
     # Without the spare row, which the published constructor adds itself.
     exported["gpt"] = {**document["gpt"], "number_text_tokens": vocabulary.pieces}
     dataset = document.get("dataset")
@@ -227,7 +232,11 @@ def _our_section(
 
 
 def _portable(value: object) -> object:
-    """A path of the authors' machine as the name of the file beside the configuration."""
+    """A value with absolute paths, which are those of another machine, as names of files beside the configuration."""
+    if isinstance(value, Mapping):
+        return {key: _portable(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_portable(entry) for entry in value]
     return PurePosixPath(value).name if isinstance(value, str) and value.startswith("/") else value
 
 

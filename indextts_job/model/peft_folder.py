@@ -25,7 +25,7 @@ from indextts_job.redaction import redacted
 from indextts_job.storage import files
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
-LARGEST_BYTES = 2**34
+LARGEST_BYTES, LARGEST_RANK = 2**34, 1024
 _PREFIX = "base_model.model."
 _ROWS = f"{_PREFIX}lang_embedding.token_adapter.trainable_tokens_delta"
 """peft's name says delta; what it keeps there are the new values of the rows."""
@@ -170,17 +170,23 @@ def _config(content: bytes, shown: str) -> dict[str, Any]:
         raise DataError(f"{shown}/{CONFIG_FILE}: not JSON ({error}).") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ConfigError(f"{shown}/{CONFIG_FILE}: no LoRA adapter of peft. Expected peft_type LORA.")
-    # Whatever is set and not understood may change what the adapter computes.
-    foreign = [f"{key}: {value!r:.80}" for key, value in config.items() if key not in _KNOWN and value]
-    if config.get("bias", "none") != "none":
-        foreign.append(f"bias: {config['bias']!r:.80}")
-    if foreign:
+    if foreign := _foreign_fields(config):
         advice = "Merge it with the tool that made it, and start from the merged gpt.pth."
         raise ConfigError(findings_message(f"{shown} uses what is not supported here", foreign, advice))
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if type(rank) is not int or not 1 <= rank <= 1024 or not isinstance(alpha, int | float):
-        raise DataError(f"{shown}/{CONFIG_FILE}: r is {rank!r:.40}, lora_alpha is {alpha!r:.40}; expected numbers.")
+    if not _is_rank(config.get("r")) or not isinstance(config.get("lora_alpha"), int | float):
+        found = f"r is {config.get('r')!r:.40}, lora_alpha is {config.get('lora_alpha')!r:.40}"
+        raise DataError(f"{shown}/{CONFIG_FILE}: {found}; expected numbers.")
     return config
+
+
+def _foreign_fields(config: Mapping[str, Any]) -> list[str]:
+    """Whatever is set and not understood: it may change what the adapter computes."""
+    foreign = [f"{key}: {value!r:.80}" for key, value in config.items() if key not in _KNOWN and value]
+    return foreign + ([] if config.get("bias", "none") == "none" else [f"bias: {config['bias']!r:.80}"])
+
+
+def _is_rank(value: object) -> bool:
+    return type(value) is int and 1 <= value <= LARGEST_RANK
 
 
 def _name_of(key: str) -> str:
@@ -191,37 +197,50 @@ def _name_of(key: str) -> str:
 def _misfits(factors: Mapping[str, Tensor], rank: int, model: GPTConfig) -> list[str]:
     if not factors:
         return ["there are no factors of attn.c_attn, attn.c_proj, mlp.c_fc or mlp.c_proj"]
-    findings = []
-    for name, value in factors.items():
-        place, _, factor = name.rpartition(".lora_")
-        block, projection = place.split(".", 3)[2:]
-        wide_in, wide_out = (size * model.model_dim for size in SIZES[projection])
-        expected = (rank, wide_in) if factor == "A" else (wide_out, rank)
-        if int(block) >= model.layers:
-            findings.append(f"{name}: the model has {model.layers} blocks")
-        elif tuple(value.shape) != expected or not value.is_floating_point():
-            findings.append(f"{name}: shape {list(value.shape)} of {value.dtype}, expected {list(expected)}")
-        elif not bool(torch.isfinite(value).all()):
-            findings.append(f"{name}: NaN or infinity")
-        if place + (".lora_B" if factor == "A" else ".lora_A") not in factors:
-            findings.append(f"{name}: its other factor is missing")
-    return findings
+    faults = {name: _misfit(name, value, rank, model) for name, value in factors.items()}
+    other = {name: name[:-1] + ("B" if name.endswith("A") else "A") for name in factors}
+    return [
+        *(f"{name}: {fault}" for name, fault in faults.items() if fault),
+        *(f"{name}: its other factor is missing" for name in factors if other[name] not in factors),
+    ]
+
+
+def _misfit(name: str, value: Tensor, rank: int, model: GPTConfig) -> str:
+    """What is wrong with a factor; empty for a good one."""
+    place, _, factor = name.rpartition(".lora_")
+    block, projection = place.split(".", 3)[2:]
+    wide_in, wide_out = (size * model.model_dim for size in SIZES[projection])
+    expected = (rank, wide_in) if factor == "A" else (wide_out, rank)
+    if int(block) >= model.layers:
+        return f"the model has {model.layers} blocks"
+    if tuple(value.shape) != expected or not value.is_floating_point():
+        return f"shape {list(value.shape)} of {value.dtype}, expected {list(expected)}"
+    return "" if bool(torch.isfinite(value).all()) else "NaN or infinity"
 
 
 def _rows(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], model: GPTConfig, findings: list[str]
 ) -> dict[int, Tensor]:
+    """The rows of the language table by their numbers; adds to the findings what is wrong with them."""
     indices = config.get("trainable_token_indices") or {}
-    known = isinstance(indices, dict) and set(indices) <= {"lang_embedding"}
-    rows = indices.get("lang_embedding", []) if known else None
-    values = tensors.get(_ROWS)
-    if rows is None or not all(type(row) is int and 0 <= row < model.version.language_rows for row in rows):
+    rows = _row_numbers(indices, model)
+    if rows is None:
         findings.append(f"trainable_token_indices: {indices!r:.80}, expected rows of lang_embedding")
         return {}
-    if (values is None) != (not rows) or (values is not None and tuple(values.shape) != (len(rows), model.model_dim)):
+    values = tensors.get(_ROWS, torch.empty(0, model.model_dim))
+    if tuple(values.shape) != (len(rows), model.model_dim):
         findings.append(f"{_ROWS}: does not hold the rows {rows}")
         return {}
-    return {} if values is None else dict(zip(rows, values, strict=True))
+    return dict(zip(rows, values, strict=True))
+
+
+def _row_numbers(indices: object, model: GPTConfig) -> list[int] | None:
+    """Numbers of rows of the language table; None if there are others, or anything else."""
+    if not isinstance(indices, dict) or not set(indices) <= {"lang_embedding"}:
+        return None
+    rows = indices.get("lang_embedding", [])
+    count = model.version.language_rows
+    return rows if isinstance(rows, list) and all(type(row) is int and 0 <= row < count for row in rows) else None
 
 
 def fitted(folder: AdapterFolder, config: AdapterConfig) -> dict[str, Tensor]:

@@ -105,5 +105,5 @@ def demand_base_pieces(tokenizer: Tokenizer, base_pieces: int, source: str) -> N
     if tokenizer.pieces < base_pieces:
         raise ConfigError(
             f"{source}: the tokenizer has {tokenizer.pieces} pieces, the base checkpoint knows {base_pieces}. "
-            "Use the base tokenizer or an extension of it; an extension only appends pieces."
+            "Use the base tokenizer or an extension of it, which has all its pieces."
         )

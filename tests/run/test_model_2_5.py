@@ -166,6 +166,75 @@ def test_a_run_as_base_keeps_the_row_that_it_has_trained(
     assert torch.equal(again[row_of("am")], trained)
 
 
+def test_an_export_with_the_releases_config_keeps_its_language_row(world_2_5: World, tmp_path: Path) -> None:
+    assert train(world_2_5, tmp_path / "first").code == EXIT_OK
+    trained = export(tmp_path / "first", tmp_path / "export")["lang_embedding.weight"][row_of("am")]
+    # The config.yaml that was given is the release's; the one beside the weights knows what was trained.
+    inputs = {"inputs__base_checkpoint": str(tmp_path / "export/gpt.pth")}
+    keys = {"schedule__learning_rate": 1e-30, "schedule__max_steps": 1, **inputs}
+    assert train(world_2_5, tmp_path / "second", keys=keys).code == EXIT_OK
+    again = export(tmp_path / "second", tmp_path / "again")["lang_embedding.weight"]
+    assert torch.equal(again[row_of("am")], trained)
+
+
+def test_what_a_base_is_not_is_told(world_2_5: World, tmp_path: Path) -> None:
+    state = base_of(world_2_5)
+    state["gpt.h.0.attn.c_attn.lora_A.default.weight"] = torch.zeros(2, 2)
+    torch.save(state, tmp_path / "gpt.pth")
+    document = yaml.safe_load(world_2_5.model_config.read_text())
+    document["gpt"]["number_text_tokens"] += 7
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(document))
+    keys = {
+        "inputs__base_checkpoint": str(tmp_path / "gpt.pth"),
+        "inputs__model_config": str(tmp_path / "other.yaml"),
+        "schedule__max_steps": 1,
+    }
+    done = train(world_2_5, tmp_path / "run", keys=keys)
+    assert done.code == EXIT_OK, done.error
+    assert "holds 1 tensors of adapters that were not merged" in done.output
+    pieces = document["gpt"]["number_text_tokens"]
+    assert f"says {pieces} text tokens" in done.output
+
+
+def test_a_failed_export_leaves_nothing_and_can_be_repeated(
+    world_2_5: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(world_2_5, tmp_path / "run").code == EXIT_OK
+    write = Path.write_bytes
+    errors: list[BaseException] = [OSError(28, "No space left on device"), KeyboardInterrupt()]
+
+    def full(path: Path, content: bytes) -> int:
+        if path.name == "LICENSE":
+            raise errors.pop()
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    while errors:
+        assert main(["export", str(tmp_path / "run"), "--output-dir", str(tmp_path / "export")]) != EXIT_OK
+        assert not list((tmp_path / "export").iterdir())
+    monkeypatch.undo()
+    export(tmp_path / "run", tmp_path / "export")
+
+
+def test_an_export_names_no_path_of_another_machine_and_keeps_the_bases_type(world_2_5: World, tmp_path: Path) -> None:
+    state = {
+        key: value if key.endswith("pos_enc.pe") else value.bfloat16() for key, value in base_of(world_2_5).items()
+    }
+    torch.save(state, tmp_path / "gpt.pth")
+    document = yaml.safe_load(world_2_5.model_config.read_text())
+    document |= {"w2v_stat": "/nfs/authors/w2v.pt", "semantic_codec": {"ckpt": ["/nfs/authors/codec.pth"]}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))
+    keys = {
+        "inputs__base_checkpoint": str(tmp_path / "gpt.pth"),
+        "inputs__model_config": str(tmp_path / "config.yaml"),
+        "schedule__max_steps": 1,
+    }
+    assert train(world_2_5, tmp_path / "run", keys=keys).code == EXIT_OK
+    exported = export(tmp_path / "run", tmp_path / "export")
+    assert {key for key, value in exported.items() if value.dtype != state[key].dtype} == set()
+    assert "/nfs" not in (tmp_path / "export/config.yaml").read_text()
+
+
 @pytest.fixture
 def grown(world_2_5: World, tmp_path: Path) -> World:
     """The same data with a tokenizer that has more ranks: the language's token has moved, a new token is in use."""

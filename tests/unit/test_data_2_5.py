@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from indextts_job.cli import main
 from indextts_job.data.dataset import Dataset, Limits
+from indextts_job.data.manifest import duration_of
 from indextts_job.data.shard_index import MadeFor
 from indextts_job.data.sharding import write_shards
 from indextts_job.data.sources import load_dataset
@@ -213,7 +215,7 @@ def padded(arrays: Arrays) -> None:
 @pytest.mark.parametrize(
     ("change", "first", "subject", "words"),
     [
-        (padded, 2, "code tails", "2 of 24 end in more than 12 equal codes"),
+        (padded, 3, "code tails", "3 of 24 end in more than 12 equal codes"),
         (
             set_array("spk_emb", lambda _a: np.ones(192, np.float32) * 0.1),
             None,
@@ -406,3 +408,99 @@ def test_a_language_alone_and_set_language_without_one_are_refused(
     assert "set-language needs it" in capsys.readouterr().err
     assert doctor(archived, "set-language", tmp_path / "new", "--language", "xx") == EXIT_CONFIG
     assert "--language: 'xx' is no language of IndexTTS-2.5" in capsys.readouterr().err
+
+
+def test_a_prefix_does_not_hide_ids_of_another_tokenizer(
+    archived: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_arrays(archived, set_array("text_ids", sentencepiece_ids), first=3)
+    assert doctor(archived, "add-prefix", tmp_path / "new") == EXIT_DATA
+    assert "lack more than a prefix" in capsys.readouterr().err
+    # Without texts to compare with, ids that are all small are not believed either.
+    change_records(archived, lambda record: record.pop("text"))
+    assert doctor(archived, "add-prefix", tmp_path / "new") == EXIT_DATA
+    assert not (tmp_path / "new").exists()
+
+
+def test_ids_of_the_released_tokenizer_are_known_by_an_extension(archived: World) -> None:
+    limits = replace(limits_for(archived), text_pieces=70_000, first_language_token=58838 + 2000)
+    change_arrays(archived, set_first_id(58838 + 75))
+    with pytest.raises(DataError, match="encoded with the released tokenizer, whose ids an extension moves"):
+        load_dataset([str(archived.train_manifest)], limits, skip_bad_samples=False)
+    # An extension by fewer pieces than there are languages takes them for those of another language.
+    limits = replace(limits, first_language_token=58838 + 60)
+    with pytest.raises(DataError, match="the language is am, its first text id is 58913: encoded with the released"):
+        load_dataset([str(archived.train_manifest)], limits, skip_bad_samples=False)
+
+
+def twice(arrays: Arrays) -> None:
+    arrays["codes"] = np.repeat(arrays["codes"], 2)
+
+
+def test_a_part_of_the_codes_at_the_other_rate_is_found_and_never_cut(archived: World, tmp_path: Path) -> None:
+    change_arrays(archived, twice, first=8)
+    with pytest.raises(DataError, match=r"8 of 24 have 50\.0 codes per second"):
+        load(archived)
+    assert "code tails" not in {finding.subject for finding in examined(archived) if finding.level != "ok"}
+    assert doctor(archived, "drop-tails", tmp_path / "new") == EXIT_OK
+    assert not (tmp_path / "new").exists()
+
+
+def test_utterances_of_two_corpora_may_have_one_name(archived: World) -> None:
+    folder = archived.train_manifest.parent
+    shutil.copytree(folder / "features", folder / "other")
+
+    def change(record: Record) -> None:
+        name = Path(record["target_features"]).name
+        record.update(id="u_0__u_0", prompt_features=f"other/{name}")
+
+    change_records(archived, change)
+    assert len(load(archived)) == 24
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r.update(prompt_features=f"./{r['target_features']}"),
+        lambda r: r.update(prompt_features=r["target_features"].replace("features/", "features/../features/")),
+    ],
+)
+def test_a_self_pair_is_found_however_its_path_is_spelt(archived: World, change: Callable[[Record], object]) -> None:
+    change_records(archived, change, first=1)
+    with pytest.raises(DataError, match="the prompt is the target"):
+        load(archived)
+
+
+def test_a_self_pair_of_separate_files_is_found_by_their_names(pristine: World, tmp_path: Path) -> None:
+    files = make_world(tmp_path, WorldSize(**{**as_fields(SIZE), "archives": False}))
+
+    def change(record: Record) -> None:
+        target = record["target_id"]
+        record.update(id=f"spk__{target}", prompt_speaker_path=f"condition/{target}.npy")
+        del record["target_id"], record["prompt_id"]
+
+    change_records(files, change, first=1)
+    with pytest.raises(DataError, match="the prompt is the target"):
+        load_dataset([str(files.train_manifest)], limits_for(pristine), skip_bad_samples=False)
+
+
+def test_shards_know_whose_emotion_they_hold(pristine: World, tmp_path: Path) -> None:
+    limits = replace(limits_for(pristine), emotion="target")
+    dataset = load_dataset([str(pristine.train_manifest)], limits, skip_bad_samples=False)
+    write_shards(dataset, str(tmp_path / "shards"), lambda _d, _t: None, made_for=MadeFor.of(limits))
+    sharded = load_dataset([str(tmp_path / "shards")], limits, skip_bad_samples=False)
+    assert sharded.fingerprint == dataset.fingerprint
+    with pytest.raises(DataError, match=r"emotion vectors of the target, data\.emotion is prompt"):
+        load_dataset([str(tmp_path / "shards")], limits_for(pristine), skip_bad_samples=False)
+
+
+@pytest.mark.parametrize("value", ["3.5", 3.5])
+def test_a_duration_may_be_a_text_and_a_null_hides_none(value: object) -> None:
+    assert duration_of({"target_duration": None, "duration": value}) == 3.5
+    assert duration_of({"duration": "many"}) is None
+
+
+def test_a_speaker_vector_of_zeros_is_refused(archived: World) -> None:
+    change_arrays(archived, set_array("spk_emb", lambda _a: np.zeros(192, np.float32)), first=1)
+    with pytest.raises(DataError, match="all values are zero"):
+        load(archived)

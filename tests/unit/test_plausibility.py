@@ -21,7 +21,7 @@ def evidence(seed: int = 0, rate: float = 25.0, **changed: Any) -> Evidence:
         "durations_s": durations,
         "speakers": np.arange(PAIRS) % 5,
         "speaker_vectors": np.arange(PAIRS),
-        "speaker_files": np.arange(PAIRS),
+        "prompts": np.arange(PAIRS),
         "speaker_norms": random.uniform(8, 14, PAIRS),
     }
     return Evidence(**{**values, **changed})
@@ -85,7 +85,7 @@ def test_vectors_of_length_one_are_a_certain_fault() -> None:
 def test_equal_vectors_count_within_a_speaker_and_over_different_prompts() -> None:
     # One prompt of each speaker in many pairs is no fault: it is one file.
     prompts = np.arange(PAIRS) % 5
-    assert not subjects(evidence(speaker_vectors=prompts, speaker_files=prompts))
+    assert not subjects(evidence(speaker_vectors=prompts, prompts=prompts))
     # One vector of each speaker in many files is.
     assert subjects(evidence(speaker_vectors=prompts)) == {"speaker vectors": (False, PAIRS)}
 
