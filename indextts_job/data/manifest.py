@@ -278,9 +278,10 @@ def _record(
     paths = _archived(document, source, rules) if archived else _separate(document, source, rules)
     self_pair = _is_self_pair(document, paths)
     if self_pair and rules.version.ranks and not rules.self_pairs:
+        named = "" if not archived or document.get("prompt_features") else "there is no prompt_features, so "
         raise TypeError(
-            "the prompt is the target, so the model would see the answer. Pair it with another utterance of its "
-            "speaker; data.self_pairs=true accepts such pairs"
+            f"{named}the prompt is the target, so the model would see the answer. Pair it with another utterance of "
+            "its speaker; data.self_pairs=true accepts such pairs"
         )
     return PairRecord(
         id=_text(document, "id"),

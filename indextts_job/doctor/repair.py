@@ -11,11 +11,12 @@ import posixpath
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from indextts_job.data.archives import LARGEST_ARCHIVE_BYTES, archive_of
+from indextts_job.data.checking import wrong_language
 from indextts_job.data.manifest import ManifestSource, PairRecord, parse_source, scan_manifest
 from indextts_job.doctor.findings import Finding, data_finding
 from indextts_job.doctor.repairs import Change, Changes, Repair, Row, changes_of
@@ -105,7 +106,8 @@ def repair(order: Order, found: Survey, tokenizer: Tokenizer) -> Finding:
     # The manifests come last, so that a folder with a manifest is complete.
     for target, text in zip(targets, texts, strict=True):
         storage.write(target, text)
-    return _done(order.kind, storage, targets, changes)
+    done = _done(order.kind, storage, targets, changes)
+    return _with_contradictions(done, rows, found) if order.kind == "set-language" else done
 
 
 def _demand_language(label: str) -> None:
@@ -163,6 +165,21 @@ def _done(kind: str, storage: RunStorage, targets: Sequence[str], changes: Chang
     advice = "Train with these manifests. They name all other arrays at their old place, so keep the old dataset."
     details = tuple(change.where for change in changes.values())
     return Finding(subject="repair", level="ok", found=text, advice=advice, details=details)
+
+
+def _with_contradictions(done: Finding, rows: Sequence[Row], found: Survey) -> Finding:
+    """Tell of texts that begin with the token of another language than their record has now."""
+    others = []
+    for row in rows:
+        seen = found.arrays.get(row.record.text_ids_path)
+        if seen and not seen.fault and (fault := wrong_language(row.record.language, seen.first, found.limits)):
+            others.append(f"{row.where}: {fault}")
+    if not others:
+        return done
+    text = f"{done.found}; {len(others)} texts begin with the token of another language, so training refuses them"
+    return replace(
+        done, level="warning", found=text, advice="Encode them again: --repair re-encode.", details=tuple(others)
+    )
 
 
 def _containers(changes: Changes) -> dict[str, dict[str, Change]]:

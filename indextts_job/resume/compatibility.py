@@ -8,7 +8,9 @@ from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.config import RunConfig, flatten
 from indextts_job.data.order import ORDER_VERSION, Order
 from indextts_job.errors import ConfigError, DataError, findings_message
+from indextts_job.model.versions import version_of_config
 from indextts_job.redaction import redacted_values
+from indextts_job.tokenizer.limits import version_of
 from indextts_job.tokenizer.loading import Tokenizer
 
 POSITION_KEYS = ("recipe.global_batch_samples", "recipe.seed")
@@ -44,6 +46,12 @@ def extends_vocabulary(values: CheckpointValues, tokenizer: Tokenizer) -> bool:
         ConfigError: It is neither the same nor an extension.
     """
     recorded = values.tokenizer
+    version = version_of_config(values.model_config)
+    if version != version_of(tokenizer):
+        raise ConfigError(
+            f"inputs.tokenizer: a tokenizer of {version_of(tokenizer)}, but the checkpoint is of {version}. Give the "
+            "files of the checkpoint's version; or another run folder (--output-dir) for a new run."
+        )
     # The fingerprint of the first pieces: an extension only appends, so that old ids keep their meaning.
     if tokenizer.pieces >= recorded.pieces and tokenizer.fingerprint(recorded.pieces) == recorded.fingerprint:
         return tokenizer.pieces > recorded.pieces

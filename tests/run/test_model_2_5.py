@@ -342,3 +342,12 @@ def test_checkpoints_are_compared_on_shards(
     assert train(world_2_5, tmp_path / "run", keys=keys).code == EXIT_OK
     assert main(["checkpoints", "compare", str(tmp_path / "run"), str(tmp_path / "run")]) == EXIT_OK
     assert "mel" in capsys.readouterr().out
+
+
+def test_a_run_of_one_version_is_not_resumed_with_files_of_the_other(
+    world_2_5: World, world: World, tmp_path: Path
+) -> None:
+    assert train(world_2_5, tmp_path / "run", 3).code == EXIT_STOPPED
+    mixed = train(world, tmp_path / "run")
+    assert mixed.code == EXIT_CONFIG
+    assert "a tokenizer of IndexTTS-2.0, but the checkpoint is of IndexTTS-2.5" in mixed.error

@@ -504,3 +504,10 @@ def test_a_speaker_vector_of_zeros_is_refused(archived: World) -> None:
     change_arrays(archived, set_array("spk_emb", lambda _a: np.zeros(192, np.float32)), first=1)
     with pytest.raises(DataError, match="all values are zero"):
         load(archived)
+
+
+def test_another_language_than_that_of_the_ids_is_told(
+    archived: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor(archived, "set-language", tmp_path / "new", "--language", "tr") == EXIT_OK
+    assert "24 texts begin with the token of another language" in capsys.readouterr().out
