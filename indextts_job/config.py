@@ -25,6 +25,7 @@ from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.urls import demand_endpoint, demand_openable, is_local, local_path
 from indextts_job.strict_yaml import parse_yaml
 from indextts_job.terminal import one_line
+from indextts_job.training.guard import GuardConfig
 from indextts_job.training.quality import ValidationConfig, parse_goals
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.schedule import ScheduleConfig
@@ -74,6 +75,7 @@ class RunConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
