@@ -135,25 +135,30 @@ class TrainingLoop:
     def _run(self, state: TrainState) -> Literal["complete", "stopped"]:
         if self._settings.guard.keep and state.history.guard is None and not self._measure_base(state):
             return "stopped"
-        while True:
-            self._saves.collect(wait_s=0)
-            # Before the save of the same step, so that the checkpoint has the result and may be tagged `best`.
-            if self._validation_due(state) and not self._validate(state):
-                break
-            if self._complete(state):
-                self._saves.commit_now(state, FINAL)
-                return "complete"
-            self._demand_goals(state)
-            self._save_if_due(state)
-            if self._agreed_stop():
-                self._announce_stop(state, 0, 0, "between cycles")
-                break
-            if not self._train(state):
-                break
+        if self._trained(state):
+            self._saves.commit_now(state, FINAL)
+            return "complete"
         # At step 0 there is nothing to lose: the next attempt starts afresh.
         if state.step > 0:
             self._saves.commit_now(state, PREEMPTED)
         return "stopped"
+
+    def _trained(self, state: TrainState) -> bool:
+        """Train until the run is complete; False when a stop was requested before."""
+        while True:
+            self._saves.collect(wait_s=0)
+            # Before the save of the same step, so that the checkpoint has the result and may be tagged `best`.
+            if self._validation_due(state) and not self._validate(state):
+                return False
+            if self._complete(state):
+                return True
+            self._demand_goals(state)
+            self._save_if_due(state)
+            if self._agreed_stop():
+                self._announce_stop(state, 0, 0, "between cycles")
+                return False
+            if not self._train(state):
+                return False
 
     def _demand_goals(self, state: TrainState) -> None:
         """End a run that has missed a goal, after a commit.

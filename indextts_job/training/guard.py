@@ -180,6 +180,13 @@ def breach_text(history: GuardHistory, config: GuardConfig) -> str:
     return f"{'; '.join(texts)}; guard.bound is {config.bound:g}" if texts else ""
 
 
+def violation_at(history: GuardHistory, step: int, config: GuardConfig) -> str:
+    """What was above the bound at the validation of a step; empty if nothing was, or none was made there."""
+    at = [loss for result in history.results if result.step == step for loss in result.languages]
+    above = [f"{loss.language} {loss.rise:+.4f} nats per code" for loss in at if _above(loss, config)]
+    return f"Above the base by more than {config.bound:g}: {', '.join(above)}" if above else ""
+
+
 def explained(history: GuardHistory, best_step: int | None, config: GuardConfig) -> list[tuple[object, ...]]:
     """A row for each validation, for a table: step, target loss, largest rise, inside, and whether it is the best."""
     return [

@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
 
+from indextts_job.checkpoint import retention
+from indextts_job.checkpoint.manifest import file_name
+from indextts_job.cli import main
 from indextts_job.demo.world import World, make_world
 from indextts_job.errors import EXIT_CONFIG, EXIT_OK, EXIT_STOPPED
 from tests.support.attempts import Attempted, attempt
-from tests.support.runs import TINY, config_for, events, newest, state_of
+from tests.support.runs import TINY, config_for, events, newest, state_of, store_of
 
 GOAL_MISSED = 79
 BOUND = 0.02
@@ -114,3 +118,42 @@ def test_with_an_adapter_the_base_can_be_measured_at_any_time(two_languages: Wor
     assert late is not None
     assert early is not None
     assert late.baselines == early.baselines
+
+
+def test_the_best_checkpoint_is_explained_exported_and_kept_with_the_last_good_one(
+    two_languages: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    keys = {"schedule__learning_rate": 2e-2, "schedule__max_steps": 40, "guard__bound": BOUND, "checkpoint__keep": 1}
+    assert train(two_languages, run, keys=keys).code == EXIT_OK
+    capsys.readouterr()
+    validated = events(run, "Validated")
+    inside = [event["step"] for event in validated if not _above_bound(event)]
+    assert 0 < len(inside) < len(validated), "the test wants validations of both kinds"
+    names = retention.current(store_of(run).names())
+    (best,) = (name for name in names if retention.BEST in name.tags)
+    assert best.step in inside
+    assert max(name.step for name in names if retention.GOOD in name.tags) == inside[-1]
+
+    assert main(["checkpoints", "best", str(run), "--json"]) == EXIT_OK
+    told = json.loads(capsys.readouterr().out)
+    assert told["best"].endswith(file_name(best))
+    assert [row["step"] for row in told["validations"]] == [event["step"] for event in validated]
+    assert [row["step"] for row in told["validations"] if row["inside"] == "yes"] == inside
+    assert [row["step"] for row in told["validations"] if row["best"]] == [best.step]
+    assert main(["checkpoints", "best", str(run), "--explain"]) == EXIT_OK
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[-1].endswith(file_name(best))
+    assert any("largest rise" in line for line in lines)
+
+    assert main(["export", str(run), "--output-dir", str(tmp_path / "best")]) == EXIT_OK
+    assert f"checkpoint of step {best.step} (best" in capsys.readouterr().err
+    assert main(["export", str(run), "--last", "--output-dir", str(tmp_path / "last")]) == EXIT_OK
+    error = capsys.readouterr().err
+    assert f"checkpoint of step {names[0].step}" in error
+    assert ("guard: violated" in error) == (names[0].step not in inside)
+
+
+def _above_bound(event: Mapping[str, Any]) -> bool:
+    (one,) = (one for one in event["languages"] if one["language"] == "en")
+    return bool(one["rise"] - 2 * one["rise_error"] > BOUND)
