@@ -7,7 +7,7 @@ errors before anything slow starts. Nothing below this file imports it.
 import difflib
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, Self
 
@@ -25,6 +25,7 @@ from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.urls import demand_endpoint, demand_openable, is_local, local_path
 from indextts_job.strict_yaml import parse_yaml
 from indextts_job.terminal import one_line
+from indextts_job.training.guard import GuardConfig
 from indextts_job.training.quality import ValidationConfig, parse_goals
 from indextts_job.training.recipe import OptimizerConfig, RecipeConfig
 from indextts_job.training.schedule import ScheduleConfig
@@ -74,6 +75,7 @@ class RunConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
@@ -267,9 +269,7 @@ def _unknown_key(where: str, key: str) -> ConfigError:
 def _check_values(config: RunConfig) -> None:
     """Check bounds and combinations, which types do not express."""
     _check_bounds(config, "")
-    shortest, longest = config.checkpoint.shortest_seconds, config.checkpoint.longest_seconds
-    if longest < shortest:
-        raise ConfigError(f"checkpoint.longest_seconds is {longest:g}, expected at least {shortest:g}, the shortest.")
+    _check_intervals(config.checkpoint)
     # Parsed for its errors too: a goal that cannot be read must not be found at its step.
     if parse_goals(config.validation.stop_unless) and not config.data.validation_manifests:
         raise ConfigError("validation.stop_unless wants a goal reached, but data.validation_manifests is empty.")
@@ -277,12 +277,19 @@ def _check_values(config: RunConfig) -> None:
         raise ConfigError("data.train_manifests is empty. Give at least one paired manifest (--train-manifest).")
     if not config.inputs.tokenizer:
         raise ConfigError("inputs.tokenizer is not set. Give the SentencePiece model (--tokenizer).")
-    unknown = [target for target in config.adapter.targets if target not in PROJECTIONS]
-    if unknown or not config.adapter.targets or len(set(config.adapter.targets)) < len(config.adapter.targets):
-        raise ConfigError(
-            f"adapter.targets is {list(config.adapter.targets)}, expected some of {', '.join(PROJECTIONS)}, each once."
-        )
+    _check_targets(config.adapter.targets)
     _check_places(config)
+
+
+def _check_intervals(config: CheckpointConfig) -> None:
+    shortest, longest = config.shortest_seconds, config.longest_seconds
+    if longest < shortest:
+        raise ConfigError(f"checkpoint.longest_seconds is {longest:g}, expected at least {shortest:g}, the shortest.")
+
+
+def _check_targets(targets: Sequence[str]) -> None:
+    if not targets or not set(targets) <= set(PROJECTIONS) or len(set(targets)) < len(targets):
+        raise ConfigError(f"adapter.targets is {list(targets)}, expected some of {', '.join(PROJECTIONS)}, each once.")
 
 
 def _check_bounds(section: Any, prefix: str) -> None:  # noqa: ANN401  # a dataclass

@@ -1,6 +1,6 @@
 """Reads and checks the files that the configuration names, and describes them in a line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,14 +74,19 @@ class Inputs:
             total_steps=self.total_steps,
         )
 
-    def validation_samples(self, max_samples: int) -> int:
-        """Number of samples of a validation; 0 without a validation set.
+    def validation_indices(self, max_samples: int, keep: Sequence[str]) -> Sequence[int]:
+        """The samples of a validation; none without a validation set.
 
         Args:
             max_samples: The user's limit; 0 = all.
+            keep: Languages that the guard keeps: with them the limit is that of each language.
         """
-        count = len(self.validation_set) if self.validation_set else 0
-        return min(count, max_samples or count)
+        if self.validation_set is None:
+            return range(0)
+        if keep:
+            return self.validation_set.first_of_each_language(max_samples)
+        count = len(self.validation_set)
+        return range(min(count, max_samples or count))
 
     @property
     def usual(self) -> tuple[int, int]:
@@ -124,6 +129,22 @@ def warnings_of(config: RunConfig, inputs: Inputs) -> list[str]:
             validates=inputs.validation_set is not None,
         )
     )
+
+
+def demand_kept(config: RunConfig, inputs: Inputs) -> None:
+    """Check that the languages that the guard keeps can be measured.
+
+    Raises:
+        ConfigError: The validation set has none of them; names those that it has.
+    """
+    there = inputs.validation_set.languages if inputs.validation_set else {}
+    missing = [language for language in config.guard.keep if language not in there]
+    if missing:
+        has = ", ".join(name or "no language" for name in there) or "nothing"
+        raise ConfigError(
+            f"guard.keep: {', '.join(missing)} is not among the languages of the validation set, which has {has}. Add "
+            "records of it to data.validation_manifests."
+        )
 
 
 def check_stop(stop: Stop) -> None:

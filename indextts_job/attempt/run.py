@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from indextts_job.attempt.copies import copies_of_inputs, copies_of_run
-from indextts_job.attempt.inputs import Inputs, check_stop, read_inputs, warnings_of
+from indextts_job.attempt.inputs import Inputs, check_stop, demand_kept, read_inputs, warnings_of
 from indextts_job.attempt.recording import Parts, Recording, other_rank, rank_zero
 from indextts_job.attempt.records import Laps
 from indextts_job.attempt.start import build
@@ -164,6 +164,7 @@ def _check_settings(config: RunConfig, inputs: Inputs, emit: EventStream) -> Non
     # Found now; otherwise the first save would fail, after the work of many steps.
     demand_storable(config.to_json(), "the configuration")
     demand_storable(inputs.model_document, config.inputs.model_config)
+    demand_kept(config, inputs)
     for warning in warnings_of(config, inputs):
         emit(Notice(step=0, topic="settings", message=warning, warning=True))
 
@@ -244,7 +245,7 @@ def _train(parts: Parts, recording: Recording) -> str:
             stop=parts.stop,
             capacity=start.capacity,
             validation_set=inputs.validation_set,
-            validation_samples=settings.validation_samples,
+            validation_indices=inputs.validation_indices(parts.config.validation.max_samples, parts.config.guard.keep),
             model_config=inputs.model,
             emit=parts.emit,
         )
@@ -269,7 +270,8 @@ def _loop_settings(parts: Parts) -> LoopSettings:
         order=parts.inputs.order,
         schedule=config.schedule,
         validation=config.validation,
-        validation_samples=parts.inputs.validation_samples(config.validation.max_samples),
+        validation_samples=len(parts.inputs.validation_indices(config.validation.max_samples, config.guard.keep)),
+        guard=config.guard,
         log_interval_steps=config.report.log_interval_steps,
         goals=parse_goals(config.validation.stop_unless, start.lineage.began_at),
         pace=start.pace,

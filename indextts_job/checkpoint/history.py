@@ -33,6 +33,51 @@ class Validation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """Losses of the base on the records of a language that has to be kept."""
+
+    language: str
+    mel: tuple[float, ...]
+    """[records] sum of cross entropy over the codes, in nats."""
+    targets: tuple[Count, ...]
+    """[records] number of counted codes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageLoss:
+    """Losses of one language at a validation."""
+
+    language: str
+    samples: Count
+    text_loss: float
+    mel_loss: float
+    rise: float | None = None
+    """Of the code loss above the base's, in nats per code; None where the base was not measured."""
+    rise_error: float | None = None
+    """Its standard error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageResult:
+    """Losses of all languages at a validation."""
+
+    step: Count
+    languages: tuple[LanguageLoss, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardHistory:
+    """What the guard has seen."""
+
+    baselines: tuple[Baseline, ...]
+    results: tuple[LanguageResult, ...] = ()
+    breaches: tuple[tuple[str, Count], ...] = ()
+    """Languages above the bound at the last validation, and for how many in a row."""
+    last_good: Count | None = None
+    """Step of the last validation with all languages inside."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IntervalSums:
     """Sums over the steps of an interval. They are saved, so that its means are the same after a resume."""
 
@@ -85,6 +130,8 @@ class History:
     validations_without_improvement: Count = 0
     overfitting_since: Count | None = None
     """Step of the validation that first showed it."""
+    guard: GuardHistory | None = None
+    """None in a run that keeps no languages."""
 
     def after_step(self, losses: Losses, grad_norm: float) -> Self:
         """The history with the losses of one more step."""
@@ -98,18 +145,22 @@ class History:
         """The history behind a train line."""
         return replace(self, interval=IntervalSums(), last_line=self.interval.mean())
 
-    def after_validation(self, step: int, losses: Losses, overfitting_validations: int = 0) -> Self:
-        """The history with one more validation; a lower weighted total is an improvement.
+    def after_validation(
+        self, step: int, losses: Losses, overfitting_validations: int = 0, *, improved: bool | None = None
+    ) -> Self:
+        """The history with one more validation.
 
         Args:
             losses: Losses of the validation set.
             overfitting_validations: Validations in a row without improvement that count as overfitting; 0 = never.
+            improved: Whether it is the best so far; None = if its weighted total is lower.
         """
         # Without a step since the validation before there is no mean.
         train_total = self.since_validation.mean().total if self.since_validation.steps else None
         validation = Validation(step=step, losses=losses, train_total=train_total)
         # Strictly lower: of equal validations the earlier checkpoint stays the best one.
-        improved = self.best is None or losses.total < self.best.losses.total
+        if improved is None:
+            improved = self.best is None or losses.total < self.best.losses.total
         after = replace(
             self,
             validations=(*self.validations, validation),

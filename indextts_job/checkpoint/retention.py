@@ -7,7 +7,7 @@ from typing import Annotated
 
 from indextts_job.bounds import Bounds
 
-FINAL, BEST, PREEMPTED, KEEP = "final", "best", "preempted", "keep"
+FINAL, BEST, GOOD, PREEMPTED, KEEP = "final", "best", "good", "preempted", "keep"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class CheckpointConfig:
     kills_per_day: Annotated[float, Bounds(0, 1e5)] = 0.0
     """Expected ends without notice, for an automatic interval; 0 = what this run has seen, at first one in 6 hours."""
     keep: Annotated[int, Bounds(1, 10**6)] = 3
-    """Newest checkpoints kept, besides the best and the final one."""
+    """Newest checkpoints kept, besides the best, the final one and the last one inside the guard's bound."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -67,8 +67,8 @@ def current(names: Iterable[CheckpointName]) -> list[CheckpointName]:
 def to_delete(names: Sequence[CheckpointName], keep: int) -> list[CheckpointName]:
     """Checkpoints that retention removes now.
 
-    Kept are the `keep` newest, the newest one tagged `best`, and every one tagged `final` or `keep`. Superseded ones
-    are kept until the new line of attempts has committed at or beyond their step.
+    Kept are the `keep` newest, the newest one tagged `best`, the newest one tagged `good`, and every one tagged
+    `final` or `keep`. Superseded ones are kept until the new line of attempts has committed at or beyond their step.
 
     Args:
         names: All checkpoints of the run, the one just committed included.
@@ -85,7 +85,8 @@ def _kept(names: Sequence[CheckpointName], alive: Sequence[CheckpointName], keep
     """Those that stay whatever their step is."""
     # At least one is left even where a caller asks for none: removing the last one would end the run.
     kept = {*alive[: max(1, keep)], *(name for name in alive if FINAL in name.tags)}
-    # `best` counts only among the current ones: a superseded best belongs to a history that the run has left.
-    kept.update([name for name in alive if BEST in name.tags][:1])
+    # These count only among the current ones: a superseded best belongs to a history that the run has left.
+    for tag in (BEST, GOOD):
+        kept.update([name for name in alive if tag in name.tags][:1])
     # `keep` is a person's word and holds for superseded checkpoints too.
     return kept | {name for name in names if KEEP in name.tags}

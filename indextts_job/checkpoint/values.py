@@ -185,6 +185,8 @@ class CheckpointValues:
             del document["model"]
         if self.adapter is None:
             del document["adapter"]
+        if self.history.guard is None:
+            del document["history"]["guard"]
         return document
 
 
@@ -193,7 +195,7 @@ _SECTIONS = {"config": ("recipe", "schedule", "data", "hardware"), "model_config
 """Parts of the recorded documents that readers rely on."""
 _CLOSED = ("history", "vocabulary", "pace")
 """Training resumes from these: an unknown key would be lost with the next save, a missing one would begin at 0."""
-_OPTIONAL = ("since_validation", "last_line", "overfitting_since", "train_total", "inserted_at")
+_OPTIONAL = ("since_validation", "last_line", "overfitting_since", "train_total", "inserted_at", "guard")
 """Keys of these that earlier checkpoints may lack."""
 
 

@@ -1,4 +1,4 @@
-"""`indextts-job checkpoints`: list, inspect and compare a run's checkpoints, and keep one."""
+"""`indextts-job checkpoints`: list, inspect and compare a run's checkpoints, name the best, keep one."""
 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
@@ -42,6 +42,12 @@ def add(commands: Commands) -> None:
     compare.add_argument("--json", action="store_true", help="for programs")
     add_storage_options(compare)
     compare.set_defaults(act=_compare)
+    best = actions.add_parser("best", help="the best checkpoint of a run")
+    best.add_argument("run", help="run folder or URL")
+    best.add_argument("--explain", action="store_true", help="the validations that decided")
+    best.add_argument("--json", action="store_true", help="for programs, with the validations")
+    add_storage_options(best)
+    best.set_defaults(act=_best)
     keep = actions.add_parser("keep", help="tag a checkpoint, so that it is never removed by itself")
     keep.add_argument("checkpoint", help="a checkpoint's .json")
     for sub in (listing, inspect, keep):
@@ -180,6 +186,12 @@ def _print_comparison(found: "Sequence[Compared]") -> None:
     columns = ("total", "text_loss", "mel_loss", "mel_top1", "step", "tags")
     terminal.console().print(terminal.Listing(columns, shown, below))
     print(f"{found[0].samples} samples each")  # noqa: T201
+
+
+def _best(given: argparse.Namespace) -> int:
+    from indextts_job.commands import best
+
+    return best.act(given)
 
 
 def _keep(given: argparse.Namespace) -> int:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from indextts_job import errors
+from indextts_job.commands.best import best_else_newest, tagged, tell_choice
 from indextts_job.commands.parser import Commands
 from indextts_job.commands.storage_options import add_storage_options, configure
 
 if TYPE_CHECKING:
     from indextts_job.checkpoint.manifest import CheckpointManifest
     from indextts_job.checkpoint.store import CheckpointStore
+    from indextts_job.storage.config import StorageConfig
 
 
 def add(commands: Commands) -> None:
@@ -26,7 +28,9 @@ def add(commands: Commands) -> None:
     )
     export.add_argument("source", help="a run, a checkpoint's .json, or a folder with an adapter")
     export.add_argument("--output-dir", required=True, help="folder for the export")
-    export.add_argument("--tag", choices=("best", "final"), help="newest checkpoint with this tag; default: the newest")
+    which = export.add_mutually_exclusive_group()
+    which.add_argument("--tag", choices=("best", "final", "good"), help="newest checkpoint of the run with this tag")
+    which.add_argument("--last", action="store_true", help="the newest; default: the best, without one the newest")
     export.add_argument("--adapter-only", action="store_true", help="the adapter without its base, as peft reads it")
     export.add_argument("--base-checkpoint", default="", help="gpt.pth that an adapter's folder is merged into")
     export.add_argument("--model-config", default="checkpoints/config.yaml", help="config.yaml of that base")
@@ -43,23 +47,24 @@ def _export(given: argparse.Namespace) -> int:
     if files.exists(given.source) and is_adapter_folder(given.source):
         written = _merged(given)
     else:
-        from indextts_job.resume.points import locate_all
-
         if given.base_checkpoint:
             raise errors.ConfigError("--base-checkpoint is for a folder with an adapter; a run knows its base.")
-        store, names = locate_all(given.source, storage)
-        # Sorted with the newest first, so the first match is the newest with the tag.
-        tagged = [name for name in names if given.tag is None or given.tag in name.tags]
-        if not tagged:
-            raise errors.ConfigError(
-                f"{given.source} holds no checkpoint tagged {given.tag}. `checkpoints list` shows what there is."
-            )
-        manifest = store.manifest(tagged[0])
         write = _adapter_alone if given.adapter_only else _whole
-        written = write(Path(given.output_dir), store, manifest)
+        written = write(Path(given.output_dir), *_chosen(given, storage))
     for path in written:
         print(path)  # noqa: T201
     return errors.EXIT_OK
+
+
+def _chosen(given: argparse.Namespace, storage: "StorageConfig") -> "tuple[CheckpointStore, CheckpointManifest]":
+    """The checkpoint that the arguments name, and its run."""
+    from indextts_job.resume.points import locate_all
+
+    store, names = locate_all(given.source, storage)
+    untagged = names[0] if given.last else best_else_newest(names)
+    manifest = store.manifest(tagged(given.source, names, given.tag) if given.tag else untagged)
+    tell_choice(manifest)
+    return store, manifest
 
 
 def _whole(folder: Path, store: "CheckpointStore", manifest: "CheckpointManifest") -> list[Path]:

@@ -231,6 +231,22 @@ class Dataset:
         part, place = self.place(index)
         return part.source.origin(place)
 
+    def language_of(self, index: int) -> str:
+        """Label of a sample's language."""
+        part, place = self.place(index)
+        return str(part.languages[int(part.language[place])])
+
+    def first_of_each_language(self, most: int) -> list[int]:
+        """The first samples of each language, at most so many of each, in their order; 0 = all."""
+        taken: dict[str, int] = {}
+        chosen = []
+        for index in range(len(self)):
+            language = self.language_of(index)
+            taken[language] = taken.get(language, 0) + 1
+            if not most or taken[language] <= most:
+                chosen.append(index)
+        return chosen
+
     def sample(self, index: int) -> Sample:
         """One sample, as `samples`."""
         return self.samples([index])[0]

@@ -276,28 +276,36 @@ def _record(
 ) -> PairRecord:
     archived = any(key in document for key in _ARCHIVED)
     paths = _archived(document, source, rules) if archived else _separate(document, source, rules)
-    self_pair = _is_self_pair(document, paths)
-    if self_pair and rules.version.ranks and not rules.self_pairs:
-        named = "" if not archived or document.get("prompt_features") else "there is no prompt_features, so "
-        raise TypeError(
-            f"{named}the prompt is the target, so the model would see the answer. Pair it with another utterance of "
-            "its speaker; data.self_pairs=true accepts such pairs"
-        )
+    lengths = ("text_len", "code_len"), ("target_text_len", "target_code_len")
+    own, other = lengths if archived else lengths[::-1]
     return PairRecord(
         id=_text(document, "id"),
         condition_path=paths["condition"],
         emotion_path=paths["emotion"],
         text_ids_path=paths["text"],
         codes_path=paths["codes"],
-        text_tokens=_length(document, *(("text_len", "target_text_len")[:: 1 if archived else -1])),
-        code_tokens=_length(document, *(("code_len", "target_code_len")[:: 1 if archived else -1])),
+        text_tokens=_length(document, own[0], other[0]),
+        code_tokens=_length(document, own[1], other[1]),
         language=_language(document, source, rules.version),
         origin=origin,
         line=number,
         speaker=_text_or_nothing(document, "target_speaker") or _text_or_nothing(document, "speaker"),
         duration_s=duration_of(document),
-        self_pair=self_pair,
+        self_pair=_self_pair(document, paths, rules),
     )
+
+
+def _self_pair(document: Mapping[str, object], paths: Mapping[str, str], rules: Rules) -> bool:
+    """Whether the prompt is the target; refused where the version does, unless the settings accept it."""
+    if not _is_self_pair(document, paths):
+        return False
+    if rules.version.ranks and not rules.self_pairs:
+        missing = archive_of(paths["codes"]) and not document.get("prompt_features")
+        raise TypeError(
+            f"{'there is no prompt_features, so ' if missing else ''}the prompt is the target, so the model would see "
+            "the answer. Pair it with another utterance of its speaker; data.self_pairs=true accepts such pairs"
+        )
+    return True
 
 
 def _separate(document: Mapping[str, object], source: ManifestSource, rules: Rules) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from indextts_job.doctor.findings import Finding, data_finding
 from indextts_job.doctor.survey import Pair, Survey
 from indextts_job.doctor.texts import LONG_TEXT_TOKENS
@@ -26,21 +28,20 @@ def examine_languages(pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]
 
 
 def _language(language: Language, first: int, pairs: Sequence[Pair], found: Survey) -> Finding:
-    arrays = found.arrays
     texts = {pair.record.text_ids_path: pair for pair in pairs}
-    codes = sum(arrays[pair.record.codes_path].length for pair in pairs)
-    read = sum(arrays[path].length for path in texts)
-    dropped = sum(arrays[path].stored - arrays[path].length for path in texts)
-    long = sum(arrays[path].length > LONG_TEXT_TOKENS for path in texts)
+    codes = sum(found.arrays[pair.record.codes_path].length for pair in pairs)
+    lengths = np.array([(found.arrays[path].stored, found.arrays[path].length) for path in texts])
+    stored, read = lengths.sum(axis=0).tolist()
+    long = int((lengths[:, 1] > LONG_TEXT_TOKENS).sum())
     crossing = sum(code_of(pair.prompt_language) not in ("", language.name) for pair in pairs)
     parts = [
         f"{language}: slot {language.slot}, row {language.row}, token {language.token(first)}",
         f"{codes / found.limits.model.version.codes_per_second / 3600:.2f} h",
         _tokens_per_character(texts, found),
-        f"{dropped / (read + dropped):.2%} of the ids dropped ({dropped} of 0 and 1)",
+        f"{(stored - read) / stored:.2%} of the ids dropped ({stored - read} of 0 and 1)",
         f"{long / len(texts):.1%} above {LONG_TEXT_TOKENS} tokens",
         f"{crossing / len(pairs):.1%} with a prompt in another language",
-        f"{len({pair.speaker for pair in pairs if pair.speaker})} speakers",
+        f"{len({pair.speaker for pair in pairs} - {''})} speakers",
     ]
     return data_finding("language", "ok", ", ".join(filter(None, parts)))
 

@@ -87,27 +87,37 @@ def repair(order: Order, found: Survey, tokenizer: Tokenizer) -> Finding:
     manifests = [_read(argument, order.language, found) for argument in order.manifests]
     rows = [Row(record=record, text=_text(document)) for record, document in _lines(manifests)]
     changes = changes_of(order.kind, rows, found, tokenizer)
-    if not changes and order.kind != "set-language":
+    if order.kind == "set-language":
+        targets = _write(manifests, changes, storage, output)
+        return _with_contradictions(_done(order.kind, storage, targets, changes), rows, found)
+    if not changes:
         return data_finding("repair", "ok", f"{order.kind}: nothing to change, nothing was written")
+    return _done(order.kind, storage, _write(manifests, changes, storage, output), changes)
+
+
+def _write(manifests: Sequence[_Manifest], changes: Changes, storage: RunStorage, output: str) -> Sequence[str]:
+    """Write changed files and all manifests; returns the names of the manifests."""
     containers = _containers(changes)
     names = dict(zip(containers, _new_names(containers), strict=True))
     targets = _file_names([manifest.source.url for manifest in manifests])
     lengths = {path: len(change.values()) for path, change in changes.items()}
     # The texts come first: they fail where a path cannot be named from the output, before anything is written.
-    texts = [
-        b"".join(
-            _line(_document(record, document, (manifest.source, f"{output}/{target}"), names, lengths))
-            for record, document in zip(manifest.records, manifest.documents, strict=True)
-        )
+    texts = {
+        target: _manifest_text(manifest, f"{output}/{target}", names, lengths)
         for manifest, target in zip(manifests, targets, strict=True)
-    ]
+    }
     with ThreadPoolExecutor(WRITERS) as pool:
         list(pool.map(lambda one: storage.write(names[one], _content(one, containers[one])), containers))
     # The manifests come last, so that a folder with a manifest is complete.
-    for target, text in zip(targets, texts, strict=True):
+    for target, text in texts.items():
         storage.write(target, text)
-    done = _done(order.kind, storage, targets, changes)
-    return _with_contradictions(done, rows, found) if order.kind == "set-language" else done
+    return targets
+
+
+def _manifest_text(manifest: _Manifest, target: str, names: Mapping[str, str], lengths: Mapping[str, int]) -> bytes:
+    pairs = zip(manifest.records, manifest.documents, strict=True)
+    places = manifest.source, target
+    return b"".join(_line(_document(record, document, places, names, lengths)) for record, document in pairs)
 
 
 def _demand_language(label: str) -> None:

@@ -82,15 +82,20 @@ def _cut_tails(rows: Sequence[Row], found: Survey) -> Changes:
     # A pair with a fault elsewhere is repaired as well: only its codes are needed for that.
     good = [pair for pair in found.pairs if not found.arrays[pair.record.codes_path].fault]
     tails = padded_tails(good, found)
-    changes = {path: _cut(path, found.limits, tail.speech, str(tail)) for path, tail in tails.items()}
-    if found.limits.model.version.ranks:
-        for row in rows:
-            path, seen = row.record.codes_path, found.arrays.get(row.record.codes_path)
-            if path not in changes and seen and not seen.fault and seen.tail > TAIL_CODES:
-                # The first of the equal codes may be speech.
-                speech = seen.length - seen.tail + 1
-                text = f"{row.where}: {seen.length} codes end in {seen.tail} equal ones, {speech} are kept"
-                changes[path] = _cut(path, found.limits, speech, text)
+    longer = {path: _cut(path, found.limits, tail.speech, str(tail)) for path, tail in tails.items()}
+    return {**_equal_ends(rows, found), **longer} if found.limits.model.version.ranks else longer
+
+
+def _equal_ends(rows: Sequence[Row], found: Survey) -> Changes:
+    """Cuts many equal codes at the end down to the first of them, which may be speech."""
+    changes = {}
+    for row in rows:
+        path = row.record.codes_path
+        seen = found.arrays.get(path)
+        if seen and not seen.fault and seen.tail > TAIL_CODES:
+            speech = seen.length - seen.tail + 1
+            text = f"{row.where}: {seen.length} codes end in {seen.tail} equal ones, {speech} are kept"
+            changes[path] = _cut(path, found.limits, speech, text)
     return changes
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from indextts_job.checkpoint.retention import BEST, PREEMPTED, CheckpointConfig
+from indextts_job.checkpoint.retention import BEST, GOOD, PREEMPTED, CheckpointConfig
 from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.errors import UnavailableError
 from indextts_job.loop.background_saver import FinishedSave, SaveCancelledError
@@ -117,8 +117,8 @@ class Checkpointing:
         due = self._interval.due(state.step)
         if self._interval.automatic:  # by a clock, and each rank has its own: rank 0 decides
             due = self._group.any_rank(due and self._group.rank == 0)
-        # A best state is saved at once; until the next interval it would be gone.
-        return state.history.improved_at(state.step) or due
+        # A best or good state is saved at once; until the next interval it would be gone.
+        return due or bool(_earned(state))
 
     def holds(self, state: TrainState) -> bool:
         """Whether a state is saved, or its save is in flight."""
@@ -129,7 +129,7 @@ class Checkpointing:
         self.collect(wait_s=math.inf)
         # The account is written before each commit: after a kill it covers all steps that count.
         self._emit(self._time.spent(state.step))
-        every = (*tags, BEST) if state.history.improved_at(state.step) else tags
+        every = (*tags, *_earned(state))
         self._began_s = self._clock()
         self._interval.began()
         with self._time.spending("saves"):
@@ -216,3 +216,10 @@ class Checkpointing:
         # A save that has already taken longer than the one before shows how slow the storage is now.
         pace = Pace(save_s=max(self.lasts_s, now_s - self._began_s))
         return request is not None and finishes_in_time(request, now_s, 0, pace)
+
+
+def _earned(state: TrainState) -> tuple[str, ...]:
+    """Tags that the validation at this very step has given."""
+    history, step = state.history, state.step
+    good = history.guard is not None and history.guard.last_good == step and history.validated_at(step)
+    return (*((BEST,) if history.improved_at(step) else ()), *((GOOD,) if good else ()))

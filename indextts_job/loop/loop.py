@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from indextts_job.checkpoint.history import Losses
+from indextts_job.checkpoint.history import History, Losses
 from indextts_job.checkpoint.retention import FINAL, PREEMPTED
 from indextts_job.data.order import Order
+from indextts_job.errors import ConfigError
 from indextts_job.loop.checkpointing import Checkpointing, CheckpointingSettings, Record, Saver
 from indextts_job.loop.timekeeping import Timekeeper
 from indextts_job.model.batch import PackedBatch
@@ -26,6 +27,15 @@ from indextts_job.report.events import (
     ValidationProgress,
 )
 from indextts_job.training.distributed import ProcessGroup, SingleProcess
+from indextts_job.training.evaluate import ByLanguage
+from indextts_job.training.guard import (
+    GuardConfig,
+    after_validation,
+    baseline,
+    baseline_text,
+    breach_text,
+    guard_error,
+)
 from indextts_job.training.quality import Goal, ValidationConfig, missed_goal, overfitting_text
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
 from indextts_job.training.state import TrainState
@@ -46,6 +56,9 @@ class Work(Protocol):
     def validate(self, interrupted: Callable[[int], bool]) -> Losses | None:
         """Validate; None when interrupted."""
 
+    def validate_by_language(self, interrupted: Callable[[int], bool], *, base: bool) -> ByLanguage | None:
+        """The same with the languages told apart; with `base` without an adapter."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
@@ -59,6 +72,7 @@ class LoopSettings:
     log_interval_steps: int
     checkpointing: CheckpointingSettings
     goals: Sequence[Goal] = ()
+    guard: GuardConfig = field(default_factory=GuardConfig)
     pace: Pace = field(default_factory=Pace)
     """Measured by the last attempt on this hardware; the first step of this one has no measurement of its own."""
     peak_tokens_per_s: float = 0.0
@@ -119,25 +133,32 @@ class TrainingLoop:
         return outcome
 
     def _run(self, state: TrainState) -> Literal["complete", "stopped"]:
-        while True:
-            self._saves.collect(wait_s=0)
-            # Before the save of the same step, so that the checkpoint has the result and may be tagged `best`.
-            if self._validation_due(state) and not self._validate(state):
-                break
-            if self._complete(state):
-                self._saves.commit_now(state, FINAL)
-                return "complete"
-            self._demand_goals(state)
-            self._save_if_due(state)
-            if self._agreed_stop():
-                self._announce_stop(state, 0, 0, "between cycles")
-                break
-            if not self._train(state):
-                break
+        if self._settings.guard.keep and state.history.guard is None and not self._measure_base(state):
+            return "stopped"
+        if self._trained(state):
+            self._saves.commit_now(state, FINAL)
+            return "complete"
         # At step 0 there is nothing to lose: the next attempt starts afresh.
         if state.step > 0:
             self._saves.commit_now(state, PREEMPTED)
         return "stopped"
+
+    def _trained(self, state: TrainState) -> bool:
+        """Train until the run is complete; False when a stop was requested before."""
+        while True:
+            self._saves.collect(wait_s=0)
+            # Before the save of the same step, so that the checkpoint has the result and may be tagged `best`.
+            if self._validation_due(state) and not self._validate(state):
+                return False
+            if self._complete(state):
+                return True
+            self._demand_goals(state)
+            self._save_if_due(state)
+            if self._agreed_stop():
+                self._announce_stop(state, 0, 0, "between cycles")
+                return False
+            if not self._train(state):
+                return False
 
     def _demand_goals(self, state: TrainState) -> None:
         """End a run that has missed a goal, after a commit.
@@ -145,7 +166,9 @@ class TrainingLoop:
         Raises:
             GoalMissedError: A goal is missed.
         """
-        if missed := missed_goal(self._settings.goals, state.history):
+        guard = state.history.guard
+        worn = guard_error(guard, self._settings.guard) if guard else None
+        if missed := worn or missed_goal(self._settings.goals, state.history):
             self._saves.commit_now(state, PREEMPTED)
             raise missed
 
@@ -191,33 +214,77 @@ class TrainingLoop:
 
     def _validate(self, state: TrainState) -> bool:
         """Validate and record the result; False when a stop request interrupted it."""
-        total = self._settings.validation_samples
         started_s = self._clock()
-
-        def interrupted(done: int) -> bool:
-            self._emit(ValidationProgress(step=state.step, done=done, total=total))
-            return self._agreed_stop() is not None
-
+        before = state.history
         with self._time.spending("validation"):
-            losses = self._work.validate(interrupted)
-        if losses is None:
+            after = self._validated(before, state.step)
+        if after is None:
             self._announce_stop(state, 0, 0, "validation postponed")
             return False
-        overfitting = state.history.overfitting_since
-        validations = self._settings.validation.overfitting_validations
-        state.history = state.history.after_validation(state.step, losses, validations)
+        state.history = after
         self._emit(
             Validated(
                 step=state.step,
-                losses=losses,
-                best=state.history.improved_at(state.step),
-                samples=total,
+                losses=after.validations[-1].losses,
+                best=after.improved_at(state.step),
+                samples=self._settings.validation_samples,
                 seconds=self._clock() - started_s,
+                languages=after.guard.results[-1].languages if after.guard else (),
             )
         )
-        if overfitting is None and state.history.overfitting_since is not None:
-            message = overfitting_text(state.history)
+        self._warn(state, before)
+        return True
+
+    def _validated(self, history: History, step: int) -> History | None:
+        """The history with a validation; None when interrupted."""
+
+        def interrupted(done: int) -> bool:
+            self._emit(ValidationProgress(step=step, done=done, total=self._settings.validation_samples))
+            return self._agreed_stop() is not None
+
+        validations = self._settings.validation.overfitting_validations
+        if history.guard is None:
+            losses = self._work.validate(interrupted)
+            return history.after_validation(step, losses, validations) if losses else None
+        found = self._work.validate_by_language(interrupted, base=False)
+        if found is None:
+            return None
+        return after_validation(history, step, (found.losses, found.languages), validations, self._settings.guard)
+
+    def _warn(self, state: TrainState, before: History) -> None:
+        """Warn of what a validation has shown.
+
+        Args:
+            state: The state behind it.
+            before: The history before.
+        """
+        history = state.history
+        if history.guard and (text := breach_text(history.guard, self._settings.guard)):
+            self._emit(Notice(step=state.step, topic="guard", message=text, warning=True))
+        if before.overfitting_since is None and history.overfitting_since is not None:
+            message = overfitting_text(history)
             self._emit(Notice(step=state.step, topic="overfitting", message=message, warning=True))
+
+    def _measure_base(self, state: TrainState) -> bool:
+        """Measure the base on the languages that have to be kept; False when a stop request interrupted it.
+
+        Raises:
+            ConfigError: The weights are no longer the base's.
+        """
+        # New pieces train beside an adapter too, so with them the base cannot be had back.
+        has_base = state.model.adapter is not None and not state.model.vocabulary.extended
+        if state.step and not has_base:
+            raise ConfigError(
+                "guard.keep was not set when this run began, and what its base could is not known any more. Leave it "
+                "out, or start a new run."
+            )
+        with self._time.spending("validation"):
+            found = self._work.validate_by_language(lambda _done: self._agreed_stop() is not None, base=True)
+        if found is None:
+            self._announce_stop(state, 0, 0, "the base is measured at the next start")
+            return False
+        state.history = replace(state.history, guard=baseline(found.languages, self._settings.guard))
+        self._emit(Notice(step=state.step, topic="guard", message=baseline_text(found.languages, self._settings.guard)))
         return True
 
     def _validation_due(self, state: TrainState) -> bool:

@@ -1,23 +1,28 @@
 """Computes steps and validations on this machine; repeats them in smaller micro-batches after an out of memory."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
+import numpy as np
 import torch
 
 from indextts_job.checkpoint.history import Losses
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.loader import LONG_WAIT_S, Prefetcher
 from indextts_job.loop.capacity import Capacity
+from indextts_job.model.adapter import disabled
 from indextts_job.model.batch import Allocate, PackedBatch, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.preemption.deadline import Stop
 from indextts_job.report.events import Emit, Notice
 from indextts_job.training.engine import Engine, allocator
-from indextts_job.training.evaluate import evaluate, in_order, shares
+from indextts_job.training.evaluate import ByLanguage, evaluate, evaluate_samples, in_order, shares
 from indextts_job.training.step import Discarded, Updated, reset_step, train_step
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,8 @@ class StepWork:
     stop: Stop
     capacity: Capacity
     validation_set: Dataset | None
-    validation_samples: int
+    validation_indices: Sequence[int]
+    """The samples of a validation, in their order."""
     model_config: GPTConfig
     emit: Emit
 
@@ -72,13 +78,18 @@ class StepWork:
 
     def validate(self, interrupted: Callable[[int], bool]) -> Losses | None:
         """See `loop.Work`."""
+        return self._validated(lambda batches: evaluate(self.engine, batches, interrupted))
+
+    def _validated(self, evaluated: Callable[[Iterator[PackedBatch | None]], T]) -> T:
+        """Evaluate the validation set; again in smaller micro-batches when the memory is short."""
         dataset, config = self.validation_set, self.model_config
         if dataset is None:
             raise ValueError("no validation set")
-        lengths = dataset.tokens(config, slice(self.validation_samples))
+        chosen = self.validation_indices
+        lengths = dataset.tokens(config, np.array(chosen))
         allocate = allocator(self.engine.device)
         while True:
-            cut = list(in_order(lengths, self.capacity.tokens))
+            cut = [[chosen[place] for place in places] for places in in_order(lengths, self.capacity.tokens)]
             mine = list(shares(cut, self.engine.group.rank, self.engine.group.world_size))
             with (
                 # Read by a thread, as for steps: a read that hangs here would otherwise hide a stop request.
@@ -86,8 +97,19 @@ class StepWork:
                 contextlib.suppress(torch.OutOfMemoryError),
             ):
                 batches = (self._validation_part(prefetcher, index) for index in range(len(mine)))
-                return evaluate(self.engine, batches, interrupted)
+                return evaluated(batches)
             self._lower("a validation", 0)
+
+    def validate_by_language(self, interrupted: Callable[[int], bool], *, base: bool) -> ByLanguage | None:
+        """See `loop.Work`."""
+        with disabled(self.engine.model) if base else contextlib.nullcontext():
+            return self._validated(partial(self._by_language, interrupted=interrupted))
+
+    def _by_language(
+        self, batches: Iterator[PackedBatch | None], interrupted: Callable[[int], bool]
+    ) -> ByLanguage | None:
+        assert self.validation_set is not None  # noqa: S101  # `_validated` has asked
+        return evaluate_samples(self.engine, batches, self.validation_set.language_of, interrupted)
 
     def _validation_part(self, prefetcher: Prefetcher[PackedBatch], index: int) -> PackedBatch | None:
         return prefetcher.get(index, self.stop, lambda: self._waits_for("the data of a validation", 0))

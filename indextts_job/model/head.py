@@ -51,6 +51,26 @@ def head_tables(weight: Tensor, bias: Tensor) -> HeadTables:
     return HeadTables(weight[:0], bias[:0], weight, bias)
 
 
+def row_losses(hidden: Tensor, tables: HeadTables, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy of each row, [rows] in float32, and the number of right arg-maxes; without gradients.
+
+    Args:
+        hidden: [rows, dim].
+        tables: The head's weights.
+        columns: [rows] the right logit of each row, counted as in `tables`.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        table = _joined(tables, hidden.dtype)
+        biases = _joined_bias(tables, len(table), _wide(hidden))
+        losses = torch.empty(len(hidden), dtype=biases.dtype, device=hidden.device)
+        correct = torch.zeros((), dtype=torch.long, device=hidden.device)
+        for rows in _chunks(len(hidden), len(table)):
+            logits = _product(hidden[rows], table.T).add_(biases)
+            correct += (logits.argmax(1) == columns[rows]).sum()
+            losses[rows] = -logits.log_softmax(1).gather(1, columns[rows, None])[:, 0]
+        return losses, correct
+
+
 def head_loss(hidden: Tensor, tables: HeadTables, columns: Tensor) -> tuple[Tensor, Tensor]:
     """Summed cross entropy of a head, and the number of right arg-maxes.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from indextts_job.model.adapter import Adapter, LanguageTable, freeze
 from indextts_job.model.attention import SampleEdges
 from indextts_job.model.config import GPTConfig
-from indextts_job.model.head import head_loss, head_tables
+from indextts_job.model.head import head_loss, head_tables, row_losses
 from indextts_job.model.memory import Sizes
 from indextts_job.model.rows import take_rows
 from indextts_job.model.transformer import LAYER_NORM_EPSILON, Transformer, computing_dtype
@@ -115,15 +115,27 @@ class UnifiedVoice(nn.Module):
 
     def forward(self, batch: DeviceBatch) -> LossSums:
         """Loss sums of one packed micro-batch."""
-        hidden = self.hidden_states(batch)
-        # Cast before the rows are taken: in 16 bit half as much is copied.
-        predicting = take_rows(hidden.to(computing_dtype(hidden)), batch.target_rows, batch.target_of_row)
-        texts, codes = torch.split(predicting, [len(batch.text_targets), len(batch.code_targets)])
+        texts, codes = self._predicting(batch)
         text_sum, _ = head_loss(texts, self.text_head.tables(), self.text_head.columns(batch.text_targets))
         mel_sum, mel_correct = head_loss(
             codes, head_tables(self.mel_head.weight, self.mel_head.bias), batch.code_targets
         )
         return LossSums(text_sum, mel_sum, mel_correct)
+
+    def target_losses(self, batch: DeviceBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses of every text target and of every code target, and how many codes the arg-max hits; for validation."""
+        texts, codes = self._predicting(batch)
+        text, _ = row_losses(texts, self.text_head.tables(), self.text_head.columns(batch.text_targets))
+        mel, correct = row_losses(codes, head_tables(self.mel_head.weight, self.mel_head.bias), batch.code_targets)
+        return text, mel, correct
+
+    def _predicting(self, batch: DeviceBatch) -> tuple[Tensor, Tensor]:
+        """Hidden states of the rows whose next token is counted: those of the texts, and those of the codes."""
+        hidden = self.hidden_states(batch)
+        # Cast before the rows are taken: in 16 bit half as much is copied.
+        predicting = take_rows(hidden.to(computing_dtype(hidden)), batch.target_rows, batch.target_of_row)
+        texts, codes = torch.split(predicting, [len(batch.text_targets), len(batch.code_targets)])
+        return texts, codes
 
     def hidden_states(self, batch: DeviceBatch) -> Tensor:
         """Hidden states after both final norms, [tokens, dim]."""

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 from indextts_job import terminal
-from indextts_job.checkpoint.history import Losses
+from indextts_job.checkpoint.history import LanguageLoss, Losses
 from indextts_job.report.events import (
     AttemptEnded,
     AttemptStarted,
@@ -137,7 +137,14 @@ def _train_line(event: TrainLine) -> str:
 
 def _validation_line(event: Validated) -> str:
     best = ", best so far" if event.best else ""
-    return f"step {event.step} | {_losses(event.losses)} | {event.samples} samples in {event.seconds:.1f} s{best}"
+    languages = "".join(f" | {_language(loss)}" for loss in event.languages)
+    took = f"{event.samples} samples in {event.seconds:.1f} s"
+    return f"step {event.step} | {_losses(event.losses)}{languages} | {took}{best}"
+
+
+def _language(loss: LanguageLoss) -> str:
+    rise = f" ({loss.rise:+.4f} ± {loss.rise_error:.4f})" if loss.rise is not None else ""
+    return f"{loss.language or 'no language'} {loss.mel_loss:.4f}{rise}"
 
 
 def _checkpoint_line(event: Committed) -> str:

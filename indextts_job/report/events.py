@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from indextts_job.bounds import Bounds
-from indextts_job.checkpoint.history import Losses
+from indextts_job.checkpoint.history import LanguageLoss, Losses
 from indextts_job.parsing import Count
 
 
@@ -91,6 +91,8 @@ class Validated(Event):
     best: bool
     samples: int
     seconds: float
+    languages: tuple[LanguageLoss, ...] = ()
+    """Told apart where the guard keeps some of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,7 +43,11 @@ class TensorBoardCurves:
             points |= {"train/mfu": event.mfu} if event.mfu is not None else {}
             self._points(event.step, points)
         elif isinstance(event, Validated):
-            self._points(event.step, _losses("val", event.losses))
+            points = _losses("val", event.losses)
+            for loss in event.languages:
+                points[f"val/{loss.language}/mel_loss"] = loss.mel_loss
+                points |= {} if loss.rise is None else {f"val/{loss.language}/rise": loss.rise}
+            self._points(event.step, points)
 
     def _begin(self) -> None:
         """Write the records that an event file begins with."""

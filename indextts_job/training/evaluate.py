@@ -1,17 +1,23 @@
 """Validation over a fixed list of samples in a fixed order. The model is in training mode afterwards in every case."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
+from typing import TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from indextts_job.checkpoint.history import Losses
-from indextts_job.model.batch import PackedBatch
+from indextts_job.model.batch import Integers, PackedBatch
+from indextts_job.model.unified_voice import DeviceBatch, LossSums
 from indextts_job.training.engine import Engine, added, autocast, host_values, mean_losses, to_device
+from indextts_job.training.guard import SampleSums
 
-if TYPE_CHECKING:
-    from indextts_job.model.unified_voice import LossSums
+T = TypeVar("T")
 
 
 def evaluate(
@@ -31,27 +37,136 @@ def evaluate(
     Raises:
         torch.OutOfMemoryError: On this or another rank.
     """
-    sums: list[LossSums] = []
-    done = text_targets = mel_targets = 0
+
+    def of(batch: PackedBatch) -> tuple[LossSums, int, int]:
+        return engine.model(_on_device(engine, batch)), len(batch.text_targets), len(batch.code_targets)
+
+    found = _of_each(engine, batches, interrupted, of)
+    if found is None:
+        return None
+    text, mel = engine.group.all_reduce_sum([sum(texts for _, texts, _ in found), sum(mels for *_, mels in found)])
+    return mean_losses([sums for sums, *_ in found], text, mel, engine)
+
+
+def _of_each(
+    engine: Engine,
+    batches: Iterable[PackedBatch | None],
+    interrupted: Callable[[int], bool],
+    compute: Callable[[PackedBatch], T],
+) -> list[T] | None:
+    """What `compute` gives for every micro-batch of this rank; None when interrupted.
+
+    Raises:
+        torch.OutOfMemoryError: On this or another rank.
+    """
+    found: list[T] = []
+    samples = 0
     out_of_memory = False
     with _evaluating(engine):
         for batch in batches:
             # Asked by all ranks in every turn, also by those without samples or memory: the answer is agreed between
             # them, and a rank that did not ask would leave the others waiting.
-            if interrupted(done):
+            if interrupted(samples):
                 return None
             if batch is None or out_of_memory or not batch.num_samples:
                 continue
-            found = _sums_if_it_fits(engine, batch)
-            out_of_memory = found is None
-            sums += [found] if found else []
-            done += batch.num_samples
-            text_targets += len(batch.text_targets)
-            mel_targets += len(batch.code_targets)
+            out_of_memory = True
+            # Raised only behind the loop, on all ranks at once: they have to leave their collectives together.
+            with contextlib.suppress(torch.OutOfMemoryError):
+                found.append(compute(batch))
+                samples += batch.num_samples
+                out_of_memory = False
     if engine.group.any_rank(out_of_memory):
         raise torch.OutOfMemoryError("out of memory in a validation, on this or another rank")
-    text, mel = engine.group.all_reduce_sum([text_targets, mel_targets])
-    return mean_losses(sums, text, mel, engine)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class ByLanguage:
+    """Losses of a validation set whose languages are told apart."""
+
+    losses: Losses
+    """Over all samples."""
+    languages: Mapping[str, SampleSums]
+
+
+@dataclass(frozen=True, slots=True)
+class _SampleLoss:
+    """Sums of one sample. Plain values: they travel between ranks."""
+
+    index: int
+    text: float
+    mel: float
+    text_targets: int
+    mel_targets: int
+
+
+def evaluate_samples(
+    engine: Engine,
+    batches: Iterable[PackedBatch | None],
+    language_of: Callable[[int], str],
+    interrupted: Callable[[int], bool],
+) -> ByLanguage | None:
+    """As `evaluate`, with the loss of every sample.
+
+    The sums are added up in the order of the samples, whatever the number of ranks.
+
+    Args:
+        engine: The model and how to compute; the optimizer is not touched.
+        batches: See `evaluate`.
+        language_of: The language of a sample, by its index in the dataset.
+        interrupted: See `evaluate`.
+    """
+
+    def of(batch: PackedBatch) -> tuple[list[_SampleLoss], int]:
+        text, mel, hits = engine.model.target_losses(_on_device(engine, batch))
+        return list(_by_sample(batch, text, mel)), int(hits)
+
+    found = _of_each(engine, batches, interrupted, of)
+    if found is None:
+        return None
+    mine = list(chain.from_iterable(samples for samples, _ in found))
+    everybody = sorted(chain.from_iterable(engine.group.all_gather(mine)), key=attrgetter("index"))
+    (hits_of_all,) = engine.group.all_reduce_sum([sum(hits for _, hits in found)])
+    whole = _sums(everybody)
+    losses = Losses(
+        text_loss=whole.text_loss,
+        mel_loss=whole.mel_loss,
+        mel_top1=hits_of_all / sum(whole.mel_targets),
+        total=engine.recipe.text_loss_weight * whole.text_loss + engine.recipe.mel_loss_weight * whole.mel_loss,
+    )
+    return ByLanguage(losses, _by_language(everybody, language_of))
+
+
+def _by_language(samples: Iterable[_SampleLoss], language_of: Callable[[int], str]) -> dict[str, SampleSums]:
+    languages: dict[str, list[_SampleLoss]] = {}
+    for one in samples:
+        languages.setdefault(language_of(one.index), []).append(one)
+    return {language: _sums(of_language) for language, of_language in languages.items()}
+
+
+def _by_sample(batch: PackedBatch, text: Tensor, mel: Tensor) -> Iterator[_SampleLoss]:
+    # A sample has one text target fewer than text rows, and as many code targets as code rows.
+    text_targets = _sizes(batch.text_positions) - 1
+    mel_targets = _sizes(batch.code_positions)
+    # In float64 on the host: sums on a device may be added up in any order.
+    text_sums, mel_sums = (
+        np.add.reduceat(losses.double().cpu().numpy(), np.cumsum(counts) - counts)
+        for losses, counts in ((text, text_targets), (mel, mel_targets))
+    )
+    columns = (batch.sample_indices, text_sums, mel_sums, text_targets, mel_targets)
+    for row in zip(*(column.tolist() for column in columns), strict=True):
+        yield _SampleLoss(*row)
+
+
+def _sizes(positions: Integers) -> Integers:
+    """Rows of each sample, from positions that begin at 0 in each of them."""
+    return np.diff(np.append(np.flatnonzero(positions == 0), len(positions)))
+
+
+def _sums(samples: Sequence[_SampleLoss]) -> SampleSums:
+    columns = ("text", "mel", "text_targets", "mel_targets")
+    return SampleSums(*(list(map(attrgetter(name), samples)) for name in columns))
 
 
 def begin_evaluation(engine: Engine, batch: PackedBatch) -> Callable[[], tuple[float, float]] | None:
@@ -64,8 +179,10 @@ def begin_evaluation(engine: Engine, batch: PackedBatch) -> Callable[[], tuple[f
     Returns:
         Waits for the mean text loss and the mean code loss; None when the device has too little memory.
     """
-    with _evaluating(engine):
-        sums = _sums_if_it_fits(engine, batch)
+    sums: LossSums | None = None
+    # Without the memory only the caller can decide: other ranks may have it.
+    with _evaluating(engine), contextlib.suppress(torch.OutOfMemoryError):
+        sums = engine.model(_on_device(engine, batch))
     if sums is None:
         return None
     values = added([sums], engine.device)
@@ -88,13 +205,8 @@ def _evaluating(engine: Engine) -> Iterator[None]:
         engine.model.train()
 
 
-def _sums_if_it_fits(engine: Engine, batch: PackedBatch) -> "LossSums | None":
-    # The error is raised only after the loop, on all ranks at once: they have to leave their collectives together.
-    with contextlib.suppress(torch.OutOfMemoryError):
-        dtype = next(engine.model.parameters()).dtype
-        sums: LossSums = engine.model(to_device(batch, engine.device, dtype))
-        return sums
-    return None
+def _on_device(engine: Engine, batch: PackedBatch) -> DeviceBatch:
+    return to_device(batch, engine.device, next(engine.model.parameters()).dtype)
 
 
 def shares(batches: Sequence[Sequence[int]], rank: int, world_size: int) -> Iterator[Sequence[int]]:

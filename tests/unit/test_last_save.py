@@ -15,6 +15,7 @@ from indextts_job.loop.checkpointing import CheckpointingSettings
 from indextts_job.loop.loop import LoopSettings, TrainingLoop
 from indextts_job.model.batch import PackedBatch
 from indextts_job.preemption.deadline import StopRequest
+from indextts_job.training.evaluate import ByLanguage
 from indextts_job.training.quality import ValidationConfig
 from indextts_job.training.recipe import OptimizerConfig
 from indextts_job.training.schedule import ScheduleConfig
@@ -47,6 +48,9 @@ class SlowStorage:
 
     def validate(self, interrupted: Callable[[int], bool]) -> Losses | None:
         return LOSSES
+
+    def validate_by_language(self, interrupted: Callable[[int], bool], *, base: bool) -> ByLanguage | None:
+        raise NotImplementedError
 
     def save(self, state: TrainState, tags: tuple[str, ...], values: CheckpointValues | None) -> None:
         self._in_flight, self._cancelled = (state.step, tags), False

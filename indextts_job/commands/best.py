@@ -1,0 +1,102 @@
+"""Which checkpoint of a run is the best one: for `checkpoints best` and `export`."""
+
+# ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from indextts_job import errors, terminal
+from indextts_job.checkpoint.retention import BEST
+from indextts_job.commands.storage_options import configure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from indextts_job.checkpoint.manifest import CheckpointManifest
+    from indextts_job.checkpoint.retention import CheckpointName
+    from indextts_job.checkpoint.store import CheckpointStore
+
+
+def tagged(source: str, names: "Sequence[CheckpointName]", tag: str) -> "CheckpointName":
+    """The newest checkpoint with a tag.
+
+    Args:
+        source: The run.
+        names: Its checkpoints, newest first.
+        tag: The tag.
+
+    Raises:
+        ConfigError: None has it.
+    """
+    for name in names:
+        if tag in name.tags:
+            return name
+    raise errors.ConfigError(
+        f"{source} holds no checkpoint tagged {tag}. `checkpoints list` shows what there is, export --last takes the "
+        "newest."
+    )
+
+
+def best_else_newest(names: "Sequence[CheckpointName]") -> "CheckpointName":
+    """The best checkpoint; the newest one in a run that has not validated."""
+    return next((name for name in names if BEST in name.tags), names[0])
+
+
+def tell_choice(manifest: "CheckpointManifest") -> None:
+    """Say on stderr which checkpoint it is, and whether the guard was violated there."""
+    name = manifest.name
+    tags = f" ({', '.join(name.tags)})" if name.tags else ""
+    terminal.say(f"checkpoint of step {name.step}{tags}", sys.stderr)
+    if text := _violation(manifest):
+        terminal.say(f"guard: violated. {text}", sys.stderr)
+
+
+def _violation(manifest: "CheckpointManifest") -> str:
+    from indextts_job.config import RunConfig
+    from indextts_job.training.guard import violation_at
+
+    guard = manifest.values.history.guard
+    if guard is None:
+        return ""
+    return violation_at(guard, manifest.name.step, RunConfig.from_json(manifest.values.config, "the checkpoint").guard)
+
+
+def act(given: argparse.Namespace) -> int:
+    """Print the path of a run's best checkpoint, and why it is the best one."""
+    from indextts_job.checkpoint.manifest import MANIFESTS, file_name
+    from indextts_job.resume.points import locate_all
+
+    store, names = locate_all(given.run, configure(given, given.run))
+    best = tagged(given.run, names, BEST)
+    path = f"{store.storage.url.rstrip('/')}/{MANIFESTS}/{file_name(best)}"
+    columns, rows = _table(store, names[0], best) if given.explain or given.json else ((), [])
+    if given.json:
+        validations = [dict(zip(columns, row, strict=True)) for row in rows]
+        print(json.dumps({"best": path, "validations": validations}, indent=1))  # noqa: T201
+        return errors.EXIT_OK
+    if rows:
+        terminal.console().print(terminal.Listing(columns, rows))
+    print(path)  # noqa: T201
+    return errors.EXIT_OK
+
+
+def _table(
+    store: "CheckpointStore", newest: "CheckpointName", best: "CheckpointName"
+) -> "tuple[Sequence[str], list[tuple[object, ...]]]":
+    """Headings and rows: what each validation has shown. From the newest checkpoint, which knows all of them."""
+    from indextts_job.config import RunConfig
+    from indextts_job.training.guard import explained
+
+    manifest = store.manifest(newest)
+    history = manifest.values.history
+    if history.guard:
+        config = RunConfig.from_json(manifest.values.config, "the checkpoint").guard
+        return ("step", "target mel_loss", "largest rise", "inside", "best"), explained(
+            history.guard, best.step, config
+        )
+    rows: list[tuple[object, ...]] = [
+        (one.step, f"{one.losses.total:.4f}", "best" if one.step == best.step else "") for one in history.validations
+    ]
+    return ("step", "total", "best"), rows

@@ -1,0 +1,227 @@
+"""The guard: has a language that the model spoke before become worse? And which checkpoint is the best one. Pure.
+
+A kept language is measured on fixed records, before the first update and at every validation. Both losses are of the
+same records, so their difference has a much smaller error than either: that of the mean difference per record.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from indextts_job.bounds import Bounds
+from indextts_job.checkpoint.history import Baseline, GuardHistory, History, LanguageLoss, LanguageResult, Losses
+from indextts_job.errors import GoalMissedError
+
+ERRORS = 2.0
+"""Standard errors by which a rise has to exceed the bound."""
+TIE = 1e-3
+"""Target losses that differ by less than this share are equal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardConfig:
+    """Languages that must not be forgotten, measured beside the new one."""
+
+    keep: tuple[str, ...] = ()
+    """Languages of the validation set that the model spoke before; empty = no guard."""
+    bound: Annotated[float, Bounds(0, 1e3)] = 0.05
+    """Rise of the code loss above that of the base, in nats per code, that is accepted. The public recipe's value."""
+    action: Literal["warn", "stop"] = "warn"
+    """What happens above the bound: a warning, or the end of the run, committed, with exit code 79."""
+    patience: Annotated[int, Bounds(1, 10**6)] = 2
+    """Validations in a row above the bound until then."""
+    minimum_samples: Annotated[int, Bounds(1, 10**9)] = 64
+    """With fewer records a language is measured and never acted on."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSums:
+    """Loss sums of the records of one language, in the order of the validation set."""
+
+    text: Sequence[float]
+    mel: Sequence[float]
+    text_targets: Sequence[int]
+    mel_targets: Sequence[int]
+
+    @property
+    def text_loss(self) -> float:
+        """Mean over targets."""
+        return math.fsum(self.text) / sum(self.text_targets)
+
+    @property
+    def mel_loss(self) -> float:
+        """Mean over targets."""
+        return math.fsum(self.mel) / sum(self.mel_targets)
+
+
+def baseline(by_language: Mapping[str, SampleSums], config: GuardConfig) -> GuardHistory:
+    """The history of the guard before the first update.
+
+    Args:
+        by_language: Losses of the base.
+        config: The languages to keep.
+    """
+    kept = {language: by_language[language] for language in config.keep}
+    return GuardHistory(
+        baselines=tuple(
+            Baseline(language=language, mel=tuple(sums.mel), targets=tuple(sums.mel_targets))
+            for language, sums in kept.items()
+        )
+    )
+
+
+def baseline_text(by_language: Mapping[str, SampleSums], config: GuardConfig) -> str:
+    """What to tell about the base."""
+    losses = ", ".join(f"{language} {by_language[language].mel_loss:.4f}" for language in config.keep)
+    return f"the base, on languages to keep: code loss {losses}; a rise of {config.bound:g} is accepted"
+
+
+def judged(
+    history: GuardHistory, step: int, by_language: Mapping[str, SampleSums], config: GuardConfig
+) -> GuardHistory:
+    """The history with one more validation."""
+    known = {one.language: one for one in history.baselines}
+    losses = {language: _loss(language, sums, known.get(language)) for language, sums in sorted(by_language.items())}
+    result = LanguageResult(step=step, languages=tuple(losses.values()))
+    above = [one.language for one in result.languages if _above(one, config)]
+    before = dict(history.breaches)
+    return replace(
+        history,
+        results=(*history.results, result),
+        breaches=tuple((language, before.get(language, 0) + 1) for language in above),
+        last_good=history.last_good if above else step,
+    )
+
+
+def _loss(language: str, sums: SampleSums, base: Baseline | None) -> LanguageLoss:
+    loss = LanguageLoss(language=language, samples=len(sums.mel), text_loss=sums.text_loss, mel_loss=sums.mel_loss)
+    if base is None:
+        return loss
+    total = sum(base.targets)
+    # Sums and not means: a long record counts as many times as it has codes.
+    differences = [now - before for now, before in zip(sums.mel, base.mel, strict=True)]
+    rise = math.fsum(differences) / total
+    squares = [
+        (difference - rise * targets) ** 2 for difference, targets in zip(differences, base.targets, strict=True)
+    ]
+    count = len(differences)
+    # Of a ratio of sums (Cochran 1977, Sampling Techniques, equation 6.13).
+    error = math.sqrt(math.fsum(squares) * count / max(1, count - 1)) / total
+    return replace(loss, rise=rise, rise_error=error)
+
+
+def _above(loss: LanguageLoss, config: GuardConfig) -> bool:
+    """Whether a kept language is worse than it may be, beyond doubt."""
+    if loss.rise is None or loss.rise_error is None or loss.language not in config.keep:
+        return False
+    return loss.samples >= config.minimum_samples and loss.rise - ERRORS * loss.rise_error > config.bound
+
+
+def violated(result: LanguageResult, config: GuardConfig) -> bool:
+    """Whether a kept language was above the bound."""
+    return any(_above(loss, config) for loss in result.languages)
+
+
+def beats(candidate: LanguageResult, incumbent: LanguageResult | None, config: GuardConfig) -> bool:
+    """Whether a validation is better than the best so far.
+
+    One inside the bounds beats one that is not. Of two inside, the lower code loss of the target languages, counted
+    by languages and not by samples; of equal ones the lower largest rise, then the earlier. Of two outside, the lower
+    largest rise.
+    """
+    if incumbent is None:
+        return True
+    bad, bad_before = violated(candidate, config), violated(incumbent, config)
+    if bad != bad_before:
+        return bad_before
+    rise, rise_before = largest_rise(candidate), largest_rise(incumbent)
+    if bad:
+        return rise < rise_before
+    loss, loss_before = target_loss(candidate, config), target_loss(incumbent, config)
+    if abs(loss - loss_before) <= TIE * loss_before:
+        return rise < rise_before
+    return loss < loss_before
+
+
+def target_loss(result: LanguageResult, config: GuardConfig) -> float:
+    """Mean code loss of the languages that are not kept; of all, if all are."""
+    targets = [loss.mel_loss for loss in result.languages if loss.language not in config.keep]
+    return math.fsum(targets or [loss.mel_loss for loss in result.languages]) / len(targets or result.languages)
+
+
+def largest_rise(result: LanguageResult) -> float:
+    """Of all kept languages; 0 without one."""
+    return max((loss.rise for loss in result.languages if loss.rise is not None), default=0.0)
+
+
+def guard_error(history: GuardHistory, config: GuardConfig) -> GoalMissedError | None:
+    """The error that ends the run; None while it may go on."""
+    if config.action != "stop":
+        return None
+    worn = [language for language, count in history.breaches if count >= config.patience]
+    if not worn:
+        return None
+    good = f"step {history.last_good} is the last one inside" if history.last_good is not None else "none was inside"
+    return GoalMissedError(
+        f"{breach_text(history, config)}; of the validated steps {good}. Everything is committed. Replay more of "
+        f"{', '.join(worn)}, lower the learning rate, or raise guard.bound; guard.action=warn goes on."
+    )
+
+
+def breach_text(history: GuardHistory, config: GuardConfig) -> str:
+    """What is above the bound at the last validation; empty if nothing is."""
+    last = {loss.language: loss for loss in history.results[-1].languages} if history.results else {}
+    texts = [
+        f"{language} has risen by {last[language].rise:.4f} ± {last[language].rise_error:.4f} nats per code above the "
+        f"base, {count} {'validation' if count == 1 else 'validations'} in a row"
+        for language, count in history.breaches
+    ]
+    return f"{'; '.join(texts)}; guard.bound is {config.bound:g}" if texts else ""
+
+
+def violation_at(history: GuardHistory, step: int, config: GuardConfig) -> str:
+    """What was above the bound at the validation of a step; empty if nothing was, or none was made there."""
+    at = [loss for result in history.results if result.step == step for loss in result.languages]
+    above = [f"{loss.language} {loss.rise:+.4f} nats per code" for loss in at if _above(loss, config)]
+    return f"Above the base by more than {config.bound:g}: {', '.join(above)}" if above else ""
+
+
+def explained(history: GuardHistory, best_step: int | None, config: GuardConfig) -> list[tuple[object, ...]]:
+    """A row for each validation, for a table: step, target loss, largest rise, inside, and whether it is the best."""
+    return [
+        (
+            result.step,
+            f"{target_loss(result, config):.4f}",
+            f"{largest_rise(result):+.4f}",
+            "no" if violated(result, config) else "yes",
+            "best" if result.step == best_step else "",
+        )
+        for result in history.results
+    ]
+
+
+def after_validation(
+    history: History,
+    step: int,
+    found: tuple[Losses, Mapping[str, SampleSums]],
+    overfitting_validations: int,
+    config: GuardConfig,
+) -> History:
+    """The history with a validation whose languages are told apart.
+
+    Args:
+        history: The history before.
+        step: Step of the validation.
+        found: Losses over all samples, and sums by language.
+        overfitting_validations: See `History.after_validation`.
+        config: The languages to keep.
+    """
+    losses, by_language = found
+    assert history.guard is not None  # noqa: S101  # the base was measured before
+    guard = judged(history.guard, step, by_language, config)
+    before = {one.step: one for one in guard.results}
+    incumbent = before.get(history.best.step) if history.best else None
+    improved = beats(guard.results[-1], incumbent, config)
+    after = history.after_validation(step, losses, overfitting_validations, improved=improved)
+    return replace(after, guard=guard)

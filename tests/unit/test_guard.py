@@ -1,0 +1,158 @@
+"""The guard and the choice of the best checkpoint, on numbers alone."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from indextts_job.checkpoint.history import GuardHistory, History, LanguageLoss, LanguageResult, Losses
+from indextts_job.training.guard import (
+    GuardConfig,
+    SampleSums,
+    after_validation,
+    baseline,
+    beats,
+    breach_text,
+    explained,
+    guard_error,
+    judged,
+)
+
+RECORDS = 100
+CONFIG = GuardConfig(keep=("en",), action="stop")
+LOSSES = Losses(text_loss=1.0, mel_loss=2.0, mel_top1=0.5, total=1.8)
+
+
+def sums(losses: Sequence[float], seed: int = 0, records: int = RECORDS) -> SampleSums:
+    """Records of different lengths whose code losses per target are these, one or one for each."""
+    targets = np.random.default_rng(seed).integers(20, 200, records)
+    each = np.broadcast_to(np.asarray(losses, float), records)
+    return SampleSums(
+        text=[1.0] * records,
+        mel=(each * targets).tolist(),
+        text_targets=[10] * records,
+        mel_targets=targets.tolist(),
+    )
+
+
+def history(*rises: float, config: GuardConfig = CONFIG, records: int = RECORDS) -> GuardHistory:
+    """The base, and a validation for each rise of English; the new language stays where it is."""
+    guard = baseline({"en": sums([2.0], records=records), "am": sums([5.0])}, config)
+    for number, rise in enumerate(rises, start=1):
+        found = {"en": sums([2.0 + rise], records=records), "am": sums([4.0])}
+        guard = judged(guard, 10 * number, found, config)
+    return guard
+
+
+def test_a_rise_is_measured_against_the_same_records() -> None:
+    (result,) = history(0.03).results
+    english = next(loss for loss in result.languages if loss.language == "en")
+    assert english.rise == pytest.approx(0.03)
+    assert english.rise_error == pytest.approx(0, abs=1e-9)
+    assert next(loss for loss in result.languages if loss.language == "am").rise is None
+
+
+def test_the_error_is_that_of_the_difference() -> None:
+    random = np.random.default_rng(1)
+    noise = random.normal(0, 0.5, (400, RECORDS))
+    guard = baseline({"en": sums([2.0])}, CONFIG)
+    results = [judged(guard, 1, {"en": sums((2.0 + row).tolist())}, CONFIG).results[0].languages[0] for row in noise]
+    rises = [result.rise for result in results if result.rise is not None]
+    errors = [result.rise_error for result in results if result.rise_error is not None]
+    # The spread of the rises over repetitions is what each error says.
+    assert np.mean(errors) == pytest.approx(np.std(rises), rel=0.15)
+
+
+def test_a_rise_counts_beyond_doubt_only() -> None:
+    random = np.random.default_rng(2)
+    doubtful = 2.0 + 0.06 + random.normal(0, 1.0, RECORDS)
+    guard = judged(baseline({"en": sums([2.0])}, CONFIG), 10, {"en": sums(doubtful.tolist())}, CONFIG)
+    assert not guard.breaches
+    assert history(0.06).breaches == (("en", 1),)
+    assert not history(0.049).breaches
+
+
+def test_patience_counts_in_a_row() -> None:
+    assert guard_error(history(0.06), CONFIG) is None
+    assert guard_error(history(0.06, 0.01, 0.06), CONFIG) is None
+    error = guard_error(history(0.01, 0.06, 0.07), CONFIG)
+    assert error is not None
+    assert error.exit_code == 79
+    assert "en has risen by 0.0700" in str(error)
+    assert "step 10 is the last one inside" in str(error)
+    assert guard_error(history(0.06, 0.07), replace(CONFIG, action="warn")) is None
+    assert "2 validations in a row" in breach_text(history(0.06, 0.07), CONFIG)
+    assert not breach_text(history(0.06, 0.01), CONFIG)
+
+
+def test_few_records_are_measured_and_never_acted_on() -> None:
+    few = history(0.5, 0.5, records=63)
+    assert not few.breaches
+    assert few.results[-1].languages[1].rise == pytest.approx(0.5)
+
+
+def result(step: int, target: float, rise: float, other: float | None = None) -> LanguageResult:
+    losses = [
+        LanguageLoss(language="am", samples=100, text_loss=1.0, mel_loss=target),
+        LanguageLoss(language="en", samples=100, text_loss=1.0, mel_loss=2.0 + rise, rise=rise, rise_error=0.0),
+    ]
+    if other is not None:
+        losses.append(LanguageLoss(language="tr", samples=1000, text_loss=1.0, mel_loss=other))
+    return LanguageResult(step=step, languages=tuple(losses))
+
+
+@pytest.mark.parametrize(
+    ("incumbent", "candidate", "wins"),
+    [
+        (None, result(10, 4.0, 0.9), True),
+        (result(10, 4.0, 0.01), result(20, 3.0, 0.02), True),
+        (result(10, 4.0, 0.01), result(20, 3.0, 0.06), False),
+        (result(10, 3.0, 0.06), result(20, 4.0, 0.01), True),
+        (result(10, 4.0, 0.04), result(20, 4.001, 0.01), True),
+        (result(10, 4.0, 0.01), result(20, 3.999, 0.01), False),
+        (result(10, 3.0, 0.09), result(20, 9.0, 0.07), True),
+        (result(10, 9.0, 0.07), result(20, 3.0, 0.09), False),
+        (result(10, 4.0, 0.01, 4.0), result(20, 3.0, 0.01, 4.9), True),
+        (result(10, 4.0, 0.01, 4.0), result(20, 3.0, 0.01, 5.1), False),
+    ],
+    ids=[
+        "the first",
+        "lower loss, both inside",
+        "lower loss, but outside",
+        "inside beats outside",
+        "a tie goes to the lower rise",
+        "a tie with equal rises goes to the earlier",
+        "of two outside the lower rise",
+        "of two outside not the lower loss",
+        "by languages, not by samples",
+        "by languages, not by the better one",
+    ],
+)
+def test_which_is_better(incumbent: LanguageResult | None, candidate: LanguageResult, *, wins: bool) -> None:
+    assert beats(candidate, incumbent, CONFIG) is wins
+
+
+def test_the_history_keeps_the_best_one_and_explains_it() -> None:
+    found = History(guard=baseline({"en": sums([2.0]), "am": sums([5.0])}, CONFIG))
+    for step, (target, rise) in enumerate([(4.0, 0.01), (3.0, 0.02), (2.5, 0.2), (3.5, 0.0)], start=1):
+        by_language = {"en": sums([2.0 + rise]), "am": sums([target])}
+        found = after_validation(found, 10 * step, (LOSSES, by_language), 0, CONFIG)
+    assert found.best is not None
+    assert found.best.step == 20
+    assert found.validations_without_improvement == 2
+    assert found.guard is not None
+    assert explained(found.guard, found.best.step, CONFIG) == [
+        (10, "4.0000", "+0.0100", "yes", ""),
+        (20, "3.0000", "+0.0200", "yes", "best"),
+        (30, "2.5000", "+0.2000", "no", ""),
+        (40, "3.5000", "+0.0000", "yes", ""),
+    ]
+
+
+def test_sums_are_means_over_targets() -> None:
+    losses = sums([2.0, *([4.0] * (RECORDS - 1))])
+    weights = np.array(losses.mel_targets) / sum(losses.mel_targets)
+    assert losses.mel_loss == pytest.approx(2.0 * weights[0] + 4.0 * weights[1:].sum())
+    assert math.isclose(losses.text_loss, 0.1)
