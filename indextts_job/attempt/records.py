@@ -27,7 +27,6 @@ from indextts_job.checkpoint.values import (
 )
 from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Dataset
-from indextts_job.data.order import ORDER_VERSION
 from indextts_job.hardware.plan import HardwareFacts, Plan
 from indextts_job.preemption.deadline import Pace
 from indextts_job.redaction import redacted, redacted_values
@@ -146,7 +145,7 @@ def constant_values(config: RunConfig, inputs: Inputs, start: Start, machine: En
         config=redacted_values(config.to_json()),
         model_config=redacted_values(dict(inputs.model_document)),
         order=OrderRecord(
-            version=ORDER_VERSION,
+            version=inputs.order.version,
             seed=config.recipe.seed,
             global_batch_samples=config.recipe.global_batch_samples,
             num_samples=len(inputs.train_set),

@@ -6,7 +6,7 @@ from typing import Any
 
 from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.config import RunConfig, flatten
-from indextts_job.data.order import ORDER_VERSION, Order
+from indextts_job.data.order import SampleOrder
 from indextts_job.errors import ConfigError, DataError, findings_message
 from indextts_job.redaction import redacted_values
 from indextts_job.tokenizer.loading import Tokenizer
@@ -30,7 +30,7 @@ class Present:
     """`gpt` of the model's config.yaml."""
     tokenizer: Tokenizer
     dataset_fingerprint: str
-    order: Order
+    order: SampleOrder
     total_steps: int
     """Updates of the whole run."""
 
@@ -137,9 +137,9 @@ def _demand_same_position(changes: Sequence[_Change], present: Present, new_run:
 def _demand_same_dataset(values: CheckpointValues, present: Present, where: str, new_run: str) -> None:
     order = values.order
     # Another version of the order gives other samples to every step, whatever the settings are.
-    if order.version != ORDER_VERSION:
+    if order.version != present.order.version:
         raise ConfigError(
-            f"{where}: sample order version {order.version}, this release has {ORDER_VERSION}. Use the release "
+            f"{where}: sample order version {order.version}, this run has {present.order.version}. Use the release "
             f"that wrote it. {new_run}"
         )
     if order.dataset_fingerprint != present.dataset_fingerprint:
