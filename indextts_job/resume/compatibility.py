@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from indextts_job.checkpoint.values import CheckpointValues
+from indextts_job.checkpoint.values import CheckpointValues, OrderRecord
 from indextts_job.config import RunConfig, flatten
 from indextts_job.data.order import SampleOrder
-from indextts_job.errors import ConfigError, DataError, findings_message
+from indextts_job.errors import ConfigError, findings_message
 from indextts_job.redaction import redacted_values
+from indextts_job.resume.same_order import demand_same_order
 from indextts_job.tokenizer.loading import Tokenizer
 
 POSITION_KEYS = ("recipe.global_batch_samples", "recipe.seed")
@@ -17,7 +18,11 @@ MATHEMATICS = ("recipe.", "optimizer.", "schedule.")
 """Sections whose keys change the update of a step."""
 WITHOUT_EFFECT = ("recipe.new_rows", "recipe.language_start")
 """Keys of these sections that are used only at the start of a run."""
-BEFORE_THEY_WERE_KEYS = {"schedule.new_rows_factor": 1.0}
+BEFORE_THEY_WERE_KEYS: Mapping[str, object] = {
+    "schedule.new_rows_factor": 1.0,
+    "data.datasets": [],
+    "data.mixture_from_step": [],
+}
 """Values for checkpoints written before the key existed. The default may differ from what they were trained with."""
 
 
@@ -29,8 +34,9 @@ class Present:
     model_section: Mapping[str, Any]
     """`gpt` of the model's config.yaml."""
     tokenizer: Tokenizer
-    dataset_fingerprint: str
     order: SampleOrder
+    order_record: OrderRecord
+    """As this attempt will record it."""
     total_steps: int
     """Updates of the whole run."""
 
@@ -52,12 +58,13 @@ def extends_vocabulary(values: CheckpointValues, tokenizer: Tokenizer) -> bool:
     )
 
 
-def demand_same_run(values: CheckpointValues, present: Present, where: str) -> list[str]:
+def demand_same_run(values: CheckpointValues, present: Present, step: int, where: str) -> list[str]:
     """Check that every step after the checkpoint has the samples and the update that it would have had.
 
     Args:
         values: The values that the checkpoint records.
         present: Settings and inputs of this attempt.
+        step: The checkpoint's step.
         where: The checkpoint, for messages.
 
     Returns:
@@ -72,10 +79,14 @@ def demand_same_run(values: CheckpointValues, present: Present, where: str) -> l
     # Model and position first: a wrong file explains more than the list of all differences.
     changes = _changes(values, present)
     _demand_same_position(changes, present, new_run)
-    _demand_same_dataset(values, present, where, new_run)
+    demand_same_order(values, present.order_record, step, where, new_run)
     _demand_same_mathematics(changes, values, present, where)
     # `resume.*` differs in most resumes and says nothing about the training.
-    return [f"{change.key}: {change.old} -> {change.new}" for change in changes if not change.key.startswith("resume.")]
+    said = [f"{change.key}: {change.old} -> {change.new}" for change in changes if not change.key.startswith("resume.")]
+    # Other weights of the main source are another length of its epochs, which the schedule follows.
+    if present.order_record.sources and present.total_steps != values.total_steps:
+        said.append(f"steps of the run: {values.total_steps} -> {present.total_steps}")
+    return said
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,20 +143,3 @@ def _demand_same_position(changes: Sequence[_Change], present: Present, new_run:
     if fixed:
         advice = f"They decide which samples a step holds, so a run keeps them. {new_run}"
         raise ConfigError(findings_message(f"settings that belong to the run {present.config.run}", fixed, advice))
-
-
-def _demand_same_dataset(values: CheckpointValues, present: Present, where: str, new_run: str) -> None:
-    order = values.order
-    # Another version of the order gives other samples to every step, whatever the settings are.
-    if order.version != present.order.version:
-        raise ConfigError(
-            f"{where}: sample order version {order.version}, this run has {present.order.version}. Use the release "
-            f"that wrote it. {new_run}"
-        )
-    if order.dataset_fingerprint != present.dataset_fingerprint:
-        content = ", with other content" if order.num_samples == present.order.num_samples else ""
-        raise DataError(
-            f"the dataset is not the one of {where}: {order.num_samples} samples then, {present.order.num_samples} now"
-            f"{content}. That run is {values.config_section('report').get('run_name')}, trained on "
-            f"{', '.join(values.dataset.manifests)}. Restore it and start again. {new_run}"
-        )

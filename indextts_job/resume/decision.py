@@ -53,7 +53,7 @@ def decide(selection: Selection, present: Present, emit: Emit) -> Selection:
         voice.warn("weights only: moments, schedule and position start afresh")
         return selection
     voice = _Voice(emit, point.name.step)
-    for change in demand_same_run(point.manifest.values, present, point.url):
+    for change in demand_same_run(point.manifest.values, present, point.name.step, point.url):
         voice.say(f"changed: {change}")
     voice.say(_position_text(point, present))
     return selection
