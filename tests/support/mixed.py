@@ -32,3 +32,28 @@ def mixed(world: World, folder: Path) -> list[dict[str, object]]:
         path.write_text("".join(json.dumps(record) + "\n" for record in own), encoding="utf-8")
         entries.append({"manifest": str(path), "weight": weight, "name": name})
     return entries
+
+
+KINDS = ("one", "weighted", "changing")
+"""One source; a mixture; and one whose weights change twice and which gets its last source later."""
+
+
+def mixture_keys(world: World, folder: Path, kind: str) -> dict[str, object]:
+    """Keys of `config_for` for a kind of data.
+
+    Args:
+        world: As in `mixed`.
+        folder: As in `mixed`.
+        kind: One of `KINDS`.
+    """
+    if kind == "one":
+        return {}
+    entries = mixed(world, folder)
+    keys: dict[str, object] = {"data__train_manifests": [], "data__datasets": entries}
+    if kind == "changing":
+        entries[-1]["weight"] = 0
+        keys["data__mixture_from_step"] = [
+            {"step": 7, "weights": [1, 0.5, 0.25]},
+            {"step": 16, "weights": [85, 0, 15]},
+        ]
+    return keys
