@@ -231,7 +231,7 @@ def parse_values(document: object, where: str) -> CheckpointValues:
     except ValueError as error:
         raise DataError(f"{where}: {error}; the manifest is damaged.") from error
     # msgspec leaves unknown keys out. For most sections that is right: a newer release may have recorded more.
-    if problem := _missing_section(values) or _difference(document, values):
+    if problem := _missing_section(values) or _difference(document, values) or _impossible_order(values.order):
         raise DataError(f"{where}: {problem}; the manifest is damaged.")
     return values
 
@@ -243,6 +243,15 @@ def _missing_section(values: CheckpointValues) -> str | None:
             if not isinstance(document.get(section), Mapping):
                 return f"values.{name}.{section} is missing, or holds no keys and values"
     return None
+
+
+def _impossible_order(order: OrderRecord) -> str | None:
+    """What is wrong with the record of a mixture, which a resume computes with."""
+    steps = [one.step for one in order.weights]
+    fitting = all(len(one.weights) == len(order.sources) and one.weights[0] for one in order.weights)
+    if bool(order.sources) == bool(order.weights) and fitting and steps == sorted({0, *steps} if steps else ()):
+        return None
+    return "values.order.weights do not fit values.order.sources"
 
 
 def _difference(document: object, values: CheckpointValues) -> str | None:

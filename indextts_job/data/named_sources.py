@@ -87,6 +87,8 @@ def _demand_distinct(data: DataConfig) -> None:
     steps = [change.step for change in data.mixture_from_step]
     if steps != sorted(set(steps)):
         raise ConfigError(f"data.mixture_from_step has the steps {', '.join(map(str, steps))}, expected rising ones.")
+    if data.datasets:
+        named_sources(data, lambda _path: False)  # their weights are known without looking for any file
 
 
 def _demand_dataset(dataset: DatasetConfig, key: str) -> None:
@@ -119,6 +121,8 @@ def named_sources(data: DataConfig, exists: Callable[[str], bool]) -> NamedSourc
     changes = (Change(0, tuple(weights)), *(_change(change, len(weights)) for change in data.mixture_from_step))
     _demand_possible(changes)
     sources = [parse_source(argument, exists) for argument in arguments]
+    if data.datasets and any(source.weight is not None for source in sources):
+        raise ConfigError("data.datasets: a manifest ends with @weight. Give the weight as its key: weight: 15.")
     named = [dataset.name for dataset in data.datasets] or [""] * len(arguments)
     return NamedSources(arguments=arguments, names=_names(sources, named), changes=changes)
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from indextts_job.checkpoint.manifest import _hash
+from indextts_job.checkpoint.values import parse_values
 from indextts_job.cli import main
 from indextts_job.config import RunConfig
 from indextts_job.data.mixture import Change, Mixture
 from indextts_job.demo.world import World
+from indextts_job.errors import DataError
 from tests.support.attempts import attempt
 from tests.support.mixed import SIZES, WEIGHTS, mixed
 from tests.support.runs import config_for, events, newest, samples, state_of, store_of
@@ -116,6 +118,27 @@ def test_the_checkpoint_records_the_order(finished: Path) -> None:
     assert summary["attempt_started_at_epoch"] == 0
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": []},
+        {"sources": []},
+        {"weights": [{"step": 0, "weights": [1, 1]}]},
+        {"weights": [{"step": 0, "weights": [0, 1, 1]}]},
+        {"weights": [{"step": 1, "weights": [1, 1, 1]}]},
+        {"weights": [{"step": 0, "weights": [1, 1, 1]}, {"step": 0, "weights": [1, 1, 1]}]},
+    ],
+)
+def test_a_record_that_does_not_fit_itself_is_damaged(finished: Path, change: dict[str, object]) -> None:
+    document = newest(finished).values.to_json()
+    assert parse_values(document, "m.json") == newest(finished).values
+    document["order"] |= change
+    with pytest.raises(
+        DataError, match=r"values\.order\.weights do not fit values\.order\.sources; the manifest is damaged"
+    ):
+        parse_values(document, "m.json")
+
+
 def test_the_run_alone_is_enough_to_go_on(half_done: Path, finished: Path) -> None:
     assert main(["train", f"run={half_done}"]) == 0
     assert used(half_done) == used(finished)
@@ -133,12 +156,12 @@ def test_sharded_sources_are_the_same_run(
     world: World, sources: Sources, finished: Path, half_done: Path, tmp_path: Path
 ) -> None:
     sharded = [dict(source) for source in sources]
-    for number in (0, 2):
-        folder = tmp_path / f"shards-{number}"
+    # On a disk, and in a store that rows are requested from.
+    for number, folder in ((0, str(tmp_path / "shards")), (2, "memory://mixture-shards")):
         manifest = str(sources[number]["manifest"])
         where = ["--tokenizer", str(world.tokenizer), "--config", str(world.model_config)]
-        assert main(["shard", manifest, "--output", str(folder), *where]) == 0
-        sharded[number]["manifest"] = str(folder)
+        assert main(["shard", manifest, "--output", folder, *where]) == 0
+        sharded[number]["manifest"] = folder
     assert attempt(mixture_config(world, half_done, sharded)).code == 0
     assert state_of(newest(half_done)) == state_of(newest(finished))
 

@@ -195,3 +195,13 @@ TWO = [{"manifest": "am.jsonl"}, {"manifest": "en.jsonl"}]
 def test_impossible_sources_are_refused(data: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         sources(**data)
+
+
+def test_the_weights_of_datasets_are_judged_before_any_file_is_looked_for() -> None:
+    with pytest.raises(ConfigError, match="step 5 has 1 weights for 2 sources"):
+        config(datasets=TWO, mixture_from_step=[{"step": 5, "weights": [1]}])
+
+
+def test_a_weight_has_one_place() -> None:
+    with pytest.raises(ConfigError, match="a manifest ends with @weight"):
+        sources(datasets=[{"manifest": "am.jsonl@15"}, {"manifest": "en.jsonl"}])
