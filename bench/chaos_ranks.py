@@ -63,7 +63,8 @@ def main() -> int:
             kept = chance.randint(1, given.most)
             while code != EXIT_OK:
                 count = kept if given.same_plan else chance.randint(1, given.most)
-                keys = {"hardware__shard_optimizer": chance.choice(["always", "never"])}
+                # Part of the plan: with three processes and more, shared moments change how sums are rounded.
+                keys = {} if given.same_plan else {"hardware__shard_optimizer": chance.choice(["always", "never"])}
                 process = started(world, run, count, None, **{**data, **keys})
                 time.sleep(chance.uniform(1.0, given.longest_life_s))
                 kind = chance.choice([signal.SIGKILL, signal.SIGTERM])
