@@ -3,7 +3,7 @@
 Every run is interrupted again and again until it is complete; then its weights, moments, history and samples are
 compared with an undisturbed run's.
 
-    python -m bench.chaos [--interruptions 1000] [--seed 0]
+    python -m bench.chaos [--interruptions 1000] [--seed 0] [--data one]
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from indextts_job.demo.world import make_world
 from indextts_job.errors import EXIT_OK, EXIT_STOPPED
+from tests.support.mixed import KINDS, mixture_keys
 from tests.support.runs import TINY, config_for, newest, samples, state_of
 from tests.support.warm_parent import Interruption, WarmParent
 
@@ -29,6 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--interruptions", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", choices=KINDS, default="one", help="one source, or a mixture of three")
     given = parser.parse_args()
     chance = random.Random(given.seed)  # noqa: S311  # chance is for coverage
     struck: Counter[str] = Counter()
@@ -39,7 +41,8 @@ def main() -> int:
         world = make_world(folder / "world", TINY)
         log = folder / "log.txt"
         undisturbed = folder / "undisturbed"
-        parent.attempt(config_for(world, undisturbed), log)
+        data = mixture_keys(world, folder / "sources", given.data)
+        parent.attempt(config_for(world, undisturbed, **data), log)
         expected, wanted = state_of(newest(undisturbed)), samples(undisturbed)
         while struck.total() < given.interruptions:
             run = folder / f"run-{runs}"
@@ -47,7 +50,7 @@ def main() -> int:
             code = -1
             while code != EXIT_OK:
                 number = chance.choice([signal.SIGKILL, signal.SIGTERM])
-                config = config_for(world, run, preemption__grace_seconds=chance.choice([0, 3600]))
+                config = config_for(world, run, preemption__grace_seconds=chance.choice([0, 3600]), **data)
                 ended = parent.attempt(config, log, Interruption(number, chance.randint(1, LONGEST_LIFE)))
                 struck[f"{number.name} at {ended.struck_at}"] += bool(ended.struck_at)
                 code = ended.code

@@ -15,6 +15,7 @@ from indextts_job.bounds import Bounds, plain
 from indextts_job.checkpoint.retention import CheckpointConfig
 from indextts_job.config_values import converted, shown
 from indextts_job.data.manifest import DataConfig
+from indextts_job.data.named_sources import demand_sources
 from indextts_job.errors import ConfigError
 from indextts_job.hardware.plan import HardwareConfig
 from indextts_job.model.adapter_config import PROJECTIONS, AdapterConfig
@@ -273,8 +274,7 @@ def _check_values(config: RunConfig) -> None:
     # Parsed for its errors too: a goal that cannot be read must not be found at its step.
     if parse_goals(config.validation.stop_unless) and not config.data.validation_manifests:
         raise ConfigError("validation.stop_unless wants a goal reached, but data.validation_manifests is empty.")
-    if not config.data.train_manifests:
-        raise ConfigError("data.train_manifests is empty. Give at least one paired manifest (--train-manifest).")
+    demand_sources(config.data)
     if not config.inputs.tokenizer:
         raise ConfigError("inputs.tokenizer is not set. Give the SentencePiece model (--tokenizer).")
     _check_targets(config.adapter.targets)
@@ -297,6 +297,9 @@ def _check_bounds(section: Any, prefix: str) -> None:  # noqa: ANN401  # a datac
         value = getattr(section, name)
         if is_dataclass(hint):
             _check_bounds(value, f"{prefix}{name}.")
+        for number, entry in enumerate(value if isinstance(value, tuple) else ()):
+            if is_dataclass(entry):
+                _check_bounds(entry, f"{prefix}{name}[{number}].")
         for bounds in getattr(hint, "__metadata__", ()):
             if isinstance(bounds, Bounds) and value not in bounds:
                 raise ConfigError(f"{prefix}{name} is {plain(value)}, expected {bounds}.")

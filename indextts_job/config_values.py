@@ -1,8 +1,10 @@
 """Convert single values of the configuration to the types of their fields."""
 
+import difflib
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from indextts_job.errors import ConfigError
@@ -16,7 +18,7 @@ def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a
     """A value as the type that a field declares.
 
     Args:
-        hint: The type of the field: a scalar, a `Literal` of texts, or a tuple of texts.
+        hint: The type of the field: a scalar, a `Literal` of texts, or a tuple of texts, numbers or dataclasses.
         value: A value from YAML, a flag or a checkpoint.
         where: Origin and key, for messages.
 
@@ -28,11 +30,32 @@ def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a
         if isinstance(value, str) and value in choices:
             return value
         raise ConfigError(f"{where} is {shown(value)}, expected one of {', '.join(map(str, choices))}.")
+    entry = next(iter(typing.get_args(hint)), None)
+    if is_dataclass(entry):
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where} is {shown(value)}, expected a list of entries with keys.")
+        return tuple(_entry(entry, one, f"{where}[{number}]") for number, one in enumerate(value))
     convert, expected = _SCALARS.get(hint, (_texts, "a list of strings"))
     try:
         return convert(value)
     except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{where} is {shown(value)}, expected {expected}.") from None
+
+
+def _entry(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a dataclass, and a value of it
+    known = [entry.name for entry in fields(kind)]
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} is {shown(value)}, expected the keys {', '.join(known)}.")
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
+            hint = f"Did you mean {near[0]}?" if near else f"Expected {', '.join(known)}."
+            raise ConfigError(f"{where}: unknown key {shown(key)}. {hint}")
+    missing = [entry.name for entry in fields(kind) if entry.default is MISSING and entry.name not in value]
+    if missing:
+        raise ConfigError(f"{where} has no {' and no '.join(missing)}.")
+    hints = typing.get_type_hints(kind)
+    return kind(**{key: converted(hints[key], one, f"{where}.{key}") for key, one in value.items()})
 
 
 def shown(value: object) -> str:
@@ -54,6 +77,12 @@ def _number(value: Any) -> float:  # noqa: ANN401
     return float(value)
 
 
+def _numbers(value: Any) -> tuple[float, ...]:  # noqa: ANN401
+    if not isinstance(value, (list, tuple)):
+        raise TypeError
+    return tuple(_number(entry) for entry in value)
+
+
 def _exactly(kind: type) -> Callable[[object], object]:
     def convert(value: object) -> object:
         if not isinstance(value, kind):
@@ -71,9 +100,10 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(entries)
 
 
-_SCALARS: dict[type, tuple[Callable[[Any], object], str]] = {
+_SCALARS: dict[Any, tuple[Callable[[Any], object], str]] = {
     bool: (_exactly(bool), "true or false"),
     str: (_exactly(str), "a text"),
     int: (_whole, "a whole number"),
     float: (_number, "a finite number"),
+    tuple[float, ...]: (_numbers, "a list of finite numbers"),
 }

@@ -7,6 +7,7 @@ from indextts_job.background import begin
 from indextts_job.checkpoint.ahead import ObjectsAhead
 from indextts_job.config import RunConfig
 from indextts_job.data.manifest import is_manifest, parse_source
+from indextts_job.data.named_sources import training_arguments
 from indextts_job.data.shard_index import INDEX
 from indextts_job.errors import IndexTTSJobError
 from indextts_job.storage import files
@@ -53,7 +54,7 @@ def _begin_large(config: RunConfig, ahead: ObjectsAhead) -> None:
             if not files.is_local(base):
                 files.copy_ahead(base)
     with contextlib.suppress(IndexTTSJobError):
-        for argument in (*config.data.train_manifests, *config.data.validation_manifests):
+        for argument in (*training_arguments(config.data), *config.data.validation_manifests):
             _begin_index(parse_source(argument, files.exists).url)
 
 

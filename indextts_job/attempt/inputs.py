@@ -2,15 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from indextts_job.attempt.foresight import foreseen
+from indextts_job.attempt.mixture_report import mixture_lines
+from indextts_job.checkpoint.values import OrderRecord, SourceRecord, WeightsRecord
 from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Dataset, Limits
-from indextts_job.data.order import Order
+from indextts_job.data.mixture import Mixture
+from indextts_job.data.named_sources import NamedSources, named_sources
+from indextts_job.data.order import SampleOrder
 from indextts_job.data.remembered import WrittenLater
 from indextts_job.data.sources import load_dataset
 from indextts_job.errors import ConfigError, StoppedError
@@ -34,7 +39,8 @@ CONFIG_FILE = "config.yaml"
 """Name of the model's configuration in a release and in an export."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Without slots: `cached_property` keeps its value in the object's dictionary.
+@dataclass(frozen=True, kw_only=True)
 class Inputs:
     """The files that the configuration names, read and checked."""
 
@@ -45,7 +51,9 @@ class Inputs:
     """None when the run resumes from a checkpoint of its own."""
     train_set: Dataset
     validation_set: Dataset | None
-    order: Order
+    sources: NamedSources
+    """Where the training samples come from."""
+    order: SampleOrder
     total_steps: int
     checks: WrittenLater | None = None
     """Outcomes of the check of the data that the run does not have yet."""
@@ -69,9 +77,29 @@ class Inputs:
             config=config,
             model_section=self.model_document["gpt"],
             tokenizer=self.tokenizer,
-            dataset_fingerprint=self.train_set.fingerprint,
             order=self.order,
+            order_record=self.order_record,
             total_steps=self.total_steps,
+        )
+
+    @cached_property
+    def order_record(self) -> OrderRecord:
+        """What decides the samples of a step, as checkpoints record it."""
+        return OrderRecord(
+            version=self.order.version,
+            seed=self.order.seed,
+            global_batch_samples=self.order.global_batch_samples,
+            num_samples=len(self.train_set),
+            dataset_fingerprint=self.train_set.fingerprint,
+            sources=tuple(
+                SourceRecord(name=name, num_samples=len(part), dataset_fingerprint=fingerprint)
+                for name, part, fingerprint in zip(
+                    self.sources.names, self.train_set.parts, self.train_set.part_fingerprints, strict=True
+                )
+            )
+            if self.sources.names
+            else (),
+            weights=tuple(WeightsRecord(step=one.step, weights=one.weights) for one in self.sources.changes),
         )
 
     def validation_indices(self, max_samples: int, keep: Sequence[str]) -> Sequence[int]:
@@ -192,16 +220,16 @@ def read_inputs(  # all by name
     if base:
         _tell_of_base(base, model, config, emit)
     load = _Loader(config, limits_of(model, tokenizer, config.data), stop, emit, console, checks)
-    train_set = load(config.data.train_manifests)
+    sources = named_sources(config.data, files.exists)
+    train_set = load(sources.arguments)
     validation_set = load(config.data.validation_manifests) if config.data.validation_manifests else None
-    order = Order(
-        num_samples=len(train_set),
-        seed=config.recipe.seed,
-        global_batch_samples=config.recipe.global_batch_samples,
-        # Epochs count samples, so the last step of the run may be a short one.
-        total_samples=len(train_set) * config.schedule.epochs,
-    )
+    sizes = [len(part) for part in train_set.parts]
+    order = sources.order(sizes, config.recipe.seed, config.recipe.global_batch_samples, config.schedule.epochs)
+    updates = total_steps(order.total_steps, config.schedule)
     emit(Notice(step=0, topic="data", message=_data_text(train_set, validation_set, model.version)))
+    if isinstance(order, Mixture):
+        for line, warning in mixture_lines(order, sources.names, train_set.code_lengths, updates):
+            emit(Notice(step=0, topic="data", message=line, warning=warning))
     return Inputs(
         model_document=corrected(document, model.version),
         model=model,
@@ -209,8 +237,9 @@ def read_inputs(  # all by name
         base=base,
         train_set=train_set,
         validation_set=validation_set,
+        sources=sources,
         order=order,
-        total_steps=total_steps(order.total_steps, config.schedule),
+        total_steps=updates,
         checks=checks,
     )
 

@@ -108,7 +108,7 @@ def rank_zero(parts: Parts, laps: Laps) -> Recording:
     )
     reference = partial(start.reference.begun, start.engine)
     saver = BackgroundSaver(store, _publisher(parts, fence), parts.saver_group, emit, parts.stop, reference)
-    return Recording(saver, ValuesRecorder(values, start.engine), partial(_end, parts))
+    return Recording(saver, ValuesRecorder(values, start.engine, inputs.order), partial(_end, parts))
 
 
 def _fence(parts: Parts, laps: Laps) -> Fence:

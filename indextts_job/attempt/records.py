@@ -20,14 +20,13 @@ from indextts_job.checkpoint.values import (
     DatasetRecord,
     Environment,
     Lineage,
-    OrderRecord,
     ParametersRecord,
     TokenizerRecord,
     VocabularyRecord,
 )
 from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Dataset
-from indextts_job.data.order import ORDER_VERSION
+from indextts_job.data.order import SampleOrder
 from indextts_job.hardware.plan import HardwareFacts, Plan
 from indextts_job.preemption.deadline import Pace
 from indextts_job.redaction import redacted, redacted_values
@@ -120,6 +119,7 @@ class ValuesRecorder:
     constant: CheckpointValues
     """Values that are equal in every checkpoint of the attempt; the history in them is empty."""
     engine: Engine
+    order: SampleOrder
 
     def __call__(self, state: TrainState, pace: Pace) -> CheckpointValues:
         """The values of a checkpoint of `state`, without its reference losses, which come later.
@@ -131,6 +131,7 @@ class ValuesRecorder:
         return replace(
             self.constant,
             history=state.history,
+            epochs=self.order.epochs_after(state.history.samples) if self.constant.order.sources else None,
             scaler=state.scaler_values(),
             # Group 0 has the factor 1, so its rate is the schedule's.
             learning_rate=self.engine.optimizer.param_groups[0]["lr"] if state.step else None,
@@ -145,16 +146,10 @@ def constant_values(config: RunConfig, inputs: Inputs, start: Start, machine: En
         # Checkpoints are shared, and URLs may hold passwords and signatures.
         config=redacted_values(config.to_json()),
         model_config=redacted_values(dict(inputs.model_document)),
-        order=OrderRecord(
-            version=ORDER_VERSION,
-            seed=config.recipe.seed,
-            global_batch_samples=config.recipe.global_batch_samples,
-            num_samples=len(inputs.train_set),
-            dataset_fingerprint=inputs.train_set.fingerprint,
-        ),
+        order=inputs.order_record,
         total_steps=inputs.total_steps,
         dataset=DatasetRecord(
-            manifests=tuple(redacted(manifest) for manifest in config.data.train_manifests),
+            manifests=tuple(redacted(manifest) for manifest in inputs.sources.arguments),
             languages=inputs.train_set.languages,
             codes=int(inputs.train_set.code_lengths.sum()),
             skipped_samples=tuple(sample.id for sample in inputs.train_set.skipped),

@@ -144,7 +144,7 @@ def summary(store: CheckpointStore, described: Described) -> dict[str, Any]:
         "resumed": started_at > 0,
         "attempt_started_at_step": started_at,
         # By the order of samples instead of the history, which holds the count of the newest step only.
-        "attempt_started_at_epoch": started_at * values.order.global_batch_samples / values.order.num_samples,
+        "attempt_started_at_epoch": values.epoch_at(started_at),
         "best_validation": plain(history.best),
         "last_validation": plain(history.validations[-1]) if history.validations else None,
         "validations_without_improvement": history.validations_without_improvement,

@@ -15,6 +15,24 @@ from indextts_job.preemption.deadline import Pace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRecord:
+    """One source of a mixture."""
+
+    name: str
+    num_samples: AtLeastOne
+    dataset_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsRecord:
+    """The weights of all sources from a step on."""
+
+    step: Count
+    weights: tuple[Count, ...]
+    """In millionths; 0 = the source has no part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OrderRecord:
     """The settings that decide which samples a step holds."""
 
@@ -24,6 +42,10 @@ class OrderRecord:
     num_samples: AtLeastOne
     """Samples of the training set."""
     dataset_fingerprint: str
+    sources: tuple[SourceRecord, ...] = ()
+    """The sources of a mixture in their order; empty where all samples are one source."""
+    weights: tuple[WeightsRecord, ...] = ()
+    """Their weights, from step 0 on and from later steps on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,10 +185,19 @@ class CheckpointValues:
     reference: ReferenceLosses | None = None
     """None where the device had no memory to compute them."""
 
+    epochs: float | None = None
+    """Epochs of the first source that are done; None where all samples are one source."""
+
     @property
     def epoch(self) -> float:
-        """Epochs done, counted in samples: 1.5 is the middle of the second."""
-        return self.history.samples / self.order.num_samples
+        """Epochs done, counted in samples: 1.5 is the middle of the second; of a mixture, those of its first source."""
+        return self.history.samples / self.order.num_samples if self.epochs is None else self.epochs
+
+    def epoch_at(self, step: int) -> float:
+        """The epochs done at an earlier step; of a mixture whose weights have changed, as if they had not."""
+        if self.epochs is None:
+            return step * self.order.global_batch_samples / self.order.num_samples
+        return self.epochs * step * self.order.global_batch_samples / max(1, self.history.samples)
 
     def config_section(self, name: str) -> Document:
         """One section of the recorded configuration, `schedule` say; empty when it is not there."""
@@ -187,6 +218,11 @@ class CheckpointValues:
             del document["adapter"]
         if self.history.guard is None:
             del document["history"]["guard"]
+        if self.epochs is None:  # one source, as in every release before mixtures
+            del document["epochs"]
+        for name in ("sources", "weights"):
+            if not document["order"][name]:
+                del document["order"][name]
         return document
 
 
@@ -213,7 +249,7 @@ def parse_values(document: object, where: str) -> CheckpointValues:
     except ValueError as error:
         raise DataError(f"{where}: {error}; the manifest is damaged.") from error
     # msgspec leaves unknown keys out. For most sections that is right: a newer release may have recorded more.
-    if problem := _missing_section(values) or _difference(document, values):
+    if problem := _missing_section(values) or _difference(document, values) or _impossible_order(values.order):
         raise DataError(f"{where}: {problem}; the manifest is damaged.")
     return values
 
@@ -225,6 +261,15 @@ def _missing_section(values: CheckpointValues) -> str | None:
             if not isinstance(document.get(section), Mapping):
                 return f"values.{name}.{section} is missing, or holds no keys and values"
     return None
+
+
+def _impossible_order(order: OrderRecord) -> str | None:
+    """What is wrong with the record of a mixture, which a resume computes with."""
+    steps = [one.step for one in order.weights]
+    fitting = all(len(one.weights) == len(order.sources) and one.weights[0] for one in order.weights)
+    if bool(order.sources) == bool(order.weights) and fitting and steps == sorted({0, *steps} if steps else ()):
+        return None
+    return "values.order.weights do not fit values.order.sources"
 
 
 def _difference(document: object, values: CheckpointValues) -> str | None:

@@ -77,7 +77,7 @@ def _without_file(
     where, recorded = _record(given)
     if recorded:
         notes += _note_of(where, recorded, given)
-    elif "data.train_manifests" not in given:
+    elif not _names_data(given):
         # The misspelt key first: `rum=DIR` would otherwise be told only that the default folder holds no run.
         config.overridden(config.RunConfig(), layers)
         _say_what_is_missing(where, str(given.get("resume.source", "auto")))
@@ -132,9 +132,13 @@ def _record(given: Mapping[str, object]) -> tuple[str, dict[str, Any]]:
 def _recorded_at(run: str, given: Mapping[str, object]) -> list[str]:
     """Places where a record may be: the run, and the argument of `--resume` if no data is given."""
     source = str(given.get("resume.source", "auto"))
-    if "data.train_manifests" in given or _names_no_run(source):
+    if _names_data(given) or _names_no_run(source):
         return [run]
     return [run, source]
+
+
+def _names_data(given: Mapping[str, object]) -> bool:
+    return "data.train_manifests" in given or "data.datasets" in given
 
 
 def _names_no_run(source: str) -> bool:

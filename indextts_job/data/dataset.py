@@ -199,6 +199,13 @@ class Dataset:
         return self._fingerprint
 
     @property
+    def part_fingerprints(self) -> tuple[str, ...]:
+        """The same of each source by itself."""
+        if len(self.parts) == 1:
+            return (self.fingerprint,)
+        return tuple(Dataset([part]).fingerprint for part in self.parts)
+
+    @property
     def languages(self) -> dict[str, int]:
         """Number of samples by language; the empty key stands for no language."""
         counts: dict[str, int] = {}

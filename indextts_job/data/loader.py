@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from indextts_job.data.dataset import Dataset
-from indextts_job.data.order import Order
+from indextts_job.data.order import SampleOrder
 from indextts_job.data.packing import Cut, bins_of_rank, pack
 from indextts_job.model.batch import Allocate, PackedBatch, collate, pageable
 from indextts_job.model.config import GPTConfig
@@ -109,7 +109,7 @@ class Prefetcher(Generic[T]):
 
 
 def step_batches(  # a function of all of them and of nothing else
-    dataset: Dataset, order: Order, config: GPTConfig, cut: Cut, step: int, allocate: Allocate = pageable
+    dataset: Dataset, order: SampleOrder, config: GPTConfig, cut: Cut, step: int, allocate: Allocate = pageable
 ) -> list[PackedBatch]:
     """The packed micro-batches of one step on one rank; all ranks have the same number of them.
 

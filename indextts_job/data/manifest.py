@@ -9,11 +9,12 @@ import json
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from indextts_job.bounds import Bounds
 from indextts_job.data.archives import archive_of, member_of
+from indextts_job.data.mixture_config import DatasetConfig, WeightsConfig, millionths
 from indextts_job.errors import DataError, findings_message
 from indextts_job.model.languages import code_of, language_of
 from indextts_job.model.versions import V2_0, V2_5, ModelVersion
@@ -23,6 +24,7 @@ from indextts_job.storage.urls import file_path, resolved
 _LANGUAGE_CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
 _LANGUAGE_NAME = re.compile(r"[A-Za-z][A-Za-z -]*[A-Za-z](\s*:\s*[A-Za-z][A-Za-z -]*[A-Za-z])?")
 """After `::` there is room for an English name, and for a slot that is borrowed: `az:tt`."""
+_WEIGHT = re.compile(r"[0-9]{1,6}(\.[0-9]{0,99})?|\.[0-9]{1,99}")
 _WHOLE = re.compile(r"\s*(\d{1,15})(\.0*)?\s*")
 """A length as some programs write it: pandas makes `5.0` or `"5"` of an integer column with missing values."""
 _MOST_TOKENS = 10**15
@@ -42,7 +44,14 @@ class DataConfig:
     """The samples to train and validate on."""
 
     train_manifests: tuple[str, ...] = ()
-    """Paired manifests, `path` or `path::language`, or folders of sharded datasets; paths or URLs, in this order."""
+    """Paired manifests, `path` or `path::language`, or folders of sharded datasets; paths or URLs, in this order. They
+    are one source together; with weights, `path::language@weight`, each is a source of a mixture."""
+    datasets: tuple[DatasetConfig, ...] = ()
+    """Instead of train_manifests, the sources of a mixture, the main one first, each with these keys: manifest;
+    language of records that do not say theirs; weight, its share of the stream in any unit; name, for the log."""
+    mixture_from_step: tuple[WeightsConfig, ...] = ()
+    """Later changes of the weights, which a run that has begun accepts from its checkpoint's step on: a list of
+    {step, weights}, with one weight for each source. Turns go on, so nothing is repeated."""
     validation_manifests: tuple[str, ...] = ()
     """The same for validation; empty = no validation."""
     skip_bad_samples: bool = False
@@ -65,6 +74,8 @@ class ManifestSource:
     url: str
     language: str
     """Language in lower case, with the slot that it borrows behind a colon; empty if the argument gives none."""
+    weight: int | None = None
+    """Share of a mixture, in millionths; None if the argument gives none."""
 
     @property
     def shown(self) -> str:
@@ -122,12 +133,30 @@ _SINGLE = {
 
 
 def parse_source(argument: str, exists: Callable[[str], bool]) -> ManifestSource:
-    """Split `path`, `path::am`, `path::az:tt`, `path@am` or `path=am` into path and language.
+    """Split `path`, `path::am`, `path::az:tt`, `path@am` or `path=am`, and these with `@0.15`, into their parts.
 
     Args:
         argument: The argument of the user.
-        exists: Whether a path or URL exists; called at most once.
+        exists: Whether a path or URL exists; called only where an argument can be several things.
     """
+    rest, _, number = argument.rpartition("@")
+    if rest and _WEIGHT.fullmatch(number):
+        source = _without_weight(rest, exists)
+        # A number is a weight only behind something that exists: `s3://bucket/run@2` is a path. The end of a signed
+        # link belongs to its query, unless a language stands between.
+        said = source.language and source.url == rest.rpartition("::")[0]
+        plain = file_path(argument) == argument and not exists(argument)
+        if (said or plain) and exists(source.url):
+            return replace(source, weight=millionths(number))
+    return _without_weight(argument, exists)
+
+
+def language_pattern(text: str) -> bool:
+    """Whether a text can be a language behind `::`: a code, a name, or one that borrows a slot."""
+    return bool(_LANGUAGE_NAME.fullmatch(text.strip()) or _LANGUAGE_CODE.fullmatch(text.strip()))
+
+
+def _without_weight(argument: str, exists: Callable[[str], bool]) -> ManifestSource:
     # Each separator is looked for from the right. The suffix has to look like a language code, and after `@` or `=`
     # the whole argument must not exist: `data/lang=am/train.jsonl` and `s3://bucket/run@v2` are paths. The query of a
     # signed link is full of `=`, so there only `::` counts.

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from indextts_job.checkpoint.history import History, Losses
 from indextts_job.checkpoint.retention import FINAL, PREEMPTED
-from indextts_job.data.order import Order
+from indextts_job.data.order import SampleOrder
 from indextts_job.errors import ConfigError
 from indextts_job.loop.checkpointing import Checkpointing, CheckpointingSettings, Record, Saver
 from indextts_job.loop.timekeeping import Timekeeper
@@ -65,7 +65,7 @@ class LoopSettings:
     """Settings of a loop."""
 
     total_steps: int
-    order: Order
+    order: SampleOrder
     schedule: ScheduleConfig
     validation: ValidationConfig
     validation_samples: int
@@ -356,7 +356,7 @@ class TrainingLoop:
         self._emit(
             TrainLine(
                 step=state.step,
-                epoch=state.history.samples / self._settings.order.num_samples,
+                epoch=self._settings.order.epochs_after(state.history.samples),
                 losses=state.history.interval.mean(),
                 learning_rate=rate,
                 grad_norm=state.history.interval.grad_norm / state.history.interval.steps,

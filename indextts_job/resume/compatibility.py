@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from indextts_job.checkpoint.values import CheckpointValues
+from indextts_job.checkpoint.values import CheckpointValues, OrderRecord
 from indextts_job.config import RunConfig, flatten
-from indextts_job.data.order import ORDER_VERSION, Order
-from indextts_job.errors import ConfigError, DataError, findings_message
+from indextts_job.data.order import SampleOrder
+from indextts_job.errors import ConfigError, findings_message
 from indextts_job.model.versions import version_of_config
 from indextts_job.redaction import redacted_values
+from indextts_job.resume.same_order import demand_same_order
 from indextts_job.tokenizer.limits import version_of
 from indextts_job.tokenizer.loading import Tokenizer
 
@@ -21,7 +22,11 @@ WITHOUT_EFFECT = ("recipe.new_rows", "recipe.language_start", "adapter.start")
 """Keys of these sections that are used only at the start of a run."""
 ADAPTER_SHAPE = ("adapter.rank", "adapter.targets", "adapter.last_blocks")
 """Keys that decide which tensors there are. They are fixed for the whole run."""
-BEFORE_THEY_WERE_KEYS = {"schedule.new_rows_factor": 1.0}
+BEFORE_THEY_WERE_KEYS: Mapping[str, object] = {
+    "schedule.new_rows_factor": 1.0,
+    "data.datasets": [],
+    "data.mixture_from_step": [],
+}
 """Values for checkpoints written before the key existed. The default may differ from what they were trained with."""
 
 
@@ -33,8 +38,9 @@ class Present:
     model_section: Mapping[str, Any]
     """`gpt` of the model's config.yaml."""
     tokenizer: Tokenizer
-    dataset_fingerprint: str
-    order: Order
+    order: SampleOrder
+    order_record: OrderRecord
+    """As this attempt will record it."""
     total_steps: int
     """Updates of the whole run."""
 
@@ -62,12 +68,13 @@ def extends_vocabulary(values: CheckpointValues, tokenizer: Tokenizer) -> bool:
     )
 
 
-def demand_same_run(values: CheckpointValues, present: Present, where: str) -> list[str]:
+def demand_same_run(values: CheckpointValues, present: Present, step: int, where: str) -> list[str]:
     """Check that every step after the checkpoint has the samples and the update that it would have had.
 
     Args:
         values: The values that the checkpoint records.
         present: Settings and inputs of this attempt.
+        step: The checkpoint's step.
         where: The checkpoint, for messages.
 
     Returns:
@@ -83,10 +90,14 @@ def demand_same_run(values: CheckpointValues, present: Present, where: str) -> l
     changes = _changes(values, present)
     _demand_same_position(changes, present, new_run)
     _demand_same_adapter(changes, where, new_run)
-    _demand_same_dataset(values, present, where, new_run)
+    demand_same_order(values, present.order_record, step, where, new_run)
     _demand_same_mathematics(changes, values, present, where)
     # `resume.*` differs in most resumes and says nothing about the training.
-    return [f"{change.key}: {change.old} -> {change.new}" for change in changes if not change.key.startswith("resume.")]
+    said = [f"{change.key}: {change.old} -> {change.new}" for change in changes if not change.key.startswith("resume.")]
+    # Other weights of the main source are another length of its epochs, which the schedule follows.
+    if present.order_record.sources and present.total_steps != values.total_steps:
+        said.append(f"steps of the run: {values.total_steps} -> {present.total_steps}")
+    return said
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,20 +164,3 @@ def _demand_same_adapter(changes: Sequence[_Change], where: str, new_run: str) -
     if shape:
         advice = f"They decide which tensors train, so a run keeps them. {new_run}"
         raise ConfigError(findings_message(f"the adapter is not that of {where}", shape, advice))
-
-
-def _demand_same_dataset(values: CheckpointValues, present: Present, where: str, new_run: str) -> None:
-    order = values.order
-    # Another version of the order gives other samples to every step, whatever the settings are.
-    if order.version != ORDER_VERSION:
-        raise ConfigError(
-            f"{where}: sample order version {order.version}, this release has {ORDER_VERSION}. Use the release "
-            f"that wrote it. {new_run}"
-        )
-    if order.dataset_fingerprint != present.dataset_fingerprint:
-        content = ", with other content" if order.num_samples == present.order.num_samples else ""
-        raise DataError(
-            f"the dataset is not the one of {where}: {order.num_samples} samples then, {present.order.num_samples} now"
-            f"{content}. That run is {values.config_section('report').get('run_name')}, trained on "
-            f"{', '.join(values.dataset.manifests)}. Restore it and start again. {new_run}"
-        )

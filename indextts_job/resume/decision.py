@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from indextts_job.data.order import ORDER_VERSION
 from indextts_job.report.events import Emit, Notice
 from indextts_job.resume.compatibility import Present, demand_same_run, extends_vocabulary
 from indextts_job.resume.points import ResumePoint
@@ -54,7 +53,7 @@ def decide(selection: Selection, present: Present, emit: Emit) -> Selection:
         voice.warn("weights only: moments, schedule and position start afresh")
         return selection
     voice = _Voice(emit, point.name.step)
-    for change in demand_same_run(point.manifest.values, present, point.url):
+    for change in demand_same_run(point.manifest.values, present, point.name.step, point.url):
         voice.say(f"changed: {change}")
     voice.say(_position_text(point, present))
     return selection
@@ -84,6 +83,7 @@ def _tell_of_checkpoint(selection: Selection, point: ResumePoint, voice: _Voice)
 def _position_text(point: ResumePoint, present: Present) -> str:
     epoch, used = present.order.epoch_of(point.name.step)
     return (
-        f"step {point.name.step} of {present.total_steps}, epoch {epoch}, {used} of {present.order.num_samples} "
-        f"samples of it used; restored: weights, moments, history; seed {present.order.seed}, order {ORDER_VERSION}"
+        f"step {point.name.step} of {present.total_steps}, epoch {epoch}, {used} of {present.order.epoch_samples} "
+        f"samples of it used; restored: weights, moments, history; seed {present.order.seed}, "
+        f"order {present.order.version}"
     )

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 from indextts_job.config import RunConfig
+from indextts_job.data.named_sources import training_arguments
 from indextts_job.errors import ConfigError, findings_message
 from launch.job import Job
 from launch.run_config import config_argument, read_config
@@ -37,8 +38,8 @@ def _paths(config: RunConfig) -> Iterator[tuple[str, str]]:
     yield "inputs.model_config", config.inputs.model_config
     yield "inputs.base_checkpoint", config.inputs.base_checkpoint
     yield "inputs.tokenizer", config.inputs.tokenizer
-    for path in config.data.train_manifests:
-        yield "data.train_manifests", path
+    for path in training_arguments(config.data):
+        yield "data.datasets" if config.data.datasets else "data.train_manifests", path
     for path in config.data.validation_manifests:
         yield "data.validation_manifests", path
 

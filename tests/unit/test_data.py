@@ -14,7 +14,7 @@ GOLDEN_SEED = 2515214529111135941
 
 
 def test_the_order_has_its_golden_values() -> None:
-    # A change here is a new ORDER_VERSION: it breaks the resume of every run that exists.
+    # A change here is another version of the order: it breaks the resume of every run that exists.
     assert mix64(0) == 0
     assert mix64(1) == 0x5692161D100B05E5
     assert permutation(1234, 0, 12).tolist() == GOLDEN_EPOCH_0

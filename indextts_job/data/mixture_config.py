@@ -1,0 +1,40 @@
+"""Settings of a weighted mixture: its sources, and later changes of their weights."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Annotated
+
+from indextts_job.bounds import Bounds
+
+WEIGHT = Bounds(0, 1e6)
+MILLIONTHS = 10**6
+"""Weights are decimals for people, and whole millionths for the order: every machine computes the same shares."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetConfig:
+    """One source of a mixture."""
+
+    manifest: str
+    """Paired manifest, or folder of a sharded dataset; path or URL."""
+    language: str = ""
+    """Language of records that do not say theirs; as behind `::` of a manifest."""
+    weight: Annotated[float, WEIGHT] = 1.0
+    """Share of the stream of samples, in any unit. 0 = none until `mixture_from_step` gives one."""
+    name: str = ""
+    """Name for the log; empty = the language, or the path where several have that language."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsConfig:
+    """The weights of all sources from a step on."""
+
+    step: Annotated[int, Bounds(1, 10**12)]
+    """The first step that has them."""
+    weights: tuple[float, ...]
+    """One for each source, in their order. 0 = the source has no part."""
+
+
+def millionths(weight: float | str) -> int:
+    """A weight as a whole number, from its decimal digits: a product of floats would round by itself."""
+    return round(Decimal(str(weight)) * MILLIONTHS)
