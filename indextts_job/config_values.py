@@ -3,7 +3,7 @@
 import difflib
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
@@ -48,14 +48,18 @@ def _entry(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a da
         raise ConfigError(f"{where} is {shown(value)}, expected the keys {', '.join(known)}.")
     for key in value:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
-            hint = f"Did you mean {near[0]}?" if near else f"Expected {', '.join(known)}."
-            raise ConfigError(f"{where}: unknown key {shown(key)}. {hint}")
+            raise _unknown_key(key, known, where)
     missing = [entry.name for entry in fields(kind) if entry.default is MISSING and entry.name not in value]
     if missing:
         raise ConfigError(f"{where} has no {' and no '.join(missing)}.")
     hints = typing.get_type_hints(kind)
     return kind(**{key: converted(hints[key], one, f"{where}.{key}") for key, one in value.items()})
+
+
+def _unknown_key(key: object, known: Sequence[str], where: str) -> ConfigError:
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
+    hint = f"Did you mean {near[0]}?" if near else f"Expected {', '.join(known)}."
+    return ConfigError(f"{where}: unknown key {shown(key)}. {hint}")
 
 
 def shown(value: object) -> str:

@@ -88,17 +88,23 @@ def origin_of(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emi
     # The base was not read because the run had checkpoints a moment ago. Another start will read it.
     if inputs.base is None:
         raise UnavailableError(f"{config.run}: its checkpoints vanished while it was being started. Start again.")
-    if selection.legacy and config.adapter.rank:
+    if selection.legacy:
+        return _of_old_trainer(config, inputs, selection, inputs.base, emit)
+    # An export of a run may serve as base: its own base rows stay frozen, the rows behind them go on training.
+    base, rows = split_rows(inputs.base)
+    return Origin(vocabulary=_on(base, inputs), base=base, rows=rows, adapter=adapter, start=start)
+
+
+def _of_old_trainer(
+    config: RunConfig, inputs: Inputs, selection: Selection, base: BaseCheckpoint, emit: Emit
+) -> Origin:
+    if config.adapter.rank:
         raise ConfigError(
             "adapter.rank: a checkpoint of the old trainer goes on with all weights. Take it over without an adapter, "
             "export it, and start with an adapter from that export."
         )
-    if selection.legacy:
-        base, imported, source = take_over(config.resume.accept, inputs, selection, inputs.base, emit)
-        return Origin(vocabulary=_on(base, inputs), base=base, imported=imported, source=source)
-    # An export of a run may serve as base: its own base rows stay frozen, the rows behind them go on training.
-    base, rows = split_rows(inputs.base)
-    return Origin(vocabulary=_on(base, inputs), base=base, rows=rows, adapter=adapter, start=start)
+    base, imported, source = take_over(config.resume.accept, inputs, selection, base, emit)
+    return Origin(vocabulary=_on(base, inputs), base=base, imported=imported, source=source)
 
 
 def _adapter(config: AdapterConfig, inputs: Inputs, start: AdapterFolder | None) -> Adapter | None:

@@ -23,16 +23,7 @@ def mixture_lines(
         total_steps: Updates of the whole run.
     """
     turns = mixture.counts(total_steps * mixture.global_batch_samples)
-    ends = np.cumsum(mixture.sizes)[:-1]
-    means = [float(lengths.mean()) for lengths in np.split(code_lengths, ends)]
-    codes = [count * mean for count, mean in zip(turns, means, strict=True)]
-    sources = zip(names, mixture.sizes, turns, codes, strict=True)
-    described = [
-        f"{name} {count / sum(turns):.1%} of the samples, {code / sum(codes):.1%} of the codes, "
-        f"{count / size:.3g} epochs of {size}"
-        for name, size, count, code in sources
-    ]
-    yield f"mixture over {total_steps} steps: {'; '.join(described)}", False
+    yield f"mixture over {total_steps} steps: {_described(mixture, names, turns, code_lengths)}", False
     for change in mixture.changes[1:]:
         if change.step < total_steps:
             given = ", ".join(f"{name} {weight / 1e6:g}" for name, weight in zip(names, change.weights, strict=True))
@@ -44,3 +35,18 @@ def mixture_lines(
                 "in one step. Give it more samples or a lower weight.",
                 True,
             )
+
+
+def _described(
+    mixture: Mixture, names: Sequence[str], turns: Sequence[int], code_lengths: npt.NDArray[np.int32]
+) -> str:
+    """Shares and epochs of all sources."""
+    ends = np.cumsum(mixture.sizes)[:-1]
+    means = [float(lengths.mean()) for lengths in np.split(code_lengths, ends)]
+    codes = [count * mean for count, mean in zip(turns, means, strict=True)]
+    sources = zip(names, mixture.sizes, turns, codes, strict=True)
+    return "; ".join(
+        f"{name} {count / sum(turns):.1%} of the samples, {code / sum(codes):.1%} of the codes, "
+        f"{count / size:.3g} epochs of {size}"
+        for name, size, count, code in sources
+    )

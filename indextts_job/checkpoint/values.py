@@ -210,21 +210,24 @@ class CheckpointValues:
         # A fresh run has no lineage; an empty mapping says so more clearly than three nulls.
         for name in ("lineage", "vocabulary"):
             document[name] = {key: value for key, value in document[name].items() if value is not None}
-        if not self.trained_languages:
-            del document["trained_languages"]  # a model without a language table
-        if not self.model:
-            del document["model"]
-        if self.adapter is None:
-            del document["adapter"]
-        if self.history.guard is None:
-            del document["history"]["guard"]
-        if self.epochs is None:  # one source, as in every release before mixtures
-            del document["epochs"]
-        for name in ("sources", "weights"):
-            if not document["order"][name]:
-                del document["order"][name]
+        for section, name in _LEFT_OUT:
+            values = document[section] if section else document
+            if values[name] in (None, "", [], ()):
+                del values[name]
         return document
 
+
+_LEFT_OUT = (
+    ("", "trained_languages"),
+    ("", "model"),
+    ("", "adapter"),
+    ("", "epochs"),
+    ("history", "guard"),
+    ("order", "sources"),
+    ("order", "weights"),
+)
+"""Values, by section, that a manifest does not hold when they are empty: those of a mixture in a run with one source,
+say, so that it is the same document as in releases before mixtures."""
 
 # Documents are stored as they are, so msgspec does not look into them; these parts are read without a check later.
 _SECTIONS = {"config": ("recipe", "schedule", "data", "hardware"), "model_config": ("gpt",)}

@@ -29,17 +29,11 @@ def add(commands: Commands) -> None:
 
 def _init(given: argparse.Namespace) -> int:
     from indextts_job.commands.recipes import run_file
-    from indextts_job.model.languages import language_of
     from indextts_job.model.versions import VERSIONS
 
     version = next(version for version in VERSIONS if version.name == given.model)
     recipe = next(recipe for recipe in RECIPES if recipe.name == given.recipe)
-    language = given.language
-    if version.language_rows:
-        try:
-            language = str(language_of(language))
-        except ValueError as error:
-            raise errors.ConfigError(f"--language: {error}.") from error
+    language = _known(given.language) if version.language_rows else given.language
     path = Path(given.output)
     if path.exists():
         raise errors.ConfigError(f"{path} exists. Give another --output; nothing is overwritten.")
@@ -50,3 +44,13 @@ def _init(given: argparse.Namespace) -> int:
         raise errors.ConfigError(f"--output {path}: {error.strerror}. Give another path.") from error
     terminal.say(f"{path}: next, indextts-job doctor run {path}")
     return errors.EXIT_OK
+
+
+def _known(language: str) -> str:
+    """A language in its canonical form."""
+    from indextts_job.model.languages import language_of
+
+    try:
+        return str(language_of(language))
+    except ValueError as error:
+        raise errors.ConfigError(f"--language: {error}.") from error

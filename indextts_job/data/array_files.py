@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from indextts_job.data.archives import Reader, archive_of
 from indextts_job.data.dataset import Limits, Use, Values, content_digest
 from indextts_job.data.npy import NpyFormatError, parse_npy
 from indextts_job.errors import ConfigError, DataError
+from indextts_job.model.config import GPTConfig
 from indextts_job.model.languages import WITH_TOKEN, language_of_token
 from indextts_job.model.versions import ModelVersion
 from indextts_job.storage import files
@@ -88,12 +90,16 @@ def check_array(path: str, use: Use, limits: Limits, reader: Reader | None = Non
     if use == "codes":
         return check_ids(path, model.number_codes, model.max_mel_tokens, "code", reader)
     if use == "condition":
-        hint = "CAMPPlus of the prompt, before projection" if model.version.speaker_width else ""
-        vector = check_vector(path, model.speaker_shape, hint, reader)
-        if model.version.speaker_width and not vector.norm:
-            raise BadArrayError(f"{path}: all values are zero, expected {hint}")
-        return vector
+        return _check_condition(path, model, reader)
     return check_vector(path, (model.model_dim,), "after both projections" if model.version.ranks else "", reader)
+
+
+def _check_condition(path: str, model: GPTConfig, reader: Reader) -> Vector:
+    hint = "CAMPPlus of the prompt, before projection" if model.version.speaker_width else ""
+    vector = check_vector(path, model.speaker_shape, hint, reader)
+    if model.version.speaker_width and not vector.norm:
+        raise BadArrayError(f"{path}: all values are zero, expected {hint}")
+    return vector
 
 
 def read_array(path: str, use: Use, limits: Limits, digest: bytes, reader: Reader | None = None) -> Values | None:
@@ -187,13 +193,17 @@ def check_ids(path: str, count: int, longest: int, what: str, reader: Reader | N
         raise BadArrayError(f"{path}: shape {list(array.shape)}, expected [n] with n of at least 1")
     if array.size > longest:
         raise BadArrayError(f"{path}: {array.size} values, the model's limit is {longest}")
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= count:
-        wrong = low if low < 0 else high
-        place = int(np.flatnonzero(array == wrong)[0])
-        raise BadArrayError(f"{path}: {what} {wrong} at position {place} out of range, expected 0 … {count - 1}")
+    _demand_range(array, count, f"{path}: {what}")
     values = np.ascontiguousarray(array, dtype=np.int32)
     return Ids(values, content_digest(values), len(values))
+
+
+def _demand_range(ids: npt.NDArray[Any], count: int, what: str) -> None:
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= count:
+        wrong = low if low < 0 else high
+        place = int(np.flatnonzero(ids == wrong)[0])
+        raise BadArrayError(f"{what} {wrong} at position {place} out of range, expected 0 … {count - 1}")
 
 
 def check_vector(path: str, shape: tuple[int, ...], hint: str = "", reader: Reader | None = None) -> Vector:

@@ -162,14 +162,17 @@ def _without_weight(argument: str, exists: Callable[[str], bool]) -> ManifestSou
     # signed link is full of `=`, so there only `::` counts.
     separators = ("::", "@", "=") if file_path(argument) == argument else ("::",)
     for separator in separators:
-        path, found, suffix = argument.rpartition(separator)
-        pattern = _LANGUAGE_NAME if separator == "::" else _LANGUAGE_CODE
-        if not found or not path or not (pattern.fullmatch(suffix.strip()) or _LANGUAGE_CODE.fullmatch(suffix.strip())):
+        path, _, suffix = argument.rpartition(separator)
+        if not path or not _language_behind(separator, suffix.strip()):
             continue
         if separator != "::" and exists(argument):
             break
         return ManifestSource(path, suffix.strip().lower())
     return ManifestSource(argument, "")
+
+
+def _language_behind(separator: str, suffix: str) -> bool:
+    return language_pattern(suffix) if separator == "::" else bool(_LANGUAGE_CODE.fullmatch(suffix))
 
 
 def is_manifest(url: str) -> bool:

@@ -37,6 +37,11 @@ class Change:
     """Whole numbers in any unit, one for each source; 0 = the source has no part."""
 
 
+def _demand_weights(weights: Sequence[int]) -> None:
+    if min(weights, default=0) < 0 or not 0 < sum(map(bool, weights)) <= BLOCK:
+        raise ValueError(f"weights {list(weights)}: expected 1 to {BLOCK} positive ones, and none that is negative")
+
+
 def shares(weights: Sequence[int]) -> tuple[int, ...]:
     """Entries of each source in a block; together `BLOCK`, at least one for each source with a weight.
 
@@ -46,10 +51,9 @@ def shares(weights: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: A weight is negative, none is positive, or there are more sources than entries.
     """
+    _demand_weights(weights)
     total = sum(weights)
     taking_part = [source for source, weight in enumerate(weights) if weight]
-    if min(weights, default=0) < 0 or not 0 < len(taking_part) <= BLOCK:
-        raise ValueError(f"weights {list(weights)}: expected 1 to {BLOCK} positive ones, and none that is negative")
     entries = [max(1, weight * BLOCK // total) if weight else 0 for weight in weights]
     missing = BLOCK - sum(entries)
     # Ties go to the source that was named first, as `sorted` and `max` keep the order of equals.
@@ -136,14 +140,17 @@ class Mixture:
     """Epochs of the first source until the stream ends; 0 = endless."""
 
     def __post_init__(self) -> None:
-        steps = [change.step for change in self.changes]
-        if not steps or steps[0] != 0 or any(later <= step for step, later in pairwise(steps)):
-            raise ValueError(f"weights change at the steps {steps}, expected 0 and then larger ones")
+        self._demand_rising_steps()
         if any(len(change.weights) != len(self.sizes) for change in self.changes) or min(self.sizes, default=0) < 1:
             raise ValueError(f"{len(self.sizes)} sources of {self.sizes} samples, with the weights {self.changes}")
         # The epochs of the first source are the length of the run, which has to end.
         if any(not change.weights[0] for change in self.changes):
             raise ValueError("the first source needs a weight in every stretch")
+
+    def _demand_rising_steps(self) -> None:
+        steps = [change.step for change in self.changes]
+        if steps[:1] != [0] or any(later <= step for step, later in pairwise(steps)):
+            raise ValueError(f"weights change at the steps {steps}, expected 0 and then larger ones")
 
     @property
     def num_samples(self) -> int:

@@ -120,10 +120,14 @@ def _prefixes(rows: Sequence[Row], limits: Limits, tokenizer: Tokenizer) -> Chan
             foreign.append(row.where)
     if changes and not foreign and largest < OTHER_TOKENIZER_IDS and not any(row.text for row in rows):
         foreign = [f"all ids are below {OTHER_TOKENIZER_IDS}, and there is no text to compare them with"]
+    _demand_none(foreign)
+    return changes
+
+
+def _demand_none(foreign: Sequence[str]) -> None:
     if foreign:
         advice = "A prefix would hide ids of another tokenizer. Encode the texts again: --repair re-encode."
         raise DataError(findings_message(f"{len(foreign)} texts lack more than a prefix", foreign, advice))
-    return changes
 
 
 def _ids_of(row: Row, limits: Limits) -> Ids:

@@ -228,14 +228,18 @@ def described_by_export(base: BaseCheckpoint, document: Mapping[str, Any], sourc
         return base
     if not isinstance(section, Mapping):
         raise ConfigError(f"{source}: {OUR_SECTION} is {section!r:.80}, expected keys and values.")
-    languages = section.get(LANGUAGES, [])
-    if not isinstance(languages, list) or not all(language in NAMES for language in languages):
-        raise ConfigError(f"{source}: {OUR_SECTION}.{LANGUAGES} is {languages!r:.80}, expected language codes.")
     pieces = _row_number(section, BASE_PIECES, source)
     at = _row_number(section, NEW_PIECES_AT, source)
     if pieces is not None and at is not None and at > pieces:
         raise ConfigError(f"{source}: {OUR_SECTION}.{NEW_PIECES_AT} is {at}, behind all {pieces} pieces of its base.")
-    return replace(base, frozen_pieces=pieces, new_pieces_at=at, languages=tuple(languages))
+    return replace(base, frozen_pieces=pieces, new_pieces_at=at, languages=_languages(section, source))
+
+
+def _languages(section: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    languages = section.get(LANGUAGES, [])
+    if not isinstance(languages, list) or not all(language in NAMES for language in languages):
+        raise ConfigError(f"{source}: {OUR_SECTION}.{LANGUAGES} is {languages!r:.80}, expected language codes.")
+    return tuple(languages)
 
 
 def _row_number(section: Mapping[str, Any], key: str, source: str) -> int | None:

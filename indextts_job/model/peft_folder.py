@@ -147,11 +147,7 @@ def read_adapter_folder(url: str, model: GPTConfig) -> AdapterFolder:
     """
     shown = redacted(url).rstrip("/")
     config = _config(files.read_input(f"{url.rstrip('/')}/{CONFIG_FILE}", "adapter", "adapter.start"), shown)
-    content = files.read_input(f"{url.rstrip('/')}/{WEIGHTS_FILE}", "adapter", "adapter.start", LARGEST_BYTES)
-    try:
-        tensors = safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise DataError(f"{shown}/{WEIGHTS_FILE}: not a safetensors file, or damaged ({error}).") from error
+    tensors = _tensors(url.rstrip("/"), shown)
     rank = config["r"]
     factors = {name: tensors[key] for key in tensors if (name := _name_of(key))}
     unknown = [key for key in tensors if not _name_of(key) and key != _ROWS]
@@ -161,6 +157,14 @@ def read_adapter_folder(url: str, model: GPTConfig) -> AdapterFolder:
         advice = "Expected an adapter of the blocks of this model, as peft writes it, in safetensors."
         raise DataError(findings_message(f"{shown} does not fit the model", findings, advice))
     return AdapterFolder(rank=rank, alpha=float(config["lora_alpha"]), factors=factors, language_rows=rows)
+
+
+def _tensors(folder: str, shown: str) -> dict[str, Tensor]:
+    content = files.read_input(f"{folder}/{WEIGHTS_FILE}", "adapter", "adapter.start", LARGEST_BYTES)
+    try:
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise DataError(f"{shown}/{WEIGHTS_FILE}: not a safetensors file, or damaged ({error}).") from error
 
 
 def _config(content: bytes, shown: str) -> dict[str, Any]:
