@@ -1,4 +1,4 @@
-"""`indextts-job demo`: train, get preempted, resume, compare."""
+"""`indextts-job demo`: train, get preempted, resume, compare; or what replay does against forgetting."""
 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
@@ -6,11 +6,18 @@ import argparse
 from pathlib import Path
 
 from indextts_job.commands.parser import Commands
+from indextts_job.errors import ConfigError
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    demo = commands.add_parser("demo", help="train, get preempted, resume, and compare bit for bit")
+    demo = commands.add_parser(
+        "demo",
+        help="train, get preempted, resume, and compare bit for bit; or: forgetting",
+        description="interruptions (default): two equal runs, one preempted and killed, end with the same bits. "
+        "forgetting: a base that speaks English learns Amharic, alone and with English replayed, watched by a guard.",
+    )
+    demo.add_argument("what", nargs="?", choices=("interruptions", "forgetting"), default="interruptions")
     demo.add_argument("--folder", default="demo_run", help="where to work (default: demo_run)")
     demo.add_argument(
         "--url", default="", help="where the runs go, for example s3://bucket/demos (default: the folder)"
@@ -20,8 +27,13 @@ def add(commands: Commands) -> None:
 
 
 def _demo(given: argparse.Namespace) -> int:
-    from indextts_job.demo.show import run_demo
+    from indextts_job.demo import forgetting, interruptions
     from indextts_job.model.versions import VERSIONS
 
+    if given.what == "forgetting":
+        if given.url or given.model != "2.0":
+            raise ConfigError("demo forgetting has a folder only, no --url and no --model.")
+        return forgetting.run_demo(Path(given.folder))
+
     version = next(version for version in VERSIONS if version.name == given.model)
-    return run_demo(Path(given.folder), given.url, version)
+    return interruptions.run_demo(Path(given.folder), given.url, version)

@@ -96,6 +96,8 @@ class WorldSize:
     """Least and largest number of words in a sentence."""
     extended: bool = True
     """Amharic texts with the extended tokenizer; otherwise English texts with the base tokenizer."""
+    language: str = "am"
+    """Label of the language in the records of IndexTTS-2.0."""
     version: ModelVersion = V2_0
     archives: bool = True
     """In IndexTTS-2.5: an archive for each utterance, as the public preprocessing writes; otherwise a file for each
@@ -291,14 +293,14 @@ def _written(
     for place, values in zip(("text_ids", "codes", "condition", "emo_vec"), arrays.values(), strict=True):
         (folder / place).mkdir(exist_ok=True)
         np.save(folder / place / target, values)
-    return _pair(target, prompt, text, *lengths, size.version)
+    return _pair(target, prompt, text, *lengths, size)
 
 
-def _pair(target: str, prompt: str, text: str, text_len: int, code_len: int, version: ModelVersion) -> dict[str, Any]:
+def _pair(target: str, prompt: str, text: str, text_len: int, code_len: int, size: WorldSize) -> dict[str, Any]:
     speaker = (
         {"prompt_speaker_path": f"condition/{prompt}.npy"}
-        if version.speaker_width
-        else {"prompt_condition_path": f"condition/{prompt}.npy", "prompt_condition_len": version.speaker_latents}
+        if size.version.speaker_width
+        else {"prompt_condition_path": f"condition/{prompt}.npy", "prompt_condition_len": size.version.speaker_latents}
     )
     return {
         "id": f"{target}__{prompt}",
@@ -312,7 +314,7 @@ def _pair(target: str, prompt: str, text: str, text_len: int, code_len: int, ver
         "target_codes_path": f"codes/{target}.npy",
         "target_text_len": text_len,
         "target_code_len": code_len,
-        "target_language": "am",
+        "target_language": size.language,
     }
 
 

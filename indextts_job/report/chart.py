@@ -10,6 +10,8 @@ WIDTH, HEIGHT = 640.0, 240.0
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 8.0, 16.0, 26.0
 MOST_POINTS = 500
 """Points drawn of one curve. A longer one is averaged: a picture has fewer columns, and the page stays small."""
+COLOURS = 6
+"""Colours of curves; the seventh curve has that of the first."""
 TICKS = 5
 """Intervals of the grid, at most."""
 
@@ -81,7 +83,7 @@ def chart(title: str, curves: Sequence[Curve], steps: StepAxis) -> str:
 
 
 def _key(number: int, curve: Curve) -> str:
-    return f'<span class="key c{number}">{html.escape(curve.name)} <b>{curve.points[-1][1]:.4g}</b></span>'
+    return f'<span class="key c{number % COLOURS}">{html.escape(curve.name)} <b>{curve.points[-1][1]:.4g}</b></span>'
 
 
 def _bands(steps: StepAxis) -> Iterator[str]:
@@ -113,11 +115,11 @@ def _step_labels(steps: StepAxis) -> Iterator[str]:
 def _drawn(number: int, curve: Curve, steps: StepAxis, axis: _ValueAxis) -> Iterator[str]:
     points = _thinned(curve.points)
     path = " ".join(f"{steps.x(step):.1f},{axis.y(value):.1f}" for step, value in points)
-    yield f'<polyline class="curve c{number}" points="{path}"/>'
+    yield f'<polyline class="curve c{number % COLOURS}" points="{path}"/>'
     if curve.marks:
         for step, value in points:
             yield (
-                f'<circle class="c{number}" cx="{steps.x(step):.1f}" cy="{axis.y(value):.1f}" r="3">'
+                f'<circle class="c{number % COLOURS}" cx="{steps.x(step):.1f}" cy="{axis.y(value):.1f}" r="3">'
                 f"<title>step {step:.0f}: {value:.4g}</title></circle>"
             )
 

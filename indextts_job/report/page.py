@@ -9,7 +9,7 @@ from typing import TypeVar
 from indextts_job.report.attempts import Attempt
 from indextts_job.report.chart import Curve, StepAxis, chart
 from indextts_job.report.console import human_seconds
-from indextts_job.report.events import Event
+from indextts_job.report.events import Event, Validated
 from indextts_job.report.goodput import PARTS, where_time_went
 from indextts_job.report.journal import Logged
 from indextts_job.report.standing import how_it_ended, lost_steps, standing
@@ -86,6 +86,7 @@ def _charts(rows: Sequence[Attempt]) -> list[str]:
         return chart(title, [Curve("train", [(line.step, getattr(line, key)) for line in train])], axis)
 
     return [
+        *_of_languages(validation, axis),
         losses("Text loss", "text_loss"),
         losses("Mel loss", "mel_loss"),
         losses("Mel top-1", "mel_top1"),
@@ -93,6 +94,22 @@ def _charts(rows: Sequence[Attempt]) -> list[str]:
         of_train("Samples per second", "samples_per_s"),
         of_train("Gradient norm", "grad_norm"),
     ]
+
+
+def _of_languages(validation: Sequence[Validated], axis: StepAxis) -> Iterator[str]:
+    """What a guard has measured; nothing in a run without one."""
+    named = sorted({one.language for event in validation for one in event.languages})
+    for title, key in (("Mel loss by language", "mel_loss"), ("Rise above the base, nats per code", "rise")):
+        curves = [Curve(name, _points(validation, name, key), marks=True) for name in named]
+        if any(curve.points for curve in curves):
+            yield chart(title, [curve for curve in curves if curve.points], axis)
+
+
+def _points(validation: Sequence[Validated], language: str, key: str) -> list[tuple[int, float]]:
+    found = [
+        (event.step, getattr(one, key)) for event in validation for one in event.languages if one.language == language
+    ]
+    return [(step, value) for step, value in found if value is not None]
 
 
 def _counting(rows: Sequence[Attempt], events_of: Callable[[Attempt], Sequence[Logged[E]]]) -> list[E]:
@@ -152,11 +169,13 @@ def _attempt_cells(rows: Sequence[Attempt], running: bool | None) -> Iterator[tu
 
 
 _STYLE = """
-:root{--ink:#1d2530;--soft:#66717f;--paper:#fff;--card:#f5f7f9;--line:#dfe4ea;--c0:#2563c9;--c1:#c2410c;--b0:#2563c90d;
+:root{--ink:#1d2530;--soft:#66717f;--paper:#fff;--card:#f5f7f9;--line:#dfe4ea;--c0:#2563c9;--c1:#c2410c;--c2:#1f7a4d;--c3:#7c3aed;--c4:#a16207;--c5:#be185d;
+--b0:#2563c90d;
 --b1:#c2410c12;--steps:#2f8f5b;--waiting:#9aa5b1;--startup:#c9a227;--data:#7c5cc4;--validation:#2563c9;--saves:#1f9aa8;
 --lost:#c2410c}
 @media(prefers-color-scheme:dark){:root{--ink:#e6eaf0;--soft:#98a4b3;--paper:#12161c;--card:#1a2029;--line:#2b3441;
---c0:#7eb0ff;--c1:#ffa069;--b0:#7eb0ff14;--b1:#ffa06918}}
+--c0:#7eb0ff;--c1:#ffa069;--c2:#6ee7a8;--c3:#c4a7ff;--c4:#facc15;--c5:#ff8fc0;
+--b0:#7eb0ff14;--b1:#ffa06918}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:1180px;padding:16px;background:var(--paper);color:var(--ink);
 font:15px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
@@ -177,9 +196,12 @@ dt{color:var(--soft);font-size:.82rem}dd{margin:0;overflow-wrap:anywhere}
 figure{margin:0;background:var(--card);border-radius:8px;padding:10px}
 figcaption{font-weight:600;margin-bottom:4px}.key{font-weight:400;margin-left:10px;color:var(--soft)}
 .key.c0 b{color:var(--c0)}.key.c1 b{color:var(--c1)}
+.key.c2 b{color:var(--c2)}.key.c3 b{color:var(--c3)}.key.c4 b{color:var(--c4)}.key.c5 b{color:var(--c5)}
 svg{display:block;width:100%;height:auto}svg text{font-size:12px;fill:var(--soft)}
 .grid{stroke:var(--line)}.curve{fill:none;stroke-width:1.8;stroke-linejoin:round}
-polyline.c0{stroke:var(--c0)}polyline.c1{stroke:var(--c1)}circle.c0{fill:var(--c0)}circle.c1{fill:var(--c1)}
+polyline.c0{stroke:var(--c0)}circle.c0{fill:var(--c0)}polyline.c1{stroke:var(--c1)}circle.c1{fill:var(--c1)}
+polyline.c2{stroke:var(--c2)}circle.c2{fill:var(--c2)}polyline.c3{stroke:var(--c3)}circle.c3{fill:var(--c3)}
+polyline.c4{stroke:var(--c4)}circle.c4{fill:var(--c4)}polyline.c5{stroke:var(--c5)}circle.c5{fill:var(--c5)}
 .b0{fill:var(--b0)}.b1{fill:var(--b1)}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;white-space:nowrap}
 th{text-align:left;color:var(--soft);font-weight:500}th,td{padding:4px 12px 4px 0;border-bottom:1px solid var(--line)}

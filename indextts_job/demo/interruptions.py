@@ -3,9 +3,7 @@
 import json
 import math
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,13 +14,13 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
-from rich.markup import escape
 
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import CheckpointManifest
 from indextts_job.checkpoint.store import CheckpointStore
+from indextts_job.demo.stage import Headings, command, demand_own_folder, shown, sparkline
 from indextts_job.demo.world import World, WorldSize, make_world
-from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, ConfigError, IndexTTSJobError
+from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, IndexTTSJobError
 from indextts_job.model.versions import V2_0, ModelVersion
 from indextts_job.report.journal import EVENTS, SAMPLES, committed_samples
 from indextts_job.storage import files
@@ -33,7 +31,6 @@ from indextts_job.waiting import joined, pause
 
 PREEMPT_AFTER_STEP = 70
 KILL_AFTER_STEP = 145
-_BARS = "▁▂▃▄▅▆▇█"
 
 
 def run_demo(folder: Path, url: str = "", version: ModelVersion = V2_0) -> int:
@@ -48,8 +45,8 @@ def run_demo(folder: Path, url: str = "", version: ModelVersion = V2_0) -> int:
         0 when both runs end with the same bits, otherwise 70.
     """
     console = Console(highlight=False, soft_wrap=True)  # rich would colour numbers and break the lines of the log
-    _demand_own_folder(folder)
-    heading = _Headings(console)
+    demand_own_folder(folder)
+    heading = Headings(console)
     heading(
         f"A small dataset in the real formats of {version}: Amharic text, codes that depend on it, a base checkpoint"
     )
@@ -73,35 +70,6 @@ def run_demo(folder: Path, url: str = "", version: ModelVersion = V2_0) -> int:
     joined(disturber, math.inf)
     heading("Did it matter?")
     return _verdict(console, undisturbed, preempted, config)
-
-
-class _Headings:
-    """Prints numbered headings."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._number = 0
-
-    def __call__(self, text: str) -> None:
-        self._number += 1
-        self._console.print(f"\n[bold]{self._number}  {text}[/]")
-
-
-def _demand_own_folder(folder: Path) -> None:
-    """Make an empty folder of it: remove an earlier demo, refuse anything else."""
-    # Only a folder that a demo has marked as its own may be emptied.
-    mark = folder / ".indextts-job-demo"
-    if folder.exists() and any(folder.iterdir()):
-        if not mark.exists():
-            raise ConfigError(f"{folder} is not empty and not an earlier demo. Give another one: --folder PATH.")
-        # In reverse order the content of a folder comes before the folder.
-        for path in sorted(folder.rglob("*"), reverse=True):
-            if path.is_dir():
-                path.rmdir()
-            else:
-                path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.touch()
 
 
 def _write_config(folder: Path, world: World) -> Path:
@@ -133,12 +101,9 @@ def _write_config(folder: Path, world: World) -> Path:
 
 def _train(console: Console, config: Path, run: str) -> None:
     # With the launcher, as a user would: it starts the trainer again after the preemption and after the kill.
-    command = [sys.executable, "-m", "launch", "local", str(config), f"run={run}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
-        for line in process.stdout or ():
-            console.print(f"  [dim]|[/] {escape(line.rstrip())}")
-    if process.returncode != 0:
-        raise IndexTTSJobError(f"the run in {run} ended with {process.returncode}; its output is above.")
+    code = shown(console, [sys.executable, "-m", "launch", "local", str(config), f"run={run}"])
+    if code != EXIT_OK:
+        raise IndexTTSJobError(f"the run in {run} ended with {code}; its output is above.")
 
 
 def _disturb(storage: RunStorage) -> None:
@@ -228,11 +193,11 @@ def _miscounted(expected: Sequence[str], used: Sequence[str], epochs: int) -> tu
 def _learning_curve(storage: RunStorage) -> str:
     events = [json.loads(line) for log in _logs(storage, EVENTS) for line in log.splitlines()]
     losses = [event["losses"]["mel_loss"] for event in events if event["event"] == "TrainLine"]
-    return f"{losses[0]:.3f} {_curve(losses)} {losses[-1]:.3f}"
+    return f"{losses[0]:.3f} {sparkline(losses)} {losses[-1]:.3f}"
 
 
 def _print_conclusion(console: Console, preempted: str, folder: Path, *, good: bool) -> None:
-    program, board = _command("indextts-job"), _command("tensorboard")
+    program, board = command("indextts-job"), command("tensorboard")
     console.print(
         f"\n  [bold]{'The interruptions left no trace.' if good else 'THE RUNS DIFFER: this is a defect.'}[/]\n"
         f"  Look around:  {program} status {preempted} --html {folder / 'run.html'}\n"
@@ -242,19 +207,9 @@ def _print_conclusion(console: Console, preempted: str, folder: Path, *, good: b
     )
 
 
-def _command(name: str) -> str:
-    """The command that starts an installed program: its name, or its path outside an active virtual environment."""
-    return name if shutil.which(name) else os.path.relpath(Path(sys.executable).parent / name)
-
-
 def _logs(storage: RunStorage, folder: str) -> list[bytes]:
     """The logs of all attempts, oldest first."""
     return [storage.read(f"{folder}/{name}") for name in sorted(storage.list(folder))]
-
-
-def _curve(values: list[float]) -> str:
-    low, high = min(values), max(values)
-    return "".join(_BARS[round((value - low) / (high - low) * (len(_BARS) - 1))] for value in values)
 
 
 def _digest(manifest: CheckpointManifest) -> str:

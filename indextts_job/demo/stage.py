@@ -1,0 +1,64 @@
+"""What all demos need: a folder of their own, headings, and processes whose output is shown."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from indextts_job.errors import ConfigError
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+class Headings:
+    """Prints numbered headings."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._number = 0
+
+    def __call__(self, text: str) -> None:
+        """Print the next one."""
+        self._number += 1
+        self._console.print(f"\n[bold]{self._number}  {text}[/]")
+
+
+def demand_own_folder(folder: Path) -> None:
+    """Make an empty folder of it: remove an earlier demo, refuse anything else."""
+    # Only a folder that a demo has marked as its own may be emptied.
+    mark = folder / ".indextts-job-demo"
+    if folder.exists() and any(folder.iterdir()):
+        if not mark.exists():
+            raise ConfigError(f"{folder} is not empty and not an earlier demo. Give another one: --folder PATH.")
+        # In reverse order the content of a folder comes before the folder.
+        for path in sorted(folder.rglob("*"), reverse=True):
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+def shown(console: Console, arguments: Sequence[str]) -> int:
+    """Run a program and show its output line by line, set off from the demo's own; returns its exit code."""
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
+        for line in process.stdout or ():
+            console.print(f"  [dim]|[/] {escape(line.rstrip())}")
+    return process.returncode
+
+
+def command(name: str) -> str:
+    """The command that starts an installed program: its name, or its path outside an active virtual environment."""
+    return name if shutil.which(name) else os.path.relpath(Path(sys.executable).parent / name)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Values as a row of bars, the lowest and the highest of them as the ends of the scale."""
+    low, high = min(values), max(values)
+    return "".join(_BARS[round((value - low) / (high - low) * (len(_BARS) - 1))] for value in values)
