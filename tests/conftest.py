@@ -3,6 +3,7 @@
 Imports no torch, nor anything that does: most unit tests need none, and it takes longer than all of them.
 """
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,10 @@ settings.register_profile(
 # `make fuzz`: about an hour, other examples each time.
 settings.register_profile("fuzz", deadline=None, max_examples=20_000, suppress_health_check=list(HealthCheck))
 settings.load_profile("tests")
+
+
+# `nohup make test`: an ignored SIGHUP is inherited, and the trainer leaves it ignored.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)
