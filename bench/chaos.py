@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--interruptions", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", choices=KINDS, default="one", help="one source, or a mixture of three")
+    parser.add_argument("--adapter", type=int, default=0, metavar="RANK", help="train an adapter; 0 = all weights")
     given = parser.parse_args()
     chance = random.Random(given.seed)  # noqa: S311  # chance is for coverage
     struck: Counter[str] = Counter()
@@ -41,7 +42,7 @@ def main() -> int:
         world = make_world(folder / "world", TINY)
         log = folder / "log.txt"
         undisturbed = folder / "undisturbed"
-        data = mixture_keys(world, folder / "sources", given.data)
+        data = {**mixture_keys(world, folder / "sources", given.data), "adapter__rank": given.adapter}
         parent.attempt(config_for(world, undisturbed, **data), log)
         expected, wanted = state_of(newest(undisturbed)), samples(undisturbed)
         while struck.total() < given.interruptions:

@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--longest-life-s", type=float, default=LONGEST_LIFE_S, help="from the start of the processes")
     parser.add_argument("--data", choices=KINDS, default="one", help="one source, or a mixture of three")
+    parser.add_argument("--adapter", type=int, default=0, metavar="RANK", help="train an adapter; 0 = all weights")
     parser.add_argument("--same-plan", action="store_true", help="keep the number of processes, compare bits")
     given = parser.parse_args()
     chance = random.Random(given.seed)  # noqa: S311  # chance is for coverage
@@ -51,7 +52,7 @@ def main() -> int:
         folder = Path(name)
         world = make_world(folder / "world", TINY)
         undisturbed = folder / "undisturbed"
-        data = {**KEYS, **mixture_keys(world, folder / "sources", given.data)}
+        data = {**KEYS, **mixture_keys(world, folder / "sources", given.data), "adapter__rank": given.adapter}
         attempt(config_for(world, undisturbed, **data))
         if given.same_plan:
             for count in range(1, given.most + 1):
