@@ -35,6 +35,7 @@ from indextts_job.training.guard import (
     baseline_text,
     breach_text,
     guard_error,
+    unmeasured,
 )
 from indextts_job.training.quality import Goal, ValidationConfig, missed_goal, overfitting_text
 from indextts_job.training.schedule import ScheduleConfig, learning_rate
@@ -133,7 +134,7 @@ class TrainingLoop:
         return outcome
 
     def _run(self, state: TrainState) -> Literal["complete", "stopped"]:
-        if self._settings.guard.keep and state.history.guard is None and not self._measure_base(state):
+        if unmeasured(state.history.guard, self._settings.guard) and not self._measure_base(state):
             return "stopped"
         if self._trained(state):
             self._saves.commit_now(state, FINAL)
@@ -275,15 +276,19 @@ class TrainingLoop:
         has_base = state.model.adapter is not None and not state.model.vocabulary.extended
         if state.step and not has_base:
             raise ConfigError(
-                "guard.keep was not set when this run began, and what its base could is not known any more. Leave it "
-                "out, or start a new run."
+                f"guard.keep was not set when this run began, or without "
+                f"{', '.join(unmeasured(state.history.guard, self._settings.guard))}, and what its base could is not "
+                "known any more. Leave it out, or start a new run."
             )
         with self._time.spending("validation"):
             found = self._work.validate_by_language(lambda _done: self._agreed_stop() is not None, base=True)
         if found is None:
             self._announce_stop(state, 0, 0, "the base is measured at the next start")
             return False
-        state.history = replace(state.history, guard=baseline(found.languages, self._settings.guard))
+        fresh = baseline(found.languages, self._settings.guard)
+        # A language may be added to a guard that has results already; the base is the same, so are its losses.
+        guard = replace(state.history.guard, baselines=fresh.baselines) if state.history.guard else fresh
+        state.history = replace(state.history, guard=guard)
         self._emit(Notice(step=state.step, topic="guard", message=baseline_text(found.languages, self._settings.guard)))
         return True
 

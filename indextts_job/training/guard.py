@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from indextts_job.bounds import Bounds
 from indextts_job.checkpoint.history import Baseline, GuardHistory, History, LanguageLoss, LanguageResult, Losses
-from indextts_job.errors import GoalMissedError
+from indextts_job.errors import ConfigError, GoalMissedError
 
 ERRORS = 2.0
 """Standard errors by which a rise has to exceed the bound."""
@@ -53,6 +53,12 @@ class SampleSums:
     def mel_loss(self) -> float:
         """Mean over targets."""
         return math.fsum(self.mel) / sum(self.mel_targets)
+
+
+def unmeasured(history: GuardHistory | None, config: GuardConfig) -> list[str]:
+    """Languages to keep that the base was not measured on: all of them before the first update."""
+    known = {one.language for one in history.baselines} if history else set()
+    return [language for language in config.keep if language not in known]
 
 
 def baseline(by_language: Mapping[str, SampleSums], config: GuardConfig) -> GuardHistory:
@@ -98,6 +104,12 @@ def _loss(language: str, sums: SampleSums, base: Baseline | None) -> LanguageLos
     loss = LanguageLoss(language=language, samples=len(sums.mel), text_loss=sums.text_loss, mel_loss=sums.mel_loss)
     if base is None:
         return loss
+    if list(sums.mel_targets) != list(base.targets):
+        raise ConfigError(
+            f"the validation records of {language} are not those that the base was measured on: {len(base.targets)} "
+            f"then, {len(sums.mel)} now, or others. Restore data.validation_manifests and validation.max_samples, or "
+            "start a new run."
+        )
     total = sum(base.targets)
     # Sums and not means: a long record counts as many times as it has codes.
     differences = [now - before for now, before in zip(sums.mel, base.mel, strict=True)]

@@ -157,3 +157,25 @@ def test_the_best_checkpoint_is_explained_exported_and_kept_with_the_last_good_o
 def _above_bound(event: Mapping[str, Any]) -> bool:
     (one,) = (one for one in event["languages"] if one["language"] == "en")
     return bool(one["rise"] - 2 * one["rise_error"] > BOUND)
+
+
+def test_a_language_that_is_added_later_is_never_left_unguarded(two_languages: World, tmp_path: Path) -> None:
+    own = {"guard__keep": ["en", "am"]}
+    assert train(two_languages, tmp_path / "all", 6).code == EXIT_STOPPED
+    done = train(two_languages, tmp_path / "all", keys=own)
+    assert done.code == EXIT_CONFIG
+    assert "or without am" in done.error
+    adapter = {"adapter__rank": 4}
+    assert train(two_languages, tmp_path / "adapter", 6, adapter).code == EXIT_STOPPED
+    assert train(two_languages, tmp_path / "adapter", keys={**adapter, **own}).code == EXIT_OK
+    guard = newest(tmp_path / "adapter").values.history.guard
+    assert guard is not None
+    assert {one.language for one in guard.baselines} == {"en", "am"}
+    assert all(one.rise is not None for one in guard.results[-1].languages)
+
+
+def test_other_validation_records_are_refused(two_languages: World, tmp_path: Path) -> None:
+    assert train(two_languages, tmp_path / "run", 6).code == EXIT_STOPPED
+    done = train(two_languages, tmp_path / "run", keys={"validation__max_samples": 3})
+    assert done.code == EXIT_CONFIG, done.output
+    assert "the validation records of en are not those that the base was measured on" in done.error

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indextts_job.checkpoint.retention import BEST, FINAL, KEEP, PREEMPTED, CheckpointName, current, to_delete
+from indextts_job.checkpoint.retention import BEST, FINAL, GOOD, KEEP, PREEMPTED, CheckpointName, current, to_delete
 
 
 def name(step: int, attempt: int = 1, start: int = 0, *tags: str) -> CheckpointName:
@@ -35,6 +35,11 @@ def test_a_superseded_one_goes_as_soon_as_its_step_is_reached_again() -> None:
     assert current([old, before, again]) == [again, before]
     assert to_delete([old, before, again], keep=5) == [old]
     assert to_delete([old, before, name(19, 2, 10)], keep=5) == []
+
+
+def test_the_newest_good_one_stays_beside_the_best() -> None:
+    names = [name(10, 1, 0, BEST), name(20, 1, 0, GOOD), name(30, 1, 0, GOOD), name(40, 1, 0)]
+    assert to_delete(names, keep=1) == [names[1]]
 
 
 def test_the_best_of_a_line_that_was_left_is_no_best() -> None:
