@@ -65,6 +65,15 @@ def test_the_error_is_that_of_the_difference() -> None:
     assert np.mean(errors) == pytest.approx(np.std(rises), rel=0.15)
 
 
+def test_the_error_of_records_of_one_length_is_that_of_a_mean() -> None:
+    def two(first: float, second: float) -> SampleSums:
+        return SampleSums(text=[1.0] * 2, mel=[10 * first, 10 * second], text_targets=[5] * 2, mel_targets=[10] * 2)
+
+    (found,) = judged(baseline({"en": two(2.0, 2.0)}, CONFIG), 1, {"en": two(2.1, 2.3)}, CONFIG).results[0].languages
+    assert found.rise == pytest.approx(0.2)
+    assert found.rise_error == pytest.approx(0.1)  # 0.1 and 0.3: a standard deviation of sqrt(0.02), over sqrt(2)
+
+
 def test_a_rise_counts_beyond_doubt_only() -> None:
     random = np.random.default_rng(2)
     doubtful = 2.0 + 0.06 + random.normal(0, 1.0, RECORDS)
@@ -91,6 +100,7 @@ def test_few_records_are_measured_and_never_acted_on() -> None:
     few = history(0.5, 0.5, records=63)
     assert not few.breaches
     assert few.results[-1].languages[1].rise == pytest.approx(0.5)
+    assert history(0.5, records=64).breaches == (("en", 1),)
 
 
 def result(step: int, target: float, rise: float, other: float | None = None) -> LanguageResult:
