@@ -22,9 +22,10 @@ BOUND = 0.05
 PATIENCE = 3
 """Validations. New text rows begin as means of the old ones, so their first steps pull at what all rows share; replay
 takes a hundred steps to bring that back."""
-MINIMUM_SAMPLES = 64
+VALIDATION_SAMPLES = 64
+"""Of each language: as many as the guard wants before it acts."""
 ERRORS = 2
-"""Standard errors by which a rise has to exceed the bound."""
+"""Standard errors by which a rise has to exceed the bound. Not the guard's own constant: the demo judges the guard."""
 AS_GOOD = 1.01
 """Losses of the new language that differ by less are equal."""
 
@@ -88,7 +89,7 @@ def make_base(console: Console, folder: Path, seed: int) -> tuple[World, World]:
     Returns:
         The old language and the new one.
     """
-    size = WorldSize(samples=240, validation_samples=MINIMUM_SAMPLES)
+    size = WorldSize(samples=240, validation_samples=VALIDATION_SAMPLES)
     old = make_world(folder / "english", replace(size, extended=False, language=OLD), seed)
     new = make_world(folder / "amharic", replace(size, language=NEW), seed + 1)
     document = {
