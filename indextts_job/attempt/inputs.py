@@ -19,12 +19,12 @@ from indextts_job.data.order import SampleOrder
 from indextts_job.data.remembered import WrittenLater
 from indextts_job.data.sources import load_dataset
 from indextts_job.errors import ConfigError, StoppedError
-from indextts_job.model.base_checkpoint import BaseCheckpoint, described_by_export
+from indextts_job.model.base_checkpoint import BaseCheckpoint
 from indextts_job.model.base_of_run import load_base
 from indextts_job.model.config import GPTConfig, gpt_config, of_version
 from indextts_job.model.flops import training_flops
 from indextts_job.model.languages import language_of
-from indextts_job.model.versions import OUR_SECTION, ModelVersion, corrected, version_of_config
+from indextts_job.model.versions import ModelVersion, corrected, version_of_config
 from indextts_job.preemption.deadline import Stop
 from indextts_job.redaction import redacted
 from indextts_job.report.console import ConsoleReport
@@ -34,9 +34,6 @@ from indextts_job.storage import files
 from indextts_job.tokenizer.limits import limits_of, version_of
 from indextts_job.tokenizer.loading import Tokenizer, demand_base_pieces, load_tokenizer
 from indextts_job.training.schedule import total_steps
-
-CONFIG_FILE = "config.yaml"
-"""Name of the model's configuration in a release and in an export."""
 
 
 # Without slots: `cached_property` keeps its value in the object's dictionary.
@@ -245,26 +242,11 @@ def read_inputs(  # all by name
 
 
 def _base(config: RunConfig, document: Mapping[str, Any], model: GPTConfig, tokenizer: Tokenizer) -> BaseCheckpoint:
-    base = load_base(config.inputs.base_checkpoint, model)
+    base = load_base(config.inputs.base_checkpoint, model, document, config.inputs.model_config)
     # Before the sizes are compared: with the tokenizer of another version they mean nothing.
     _demand_tokenizer_of(base.version, tokenizer, config)
     demand_base_pieces(tokenizer, base.text_pieces, config.inputs.tokenizer)
-    if base.frozen_pieces is None:
-        base = _described(base, config, document)
     return base
-
-
-def _described(base: BaseCheckpoint, config: RunConfig, document: Mapping[str, Any]) -> BaseCheckpoint:
-    """What an export's config.yaml says about its rows: the one that was given, else the one beside the weights."""
-    if OUR_SECTION not in document:
-        # The release's file with an export's weights would lose what runs have trained.
-        folder = config.inputs.base_checkpoint.rpartition("/")[0]
-        beside = f"{folder}/{CONFIG_FILE}" if folder else CONFIG_FILE
-        if beside != config.inputs.model_config and files.exists(beside):
-            found = files.read_yaml(beside, "model configuration", "inputs.base_checkpoint")
-            if isinstance(found, Mapping):
-                return described_by_export(base, found, beside)
-    return described_by_export(base, document, config.inputs.model_config)
 
 
 def _demand_tokenizer_of(version: ModelVersion, tokenizer: Tokenizer, config: RunConfig) -> None:

@@ -113,7 +113,7 @@ def _merged(given: argparse.Namespace) -> list[Path]:
     if not isinstance(document, Mapping):
         raise errors.ConfigError(f"{given.model_config}: expected keys and values.")
     model = model_of(document, given.model_config, tokenizer)
-    base = load_base(given.base_checkpoint, model)
+    base = load_base(given.base_checkpoint, model, document, given.model_config)
     model = of_version(model, base.version, given.model_config)
     demand_base_pieces(tokenizer, base.text_pieces, given.tokenizer)
     adapter = read_adapter_folder(given.source, model)
@@ -123,9 +123,10 @@ def _merged(given: argparse.Namespace) -> list[Path]:
         base.tensors,
         Described(
             document=corrected(document, base.version),
-            vocabulary=Vocabulary(base.text_pieces, base.text_pieces),
+            # An export as base goes on saying which of its rows come from the release.
+            vocabulary=Vocabulary(base.text_pieces, base.frozen_pieces or base.text_pieces, base.new_pieces_at),
             adapter=adapter.record(),
-            trained_languages=adapter.languages(),
+            trained_languages=tuple(sorted({*base.languages, *adapter.languages()})),
         ),
         tokenizer.content,
     )

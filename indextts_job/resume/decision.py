@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass, replace
 
+from indextts_job.config import flatten
+from indextts_job.errors import ConfigError
+from indextts_job.redaction import redacted
 from indextts_job.report.events import Emit, Notice
 from indextts_job.resume.compatibility import Present, demand_same_run, extends_vocabulary
 from indextts_job.resume.points import ResumePoint
 from indextts_job.resume.select import Selection
+from indextts_job.resume.shared_objects import other_base
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,8 @@ def decide(selection: Selection, present: Present, emit: Emit) -> Selection:
         emit: Gets the choice, and the changes since the checkpoint.
 
     Raises:
-        ConfigError: A setting changed that decides the samples or the update of a step.
+        ConfigError: A setting changed that decides the samples or the update of a step, or an adapter's base is
+            another one.
         DataError: The dataset changed.
     """
     point = selection.point
@@ -53,10 +58,29 @@ def decide(selection: Selection, present: Present, emit: Emit) -> Selection:
         voice.warn("weights only: moments, schedule and position start afresh")
         return selection
     voice = _Voice(emit, point.name.step)
+    _demand_same_base(point, present)
     for change in demand_same_run(point.manifest.values, present, point.name.step, point.url):
         voice.say(f"changed: {change}")
     voice.say(_position_text(point, present))
     return selection
+
+
+def _demand_same_base(point: ResumePoint, present: Present) -> None:
+    """Refuse another base beside an adapter: its factors mean something with their own base only.
+
+    The run keeps its base and goes on with it, so a file that is named as before is not read.
+    """
+    values, named = point.manifest.values, redacted(present.config.inputs.base_checkpoint)
+    before = flatten(values.config).get("inputs.base_checkpoint")
+    # A run that started from another run's weights has these as its base, whatever its configuration names.
+    if values.adapter is None or values.lineage.run or named == before:
+        return
+    if hashes := other_base(point.manifest, present.config.inputs.base_checkpoint):
+        raise ConfigError(
+            f"inputs.base_checkpoint: {named} (content {hashes[1][:12]}) is not the base of {point.url} (content "
+            f"{hashes[0][:12]}, from {before}). An adapter belongs to its base: give that one, or another run folder "
+            "(--output-dir) for a new run."
+        )
 
 
 def _tell_of_no_checkpoint(selection: Selection, voice: _Voice) -> None:

@@ -4,17 +4,20 @@ These are the base tensors and the tokenizer. They are stored once and never cha
 every later checkpoint. Training does not read most of them, so without this check an export would fail weeks later.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from indextts_job.checkpoint.manifest import CheckpointManifest, StoredObject
 from indextts_job.checkpoint.object_layout import layout_of
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.checkpoint.tensor_names import BASE
 from indextts_job.errors import IndexTTSJobError
-from indextts_job.hashing import Buffer
-from indextts_job.model.base_checkpoint import load_base_checkpoint
+from indextts_job.hashing import Buffer, identity_hash, integrity_hash
+from indextts_job.model.base_checkpoint import split_rows
+from indextts_job.model.base_of_run import load_base
 from indextts_job.model.config import gpt_config
 from indextts_job.storage import files
 
@@ -95,17 +98,42 @@ def _result(lost: str, url: str, left: int) -> Repaired:
 
 
 def _base_objects(
-    manifest: CheckpointManifest, url: str, damaged: Sequence[StoredObject]
+    manifest: CheckpointManifest, url: str, wanted: Sequence[StoredObject]
 ) -> Iterator[tuple[StoredObject, Buffer]]:
-    config = gpt_config(manifest.values.model_config, "the checkpoint")
-    tensors = {BASE + key: value for key, value in load_base_checkpoint(url, config).tensors.items()}
-    for stored in damaged:
+    tensors = {BASE + key: value for key, value in _base_as_at_the_start(manifest, url).items()}
+    for stored in wanted:
         # The same tensors in one object give the same bytes again.
         names = [key for key, entry in manifest.tensors.items() if entry.object == stored.key]
         # A base file that lacks a tensor is another file; its objects count as not restored.
         if tensors.keys() >= set(names):
             part = {name: tensors[name] for name in names}
             yield stored, layout_of(part).filled(part)
+
+
+def _base_as_at_the_start(manifest: CheckpointManifest, url: str) -> Mapping[str, Tensor]:
+    """The tensors of a base as a run starts from them: of an export, the rows that runs have added stand apart."""
+    document = manifest.values.model_config
+    base, _ = split_rows(load_base(url, gpt_config(document, "the checkpoint"), document, "the checkpoint"))
+    return base.tensors
+
+
+def other_base(manifest: CheckpointManifest, url: str) -> tuple[str, str] | None:
+    """Whether a file is another base than the one that a run keeps.
+
+    Args:
+        manifest: A checkpoint of the run.
+        url: The file, run or checkpoint that is named as base now.
+
+    Returns:
+        Content hashes of the run's base and of the file's; None if they are equal.
+
+    Raises:
+        IndexTTSJobError: The file is not there, or does not fit the model.
+    """
+    own = [manifest.objects[key] for key in sorted(_objects_of_base(manifest))]
+    made = [integrity_hash(data) for _, data in _base_objects(manifest, url, own)]
+    kept, found = (identity_hash("".join(hashes).encode()) for hashes in ([stored.xxh3 for stored in own], made))
+    return None if kept == found else (kept, found)
 
 
 def _tokenizer_objects(

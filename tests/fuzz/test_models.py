@@ -39,7 +39,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loaded(path: Path, config: GPTConfig) -> None:
     """A base that is taken can be read to the last weight."""
-    base = taken_or_refused(lambda: load_base(str(path), config))
+    base = taken_or_refused(lambda: load_base(str(path), config, {}, "config.yaml"))
     if base is not None:
         assert all(torch.isfinite(tensor.float().sum()) or tensor.numel() for tensor in base.tensors.values())
 

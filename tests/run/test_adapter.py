@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from indextts_job.checkpoint.tensor_names import WEIGHTS
+from indextts_job.checkpoint.tensor_names import BASE, WEIGHTS
 from indextts_job.cli import main
 from indextts_job.demo.world import World, make_world
 from indextts_job.errors import EXIT_CONFIG, EXIT_OK, EXIT_STOPPED
@@ -112,6 +112,47 @@ def test_another_adapter_is_refused(
     refused = train(adapted_world, tmp_path / "run", keys=keys)
     assert refused.code == EXIT_CONFIG
     assert words in refused.error
+
+
+def test_another_base_is_refused_and_the_same_base_elsewhere_is_not(adapted_world: World, tmp_path: Path) -> None:
+    assert train(adapted_world, tmp_path / "run", 3).code == EXIT_STOPPED
+    base = torch.load(adapted_world.base_checkpoint, weights_only=True)
+    torch.save(base, tmp_path / "copy.pth")
+    base["final_norm.bias"] += 1
+    torch.save(base, tmp_path / "other.pth")
+
+    def resumed(file: str) -> Attempted:
+        return train(adapted_world, tmp_path / "run", 5, {"inputs__base_checkpoint": str(tmp_path / file)})
+
+    refused = resumed("other.pth")
+    assert refused.code == EXIT_CONFIG
+    assert "other.pth (content " in refused.error
+    assert f"from {adapted_world.base_checkpoint}" in refused.error
+    assert resumed("missing.pth").code == EXIT_CONFIG
+    done = resumed("copy.pth")
+    assert done.code == EXIT_STOPPED, done.error
+
+
+def test_an_export_as_base_is_recognised_elsewhere(adapted_world: World, tmp_path: Path) -> None:
+    """Of an export that holds rows of new pieces, a run keeps the released rows and the others apart."""
+    extended = {"inputs__tokenizer": str(adapted_world.tokenizer), "adapter__rank": 0}
+    assert train(adapted_world, tmp_path / "first", keys=extended).code == EXIT_OK
+    export(tmp_path / "first", tmp_path / "export")
+    keys = {
+        "inputs__base_checkpoint": str(tmp_path / "export/gpt.pth"),
+        "inputs__model_config": str(tmp_path / "export/config.yaml"),
+        "inputs__tokenizer": str(adapted_world.tokenizer),
+    }
+    assert train(adapted_world, tmp_path / "run", 3, keys).code == EXIT_STOPPED
+    (tmp_path / "export").rename(tmp_path / "moved")
+    moved = {key: str(value).replace("/export/", "/moved/") for key, value in keys.items()}
+    # Made again from the export, byte by byte.
+    lost = {entry.object for key, entry in newest(tmp_path / "run").tensors.items() if key.startswith(BASE)}
+    for key in lost:
+        (tmp_path / "run" / key).unlink()
+    done = train(adapted_world, tmp_path / "run", 5, moved)
+    assert done.code == EXIT_STOPPED, done.error
+    store_of(tmp_path / "run").verify(newest(tmp_path / "run"))
 
 
 def test_a_run_without_an_adapter_never_goes_on_with_one(adapted_world: World, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_run_and_its_checkpoint_hold_what_the_export_holds(finished: Path, mod
     exported = load_base_checkpoint(str(tmp_path / "gpt.pth"), model)
     checkpoint = finished / "checkpoints" / file_name(newest(finished).name)
     for source in (str(finished), f"{finished}/", f"file://{finished}", str(checkpoint)):
-        base = load_base(source, model)
+        base = load_base(source, model, {}, "")
         assert base.text_pieces == exported.text_pieces == 217
         assert base.tensors.keys() == exported.tensors.keys()
         assert all(torch.equal(base.tensors[key], exported.tensors[key]) for key in exported.tensors)
@@ -48,9 +48,9 @@ def test_a_second_run_starts_from_the_first(world: World, finished: Path, tmp_pa
 def test_what_is_no_checkpoint_of_a_run_is_said(finished: Path, model: GPTConfig, tmp_path: Path) -> None:
     for wrong in (finished / "checkpoints/none.json", finished / "summary.json"):
         with pytest.raises(ConfigError, match=r"base checkpoint not found.*no checkpoint of a run"):
-            load_base(str(wrong), model)
+            load_base(str(wrong), model, {}, "")
     with pytest.raises(ConfigError, match="base checkpoint not found"):
-        load_base(str(tmp_path), model)
+        load_base(str(tmp_path), model, {}, "")
     (tmp_path / "gpt.pth").write_text("{}")
     with pytest.raises(DataError, match="not a readable PyTorch checkpoint"):
-        load_base(str(tmp_path / "gpt.pth"), model)
+        load_base(str(tmp_path / "gpt.pth"), model, {}, "")
