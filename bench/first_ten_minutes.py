@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -61,6 +61,8 @@ class Options:
     """Version of the model."""
     rank: int
     """Of the adapter; 0 = all weights train."""
+    base_dtype: Literal["float32", "bfloat16"]
+    """Of the adapter's base."""
     layers: int
     samples: int
     rounds: int
@@ -194,6 +196,7 @@ def main() -> None:
     parser.add_argument("--row-limit", type=float, default=120, help="seconds after which a row counts as hanging")
     parser.add_argument("--model", choices=("2.0", "2.5"), default="2.0", help="version of the model")
     parser.add_argument("--adapter-rank", type=int, default=0, help="train an adapter; default: all weights train")
+    parser.add_argument("--base-dtype", choices=("float32", "bfloat16"), default="float32", help="beside an adapter")
     parser.add_argument("--layers", type=int, default=24, help="fewer than the released model has, for a dry run")
     parser.add_argument("--samples", type=int, default=32, help="samples of a step")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each rival")
@@ -209,6 +212,7 @@ def main() -> None:
     options = Options(
         model=given.model,
         rank=given.adapter_rank,
+        base_dtype=given.base_dtype,
         layers=given.layers,
         samples=given.samples,
         rounds=given.rounds,

@@ -25,6 +25,7 @@ from indextts_job.model.config import GPTConfig
 from indextts_job.model.flops import training_flops
 from indextts_job.model.memory import Sizes
 from indextts_job.model.versions import V2_5
+from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.training.engine import AUTOCAST_DTYPES, Engine, allocator
 from indextts_job.training.recipe import RecipeConfig
 from indextts_job.training.step import Updated, train_step
@@ -95,9 +96,8 @@ def read_setting(options: Options) -> Setting:
     config = replace(FULL_2_5 if options.model == V2_5.name else FULL, layers=options.layers)
     pieces = config.number_text_tokens
     samples = utterances(options.samples, config)
-    adapter = Adapter(AdapterConfig(rank=options.rank)) if options.rank else None
-    adapted = adapter.parameters(config.model_dim, config.layers) if adapter else None
-    sizes = Sizes(model=config, pieces=pieces, base_pieces=pieces, adapted=adapted)
+    adapter = Adapter(AdapterConfig(rank=options.rank, base_dtype=options.base_dtype)) if options.rank else None
+    sizes = Vocabulary(pieces, pieces).sizes(config, adapter)
     needs = Needs(sizes=sizes, longest_tokens=max(tokens_of(sample, config) for sample in samples))
     plan = make_plan(facts, HardwareConfig(), needs)
     return Setting(

@@ -7,7 +7,6 @@ range. `data/shard_index.py` describes the format, `data/sharding.py` writes it.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -161,21 +160,30 @@ class ShardSource:
         rows = {kind: self._index.rows[kind][places].tolist() for kind in KINDS}
         found = {kind: list(map(self._tables[kind].here, rows[kind])) for kind in KINDS}
         missing = [(kind, slot) for kind in KINDS for slot, content in enumerate(found[kind]) if content is None]
+
+        def load(place: tuple[Kind, int]) -> memoryview:
+            kind, slot = place
+            return self._tables[kind].read(rows[kind][slot], owner(indices[slot]))
+
         if missing:
-
-            def load(place: tuple[Kind, int]) -> memoryview:
-                kind, slot = place
-                return self._tables[kind].read(rows[kind][slot], owner(indices[slot]))
-
             # Only rows that need a request are handed to threads. The others are waited for here, one after another.
             soon = [(kind, slot) for kind, slot in missing if self._tables[kind].soon(rows[kind][slot])]
-            rest = [place for place in missing if place not in set(soon)]
-            requested = self._threads().map(load, rest)
-            for (kind, slot), content in chain(
-                zip(soon, map(load, soon), strict=True), zip(rest, requested, strict=True)
-            ):
+            for (kind, slot), content in self._loaded(missing, soon, load):
                 found[kind][slot] = content
         return self._arrays(rows, found, owner, indices)
+
+    def _loaded(
+        self,
+        missing: Sequence[tuple[Kind, int]],
+        soon: Sequence[tuple[Kind, int]],
+        load: Callable[[tuple[Kind, int]], memoryview],
+    ) -> Iterator[tuple[tuple[Kind, int], memoryview]]:
+        """The missing rows as they come; those that are on their way are not asked for again."""
+        known = set(soon)
+        rest = [place for place in missing if place not in known]
+        requested = self._threads().map(load, rest)
+        yield from zip(soon, map(load, soon), strict=True)
+        yield from zip(rest, requested, strict=True)
 
     def read_one(self, use: Use, index: int, owner: Owner) -> Any:  # noqa: ANN401  # ids or a vector
         """See `dataset.Source`."""

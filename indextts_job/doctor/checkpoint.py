@@ -139,8 +139,7 @@ def _resumed_here(manifest: CheckpointManifest) -> Finding:
     longest = model.sample_tokens(model.max_text_tokens, model.max_mel_tokens) if not config.capacity_tokens else 1
     vocabulary = values.vocabulary
     adapter = Adapter.recorded(values.adapter) if values.adapter else None
-    adapted = adapter.parameters(model.model_dim, model.layers) if adapter else None
-    sizes = Vocabulary.recorded(vocabulary).sizes(model, adapted)
+    sizes = Vocabulary.recorded(vocabulary).sizes(model, adapter)
     needs = Needs(sizes=sizes, longest_tokens=longest)
     try:
         facts = read_facts(config.device)

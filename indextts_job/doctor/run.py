@@ -13,7 +13,7 @@ from indextts_job.errors import IndexTTSJobError
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.plan import Needs, in_samples, make_plan, planned_bytes, usable_bytes
 from indextts_job.model.adapter import Adapter
-from indextts_job.model.memory import Sizes
+from indextts_job.model.vocabulary import Vocabulary
 from indextts_job.report.console import ConsoleReport, human_bytes
 from indextts_job.report.events import Event, Notice
 from indextts_job.resume.decision import decide
@@ -83,8 +83,7 @@ def _plan(config: RunConfig, inputs: Inputs) -> Finding:
     # The rows that the base checkpoint has are not known here: as if all trained.
     model, pieces = inputs.model, inputs.tokenizer.pieces
     adapter = Adapter(config.adapter) if config.adapter.rank else None
-    adapted = adapter.parameters(model.model_dim, model.layers) if adapter else None
-    sizes = Sizes(model=model, pieces=pieces, base_pieces=pieces, adapted=adapted)
+    sizes = Vocabulary(pieces, pieces).sizes(model, adapter)
     needs = Needs(sizes=sizes, longest_tokens=inputs.longest[0])
     facts = read_facts(config.hardware.device)
     plan = make_plan(facts, config.hardware, needs)

@@ -132,15 +132,7 @@ def make_plan(
         ConfigError: This machine or this dataset does not allow what the configuration asks for.
     """
     _demand_possible(facts, config, needs)
-    plan = Plan(
-        device=facts.device,
-        precision=planned_precision(facts, config),
-        capacity_tokens=config.capacity_tokens,
-        threads=config.threads or facts.threads or facts.cpus,
-        recompute=ASKED[config.recompute],
-        shard_optimizer=config.shard_optimizer == "always" and world_size > 1,
-    )
-    ways = _ways(plan, config, world_size)
+    ways = _ways(_asked(facts, config, world_size), config, world_size)
     estimates = [estimated_capacity(facts, way, needs, world_size) for way in ways]
     least = config.capacity_tokens or needs.longest_tokens
     # A CPU's capacity is what is fast there, not a limit. What the user gives is the same for all ways.
@@ -152,6 +144,18 @@ def make_plan(
     # If nothing fits by the estimate, the plan is tried all the same: estimates are careful, and a sample is never cut.
     chosen, tokens = min(fitting, key=_cost) if fitting else (ways[-1], estimates[-1])
     return replace(chosen, capacity_tokens=config.capacity_tokens or max(least, tokens))
+
+
+def _asked(facts: HardwareFacts, config: HardwareConfig, world_size: int) -> Plan:
+    """The plan that the configuration asks for, whether it fits or not."""
+    return Plan(
+        device=facts.device,
+        precision=planned_precision(facts, config),
+        capacity_tokens=config.capacity_tokens,
+        threads=config.threads or facts.threads or facts.cpus,
+        recompute=ASKED[config.recompute],
+        shard_optimizer=config.shard_optimizer == "always" and world_size > 1,
+    )
 
 
 def _demand_possible(facts: HardwareFacts, config: HardwareConfig, needs: Needs) -> None:

@@ -19,6 +19,7 @@ from indextts_job.checkpoint.tensor_names import FIRST_FACTOR
 from indextts_job.checkpoint.values import AdapterRecord
 from indextts_job.hashing import integrity_digest
 from indextts_job.model.adapter_config import SIZES, AdapterConfig
+from indextts_job.model.precision import computing_dtype
 
 FACTORS = (FIRST_FACTOR, "lora_B")
 LANGUAGE_ROWS = "weight_rows"
@@ -85,7 +86,10 @@ class InOutLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[tokens, in] -> [tokens, out]."""
-        output = torch.addmm(self.bias, x, self.weight)
+        weight: Tensor = self.weight
+        if weight.dtype == torch.bfloat16:  # held so: a parameter in float32 is left to autocast, which keeps its cast
+            weight = weight.to(computing_dtype(x))
+        output = torch.addmm(self.bias, x, weight)
         # Nothing is added where the adapter is off: x + 0 y would turn -0 into +0.
         if not self.adapted or not self.scale:
             return output

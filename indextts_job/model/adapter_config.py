@@ -1,7 +1,7 @@
 """The settings of a low-rank adapter. Pure: needs no torch."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from indextts_job.bounds import Bounds
 
@@ -27,6 +27,9 @@ class AdapterConfig:
     """Only so many blocks, counted from the last one; 0 = all."""
     start: str = ""
     """Folder with an adapter of the library peft to start from, of this rank or a smaller one; empty = afresh."""
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the device holds the base's matrices and text tables: bfloat16 takes half the memory, and the
+    adapter learns beside the rounded base. An export adds it to the base's own values."""
     rows_factor: Annotated[float, Bounds(0, 1000)] = 10.0
     """Learning rate of language rows, in multiples of the schedule's."""
 

@@ -50,6 +50,8 @@ class Sizes:
     """Pieces whose rows the base checkpoint has. With more of them than that, the base rows are frozen."""
     adapted: int | None = None
     """Values of the adapter, beside which only new rows train; None without one."""
+    narrow_base: bool = False
+    """Whether the constant matrices of the blocks and the constant text tables are held in 16 bit."""
 
     @property
     def text_rows(self) -> int:
@@ -85,6 +87,14 @@ class Sizes:
         return sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("gpt.h."))
 
     @property
+    def narrow_values(self) -> int:
+        """Constant values that are held in 16 bit."""
+        if not self.narrow_base:
+            return 0
+        frozen_rows = self.text_rows - self.trained_text_rows
+        return self.frozen_blocks + 2 * frozen_rows * self.model.model_dim
+
+    @property
     def _parameters(self) -> int:
         """Values that a forward pass reads, without an adapter."""
         return sum(math.prod(shape) for shape in trained_shapes(self.model, self.text_rows).values())
@@ -112,8 +122,9 @@ def step_bytes(sizes: Sizes, recompute: Recompute, products: Products, moments_s
     fixed = (
         per_parameter * sizes.trained_parameters
         + WEIGHT_BYTES * sizes.frozen_parameters
+        - (WEIGHT_BYTES - CAST_BYTES) * sizes.narrow_values
         # Beside an adapter the products need the constant weights too, and backward keeps their copies.
-        + CAST_BYTES * sixteen_bit * sizes.frozen_blocks
+        + _copied_bytes(sizes, products) * sizes.frozen_blocks
         + _head_bytes(sizes, sixteen_bit=sixteen_bit)
         + WORKSPACE_BYTES
     )
@@ -122,6 +133,14 @@ def step_bytes(sizes: Sizes, recompute: Recompute, products: Products, moments_s
     outside = max(outside, kept["nothing"]) if recompute == "blocks" else outside
     widths = model.layers * kept[recompute] + outside
     return StepBytes(fixed=fixed, per_token=widths * model.model_dim)
+
+
+def _copied_bytes(sizes: Sizes, products: Products) -> int:
+    """Bytes of the copy of a constant weight, in the type of the products."""
+    if products == "float32":
+        return WEIGHT_BYTES if sizes.narrow_base else 0
+    # Held in bfloat16 it is what bfloat16 products read; below sm_80 they are in float16.
+    return 0 if sizes.narrow_base and products == "flash" else CAST_BYTES
 
 
 def _head_bytes(sizes: Sizes, *, sixteen_bit: bool) -> float:

@@ -17,15 +17,10 @@ from indextts_job.model.adapter import InOutLinear
 from indextts_job.model.adapter_config import AdapterConfig
 from indextts_job.model.attention import Attend, SampleEdges, attend_with, packed_causal_attention
 from indextts_job.model.memory import Recompute
+from indextts_job.model.precision import computing_dtype
 
 LAYER_NORM_EPSILON = 1e-5
 """GPT-2's `layer_norm_epsilon`, which the published model uses in all norms."""
-
-
-def computing_dtype(x: Tensor) -> torch.dtype:
-    """The type of matrix products with `x`: that of autocast where it is on, else its own."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class _KeepCasts:

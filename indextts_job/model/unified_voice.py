@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from indextts_job.model.adapter import Adapter, LanguageTable, freeze
+from indextts_job.model.adapter import Adapter, InOutLinear, LanguageTable, freeze
 from indextts_job.model.attention import SampleEdges
 from indextts_job.model.config import GPTConfig
 from indextts_job.model.head import head_loss, head_tables, row_losses
 from indextts_job.model.memory import Sizes
+from indextts_job.model.precision import computing_dtype
 from indextts_job.model.rows import take_rows
-from indextts_job.model.transformer import LAYER_NORM_EPSILON, Transformer, computing_dtype
+from indextts_job.model.transformer import LAYER_NORM_EPSILON, Transformer
 from indextts_job.model.vocabulary import NEW_ROWS_SUFFIX, TextEmbedding, TextHead, Vocabulary
 
 
@@ -57,6 +58,13 @@ def _language_table(rows: int, width: int, adapter: Adapter | None) -> nn.Module
     return LanguageTable(rows, width, adapter.language_rows) if adapter else nn.Embedding(rows, width)
 
 
+def _narrow_base(model: nn.Module) -> None:
+    """Hold the matrices of the blocks and the text tables, which are constant, in bfloat16; `memory.py` counts them."""
+    for module in model.modules():
+        if isinstance(module, InOutLinear | TextEmbedding | TextHead):
+            module.register_buffer("weight", module.weight.to(torch.bfloat16))
+
+
 class PositionTable(nn.Module):
     """Learned position embeddings, under the published name `emb`."""
 
@@ -97,12 +105,13 @@ class UnifiedVoice(nn.Module):
         self.mel_head = nn.Linear(width, config.number_mel_codes)
         if adapter:
             freeze(self, kept=(NEW_ROWS_SUFFIX,))
+            if adapter.config.base_dtype == "bfloat16":
+                _narrow_base(self)
 
     @property
     def sizes(self) -> Sizes:
         """The sizes that decide about memory."""
-        adapted = self.adapter.parameters(self.config.model_dim, self.config.layers) if self.adapter else None
-        return self.vocabulary.sizes(self.config, adapted)
+        return self.vocabulary.sizes(self.config, self.adapter)
 
     def language_row(self, row: int) -> Tensor:
         """[dim] a row of the language table, as a forward pass reads it."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from indextts_job.checkpoint.values import VocabularyRecord
+from indextts_job.model.adapter import Adapter
 from indextts_job.model.config import GPTConfig
 from indextts_job.model.head import HeadTables, head_tables
 from indextts_job.model.memory import Sizes
@@ -71,14 +72,15 @@ class Vocabulary:
         """Number of trained rows of an extended table."""
         return self.pieces - self.base_pieces
 
-    def sizes(self, model: GPTConfig, adapted: int | None = None) -> Sizes:
-        """The sizes of a model with this vocabulary, for its memory.
-
-        Args:
-            model: The model.
-            adapted: Number of values of its adapter; None without one.
-        """
-        return Sizes(model=model, pieces=self.pieces, base_pieces=self.base_pieces, adapted=adapted)
+    def sizes(self, model: GPTConfig, adapter: Adapter | None = None) -> Sizes:
+        """The sizes of a model with this vocabulary, for its memory."""
+        return Sizes(
+            model=model,
+            pieces=self.pieces,
+            base_pieces=self.base_pieces,
+            adapted=adapter.parameters(model.model_dim, model.layers) if adapter else None,
+            narrow_base=adapter is not None and adapter.config.base_dtype == "bfloat16",
+        )
 
 
 def join_rows(base: Tensor, new: Tensor, at: int) -> Tensor:

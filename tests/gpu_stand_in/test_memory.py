@@ -40,10 +40,11 @@ def test_the_plan_expects_what_its_largest_micro_batch_takes(
     assert LEAST <= found["predicted_over_peak"] <= MOST, found
 
 
+@pytest.mark.parametrize("base", ["float32", "bfloat16"])
 @pytest.mark.parametrize("model", ["2.0", "2.5"])
 @pytest.mark.parametrize("card", SMALL, ids=str)
-def test_an_adapter_fits_a_small_card(stand_in: StandIn, tmp_path: Path, card: Card, model: str) -> None:
-    found = row(stand_in, card, tmp_path, "--model", model, "--adapter-rank", "32")
+def test_an_adapter_fits_a_small_card(stand_in: StandIn, tmp_path: Path, card: Card, model: str, base: str) -> None:
+    found = row(stand_in, card, tmp_path, "--model", model, "--adapter-rank", "32", "--base-dtype", base)
     assert found["fits"], found
     assert LEAST <= found["predicted_over_peak"] <= MOST, found
     assert found["tokens"] > SEVERAL_CLIPS

@@ -38,12 +38,14 @@ def export(run: Path, folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def test_an_interrupted_run_ends_with_the_same_bits(adapted_world: World, tmp_path: Path) -> None:
-    done = train(adapted_world, tmp_path / "one")
+@pytest.mark.parametrize("base_dtype", ["float32", "bfloat16"])
+def test_an_interrupted_run_ends_with_the_same_bits(adapted_world: World, tmp_path: Path, base_dtype: str) -> None:
+    keys = {"adapter__base_dtype": base_dtype}
+    done = train(adapted_world, tmp_path / "one", keys=keys)
     assert done.code == EXIT_OK, done.error
     for stop in (2, 5):
-        assert train(adapted_world, tmp_path / "two", stop).code == EXIT_STOPPED
-    done = train(adapted_world, tmp_path / "two")
+        assert train(adapted_world, tmp_path / "two", stop, keys).code == EXIT_STOPPED
+    done = train(adapted_world, tmp_path / "two", keys=keys)
     assert done.code == EXIT_OK, done.error
     assert state_of(newest(tmp_path / "one")) == state_of(newest(tmp_path / "two"))
 
@@ -96,9 +98,28 @@ def test_an_export_computes_what_the_adapter_computed(adapted_world: World, tmp_
     assert again.text_loss == pytest.approx(last.text_loss, rel=1e-5)
 
 
+def test_an_adapter_beside_a_rounded_base_is_exported_on_the_bases_own_values(
+    adapted_world: World, tmp_path: Path
+) -> None:
+    keys = {"adapter__base_dtype": "bfloat16", "schedule__learning_rate": 1e-30, "schedule__max_steps": 1}
+    assert train(adapted_world, tmp_path / "run", keys=keys).code == EXIT_OK
+    exported = export(tmp_path / "run", tmp_path / "export")
+    base = torch.load(adapted_world.base_checkpoint, weights_only=True)
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in base.values())
+    for key in ("gpt.h.0.attn.c_attn.weight", "gpt.h.1.mlp.c_proj.weight", "text_embedding.weight"):
+        assert torch.allclose(exported[key], base[key], rtol=0, atol=1e-12), key
+    plain = {"adapter__base_dtype": "float32", "schedule__learning_rate": 1e-30, "schedule__max_steps": 1}
+    assert train(adapted_world, tmp_path / "plain", keys=plain).code == EXIT_OK
+    rounded, own = (newest(tmp_path / run).values.history.validations[-1].losses for run in ("run", "plain"))
+    # bfloat16 has 8 bits: the rounded base is another model, and nearly the same.
+    assert rounded.mel_loss != own.mel_loss
+    assert rounded.mel_loss == pytest.approx(own.mel_loss, rel=1e-2)
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
+        ({"adapter__base_dtype": "bfloat16"}, "adapter.base_dtype: float32 in the checkpoint, bfloat16 now"),
         ({"adapter__rank": 8}, "adapter.rank: 4 in the checkpoint, 8 now"),
         ({"adapter__rank": 0}, "adapter.rank: 4 in the checkpoint, 0 now"),
         ({"adapter__last_blocks": 1}, "adapter.last_blocks: 0 in the checkpoint, 1 now"),

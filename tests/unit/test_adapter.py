@@ -1,6 +1,7 @@
 """Low-rank adapters: golden losses and gradients, the base path when they are off, and what stays constant."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,16 @@ def test_factors_start_by_name_and_seed() -> None:
     assert not torch.equal(one, initial_factor("gpt.h.0.attn.c_attn.lora_A", shape, 2))
     assert one.abs().max() <= 1 / 8
     assert one.std().item() == pytest.approx(1 / 8 / 3**0.5, rel=0.1)
+
+
+def test_in_bfloat16_a_block_computes_the_same_with_a_base_of_either_type() -> None:
+    x = torch.randn(7, SMALL.model_dim, generator=torch.Generator().manual_seed(1))
+    found = []
+    for base_dtype in ("float32", "bfloat16"):
+        config = replace(CONFIG, base_dtype=base_dtype)  # type: ignore[arg-type]
+        model = UnifiedVoice(SMALL, Vocabulary(50, 50), 0.0, Adapter(config))
+        model.load_state_dict(adapted(SMALL).float().state_dict())
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(model.get_submodule("gpt.h.0.mlp")(x))
+    assert torch.equal(*found)
+    assert model.state_dict()["gpt.h.0.mlp.c_fc.weight"].dtype == torch.bfloat16
