@@ -128,7 +128,7 @@ def test_in_bfloat16_a_block_computes_the_same_with_a_base_of_either_type() -> N
     x = torch.randn(7, SMALL.model_dim, generator=torch.Generator().manual_seed(1))
     found = []
     for base_dtype in ("float32", "bfloat16"):
-        config = replace(CONFIG, base_dtype=base_dtype)  # type: ignore[arg-type]
+        config = replace(CONFIG, base_dtype=base_dtype)
         model = UnifiedVoice(SMALL, Vocabulary(50, 50), 0.0, Adapter(config))
         model.load_state_dict(adapted(SMALL).float().state_dict())
         with torch.autocast("cpu", torch.bfloat16):
