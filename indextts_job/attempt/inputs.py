@@ -113,6 +113,15 @@ class Inputs:
         count = len(self.validation_set)
         return range(min(count, max_samples or count))
 
+    def validation_targets(self, indices: Sequence[int]) -> dict[str, list[int]]:
+        """Counted codes of samples of the validation set, by language: the codes and their stop."""
+        found: dict[str, list[int]] = {}
+        for index in indices:
+            assert self.validation_set is not None  # noqa: S101  # the indices are of its samples
+            of_language = found.setdefault(self.validation_set.language_of(index), [])
+            of_language.append(int(self.validation_set.code_lengths[index]) + 1)
+        return found
+
     @property
     def usual(self) -> tuple[int, int]:
         """Mean numbers of text and code tokens of a training sample, rounded."""

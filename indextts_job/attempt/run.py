@@ -47,6 +47,7 @@ from indextts_job.storage import files
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.training.distributed import ProcessGroup, joined, read_world
 from indextts_job.training.engine import allocator
+from indextts_job.training.guard import demand_same_records
 from indextts_job.training.quality import parse_goals
 from indextts_job.training.state import count_parameters
 from indextts_job.waiting import result
@@ -110,6 +111,7 @@ def run_attempt(
     if facts.device == "cuda":
         torch.cuda.set_device(world.local_rank)
     selection = decide(result(selected, partial(check_stop, stop)), inputs.present(config), emit)
+    _demand_same_records(config, inputs, selection)
     if ahead:
         ahead.close()
     # Without a local copy of the dataset, the first samples are downloaded while the model is built.
@@ -167,6 +169,14 @@ def _check_settings(config: RunConfig, inputs: Inputs, emit: EventStream) -> Non
     demand_kept(config, inputs)
     for warning in warnings_of(config, inputs):
         emit(Notice(step=0, topic="settings", message=warning, warning=True))
+
+
+def _demand_same_records(config: RunConfig, inputs: Inputs, selection: Selection) -> None:
+    """Check what the guard compares now: its first comparison may be hours away."""
+    guard = selection.point.manifest.values.history.guard if selection.point else None
+    if guard and not selection.weights_only:
+        indices = inputs.validation_indices(config.validation.max_samples, config.guard.keep)
+        demand_same_records(guard, inputs.validation_targets(indices))
 
 
 @contextmanager

@@ -77,6 +77,26 @@ def baseline(by_language: Mapping[str, SampleSums], config: GuardConfig) -> Guar
     )
 
 
+def demand_same_records(history: GuardHistory, targets: Mapping[str, Sequence[int]]) -> None:
+    """Check that rises can be computed: record by record, the base was measured on what is validated now.
+
+    Args:
+        history: What the base was measured on.
+        targets: By language, the counted codes of each record of the validation set, in its order.
+
+    Raises:
+        ConfigError: A language has other records.
+    """
+    for base in history.baselines:
+        now = list(targets.get(base.language, ()))
+        if now != list(base.targets):
+            raise ConfigError(
+                f"the validation records of {base.language} are not those that the base was measured on: "
+                f"{len(base.targets)} then, {len(now)} now{', of other lengths' * (len(now) == len(base.targets))}. "
+                "Restore data.validation_manifests, validation.max_samples and guard.keep, or start a new run."
+            )
+
+
 def baseline_text(by_language: Mapping[str, SampleSums], config: GuardConfig) -> str:
     """What to tell about the base."""
     losses = ", ".join(f"{language} {by_language[language].mel_loss:.4f}" for language in config.keep)
@@ -104,12 +124,6 @@ def _loss(language: str, sums: SampleSums, base: Baseline | None) -> LanguageLos
     loss = LanguageLoss(language=language, samples=len(sums.mel), text_loss=sums.text_loss, mel_loss=sums.mel_loss)
     if base is None:
         return loss
-    if list(sums.mel_targets) != list(base.targets):
-        raise ConfigError(
-            f"the validation records of {language} are not those that the base was measured on: {len(base.targets)} "
-            f"then, {len(sums.mel)} now, or others. Restore data.validation_manifests and validation.max_samples, or "
-            "start a new run."
-        )
     total = sum(base.targets)
     # Sums and not means: a long record counts as many times as it has codes.
     differences = [now - before for now, before in zip(sums.mel, base.mel, strict=True)]

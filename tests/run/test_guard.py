@@ -179,4 +179,5 @@ def test_other_validation_records_are_refused(two_languages: World, tmp_path: Pa
     assert train(two_languages, tmp_path / "run", 6).code == EXIT_STOPPED
     done = train(two_languages, tmp_path / "run", keys={"validation__max_samples": 3})
     assert done.code == EXIT_CONFIG, done.output
+    assert "hardware" not in done.output, "said before anything is computed"
     assert "the validation records of en are not those that the base was measured on" in done.error
