@@ -208,6 +208,25 @@ def split_settings(
     return paths, overrides
 
 
+def recorded_config(config: RunConfig, written: Mapping[str, object]) -> dict[str, Any]:
+    """A configuration as checkpoints record it: plain values.
+
+    Args:
+        config: The configuration.
+        written: Places that a file names with environment variables, as they stand there, by dotted key.
+    """
+    document = config.to_json()
+    for key, value in written.items():
+        *sections, name = key.split(".")
+        section = document
+        for one in sections:
+            section = section[one]
+        # A number is what it was. One text stands for a list with one entry.
+        if isinstance(section[name], str | list):
+            section[name] = [value] if isinstance(section[name], list) and isinstance(value, str) else value
+    return document
+
+
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested plain values as dotted keys."""
     flat: dict[str, Any] = {}

@@ -68,10 +68,16 @@ class Inputs:
         sets = (self.train_set, self.validation_set) if self.validation_set else (self.train_set,)
         return max(_longest(dataset, self.model) for dataset in sets)
 
-    def present(self, config: RunConfig) -> Present:
-        """The values that a checkpoint is compared with before this attempt resumes from it."""
+    def present(self, config: RunConfig, document: Mapping[str, Any]) -> Present:
+        """The values that a checkpoint is compared with before this attempt resumes from it.
+
+        Args:
+            config: The configuration.
+            document: The same as it is recorded.
+        """
         return Present(
             config=config,
+            document=document,
             model_section=self.model_document["gpt"],
             tokenizer=self.tokenizer,
             order=self.order,

@@ -5,9 +5,11 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -139,12 +141,18 @@ class ValuesRecorder:
         )
 
 
-def constant_values(config: RunConfig, inputs: Inputs, start: Start, machine: Environment) -> CheckpointValues:
-    """The values that are equal in every checkpoint of an attempt."""
+def constant_values(
+    document: Mapping[str, Any], inputs: Inputs, start: Start, machine: Environment
+) -> CheckpointValues:
+    """The values that are equal in every checkpoint of an attempt.
+
+    Args:
+        document: The configuration as it is recorded, with secrets.
+    """
     vocabulary = start.state.model.vocabulary
     return CheckpointValues(
         # Checkpoints are shared, and URLs may hold passwords and signatures.
-        config=redacted_values(config.to_json()),
+        config=redacted_values(dict(document)),
         model_config=redacted_values(dict(inputs.model_document)),
         order=inputs.order_record,
         total_steps=inputs.total_steps,

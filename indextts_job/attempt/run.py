@@ -3,10 +3,11 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 import torch
 
@@ -19,7 +20,7 @@ from indextts_job.background import begin
 from indextts_job.checkpoint.ahead import ObjectsAhead
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.checkpoint.values import demand_storable
-from indextts_job.config import RunConfig
+from indextts_job.config import RunConfig, recorded_config
 from indextts_job.data.loader import Prefetcher, step_batches
 from indextts_job.data.packing import Cut
 from indextts_job.data.remembered import WrittenLater
@@ -57,13 +58,15 @@ ASSUMED_SAVE_BYTES_PER_S = 200e6
 one too high could miss the deadline."""
 
 
-def run_attempt(
+def run_attempt(  # noqa: PLR0913  # what a process has from its start
     config: RunConfig,
     stop: StopSignals,
     console: ConsoleReport,
     started_at_s: float | None = None,
     guard: ExitGuard | None = None,
     ahead: ObjectsAhead | None = None,
+    *,
+    written: Mapping[str, object] = MappingProxyType({}),
 ) -> int:
     """Train until the run is complete or a stop is requested.
 
@@ -76,6 +79,7 @@ def run_attempt(
         started_at_s: Instant of the monotonic clock at which the process began, for the durations of the start-up.
         guard: Ends the process at the deadline; follows the phase of the attempt.
         ahead: Objects of the run that are being read already.
+        written: Places that a file names with environment variables, as they stand there, by dotted key.
 
     Returns:
         The exit code: 0 complete, 75 stopped with everything committed.
@@ -102,6 +106,7 @@ def run_attempt(
     repair_shared = repair(config.inputs.base_checkpoint, config.inputs.tokenizer)
     selected = begin(partial(select, config.resume, store, repair_shared), "checkpoint")
     checks = WrittenLater(store.storage, writes=world.rank == 0)
+    document = recorded_config(config, written)
     inputs = read_inputs(config, stop, emit, console, needs_base=_needs_base(config, store), checks=checks)
     _check_settings(config, inputs, emit)
     laps.done("inputs and data")
@@ -110,7 +115,8 @@ def run_attempt(
     # Before any tensor is made: the default is GPU 0 for every process.
     if facts.device == "cuda":
         torch.cuda.set_device(world.local_rank)
-    selection = decide(result(selected, partial(check_stop, stop)), inputs.present(config), emit)
+    present = inputs.present(config, document)
+    selection = decide(result(selected, partial(check_stop, stop)), present, emit)
     _demand_same_records(config, inputs, selection)
     if ahead:
         ahead.close()
@@ -124,7 +130,7 @@ def run_attempt(
 
     # As late as possible: what fails before ends one rank with its own message instead of making the others wait.
     with _trusted(checks), joined(world, facts.device, tell) as group:
-        selection = _agreed(group, selection, store, partial(decide, present=inputs.present(config), emit=emit))
+        selection = _agreed(group, selection, store, partial(decide, present=present, emit=emit))
         start = build(config, inputs, facts=facts, selection=selection, own=store, group=group, emit=emit)
         check_stop(stop)
         laps.done("model")
@@ -135,6 +141,7 @@ def run_attempt(
         _demand_same_start(group, start.state.step)
         parts = Parts(
             config=config,
+            document=document,
             inputs=inputs,
             facts=facts,
             start=start,

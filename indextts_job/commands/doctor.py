@@ -140,9 +140,9 @@ def _run(given: argparse.Namespace) -> int:
     from indextts_job.report.console import ConsoleReport
 
     # Composed as `train` does it, so that both see the same settings.
-    config = configuration(given.settings, {}).config
+    configured = configuration(given.settings, {})
     with ConsoleReport(sys.stderr) as console:
-        return report(examine_run(config, console), as_json=given.json)
+        return report(examine_run(configured.config, console, configured.written), as_json=given.json)
 
 
 def _problem(given: argparse.Namespace) -> int:

@@ -102,7 +102,7 @@ def _train_here(
         for topic, messages in (("flag", notes), ("settings", configured.notes)):
             for message in messages:
                 console(Notice(step=0, topic=topic, message=message))
-        return run_attempt(configured.config, stop, console, started_at_s, guard, ahead)
+        return run_attempt(configured.config, stop, console, started_at_s, guard, ahead, written=configured.written)
 
 
 def _watch_notices(stop: StopSignals) -> None:

@@ -70,7 +70,8 @@ def _demand_same_base(point: ResumePoint, present: Present) -> None:
 
     The run keeps its base and goes on with it, so a file that is named as before is not read.
     """
-    values, named = point.manifest.values, redacted(present.config.inputs.base_checkpoint)
+    values = point.manifest.values
+    named = redacted(flatten(present.document)["inputs.base_checkpoint"])
     before = flatten(values.config).get("inputs.base_checkpoint")
     # A run that started from another run's weights has these as its base, whatever its configuration names.
     if values.adapter is None or values.lineage.run or named == before:
