@@ -294,10 +294,16 @@ def _check_values(config: RunConfig) -> None:
     if parse_goals(config.validation.stop_unless) and not config.data.validation_manifests:
         raise ConfigError("validation.stop_unless wants a goal reached, but data.validation_manifests is empty.")
     demand_sources(config.data)
+    _check_kept(config.guard.keep)
     if not config.inputs.tokenizer:
         raise ConfigError("inputs.tokenizer is not set. Give the SentencePiece model (--tokenizer).")
     _check_targets(config.adapter.targets)
     _check_places(config)
+
+
+def _check_kept(languages: Sequence[str]) -> None:
+    if not all(one.strip() for one in languages) or len(set(languages)) < len(languages):
+        raise ConfigError(f"guard.keep is {shown(list(languages))}, expected languages, each once.")
 
 
 def _check_intervals(config: CheckpointConfig) -> None:

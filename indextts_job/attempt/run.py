@@ -182,8 +182,7 @@ def _demand_same_records(config: RunConfig, inputs: Inputs, selection: Selection
     """Check what the guard compares now: its first comparison may be hours away."""
     guard = selection.point.manifest.values.history.guard if selection.point else None
     if guard and not selection.weights_only:
-        indices = inputs.validation_indices(config.validation.max_samples, config.guard.keep)
-        demand_same_records(guard, inputs.validation_targets(indices))
+        demand_same_records(guard, inputs.validation_records(config), config.guard)
 
 
 @contextmanager
@@ -289,6 +288,7 @@ def _loop_settings(parts: Parts) -> LoopSettings:
         validation=config.validation,
         validation_samples=len(parts.inputs.validation_indices(config.validation.max_samples, config.guard.keep)),
         guard=config.guard,
+        records=parts.inputs.validation_records(config) if config.guard.keep else {},
         log_interval_steps=config.report.log_interval_steps,
         goals=parse_goals(config.validation.stop_unless, start.lineage.began_at),
         pace=start.pace,
@@ -298,6 +298,7 @@ def _loop_settings(parts: Parts) -> LoopSettings:
             between_kills_s=_between_kills_s(parts),
             # Weights and two moments, 4 bytes per value.
             estimate_s=3 * 4 * count_parameters(start.state.model) / ASSUMED_SAVE_BYTES_PER_S,
+            guard=config.guard,
         ),
     )
 

@@ -12,7 +12,7 @@ from indextts_job.checkpoint.retention import BEST
 from indextts_job.commands.storage_options import configure
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from indextts_job.checkpoint.manifest import CheckpointManifest
     from indextts_job.checkpoint.retention import CheckpointName
@@ -39,28 +39,63 @@ def tagged(source: str, names: "Sequence[CheckpointName]", tag: str) -> "Checkpo
     )
 
 
-def best_else_newest(names: "Sequence[CheckpointName]") -> "CheckpointName":
-    """The best checkpoint; the newest one in a run that has not validated."""
-    return next((name for name in names if BEST in name.tags), names[0])
+def best_else_newest(store: "CheckpointStore", names: "Sequence[CheckpointName]") -> "CheckpointName":
+    """The best checkpoint; the newest one in a run that has not validated.
+
+    Args:
+        store: The run.
+        names: Its checkpoints, newest first.
+    """
+    if tagged_best := next((name for name in names if BEST in name.tags), None):
+        return tagged_best
+    history = store.manifest(names[0]).values.history
+    if history.best is None:
+        return names[0]
+    step = _best_step_of(store.manifest(names[0]), {name.step for name in names})
+    chosen = next((name for name in names if name.step == step), names[0])
+    terminal.say(
+        f"the best validation was that of step {history.best.step}, whose checkpoint is gone; taken instead: "
+        f"{'the best of those that are left' if step is not None else 'the newest, none that is left was validated'}",
+        sys.stderr,
+    )
+    return chosen
 
 
-def tell_choice(manifest: "CheckpointManifest") -> None:
-    """Say on stderr which checkpoint it is, and whether the guard was violated there."""
+def _best_step_of(newest: "CheckpointManifest", steps: "Collection[int]") -> int | None:
+    """Step of the best validation among some; None if none of them was validated."""
+    from indextts_job.config import RunConfig
+    from indextts_job.training.guard import best_of
+
+    history = newest.values.history
+    config = RunConfig.from_json(newest.values.config, "the checkpoint").guard
+    if history.guard and config.keep:
+        return best_of([result for result in history.guard.results if result.step in steps], config)
+    left = [one for one in history.validations if one.step in steps]
+    return min(left, key=lambda one: one.losses.total).step if left else None
+
+
+def tell_choice(manifest: "CheckpointManifest", newest: "CheckpointManifest") -> None:
+    """Say on stderr which checkpoint it is, and whether the guard was violated there.
+
+    Args:
+        manifest: The checkpoint.
+        newest: The newest one of its run, which has the settings that count: a bound may have been changed.
+    """
     name = manifest.name
     tags = f" ({', '.join(name.tags)})" if name.tags else ""
     terminal.say(f"checkpoint of step {name.step}{tags}", sys.stderr)
-    if text := _violation(manifest):
+    if text := _violation(manifest, newest):
         terminal.say(f"guard: violated. {text}", sys.stderr)
 
 
-def _violation(manifest: "CheckpointManifest") -> str:
+def _violation(manifest: "CheckpointManifest", newest: "CheckpointManifest") -> str:
     from indextts_job.config import RunConfig
     from indextts_job.training.guard import violation_at
 
     guard = manifest.values.history.guard
     if guard is None:
         return ""
-    return violation_at(guard, manifest.name.step, RunConfig.from_json(manifest.values.config, "the checkpoint").guard)
+    return violation_at(guard, manifest.name.step, RunConfig.from_json(newest.values.config, "the checkpoint").guard)
 
 
 def act(given: argparse.Namespace) -> int:

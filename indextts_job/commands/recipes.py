@@ -1,5 +1,7 @@
 """Settings to start from, with where they come from. Pure."""
 
+import json
+import re
 from dataclasses import dataclass
 
 from indextts_job.model.versions import ModelVersion
@@ -19,6 +21,8 @@ class Recipe:
     """Whether IndexTTS-2.0 needs an extended tokenizer for it."""
 
 
+_PLAIN = re.compile(r"[A-Za-z./][\w./@-]*(:{1,2}[\w./@-]+)*", re.ASCII)
+"""Texts that YAML reads as they are, in a list too."""
 _OURS = "ours, from toys and arithmetic: a starting point, not a finding"
 RECIPES = (
     Recipe(
@@ -41,7 +45,7 @@ RECIPES = (
             "adapter: {rank: 8, alpha: 16, dropout: 0.05}",
             "schedule: {learning_rate: 3e-4, warmup_steps: 100, epochs: 20}",
             "recipe: {global_batch_samples: 16, dropout: 0}",
-            "validation: {early_stopping_patience: 3}  # the last checkpoint is seldom the best one",
+            "validation: {interval_steps: 0, early_stopping_patience: 3}  # each epoch; the last is seldom the best",
         ),
         extended=False,
     ),
@@ -56,6 +60,11 @@ RECIPES = (
         extended=True,
     ),
 )
+
+
+def _scalar(text: str) -> str:
+    """A text as YAML has it, also inside a list: quoted where it would mean something else."""
+    return json.dumps(text, ensure_ascii=False) if not _PLAIN.fullmatch(text) else text
 
 
 def run_file(recipe: Recipe, version: ModelVersion, run: str, language: str) -> str:
@@ -75,14 +84,14 @@ def run_file(recipe: Recipe, version: ModelVersion, run: str, language: str) -> 
         f"# {version}: {recipe.purpose}.",
         f"# Settings: {recipe.source}.",
         "# `indextts-job train --help-config` prints every key; `indextts-job doctor run` tries this file.",
-        f"run: {run}",
+        f"run: {_scalar(run)}",
         "inputs:",
         "  model_config: checkpoints/config.yaml",
         "  base_checkpoint: checkpoints/gpt.pth",
-        f"  tokenizer: {tokenizer}",
+        f"  tokenizer: {_scalar(tokenizer)}",
         "data:",
-        f"  train_manifests: [processed/{names[0]}.jsonl::{language}]",
-        f"  validation_manifests: [processed/{names[1]}.jsonl::{language}]",
+        f"  train_manifests: [{_scalar(f'processed/{names[0]}.jsonl::{language}')}]",
+        f"  validation_manifests: [{_scalar(f'processed/{names[1]}.jsonl::{language}')}]",
         *recipe.settings,
     ]
     return "\n".join(lines) + "\n"

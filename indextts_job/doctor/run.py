@@ -5,7 +5,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
 
-from indextts_job.attempt.inputs import Inputs, read_inputs, warnings_of
+from indextts_job.attempt.initial_state import new_adapter
+from indextts_job.attempt.inputs import Inputs, demand_kept, read_inputs, warnings_of
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.config import RunConfig, recorded_config
 from indextts_job.doctor.findings import Finding
@@ -62,6 +63,8 @@ def examine_run(
         fresh = not store.names() and config.resume.source in ("auto", "own", "none")
         inputs = tried("inputs and data", lambda: read_inputs(config, lambda: None, note, console, needs_base=fresh))
         yield Finding(subject="inputs and data", level="ok", found="all there and sound", details=tuple(notices))
+        tried("settings", lambda: demand_kept(config, inputs))
+        tried("adapter", lambda: new_adapter(config.adapter, inputs))
         for warning in warnings_of(config, inputs):
             yield Finding(subject="settings", level="warning", found=warning)
         selection = tried("checkpoint", lambda: select(config.resume, store))

@@ -56,6 +56,8 @@ def decide(selection: Selection, present: Present, emit: Emit) -> Selection:
         return replace(selection, weights_only=True)
     if selection.weights_only:
         voice.warn("weights only: moments, schedule and position start afresh")
+        if present.config.guard.keep:
+            voice.warn("guard: rises are counted from these weights on, not from the base that they were trained from")
         return selection
     voice = _Voice(emit, point.name.step)
     _demand_same_base(point, present)
