@@ -48,7 +48,6 @@ def millionths(weight: float | str, key: str) -> int:
     """
     whole = round(Decimal(str(weight)) * MILLIONTHS)
     if float(weight) not in WEIGHT or (float(weight) and not whole):
-        raise ConfigError(
-            f"{key} is {plain(float(weight))}, expected 0, or at least {1 / MILLIONTHS:f} and at most {WEIGHT.most:.0f}."
-        )
+        expected = f"0, or at least {1 / MILLIONTHS:f} and at most {WEIGHT.most:.0f}"
+        raise ConfigError(f"{key} is {plain(float(weight))}, expected {expected}.")
     return whole

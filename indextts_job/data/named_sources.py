@@ -119,7 +119,7 @@ def named_sources(data: DataConfig, exists: Callable[[str], bool]) -> NamedSourc
             )
         if weights == [0]:
             raise ConfigError(
-                f"{redacted(arguments[0])} has the weight 0, and is the only source. Leave the weight out."
+                f"{redacted(arguments[0])} has the weight 0 and is the only source. Leave the weight out."
             )
         return NamedSources(arguments=arguments)
     changes = (Change(0, tuple(weights)), *(_change(change, len(weights)) for change in data.mixture_from_step))
