@@ -21,7 +21,7 @@ from indextts_job.hardware.plan import HardwareConfig
 from indextts_job.model.adapter_config import PROJECTIONS, AdapterConfig
 from indextts_job.preemption.deadline import PreemptionConfig
 from indextts_job.redaction import redacted
-from indextts_job.report.events import ReportConfig
+from indextts_job.report.events import TRACKERS, ReportConfig
 from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.urls import demand_endpoint, demand_openable, is_local, local_path
 from indextts_job.strict_yaml import parse_yaml
@@ -295,6 +295,7 @@ def _check_values(config: RunConfig) -> None:
         raise ConfigError("validation.stop_unless wants a goal reached, but data.validation_manifests is empty.")
     demand_sources(config.data)
     _check_kept(config.guard.keep)
+    _check_trackers(config.report)
     if not config.inputs.tokenizer:
         raise ConfigError("inputs.tokenizer is not set. Give the SentencePiece model (--tokenizer).")
     _check_targets(config.adapter.targets)
@@ -304,6 +305,13 @@ def _check_values(config: RunConfig) -> None:
 def _check_kept(languages: Sequence[str]) -> None:
     if not all(one.strip() for one in languages) or len(set(languages)) < len(languages):
         raise ConfigError(f"guard.keep is {shown(list(languages))}, expected languages, each once.")
+
+
+def _check_trackers(report: ReportConfig) -> None:
+    if unknown := [name for name in report.trackers if name not in TRACKERS]:
+        raise ConfigError(f"report.trackers is {shown(unknown)}, expected some of {', '.join(TRACKERS)}.")
+    if report.trackers and not report.tracker_project.strip():
+        raise ConfigError("report.tracker_project is empty. Give the project of the tracker.")
 
 
 def _check_intervals(config: CheckpointConfig) -> None:

@@ -39,6 +39,7 @@ from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import Notice
 from indextts_job.report.goodput import kills
 from indextts_job.report.stream import EventStream
+from indextts_job.report.trackers import demand_installed
 from indextts_job.resume.decision import decide
 from indextts_job.resume.points import read
 from indextts_job.resume.policy import admit
@@ -174,6 +175,7 @@ def _check_settings(config: RunConfig, inputs: Inputs, emit: EventStream) -> Non
     demand_storable(config.to_json(), "the configuration")
     demand_storable(inputs.model_document, config.inputs.model_config)
     demand_kept(config, inputs)
+    demand_installed(config.report.trackers)
     for warning in warnings_of(config, inputs):
         emit(Notice(step=0, topic="settings", message=warning, warning=True))
 
