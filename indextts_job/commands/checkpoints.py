@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
     compare.add_argument("checkpoints", nargs="+", help="checkpoints' .json, or runs for all of their current ones")
     compare.add_argument("--validation", nargs="+", default=[], metavar="MANIFEST", help="default: the run's own")
     compare.add_argument("--max-samples", type=at_least(0), default=0, help="the first so many; 0 = all (default)")
-    compare.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    compare.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     compare.add_argument("--json", action="store_true", help="for programs")
     add_storage_options(compare)
     compare.set_defaults(act=_compare)
