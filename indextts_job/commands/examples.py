@@ -33,6 +33,10 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
         "indextts-job checkpoints keep runs/amharic/checkpoints/step-00001000-attempt-0001-from-00000000.json",
         "indextts-job checkpoints keep s3://b/am/checkpoints/step-00001000-attempt-0001-from-00000000.json",
     ),
+    ("checkpoints", "delete"): (
+        "indextts-job checkpoints delete runs/amharic/checkpoints/step-00001000-attempt-0001-from-00000000.json",
+        "indextts-job checkpoints delete s3://bucket/runs/first-try --yes",
+    ),
     ("status",): (
         "indextts-job status runs/amharic --watch",
         "indextts-job status s3://bucket/runs/amharic --html amharic.html",
