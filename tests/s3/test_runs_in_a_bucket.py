@@ -69,7 +69,7 @@ def test_a_run_needs_no_disk_and_gives_the_same_bits(
     assert found == {"", "attempts", "checkpoints", "data", "events", "logs/train", "objects", "samples", "shared"}
     filesystem.pipe_file(f"{root}-of-somebody-else/notes", b"mine")
     assert main(["checkpoints", "delete", s3_run, "--yes"]) == EXIT_OK
-    assert not filesystem.find(root)
+    assert not [path for path in filesystem.find(root) if path != root]  # some servers keep a folder, empty
     assert filesystem.cat_file(f"{root}-of-somebody-else/notes") == b"mine"
 
 
