@@ -43,10 +43,10 @@ def tracked_run(run: str, project: str, config: Mapping[str, Any], every: Sequen
     )
     # A step that several attempts have computed has the same values in all of them.
     points = {(event.step, type(event).__name__): points_of(event) for event in events}
-    token = every[0].record.token if every else ""
+    unique = every[0].record.unique if every else ""
     return Tracked(
         # The record of the first attempt may be lost; then the run is known by where it lies.
-        id=token or identity_hash(run.encode())[:32],
+        id=unique or identity_hash(run.encode())[:32],
         name=run.rstrip("/").rpartition("/")[2] or run,
         project=project,
         config=config,
