@@ -30,9 +30,8 @@ def tagged(source: str, names: "Sequence[CheckpointName]", tag: str) -> "Checkpo
     Raises:
         ConfigError: None has it.
     """
-    for name in names:
-        if tag in name.tags:
-            return name
+    if name := _with_tag(names, tag):
+        return name
     raise errors.ConfigError(
         f"{source} holds no checkpoint tagged {tag}. `checkpoints list` shows what there is, export --last takes the "
         "newest."
@@ -46,19 +45,23 @@ def best_else_newest(store: "CheckpointStore", names: "Sequence[CheckpointName]"
         store: The run.
         names: Its checkpoints, newest first.
     """
-    if tagged_best := next((name for name in names if BEST in name.tags), None):
-        return tagged_best
-    history = store.manifest(names[0]).values.history
-    if history.best is None:
-        return names[0]
-    step = _best_step_of(store.manifest(names[0]), {name.step for name in names})
-    chosen = next((name for name in names if name.step == step), names[0])
+    newest = store.manifest(names[0])
+    best = newest.values.history.best
+    return _with_tag(names, BEST) or (_best_left(newest, names, best.step) if best else names[0])
+
+
+def _with_tag(names: "Sequence[CheckpointName]", tag: str) -> "CheckpointName | None":
+    return next((name for name in names if tag in name.tags), None)
+
+
+def _best_left(newest: "CheckpointManifest", names: "Sequence[CheckpointName]", gone: int) -> "CheckpointName":
+    """The best of the checkpoints that are left, where the best one, of step `gone`, is not among them."""
+    step = _best_step_of(newest, {name.step for name in names})
+    instead = "the newest, none that is left was validated" if step is None else "the best of those that are left"
     terminal.say(
-        f"the best validation was that of step {history.best.step}, whose checkpoint is gone; taken instead: "
-        f"{'the best of those that are left' if step is not None else 'the newest, none that is left was validated'}",
-        sys.stderr,
+        f"the best validation was that of step {gone}, whose checkpoint is gone; taken instead: {instead}", sys.stderr
     )
-    return chosen
+    return next((name for name in names if name.step == step), names[0])
 
 
 def _best_step_of(newest: "CheckpointManifest", steps: "Collection[int]") -> int | None:

@@ -30,17 +30,19 @@ def schema() -> dict[str, Any]:
 
 def _section(cls: Any) -> dict[str, Any]:  # noqa: ANN401  # a dataclass
     hints, docs = typing.get_type_hints(cls, include_extras=True), field_docs(cls)
-    properties = {}
-    for entry in fields(cls):
-        described = _value(hints[entry.name])
-        if doc := docs.get(entry.name):
-            described["description"] = doc
-        if not is_dataclass(hints[entry.name]) and entry.default is not MISSING:
-            described["default"] = list(entry.default) if isinstance(entry.default, tuple) else entry.default
-        properties[entry.name] = described
+    properties = {
+        entry.name: _value(hints[entry.name]) | _about(docs.get(entry.name), entry.default) for entry in fields(cls)
+    }
     required = [entry.name for entry in fields(cls) if entry.default is MISSING and entry.default_factory is MISSING]
-    found: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
-    return found | ({"required": required} if required else {})
+    return {"type": "object", "properties": properties, "additionalProperties": False, "required": required}
+
+
+def _about(doc: str | None, default: object) -> dict[str, Any]:
+    """Description and default of a key, as far as it has them."""
+    described: dict[str, Any] = {"description": doc} if doc else {}
+    if default is not MISSING:
+        described["default"] = list(default) if isinstance(default, tuple) else default
+    return described
 
 
 def _value(hint: Any) -> dict[str, Any]:  # noqa: ANN401  # a type

@@ -107,8 +107,12 @@ def _dependents(url: str, storage: "StorageConfig") -> Iterator[str]:
     beside = own.rpartition("/")[0]
     for folder in open_storage(beside, storage).folders(""):
         run = open_storage(f"{beside}/{folder}", storage)
-        if f"{beside}/{folder}" == own or CheckpointStore(run).names():
-            continue
-        resumed = (absolute(attempt.record.resume) for attempt in attempts(run) if attempt.record.resume)
-        if any(source == own or source.startswith(f"{own}/") for source in resumed):
+        if f"{beside}/{folder}" != own and not CheckpointStore(run).names() and _began_from(attempts(run), own):
             yield run.url
+
+
+def _began_from(every: "list[Attempt]", run: str) -> bool:
+    from indextts_job.storage.urls import absolute
+
+    sources = [absolute(attempt.record.resume) for attempt in every if attempt.record.resume]
+    return any(f"{source}/".startswith(f"{run}/") for source in sources)

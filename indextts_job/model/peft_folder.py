@@ -155,20 +155,25 @@ def read_adapter_folder(url: str, model: GPTConfig) -> AdapterFolder:
     config = _config(files.read_input(f"{url.rstrip('/')}/{CONFIG_FILE}", "adapter", "adapter.start"), shown)
     tensors = _tensors(url.rstrip("/"), shown)
     rank = config["r"]
-    keys = sorted(key for key in tensors if _name_of(key))
-    factors = {_name_of(key): tensors[key] for key in keys}
-    twice = [key for key in keys if tensors[key] is not factors[_name_of(key)]]
-    unknown = [key for key in tensors if not _name_of(key) and key != _ROWS]
-    findings = [
-        *(f"{key}: unknown tensor" for key in unknown),
-        *(f"{key}: stands there twice, with and without `.default`" for key in twice),
-        *_misfits(factors, rank, model),
-    ]
+    factors, findings = _factors(tensors)
+    findings += _misfits(factors, rank, model)
     rows = _rows(config, tensors, model, findings)
     if findings:
         advice = "Expected an adapter of the blocks of this model, as peft writes it, in safetensors."
         raise DataError(findings_message(f"{shown} does not fit the model", findings, advice))
     return AdapterFolder(rank=rank, alpha=float(config["lora_alpha"]), factors=factors, language_rows=rows)
+
+
+def _factors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The factors by parameter name, and what is wrong with the names of tensors."""
+    keys = sorted(key for key in tensors if _name_of(key))
+    factors = {_name_of(key): tensors[key] for key in keys}
+    twice = [key for key in keys if tensors[key] is not factors[_name_of(key)]]
+    unknown = sorted(tensors.keys() - set(keys) - {_ROWS})
+    return factors, [
+        *(f"{key}: unknown tensor" for key in unknown),
+        *(f"{key}: stands there twice, with and without `.default`" for key in twice),
+    ]
 
 
 def _tensors(folder: str, shown: str) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 from operator import attrgetter
 from typing import NoReturn, TypeVar
 
@@ -51,17 +51,23 @@ def evaluate(
     found = _of_each(engine, batches, interrupted, of)
     if found is None:
         return None
-    text, mel = engine.group.all_reduce_sum(
-        [
-            sum(len(batch.text_targets) for _, batch in found),
-            sum(len(batch.code_targets) for _, batch in found),
-        ]
-    )
+    text, mel = engine.group.all_reduce_sum(_targets(batch for _, batch in found))
     losses = mean_losses([sums for sums, _ in found], text, mel, engine)
     if demand_finite and not math.isfinite(losses.total):
-        bad = [batch for sums, batch in found if not math.isfinite(float(sums.text + sums.mel))]
-        _refuse(engine, [name for batch in bad for name in batch.sample_ids])
+        _refuse(engine, _samples_of_bad(found))
     return losses
+
+
+def _targets(batches: Iterable[PackedBatch]) -> list[float]:
+    """Numbers of text targets and of code targets."""
+    counts = [(len(batch.text_targets), len(batch.code_targets)) for batch in batches]
+    return [sum(texts for texts, _ in counts), sum(codes for _, codes in counts)]
+
+
+def _samples_of_bad(found: Sequence[tuple[LossSums, PackedBatch]]) -> list[str]:
+    """Samples of the micro-batches whose losses are not finite."""
+    bad = (batch for sums, batch in found if not math.isfinite(float(sums.text + sums.mel)))
+    return list(chain.from_iterable(batch.sample_ids for batch in bad))
 
 
 def _refuse(engine: Engine, mine: Sequence[str]) -> NoReturn:
@@ -162,9 +168,8 @@ def evaluate_samples(
     names = list(chain.from_iterable(ids for *_, ids in found))
     everybody = sorted(chain.from_iterable(engine.group.all_gather(mine)), key=attrgetter("index"))
     (hits_of_all,) = engine.group.all_reduce_sum([sum(hits for _, hits, _ in found)])
-    # Of their own rank only: `_refuse` gathers them.
-    if not all(math.isfinite(one.text + one.mel) for one in everybody):
-        _refuse(engine, [name for name, one in zip(names, mine, strict=True) if not math.isfinite(one.text + one.mel)])
+    if any(map(_is_bad, everybody)):
+        _refuse(engine, list(compress(names, map(_is_bad, mine))))
     whole = _sums(everybody)
     losses = Losses(
         text_loss=whole.text_loss,
@@ -173,6 +178,10 @@ def evaluate_samples(
         total=engine.recipe.text_loss_weight * whole.text_loss + engine.recipe.mel_loss_weight * whole.mel_loss,
     )
     return ByLanguage(losses, _by_language(everybody, language_of))
+
+
+def _is_bad(sample: _SampleLoss) -> bool:
+    return not math.isfinite(sample.text + sample.mel)
 
 
 def _by_language(samples: Iterable[_SampleLoss], language_of: Callable[[int], str]) -> dict[str, SampleSums]:

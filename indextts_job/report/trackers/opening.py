@@ -8,7 +8,7 @@ from indextts_job.errors import ConfigError
 from indextts_job.hashing import identity_hash
 from indextts_job.report.attempts import Attempt
 from indextts_job.report.points import points_of
-from indextts_job.report.trackers.tracker import Open, Tracked, TrackerReader
+from indextts_job.report.trackers.tracker import Open, Point, Tracked, TrackerReader
 
 
 def demand_installed(trackers: Sequence[str]) -> None:
@@ -35,14 +35,6 @@ def tracked_run(run: str, project: str, config: Mapping[str, Any], every: Sequen
         every: Its attempts with their curves, oldest first.
         number: This one.
     """
-    events = (
-        logged.event
-        for attempt in every
-        if attempt.number < number
-        for logged in (*attempt.train_lines, *attempt.validations)
-    )
-    # A step that several attempts have computed has the same values in all of them.
-    points = {(event.step, type(event).__name__): points_of(event) for event in events}
     unique = every[0].record.unique if every else ""
     return Tracked(
         # The record of the first attempt may be lost; then the run is known by where it lies.
@@ -50,8 +42,18 @@ def tracked_run(run: str, project: str, config: Mapping[str, Any], every: Sequen
         name=run.rstrip("/").rpartition("/")[2] or run,
         project=project,
         config=config,
-        earlier=[(step, points[step, kind]) for step, kind in sorted(points)],
+        earlier=_points([attempt for attempt in every if attempt.number < number]),
     )
+
+
+def _points(attempts: Sequence[Attempt]) -> list[Point]:
+    """The points of attempts, each once."""
+    # A step that several attempts have computed has the same values in all of them.
+    found: dict[tuple[int, str], Mapping[str, float]] = {}
+    for attempt in attempts:
+        for logged in (*attempt.train_lines, *attempt.validations):
+            found[logged.event.step, type(logged.event).__name__] = points_of(logged.event)
+    return [(step, found[step, kind]) for step, kind in sorted(found)]
 
 
 def tracker_readers(trackers: Sequence[str], tracked: Callable[[], Tracked]) -> list[TrackerReader]:
