@@ -35,8 +35,7 @@ ENDED_BY = tuple(code for number in (signal.SIGKILL, signal.SIGTERM) for code in
 `EXIT_UNAVAILABLE`, having lost it, and one of them may be seen first."""
 
 
-def main() -> int:
-    """Print what was done and what differed; 0 when nothing did."""
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--interruptions", type=int, default=20)
     parser.add_argument("--most", type=int, default=4, help="processes")
@@ -45,7 +44,12 @@ def main() -> int:
     parser.add_argument("--data", choices=KINDS, default="one", help="one source, or a mixture of three")
     parser.add_argument("--adapter", type=int, default=0, metavar="RANK", help="train an adapter; 0 = all weights")
     parser.add_argument("--same-plan", action="store_true", help="keep the number of processes, compare bits")
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Print what was done and what differed; 0 when nothing did."""
+    given = _arguments()
     chance = random.Random(given.seed)  # noqa: S311  # chance is for coverage
     struck: Counter[str] = Counter()
     runs = different = 0
