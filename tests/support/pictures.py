@@ -42,7 +42,7 @@ def draw(text: str, title: str, path: Path) -> None:
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(Text.from_ansi(text), soft_wrap=True)
     path.write_text(console.export_svg(title=title, unique_id=path.stem), encoding="utf-8")
-    print(path, path.stat().st_size, "bytes")
+    print(path, path.stat().st_size, "bytes")  # noqa: T201
 
 
 def main() -> None:
