@@ -18,7 +18,8 @@ def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a
     """A value as the type that a field declares.
 
     Args:
-        hint: The type of the field: a scalar, a `Literal` of texts, or a tuple of texts, numbers or dataclasses.
+        hint: The type of the field: a scalar, a `Literal` of texts, a dataclass, or a tuple of texts, numbers or
+            dataclasses.
         value: A value from YAML, a flag or a checkpoint.
         where: Origin and key, for messages.
 
@@ -31,10 +32,12 @@ def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a
             return value
         raise ConfigError(f"{where} is {shown(value)}, expected one of {', '.join(map(str, choices))}.")
     entry = next(iter(typing.get_args(hint)), None)
+    if is_dataclass(hint):
+        return section(hint, value, where)
     if is_dataclass(entry):
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where} is {shown(value)}, expected a list of entries with keys.")
-        return tuple(_entry(entry, one, f"{where}[{number}]") for number, one in enumerate(value))
+        return tuple(section(entry, one, f"{where}[{number}]") for number, one in enumerate(value))
     convert, expected = _SCALARS.get(hint, (_texts, "a list of strings"))
     try:
         return convert(value)
@@ -42,7 +45,17 @@ def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a
         raise ConfigError(f"{where} is {shown(value)}, expected {expected}.") from None
 
 
-def _entry(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a dataclass, and a value of it
+def section(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a dataclass, and a value of it
+    """A dataclass from keys and values, sections inside it too.
+
+    Args:
+        kind: The dataclass.
+        value: A value from YAML.
+        where: Origin and key, for messages.
+
+    Raises:
+        ConfigError: No keys, an unknown or missing one, or a value of another type.
+    """
     known = [entry.name for entry in fields(kind)]
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} is {shown(value)}, expected the keys {', '.join(known)}.")
