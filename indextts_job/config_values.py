@@ -4,7 +4,7 @@ import difflib
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
 from indextts_job.errors import ConfigError
@@ -62,11 +62,15 @@ def section(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a d
     for key in value:
         if key not in known:
             raise _unknown_key(key, known, where)
-    missing = [entry.name for entry in fields(kind) if entry.default is MISSING and entry.name not in value]
+    missing = [entry.name for entry in fields(kind) if _is_needed(entry) and entry.name not in value]
     if missing:
         raise ConfigError(f"{where} has no {' and no '.join(missing)}.")
     hints = typing.get_type_hints(kind)
     return kind(**{key: converted(hints[key], one, f"{where}.{key}") for key, one in value.items()})
+
+
+def _is_needed(entry: Field[Any]) -> bool:
+    return entry.default is MISSING and entry.default_factory is MISSING
 
 
 def _unknown_key(key: object, known: Sequence[str], where: str) -> ConfigError:

@@ -49,8 +49,8 @@ def read_torch_file(url: str, what: str, key: str, expected: str = "IndexTTS's g
         return _read(url, what, key)
     except _UnreadableError as error:
         raise DataError(
-            f"{redacted(url)}: not a readable PyTorch checkpoint ({error}). It may be truncated, or hold objects besides "
-            f"tensors, which are never loaded. Expected {expected}."
+            f"{redacted(url)}: not a readable PyTorch checkpoint ({error}). It may be truncated, or hold objects "
+            f"besides tensors, which are never loaded. Expected {expected}."
         ) from error
 
 

@@ -24,7 +24,7 @@ LARGEST_FILE_BYTES = 2**31
 LONGEST_DECODED_S = 4 * 3600
 """A file that decodes to more is refused before its samples are held in memory."""
 UNKNOWN_SIZE = 0x7FFF0000
-"""Sizes in a WAV header from here on say that the size was not known: ffmpeg writes 0xFFFFFFFF, espeak-ng 0x7FFFF000."""
+"""Sizes in a WAV header from here on say that it was not known: ffmpeg writes 0xFFFFFFFF, espeak-ng 0x7FFFF000."""
 CANCELLED_RATIO = 0.05
 """The mean of channels that is quieter than this share of the channels themselves has lost the voice."""
 QUIETEST_DBFS = -60.0

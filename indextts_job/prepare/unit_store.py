@@ -92,8 +92,8 @@ class UnitStore:
         content = self.storage.read(name)
         if len(content) != size_bytes or sha256_of(content) != sha256:
             raise DataError(
-                f"{redacted(self.storage.url)}/{name} is damaged: {len(content)} bytes, expected {size_bytes} with SHA-256 "
-                f"{sha256[:16]}…. Delete it and run the same command again: its unit is made anew."
+                f"{redacted(self.storage.url)}/{name} is damaged: {len(content)} bytes, expected {size_bytes} with "
+                f"SHA-256 {sha256[:16]}…. Delete it and run the same command again: its unit is made anew."
             )
         return content
 
@@ -104,11 +104,15 @@ class UnitStore:
         except FileNotFoundError:
             return None
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            return self._removed(key, str(error))
+            self._remove(key, str(error))
+            return None
         missing = [name for name, size in record.objects.items() if name not in there or there[name].size_bytes != size]
-        return self._removed(key, f"{', '.join(missing)} is missing or truncated") if missing else record
+        if missing:
+            self._remove(key, f"{', '.join(missing)} is missing or truncated")
+            return None
+        return record
 
-    def _removed(self, key: str, why: str) -> None:
+    def _remove(self, key: str, why: str) -> None:
         logger.warning("%s/%s: %s. The unit is made again.", redacted(self.storage.url), key, why)
         with contextlib.suppress(FileNotFoundError):
             self.storage.delete(key)

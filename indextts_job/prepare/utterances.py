@@ -123,7 +123,7 @@ def _optional(document: Mapping[str, object], key: str) -> str:
 
 
 def _named(audio: str, reading: Reading) -> str:
-    """The speaker in a file name, as the public pairing tool reads it: up to the first `_`, behind an optional `JA_`."""
+    """The speaker in a file name, as the public pairing tool reads it: up to the first `_`, behind a `JA_`."""
     stem = posixpath.basename(file_path(audio)).rpartition(".")[0].removeprefix("JA_")
     return stem.partition("_")[0] if reading.speaker_from_name and "_" in stem else ""
 

@@ -1,7 +1,7 @@
 """A worker: takes units that nobody works on until none is left. Killed at any instant, it loses its present unit."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from indextts_job.errors import StoppedError
@@ -41,6 +41,13 @@ class Worker:
             UnavailableError: The storage or the audio cannot be reached.
         """
         by_number = {unit.number: unit for unit in units}
+        try:
+            self._work(units, by_number)
+        except StoppedError:
+            self.claims.release()  # nobody has to wait until it is old
+            raise
+
+    def _work(self, units: Sequence[Unit], by_number: Mapping[int, Unit]) -> None:
         while unfinished := self.store.unfinished(units):
             self.check()
             self.tell(len(units) - len(unfinished), len(units))

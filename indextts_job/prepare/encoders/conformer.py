@@ -111,7 +111,7 @@ class _RelativeAttention(nn.Module):
 
     def _by_head(self, rows: Tensor) -> Tensor:
         """[clips, rows, size] -> [clips, heads, rows, head size]."""
-        return rows.unflatten(2, (self._heads, -1)).transpose(1, 2)
+        return rows.view(*rows.shape[:2], self._heads, -1).transpose(1, 2)
 
 
 class _Convolution(nn.Module):
@@ -171,9 +171,8 @@ class Perceiver(nn.Module):
         context = self.proj_context(rows)
         latents = self.latents.expand(len(rows), -1, -1)
         for layer in self.layers:
-            attention, feed_forward = layer  # type: ignore[misc]
-            latents = latents + attention(latents, context)
-            latents = latents + feed_forward(latents)
+            latents = latents + layer[0](latents, context)  # type: ignore[index]
+            latents = latents + layer[1](latents)  # type: ignore[index]
         output: Tensor = self.norm(latents)
         return output
 
@@ -190,7 +189,7 @@ class _CrossAttention(nn.Module):
         """Latents [clips, latents, width] ask the context [clips, rows, width] and each other."""
         keys_and_values = self.to_kv(torch.cat([latents, context], dim=1)).chunk(2, dim=2)
         queries, keys, values = (
-            part.unflatten(2, (-1, RESAMPLER_HEAD_WIDTH)).transpose(1, 2)
+            part.reshape(*part.shape[:2], -1, RESAMPLER_HEAD_WIDTH).transpose(1, 2)
             for part in (self.to_q(latents), *keys_and_values)
         )
         weights = (queries @ keys.transpose(2, 3) * RESAMPLER_HEAD_WIDTH**-0.5).softmax(dim=-1)
@@ -199,7 +198,7 @@ class _CrossAttention(nn.Module):
 
 
 class _GatedUnit(nn.Module):
-    """Half of the values, weighted by the GELU of the other half (Shazeer, "GLU Variants Improve Transformer", 2020)."""
+    """Half of the values, weighted by the GELU of the others (Shazeer, "GLU Variants Improve Transformer", 2020)."""
 
     def forward(self, rows: Tensor) -> Tensor:
         """[…, 2 · inner] -> […, inner]."""

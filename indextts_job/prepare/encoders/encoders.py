@@ -15,13 +15,14 @@ from torch import Tensor
 
 from indextts_job.errors import ConfigError, DataError, DeviceMemoryError
 from indextts_job.model.config import CONFORMER_INPUT_WIDTH, GPTConfig
+from indextts_job.model.fingerprint import fingerprint
 from indextts_job.model.versions import ModelVersion
 from indextts_job.prepare.config import EncoderFiles
 from indextts_job.prepare.encoders.campplus import CamPPlus
 from indextts_job.prepare.encoders.codec import DECODING, CodecEncoder, codec_sizes
 from indextts_job.prepare.encoders.semantic import Semantic, load_semantic
 from indextts_job.prepare.encoders.voice import ConditioningEncoders, load_campplus, load_conditioning_encoders
-from indextts_job.prepare.encoders.weights import fingerprint, load_strictly, read_tensors, shapes_of
+from indextts_job.prepare.encoders.weights import load_strictly, read_tensors, shapes_of
 from indextts_job.prepare.frames import CONDITION_SAMPLES, even, frames_of
 from indextts_job.redaction import redacted
 
@@ -211,9 +212,9 @@ def load_codec(url: str, model: GPTConfig, device: torch.device) -> tuple[CodecE
     found = (sizes.hidden, sizes.codes, sizes.halves_rate)
     if found != expected:
         raise DataError(
-            f"{where}: a codec of width {found[0]} and {found[1]} codes, {'half the' if found[2] else 'the full'} rate; "
-            f"expected {expected[0]}, {expected[1]}, {'half' if expected[2] else 'full'}. {model.version} needs "
-            f"{_codec_of(model.version)}."
+            f"{where}: a codec of width {found[0]} and {found[1]} codes at {'half' if found[2] else 'full'} rate, "
+            f"expected {expected[0]} and {expected[1]} at {'half' if expected[2] else 'full'} rate. {model.version} "
+            f"needs {_codec_of(model.version)}."
         )
     with torch.device("meta"):
         codec = CodecEncoder(sizes)
@@ -226,9 +227,7 @@ HALF_RATE = 25
 
 
 def _codec_of(version: ModelVersion) -> str:
-    return (
-        "codec.pth of the release" if version.speaker_width else "semantic_codec/model.safetensors of amphion/MaskGCT"
-    )
+    return "codec.pth of the release" if version.speaker_width else "semantic_codec/model.safetensors of MaskGCT"
 
 
 def device_of(name: str) -> torch.device:

@@ -37,7 +37,8 @@ def filter_bank(samples: Tensor) -> Tensor:
     window, triangles = (table.to(samples) for table in _tables())
     windowed = (frames - PRE_EMPHASIS * before) * window
     power = torch.fft.rfft(windowed, n=FFT).abs().square()[:, : FFT // 2]  # Kaldi leaves the Nyquist bin out
-    return (power @ triangles).clamp_min(SMALLEST).log()
+    energies: Tensor = (power @ triangles).clamp_min(SMALLEST).log()
+    return energies
 
 
 @lru_cache(maxsize=1)
@@ -45,7 +46,7 @@ def _tables() -> tuple[Tensor, Tensor]:
     """The window [400], and the weight of every frequency in every bin [256, 80]."""
     place = torch.arange(WINDOW, dtype=torch.float64)
     window = (0.5 - 0.5 * torch.cos(2 * math.pi * place / (WINDOW - 1))) ** POVEY_POWER
-    # float32, as inference has it: rounding of the mel scale alone moves a bin that one frequency barely touches by 1e-4.
+    # float32, as inference has it: its rounding moves a bin that a frequency barely touches by 1e-4.
     mels = 1127.0 * torch.log(1.0 + torch.arange(FFT // 2) * (SAMPLE_RATE / FFT) / 700.0)[:, None]
     low, high = (1127.0 * math.log(1.0 + hertz / 700.0) for hertz in (LOWEST_HZ, SAMPLE_RATE / 2))
     step = (high - low) / (BINS + 1)

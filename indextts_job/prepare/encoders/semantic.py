@@ -16,7 +16,8 @@ from torch import Tensor
 
 from indextts_job.errors import ConfigError, DataError
 from indextts_job.model.config import CONFORMER_INPUT_WIDTH
-from indextts_job.prepare.encoders.weights import fingerprint, load_strictly, read_tensors
+from indextts_job.model.fingerprint import fingerprint
+from indextts_job.prepare.encoders.weights import load_strictly, read_tensors
 from indextts_job.prepare.frames import SAMPLE_RATE
 from indextts_job.redaction import redacted
 from indextts_job.storage import files
@@ -112,8 +113,8 @@ def _skeleton(library: Any, url: str, layers: int) -> Any:  # noqa: ANN401  # cl
     config = library.Wav2Vec2BertConfig(**_settings(url, layers))
     if config.hidden_size != CONFORMER_INPUT_WIDTH:
         raise DataError(
-            f"{redacted(url)}: hidden_size is {config.hidden_size}, the conditioning encoders read {CONFORMER_INPUT_WIDTH}. "
-            "Expected facebook/w2v-bert-2.0."
+            f"{redacted(url)}: hidden_size is {config.hidden_size}, the conditioning encoders read "
+            f"{CONFORMER_INPUT_WIDTH}. Expected facebook/w2v-bert-2.0."
         )
     with torch.device("meta"):
         return library.Wav2Vec2BertModel(config)

@@ -1,15 +1,14 @@
 """Condition and emotion of a clip: the conditioning encoders of gpt.pth, and for 2.5 CAMPPlus."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from indextts_job.model.base_checkpoint import load_conditioning
-from indextts_job.model.config import EMOTION_WIDTH, GPTConfig, carried_shapes
+from indextts_job.model.config import EMOTION_WIDTH, GPTConfig
+from indextts_job.model.fingerprint import conditioning_fingerprint, fingerprint
 from indextts_job.prepare.encoders.campplus import CamPPlus
 from indextts_job.prepare.encoders.conformer import Conformer, Perceiver
-from indextts_job.prepare.encoders.weights import fingerprint, load_strictly, read_tensors
+from indextts_job.prepare.encoders.weights import load_strictly, read_tensors
 from indextts_job.redaction import redacted
 
 
@@ -41,16 +40,6 @@ class ConditioningEncoders(nn.Module):
         latents = self.emo_perceiver_encoder(self.emo_conditioning_encoder(hidden[None]))
         vector: Tensor = self.emo_layer(self.emovec_layer(latents[0, 0]))
         return vector
-
-
-def conditioning_fingerprint(tensors: Mapping[str, Tensor], config: GPTConfig) -> str:
-    """What identifies the conditioning encoders of a base checkpoint.
-
-    Args:
-        tensors: Tensors of the checkpoint, those that train too.
-        config: The model in the version of the checkpoint.
-    """
-    return fingerprint({name: tensors[name] for name in carried_shapes(config)})
 
 
 def load_conditioning_encoders(

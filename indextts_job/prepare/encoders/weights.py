@@ -1,6 +1,5 @@
 """Weights of encoders: read without running code, strictly by key and shape, and identified by their content."""
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,6 @@ Ignored = Callable[[str], object]
 """Whether a key of a file belongs to a part of it that is not used."""
 _CACHED_STEPS = "num_batches_tracked"
 """Counters of batch norms, which inference does not read; not every file has them."""
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and bytes of tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        # As bytes: numpy has no bfloat16.
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def read_tensors(url: str, what: str, key: str) -> dict[str, Tensor]:
