@@ -14,7 +14,7 @@ from indextts_job.waiting import pause
 
 FEWEST_UNITS_OF_WORKER = 40
 """With fewer units for each worker, many of them wait at the end: 15 % of the time at 8 workers and 350 units."""
-LOOK_S = 5.0
+LOOK_S = 2.0
 """How often a worker without work looks whether a unit has become free."""
 Tell = Callable[[int, int], object]
 """Called with (units finished, units in all)."""
