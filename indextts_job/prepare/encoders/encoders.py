@@ -160,8 +160,8 @@ def _passes(clips: Sequence[Samples]) -> list[_Pass]:
 def _encoded(codes: Tensor, condition: Tensor, emotion: Tensor) -> Encoded:
     return Encoded(
         codes=codes.to("cpu", torch.int32).numpy(),
-        condition=condition.float().cpu().numpy(),
-        emotion=emotion.float().cpu().numpy(),
+        condition=condition.cpu().numpy(),
+        emotion=emotion.cpu().numpy(),
     )
 
 
