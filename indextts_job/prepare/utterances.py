@@ -109,8 +109,8 @@ def _utterance(line: str, origin: str, source: ManifestSource, reading: Reading)
         id=text_of_record(document, "id"),
         audio=audio,
         url=resolved(audio, f"{folder.rstrip('/')}/audio" if folder else source.url),
-        text=_optional(document, "text").strip(),
-        speaker=_optional(document, "speaker").strip() or _named(audio, reading),
+        text=_optional(document, "text"),
+        speaker=_optional(document, "speaker") or _named(audio, reading),
         language=language_of_record(document, source, reading.version),
         duration_s=duration_of(document),
         split=_split(document),
@@ -119,7 +119,9 @@ def _utterance(line: str, origin: str, source: ManifestSource, reading: Reading)
 
 
 def _optional(document: Mapping[str, object], key: str) -> str:
-    return text_of_record(document, key) if document.get(key) not in (None, "") else ""
+    value = document.get(key)
+    empty = value is None or (isinstance(value, str) and not value.strip())
+    return "" if empty else text_of_record(document, key).strip()
 
 
 def _named(audio: str, reading: Reading) -> str:
