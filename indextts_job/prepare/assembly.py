@@ -13,7 +13,7 @@ import numpy as np
 
 from indextts_job.data.array_files import spoken_ids
 from indextts_job.data.containers import arrays_of, header_of
-from indextts_job.data.dataset import Limits, SkippedSample
+from indextts_job.data.dataset import Limits
 from indextts_job.data.shard_index import INDEX, MadeFor
 from indextts_job.errors import DataError, findings_message
 from indextts_job.hashing import identity_hash
@@ -138,8 +138,7 @@ class Assembly:
         utterances = {split: Utterances(dtype) for split in SPLITS}
         rows = self._write_ids(records, verdicts, pairs, utterances)
         vectors = Vectors.of(records)
-        skipped = [SkippedSample(one.utterance.id, one.reason) for one in verdicts.refused]
-        skipped += [SkippedSample(one.utterance.id, LONE) for one in lone]
+        left_out = f"{len(verdicts.refused)} utterances were refused and {len(lone)} have no prompt: {REFUSED_FILE}"
         for split in reversed(SPLITS):  # the one to train on comes last: its presence says that all is there
             if not pairs[split]:
                 self.store.storage.delete(f"{split}.{INDEX}")  # of an earlier split
@@ -151,8 +150,8 @@ class Assembly:
                 vectors=vectors,
                 made_for=made_for,
                 prepared_by=self._prepared_by(),
-                skipped=skipped if split == "train" else (),
-                notes=(),
+                # One line for all of them: a start of a training would print a line for each skipped sample.
+                notes=(left_out,) if split == "train" and (verdicts.refused or lone) else (),
             )
             self.store.storage.write(f"{split}.{INDEX}", index_bytes(parts))
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indextts_job.data.containers import written
-from indextts_job.data.dataset import CHUNK, DIGEST_BYTES, USES, SkippedSample, Values, identity_bytes
+from indextts_job.data.dataset import CHUNK, DIGEST_BYTES, USES, Values, identity_bytes
 from indextts_job.data.dataset import content_digest as digest_of
 from indextts_job.data.shard_index import FORMAT_VERSION, OTHER_EMOTION, PREPARED_BY, MadeFor, Shard
 from indextts_job.data.texts import Bytes, Texts
@@ -115,7 +115,6 @@ class IndexParts:
     vectors: Vectors
     made_for: MadeFor
     prepared_by: Mapping[str, Any]
-    skipped: Sequence[SkippedSample]
     notes: Sequence[str]
 
 
@@ -170,7 +169,7 @@ def _header(parts: IndexParts) -> dict[str, Any]:
     shards = [asdict(shard) for shard in parts.utterances.shards]
     return {
         "format_version": FORMAT_VERSION,
-        "skipped": [asdict(sample) for sample in parts.skipped],
+        "skipped": [],
         "notes": list(parts.notes),
         **asdict(parts.made_for),
         "largest": parts.utterances.largest,
