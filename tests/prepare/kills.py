@@ -25,7 +25,8 @@ def kill_until(
         The number of kills, and the outputs that were made.
     """
     chance = random.Random(kills)
-    killed, made = 0, []
+    killed = 0
+    made: list[str] = []
     for output in outputs:
         config = folder / f"{len(made)}.yaml"
         config.write_text(yaml.safe_dump({**settings, "output": output}, allow_unicode=True), encoding="utf-8")

@@ -31,9 +31,7 @@ def _exact(voices: Voices) -> Encoders:
     for module in (found.codec, found.conditioning, found.campplus, found.semantic.model):
         if module is not None:
             module.double()
-    semantic = replace(
-        found.semantic, mean=found.semantic.mean.double(), deviation=found.semantic.deviation.double()
-    )
+    semantic = replace(found.semantic, mean=found.semantic.mean.double(), deviation=found.semantic.deviation.double())
     return replace(found, semantic=semantic)
 
 
@@ -109,7 +107,8 @@ class Small:
     """A device on which w2v-BERT has room for so many clips."""
 
     def __init__(self, inner: Semantic, room: int) -> None:
-        self.inner, self.room, self.seen = inner, room, []
+        self.inner, self.room = inner, room
+        self.seen: list[int] = []
 
     def __call__(self, clips: list[np.ndarray]) -> list[torch.Tensor]:
         self.seen.append(len(clips))

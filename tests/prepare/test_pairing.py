@@ -116,9 +116,7 @@ def _place(name: str) -> int:
 
 
 EXPECTED = [
-    (name, ratio)
-    for name in ("utt_00000", "utt_00003")
-    for ratio in (_place(name) / 10**6, (_place(name) + 1) / 10**6)
+    (name, ratio) for name in ("utt_00000", "utt_00003") for ratio in (_place(name) / 10**6, (_place(name) + 1) / 10**6)
 ]
 
 

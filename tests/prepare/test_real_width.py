@@ -50,9 +50,7 @@ def test_parameters_of_the_conditioning_encoders_are_those_that_were_counted() -
 
 @pytest.mark.parametrize(("halves_rate", "released"), [(False, 44.3), (True, 50.6)])
 def test_codecs_have_their_sizes(halves_rate: bool, released: float) -> None:
-    sizes = CodecSizes(
-        hidden=1024, width=384, inner=2048, layers=12, codes=8192, code_width=8, halves_rate=halves_rate
-    )
+    sizes = CodecSizes(hidden=1024, width=384, inner=2048, layers=12, codes=8192, code_width=8, halves_rate=halves_rate)
     with torch.device("meta"):
         codec = CodecEncoder(sizes)
     assert round(parameters(codec.encoder) / 1e6, 1) == 22.1

@@ -69,9 +69,7 @@ def test_a_second_run_opens_nothing_and_leaves_the_same_bytes(
     assert indexes(tmp_path / "out") == first
 
 
-def test_other_texts_split_and_pairs_open_no_audio(
-    voices: Voices, bucket: Bucket, run: Run, tmp_path: Path
-) -> None:
+def test_other_texts_split_and_pairs_open_no_audio(voices: Voices, bucket: Bucket, run: Run, tmp_path: Path) -> None:
     mine = copied(voices, tmp_path / "mine")
     settings = settings_of(mine, bucket, tmp_path / "out")
     assert run(settings) == 0
@@ -151,9 +149,7 @@ def test_assembling_needs_finished_units(
 
 
 @pytest.mark.parametrize("damage", ["record", "object", "gone"])
-def test_what_is_damaged_is_made_again(
-    voices: Voices, bucket: Bucket, run: Run, tmp_path: Path, damage: str
-) -> None:
+def test_what_is_damaged_is_made_again(voices: Voices, bucket: Bucket, run: Run, tmp_path: Path, damage: str) -> None:
     settings = settings_of(voices, bucket, tmp_path / "out")
     assert run(settings) == 0
     expected = indexes(tmp_path / "out")
@@ -175,7 +171,9 @@ def test_what_is_damaged_is_made_again(
 def test_a_plan_opens_nothing(
     voices: Voices, bucket: Bucket, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = settings_of(voices, bucket, tmp_path / "out", encoders={"w2v_bert": "a", "statistics": "b", "codec": "c"})
+    settings = settings_of(
+        voices, bucket, tmp_path / "out", encoders={"w2v_bert": "a", "statistics": "b", "codec": "c"}
+    )
     assert run(settings, "--plan", "--workers", "4") == 0
     said = capsys.readouterr().out
     assert "14 utterances (am 14), " in said

@@ -47,7 +47,9 @@ def run_config(voices: Voices, run: Path, data: Path | str, **keys: object) -> R
         "schedule.max_steps": 4,
         "hardware.threads": 1,
     }
-    return build_config(None, "test", [("test", settings), ("test", {k.replace("__", "."): v for k, v in keys.items()})])
+    return build_config(
+        None, "test", [("test", settings), ("test", {k.replace("__", "."): v for k, v in keys.items()})]
+    )
 
 
 def as_files(voices: Voices, index: str, folder: Path, emotion: str) -> Path:
@@ -92,7 +94,7 @@ def test_emotions_are_those_of_the_utterance_that_is_asked_for(prepared: tuple[V
     work = read_work_list(voices.config("unused"))
     found = {}
     for emotion in ("prompt", "target"):
-        limits = limits_of(work.model, work.tokenizer, DataConfig(emotion=emotion))  # type: ignore[arg-type]
+        limits = limits_of(work.model, work.tokenizer, DataConfig(emotion=emotion))
         dataset = load_dataset([f"{output}/{TRAIN}"], limits, skip_bad_samples=False)
         found[emotion] = {sample.id: sample.emotion.tobytes() for sample in dataset.samples(range(len(dataset)))}
     for name, emotion_of_prompt in found["prompt"].items():
@@ -101,7 +103,9 @@ def test_emotions_are_those_of_the_utterance_that_is_asked_for(prepared: tuple[V
         assert all(value == emotion_of_prompt for value in others.values())
         assert found["target"][name] != emotion_of_prompt
         assert target != prompt
-    assert any(pair.partition("__")[0] == name.partition("__")[2] for name in found["prompt"] for pair in found["target"])
+    assert any(
+        pair.partition("__")[0] == name.partition("__")[2] for name in found["prompt"] for pair in found["target"]
+    )
 
 
 def test_validation_is_a_dataset_of_its_own(prepared: tuple[Voices, Path], tmp_path: Path) -> None:
@@ -114,9 +118,7 @@ def test_validation_is_a_dataset_of_its_own(prepared: tuple[Voices, Path], tmp_p
     assert "validation  step 4" in done.output
 
 
-def test_encoders_of_another_checkpoint_are_refused(
-    prepared: tuple[Voices, Path], tmp_path: Path, log: Path
-) -> None:
+def test_encoders_of_another_checkpoint_are_refused(prepared: tuple[Voices, Path], tmp_path: Path, log: Path) -> None:
     voices, output = prepared
     tensors = torch.load(voices.world.base_checkpoint, weights_only=True)
     tensors["emo_layer.bias"] = tensors["emo_layer.bias"] + 1e-3
