@@ -43,8 +43,10 @@ class Standing:
     """Utterances that finished units refused."""
     seen: int
     """Utterances of finished units."""
+    units_per_hour: float | None
+    """Of the units that were finished last; None while there are fewer than two."""
     seconds_left: float | None
-    """At the pace of the units that were finished last; None while there is none."""
+    """At that pace."""
     assembled: bool
 
 
@@ -84,14 +86,15 @@ def standing(storage: RunStorage) -> Standing:
     finished = [name for name in preparation.units if f"{name}.json" in there]
     ages = sorted(there[f"{name}.json"].age_s for name in finished)
     counts = _counts(storage, finished)
-    left = len(preparation.units) - len(finished)
+    left, unit_s = len(preparation.units) - len(finished), _unit_s(ages)
     return Standing(
         utterances=preparation.utterances,
         units=len(preparation.units),
         finished=len(finished),
         refused=sum(refused for refused, _ in counts),
         seen=sum(seen for _, seen in counts),
-        seconds_left=_seconds_left(ages, left),
+        units_per_hour=3600 / unit_s if unit_s else None,
+        seconds_left=None if unit_s is None and left else left * (unit_s or 0.0),
         assembled=any(name.endswith("train.index.safetensors") for name in storage.list("")),
     )
 
@@ -100,17 +103,31 @@ RECENT_UNITS = 64
 """The pace is that of so many units: workers come and go."""
 
 
-def _seconds_left(ages: Sequence[float], left: int) -> float | None:
-    """Seconds until the rest is done.
+def _unit_s(ages: Sequence[float]) -> float | None:
+    """Seconds from one finished unit to the next; None while there are fewer than two.
 
     Args:
         ages: Seconds since each finished unit was committed, the youngest first.
-        left: Units to do.
     """
     recent = ages[:RECENT_UNITS]
-    if not left or len(recent) < 2:
-        return 0.0 if not left else None
-    return left * (recent[-1] - recent[0]) / (len(recent) - 1)
+    return (recent[-1] - recent[0]) / (len(recent) - 1) if len(recent) > 1 else None
+
+
+def standing_lines(standing: Standing) -> list[tuple[str, str]]:
+    """The same in words: names and texts."""
+    share = f" ({standing.refused / standing.seen:.1%})" if standing.seen else ""
+    left = "unknown" if standing.seconds_left is None else f"{standing.seconds_left / 60:.0f} min at the present pace"
+    rows = [
+        ("units", f"{standing.finished} of {standing.units} finished"),
+        ("utterances", f"{standing.seen} of {standing.utterances}, {standing.refused} of them refused{share}"),
+    ]
+    if standing.finished < standing.units:
+        rows += [("pace", _pace(standing.units_per_hour)), ("left", left)]
+    return [*rows, ("dataset", "assembled" if standing.assembled else "not assembled yet")]
+
+
+def _pace(units_per_hour: float | None) -> str:
+    return "unknown" if units_per_hour is None else f"{units_per_hour:.1f} units per hour"
 
 
 def _counts(storage: RunStorage, names: Sequence[str]) -> list[tuple[int, int]]:

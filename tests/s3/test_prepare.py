@@ -7,8 +7,11 @@ from tests.prepare.kills import demand_same, kill_until
 from tests.support.servers import Server, client_environment
 from tests.support.voices import Voices
 
+# With those of `tests/prepare/test_kills.py` forty.
+KILLS = 16
 
-def test_forty_kills_in_a_bucket_leave_the_bytes_of_an_undisturbed_run(
+
+def test_kills_in_a_bucket_leave_the_bytes_of_an_undisturbed_run(
     voices: Voices,  # noqa: F811
     run: Run,  # noqa: F811
     tmp_path: Path,
@@ -19,6 +22,6 @@ def test_forty_kills_in_a_bucket_leave_the_bytes_of_an_undisturbed_run(
     assert run(settings) == 0
     settings["storage"] = {"retry_seconds": 10.0}
     outputs = [f"{s3_run}/killed-{number}" for number in range(20)]
-    killed, made = kill_until(settings, outputs, 40, tmp_path, client_environment(seaweed))
-    assert killed >= 40
+    killed, made = kill_until(settings, outputs, KILLS, tmp_path, client_environment(seaweed))
+    assert killed >= KILLS
     demand_same(made, str(tmp_path / "undisturbed"))
