@@ -7,11 +7,15 @@ worker is gone. A worker that was started again takes its own claim at once.
 
 import contextlib
 import hashlib
+import os
 import re
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from indextts_job.errors import ConfigError
+from indextts_job.redaction import redacted
 from indextts_job.storage.run_storage import RunStorage, StoredFile
 
 FOLDER = "claims"
@@ -36,6 +40,27 @@ class Numbered(Protocol):
 def worker_name(text: str) -> str:
     """A text as the name of a worker, which is part of a file name."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", text)[:80] or "worker"
+
+
+def owner_of(claim: bytes) -> tuple[str, int]:
+    """Host and process id in a claim; no host and 0 where it does not say."""
+    words = claim.decode(errors="replace").split()
+    return (words[0], int(words[1])) if len(words) == 2 and words[1].isdigit() else ("", 0)
+
+
+def _lives(claim: bytes) -> bool:
+    """Whether the process that wrote a claim is another one, on this machine, and runs."""
+    host, pid = owner_of(claim)
+    # In a container every worker has the number 1, and so has its successor.
+    if host != socket.gethostname() or pid in (0, os.getpid()):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it runs, as another user
+    return True
 
 
 class Claims:
@@ -102,8 +127,27 @@ class Claims:
     def _key(self, number: int) -> str:
         return f"{FOLDER}/{number:05d}-{self._worker}"
 
+    def demand_alone(self) -> None:
+        """Refuse a name that a living process on this machine works under: both would take each other's units.
+
+        Raises:
+            ConfigError: There is such a process.
+        """
+        for name in self._storage.list(FOLDER):
+            match = _NAME.fullmatch(name)
+            if match and match[2] == self._worker and _lives(self._content(name)):
+                raise ConfigError(
+                    f"another process of this machine works as {self._worker} on {redacted(self._storage.url)}. Give "
+                    "each process a name of its own: --worker NAME."
+                )
+
+    def _content(self, name: str) -> bytes:
+        with contextlib.suppress(FileNotFoundError):  # given back meanwhile
+            return self._storage.read(f"{FOLDER}/{name}")
+        return b""
+
     def _write(self, number: int) -> None:
-        self._storage.write(self._key(number), b"")
+        self._storage.write(self._key(number), f"{socket.gethostname()} {os.getpid()}".encode())
         self._claimed, self._written_at_s = number, self._clock()
 
     def _look(self) -> Mapping[str, StoredFile]:

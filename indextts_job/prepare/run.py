@@ -91,6 +91,7 @@ def prepare(config: PrepareConfig, work: WorkList, worker: str, stop: Stop, tell
     storage = open_storage(config.output, config.storage)
     write_preparation(storage, _described(config, units, making))
     store, claims = UnitStore(storage), Claims(storage, worker)
+    claims.demand_alone()
     settings = Settings(
         model=work.model, making=making, batch_frames=config.batch_frames, threads=config.threads, worker=worker
     )

@@ -20,8 +20,9 @@ def add(places: Parsers) -> None:
     local = places.add_parser(
         "local",
         help="here, restarting after preemptions and crashes",
-        description="Run `indextts-job train` or the workers of a preparation here. Exit code 75 starts it again at once, 69, 70 and kills after a "
-        "growing pause and at most --max-failures times in a row; 0, 65, 77, 78 and 79 end the job.",
+        description="Run `indextts-job train` or the workers of a preparation here. Exit code 75 starts it again at "
+        "once, 69, 70 and kills after a growing pause and at most --max-failures times in a row; 0, 65, 77, 78 and 79 "
+        "end the job.",
     )
     add_max_failures(local)
     add_worker_arguments(local)

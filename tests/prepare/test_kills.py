@@ -6,7 +6,6 @@ from tests.prepare.conftest import Run
 from tests.prepare.kills import demand_same, kill_until
 from tests.support.voices import Voices
 
-
 # With those of `tests/s3/test_prepare.py` forty: half of their time is that of processes that start.
 KILLS = 24
 

@@ -1,7 +1,6 @@
 """What is made again after a change, and what is not: audio is opened only where an array depends on the change."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +39,10 @@ class Bucket:
 
 
 @pytest.fixture
-def bucket(voices: Voices, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+def bucket(voices: Voices, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     made = Bucket(voices)
     monkeypatch.setattr(FaultyFileSystem, "fault", staticmethod(made.note))
-    yield made
+    return made
 
 
 def copied(voices: Voices, folder: Path) -> Voices:

@@ -2,13 +2,15 @@
 
 import errno
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from indextts_job.errors import StoppedError
+from indextts_job.errors import ConfigError, StoppedError
 from indextts_job.preemption.deadline import StopRequest
 from indextts_job.prepare.claims import LEAST_AGE_S, Claims
 from indextts_job.prepare.compute import Settings, make
@@ -167,6 +169,24 @@ def test_claims_keep_workers_apart_until_they_are_old(tmp_path: Path, skew_s: fl
     storage.now_s += 2
     # `one` has renewed its claim; those of `two` and `three` are too old.
     assert four.take(units) in {taken[1], taken[2]}
+
+
+def test_a_name_that_a_living_process_has_is_refused(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    parent, host = os.getppid(), socket.gethostname()
+    for content, lives in (
+        (f"{host} {parent}", True),
+        ("elsewhere 1", False),
+        (f"{host} {2**22 - 1}", False),
+        ("", False),
+    ):
+        storage.write("claims/00003-a", content.encode())
+        if lives:
+            with pytest.raises(ConfigError, match="another process of this machine works as a"):
+                Claims(storage, "a").demand_alone()
+            Claims(storage, "b").demand_alone()
+        else:
+            Claims(storage, "a").demand_alone()
 
 
 def test_claims_of_long_units_are_kept_for_three_unit_times(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_an_array_of_workers_of_which_one_is_preempted_makes_one_output(
     options = (*WITHOUT_GPU, "--mem=300")
     array = cluster.call("sbatch", "--parsable", *options, str(script), cwd=desk).strip()
     victim = f"{array}_2"
-    wait_until(lambda: (tmp_path / "out/preparation.json").exists(), "a worker has begun")
+    wait_until((tmp_path / "out/preparation.json").exists, "a worker has begun")
     wait_until(lambda: tasks(cluster, array).get(victim) == "RUNNING", "the victim runs")
     cluster.call("scancel", "--signal=TERM", victim)
     wait_until(lambda: "Restarts=1" in cluster.call("scontrol", "--oneliner", "show", "job", victim, check=False)
