@@ -80,3 +80,16 @@ def test_w2v_bert_is_loaded_up_to_the_hidden_state_that_inference_reads() -> Non
     assert round(parameters(whole) / 1e6, 1) == 580.5
     assert round(parameters(used) / 1e6, 1) == 411.2
     assert LAYERS < 17
+
+
+def test_fewer_layers_give_the_bits_of_the_hidden_state() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 16, "mask_time_prob": 0.0}
+    torch.manual_seed(0)
+    whole = transformers.Wav2Vec2BertModel(transformers.Wav2Vec2BertConfig(num_hidden_layers=3, **sizes)).eval()
+    used = transformers.Wav2Vec2BertModel(transformers.Wav2Vec2BertConfig(num_hidden_layers=2, **sizes)).eval()
+    used.load_state_dict({name: tensor for name, tensor in whole.state_dict().items() if ".layers.2." not in name})
+    features, mask = torch.randn(1, 30, 160), torch.ones(1, 30, dtype=torch.int32)
+    with torch.no_grad():
+        hidden = whole(input_features=features, attention_mask=mask, output_hidden_states=True).hidden_states[2]
+        assert torch.equal(used(input_features=features, attention_mask=mask).last_hidden_state, hidden)

@@ -170,3 +170,13 @@ def test_long_texts_are_refused_over_the_limit_of_the_model() -> None:
     assert refusal(spoken, 600) == "601 text ids, the model's limit is 600"
     assert refusal(spoken, 601) == ""
     assert list(warnings(spoken, 2, {"am": "ETHIOPIC"})) == ["over 120 text ids"]
+
+
+def test_a_unit_of_bad_clips_alone_is_a_unit(voices: Voices, run: Run, tmp_path: Path) -> None:
+    planted = voices.elsewhere(tmp_path / "planted")
+    records = add_clips(planted, 14)
+    for record in records[:4]:
+        (planted.folder / record["audio"]).write_bytes(b"")
+    assert run(planted.settings(tmp_path / "out", max_refused=0.5)) == 0
+    assert refused(tmp_path / "out").keys() == {record["id"] for record in records[:4]}
+    assert not targets(tmp_path / "out") & refused(tmp_path / "out").keys()

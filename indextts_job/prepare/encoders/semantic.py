@@ -24,7 +24,8 @@ from indextts_job.storage import files
 
 Samples = npt.NDArray[np.float32]
 MODEL, CONFIG = "model.safetensors", "config.json"
-_TRAINING_ONLY = ("masked_spec_embed",)
+_UNUSED = ("masked_spec_embed", "adapter.")
+"""Beginnings of keys behind the hidden states, and of what only training reads."""
 LARGEST_CONFIG_BYTES = 2**20
 
 
@@ -95,7 +96,7 @@ def load_semantic(folder: str, statistics: str, layers: int, device: torch.devic
     tensors = read_tensors(f"{folder}/{MODEL}", "model.safetensors of w2v-BERT", "encoders.w2v_bert")
 
     def unused(name: str) -> bool:
-        return name in _TRAINING_ONLY or _layer_of(name) >= layers
+        return name.startswith(_UNUSED) or _layer_of(name) >= layers
 
     used = load_strictly(model, tensors, redacted(f"{folder}/{MODEL}"), unused)
     mean, variance = _statistics(statistics)
@@ -135,7 +136,8 @@ def _settings(url: str, layers: int) -> dict[str, Any]:
     others = {
         key: value for key, value in document.items() if key not in ("architectures", "auto_map", "_name_or_path")
     }
-    return {**others, "num_hidden_layers": layers, "mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+    wanted = {"num_hidden_layers": layers, "add_adapter": False, "mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+    return {**others, **wanted}
 
 
 def _layer_of(name: str) -> int:

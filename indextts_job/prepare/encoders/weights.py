@@ -95,10 +95,14 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str, 
         advice = "Is it the file of this encoder, of the release that belongs to the model?"
         raise DataError(findings_message(f"{where} does not fit its encoder", findings, advice))
     # A copy: the tensors of a mapped file would change or vanish with it.
-    filled = {name: value.clone() if value.dtype == torch.int64 else value.float() for name, value in given.items()}
+    filled = {name: value.to(_loaded_as(value), copy=True) for name, value in given.items()}
     zeros = {name: torch.zeros((), dtype=torch.int64) for name in counters - given.keys()}
     module.load_state_dict({**filled, **zeros}, assign=True)
     return {name: tensor for name, tensor in given.items() if name not in counters}
+
+
+def _loaded_as(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.is_floating_point() else tensor.dtype
 
 
 def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Shape], optional: Collection[str]) -> list[str]:
