@@ -22,7 +22,7 @@ from tests.support.voices import Voices
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"otput": "x"}, "unknown key 'otput'. Did you mean output?"),
+        ({"outputs": "x"}, "unknown key 'outputs'. Did you mean output?"),
         ({"pairs": {"per_targt": 1}}, "test.pairs: unknown key 'per_targt'. Did you mean per_target?"),
         ({"model": {}}, "test.model has no config and no base_checkpoint and no tokenizer"),
         ({"pairs": {"per_target": 0}}, "pairs.per_target is 0, expected at least 1"),
