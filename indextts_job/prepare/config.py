@@ -96,8 +96,8 @@ class PrepareConfig:
     """Frames (50 a second) that w2v-BERT sees at a time; halved where memory runs out."""
     max_refused: Annotated[float, Bounds(0, 1)] = 0.05
     """Share of utterances that may be refused; with more the preparation ends with exit code 65, after all else."""
-    device: str = "auto"
-    """auto = a GPU if there is one; or cpu, cuda, cuda:1."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto = a GPU if there is one; where the job has asked its scheduler for one and there is none, an error."""
     threads: Annotated[int, Bounds(1, 1024)] = 8
     """Audio files that are read and decoded at a time."""
     storage: StorageConfig = field(default_factory=StorageConfig)

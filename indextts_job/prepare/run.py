@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 from indextts_job.data.dataset import Limits
 from indextts_job.errors import ConfigError, DataError, StoppedError, findings_message
+from indextts_job.hardware.facts import read_facts
 from indextts_job.model.config import GPTConfig
 from indextts_job.preemption.deadline import Stop
 from indextts_job.prepare.assembly import Assembled, Assembly
@@ -80,13 +81,14 @@ def prepare(config: PrepareConfig, work: WorkList, worker: str, stop: Stop, tell
     """
     from indextts_job.prepare.encoders.encoders import load_encoders  # noqa: PLC0415  # torch takes seconds
 
-    encoders = load_encoders(config.encoders, config.model.base_checkpoint, work.model, config.device)
+    device = read_facts(config.device).device
+    encoders = load_encoders(config.encoders, config.model.base_checkpoint, work.model, device)
     if encoders.model.version != work.model.version:
         raise ConfigError(
             f"{redacted(config.model.base_checkpoint)} is of {encoders.model.version}, but "
             f"{redacted(config.model.tokenizer)} is a tokenizer of {work.model.version}. Give files of one release."
         )
-    making = _making(config, work.model, encoders.fingerprints)
+    making = making_of(config, work.model, encoders.fingerprints)
     units = cut(work.utterances, config.unit, making)
     storage = open_storage(config.output, config.storage)
     write_preparation(storage, _described(config, units, making))
@@ -119,7 +121,7 @@ def assemble(config: PrepareConfig, work: WorkList, stop: Stop) -> Assembled:
             f"{redacted(config.output)} was made with other encoder files than the configuration names. Run "
             "`indextts-job prepare` without --assemble: it makes the units again if the encoders differ."
         )
-    making = _making(config, work.model, recorded.encoders)
+    making = making_of(config, work.model, recorded.encoders)
     units = cut(work.utterances, config.unit, making)
     store = UnitStore(storage)
     unfinished = store.unfinished(units)
@@ -132,7 +134,8 @@ def assemble(config: PrepareConfig, work: WorkList, stop: Stop) -> Assembled:
     return _assembly(config, work, units, making, store, stop).run(records)
 
 
-def _making(config: PrepareConfig, model: GPTConfig, encoders: dict[str, str]) -> Making:
+def making_of(config: PrepareConfig, model: GPTConfig, encoders: dict[str, str]) -> Making:
+    """What the arrays of all units depend on."""
     return Making(
         encoders=encoders,
         min_seconds=config.audio.min_seconds,

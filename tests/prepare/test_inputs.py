@@ -170,7 +170,12 @@ def test_a_checkpoint_of_another_version_is_refused(
     assert "is of IndexTTS-2.5, but" in capsys.readouterr().err
 
 
-def test_an_unknown_device_is_refused(voices: Voices, run: Run, tmp_path: Path) -> None:
+def test_a_job_that_has_asked_for_a_gpu_does_not_compute_on_a_cpu(
+    voices: Voices, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INDEXTTS_GPUS", "1")
+    assert run(voices.settings(tmp_path / "out", device="auto")) == 78
+    assert "asked its scheduler for GPUs, but torch sees no GPU here" in capsys.readouterr().err
     assert run(voices.settings(tmp_path / "out", device="gpu")) == 78
 
 

@@ -15,7 +15,7 @@ from indextts_job.preemption.deadline import StopRequest
 from indextts_job.prepare.claims import LEAST_AGE_S, Claims
 from indextts_job.prepare.compute import Settings, make
 from indextts_job.prepare.encoders.encoders import load_encoders
-from indextts_job.prepare.run import _making, prepare, read_work_list
+from indextts_job.prepare.run import making_of, prepare, read_work_list
 from indextts_job.prepare.unit_store import UnitStore
 from indextts_job.prepare.units import Unit, cut
 from indextts_job.storage.remote_storage import open_storage
@@ -39,7 +39,7 @@ def made_twice(voices: Voices, storage: RunStorage) -> tuple[UnitStore, list[Uni
     config = voices.config("unused", unit=4)
     work = read_work_list(config)
     encoders = load_encoders(config.encoders, config.model.base_checkpoint, work.model, "cpu")
-    making = _making(config, work.model, encoders.fingerprints)
+    making = making_of(config, work.model, encoders.fingerprints)
     units = cut(work.utterances, 4, making)
     store = UnitStore(storage)
     committed = []

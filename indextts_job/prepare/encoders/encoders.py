@@ -172,13 +172,13 @@ def load_encoders(files: EncoderFiles, checkpoint: str, model: GPTConfig, device
         files: Their files.
         checkpoint: The base checkpoint.
         model: The model; the checkpoint tells its version.
-        device: As in the configuration.
+        device: `cpu` or `cuda`.
 
     Raises:
         ConfigError: A file is missing, or is not named though the version needs it.
         DataError: A file is damaged, or does not fit.
     """
-    place = device_of(device)
+    place = torch.device(device)
     _demand_exact()
     config, conditioning, of_checkpoint = load_conditioning_encoders(checkpoint, model, place)
     # Before the large files are read.
@@ -228,22 +228,6 @@ HALF_RATE = 25
 
 def _codec_of(version: ModelVersion) -> str:
     return "codec.pth of the release" if version.speaker_width else "semantic_codec/model.safetensors of MaskGCT"
-
-
-def device_of(name: str) -> torch.device:
-    """The device that a configuration names.
-
-    Raises:
-        ConfigError: It is not here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device is {name!r}, which is not usable here ({str(error).splitlines()[0]}).") from error
-    return device
 
 
 def _demand_exact() -> None:
