@@ -57,9 +57,12 @@ def test_an_impossible_rate_is_refused() -> None:
     assert "at 10000000 Hz" in refusal(bytes(content))
 
 
-@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
-def test_every_format_of_the_specification_is_decoded(kind: str) -> None:
-    clip = clip_of(encoded(CLEAN, kind), 1.0, 30.0)
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [("WAV", None), ("WAV", "FLOAT"), ("FLAC", None), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)],
+)
+def test_every_format_of_the_specification_is_decoded(kind: str, subtype: str | None) -> None:
+    clip = clip_of(encoded(CLEAN, kind, subtype=subtype), 1.0, 30.0)
     assert clip.seconds == pytest.approx(2.2, abs=0.01)
     assert list(warnings_of(clip.levels, clip.sample_rate)) == []
 

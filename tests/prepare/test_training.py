@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from indextts_job.config import RunConfig, build_config
+from indextts_job.data.containers import arrays_of, header_of, written
 from indextts_job.data.dataset import USES
 from indextts_job.data.manifest import DataConfig
-from indextts_job.data.shard_index import MadeFor
+from indextts_job.data.shard_index import MadeFor, parse_index
 from indextts_job.data.sharding import write_shards
 from indextts_job.data.sources import load_dataset
+from indextts_job.errors import DataError
 from indextts_job.prepare.run import assemble, prepare, read_work_list
 from indextts_job.tokenizer.limits import limits_of
 from tests.prepare.outcomes import TRAIN, VALIDATION
@@ -148,3 +150,36 @@ def test_assembling_again_changes_no_byte(prepared: tuple[Voices, Path]) -> None
     config = voices.config(output)
     assemble(config, read_work_list(config), lambda: None)
     assert (output / TRAIN).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("prepared_by", 3),
+        ("prepared_by", {"encoders": ["conditioning"]}),
+        ("prepared_by", {"encoders": {"conditioning": "abc"}}),
+        ("other_emotion", {"emotion": "target"}),
+        ("other_emotion", {"emotion": "target", "fingerprint": 3}),
+        ("other_emotion", {"emotion": 1, "fingerprint": "0" * 64}),
+    ],
+)
+def test_an_index_that_lies_about_its_preparation_is_refused(
+    prepared: tuple[Voices, Path], key: str, value: object
+) -> None:
+    content = (prepared[1] / TRAIN).read_bytes()
+    header = header_of(content)
+    arrays = arrays_of(content, header)
+    with pytest.raises(DataError, match="damaged or not ours"):
+        parse_index(written({**header, key: value}, arrays), TRAIN)
+    beyond = {**arrays, "pair_other_emotion": arrays["pair_other_emotion"] + 10**6}
+    with pytest.raises(DataError, match="damaged or not ours"):
+        parse_index(written(header, beyond), TRAIN)
+
+
+def test_an_index_of_other_emotions_has_the_fingerprint_of_its_own(prepared: tuple[Voices, Path]) -> None:
+    index = parse_index((prepared[1] / TRAIN).read_bytes(), TRAIN)
+    other = index.with_emotion("target")
+    assert (index.made_for.emotion, other.made_for.emotion) == ("prompt", "target")
+    assert other.fingerprint != index.fingerprint
+    assert index.with_emotion("prompt") is index
+    assert other.with_emotion("prompt") is other
