@@ -34,9 +34,9 @@ from indextts_job.waiting import joined, pause
 ESPEAK = "espeak-ng"
 VOICES = {"lemlem": "am+f2", "dawit": "am+m3", "hana": "am+f4"}
 """Speakers, and the voices of espeak-ng that play them."""
-CLIPS = 36
+CLIPS = 24
 WORDS_EACH = (5, 8)
-UNIT = 3
+UNIT = 2
 """Utterances of a unit: small, so that kills fall between units and into them."""
 STOP_AFTER_UNITS, KILL_AFTER_UNITS = 3, 7
 FELL = 0.95

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from indextts_job.commands.prepare import WORKER_VARIABLES, worker_of
 from indextts_job.errors import ConfigError, DataError
 from indextts_job.prepare.config import prepare_config
 from indextts_job.prepare.encoders.encoders import load_encoders
@@ -193,3 +195,24 @@ def test_status_says_where_a_preparation_stands(
     assert found["seconds_left"] > 0
     assert main(["status", str(tmp_path / "out")]) == 0
     assert "3 of 4 finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "name"),
+    [
+        ("mine", {"SLURM_ARRAY_TASK_ID": "3"}, "mine"),
+        ("", {"SLURM_ARRAY_TASK_ID": "3"}, "3"),
+        ("", {"JOB_COMPLETION_INDEX": "0"}, "0"),
+        ("", {"INDEXTTS_WORKER": "1", "SLURM_ARRAY_TASK_ID": "3"}, "1"),
+        ("a b/c", {}, "a-b-c"),
+        ("", {}, socket.gethostname()),
+    ],
+)
+def test_a_worker_has_the_name_that_its_launcher_gives(
+    monkeypatch: pytest.MonkeyPatch, given: str, environment: dict[str, str], name: str
+) -> None:
+    for variable in WORKER_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    assert worker_of(given) == name
