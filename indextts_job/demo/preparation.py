@@ -192,7 +192,7 @@ def _verdict(console: Console, folder: Path) -> int:
     summary = json.loads((folder / "data/prepared.json").read_text(encoding="utf-8"))
     losses = _losses(folder / "run" / EVENTS)
     learned = losses[-1] < FELL * losses[0]
-    made = len(list((folder / "data" / UNITS).iterdir()))
+    made = len(open_storage(str(folder / "data")).list(UNITS))
     rows = [
         ("units", f"{made} made, each once, by workers of which two were stopped"),
         ("utterances", f"{summary['taken']} taken, {summary['refused']} refused, {summary['pairs']['train']} pairs"),

@@ -104,6 +104,7 @@ def prepare(config: PrepareConfig, work: WorkList, worker: str, stop: Stop, tell
         works.run(units)
         records = store.records(units)
     claims.clear()
+    store.tidy()
     assembly = _assembly(config, work, units, making, store, stop)
     return assembly.run(records)
 

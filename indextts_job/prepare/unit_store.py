@@ -12,12 +12,15 @@ from collections.abc import Mapping, Sequence
 
 from indextts_job.errors import DataError
 from indextts_job.hashing import Buffer
+from indextts_job.prepare.claims import FOLDER as CLAIMS
 from indextts_job.prepare.records import UnitRecord, parse_record, to_bytes
 from indextts_job.prepare.units import Unit
 from indextts_job.redaction import redacted
 from indextts_job.storage.run_storage import RunStorage, StoredFile
 
 FOLDER = "units"
+LEFT_BEHIND_S = 3600.0
+"""A temporary file that is older belongs to a worker that was killed."""
 HASH_DIGITS = 32
 """Of the hash in the name of an object: 128 bits."""
 
@@ -82,6 +85,11 @@ class UnitStore:
         there = self.objects()
         records = [self._record(unit, there) for unit in units]
         return [record for record in records if record] if all(records) else None
+
+    def tidy(self) -> None:
+        """Remove what killed workers left half-written, some time ago: a young file may be in work."""
+        for folder in ("", FOLDER, CLAIMS):
+            self.storage.remove_temporary(folder, LEFT_BEHIND_S)
 
     def read_object(self, name: str, size_bytes: int, sha256: str) -> bytes:
         """The content of an object, compared with its hash.

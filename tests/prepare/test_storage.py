@@ -18,6 +18,7 @@ from indextts_job.prepare.encoders.encoders import load_encoders
 from indextts_job.prepare.run import making_of, prepare, read_work_list
 from indextts_job.prepare.unit_store import UnitStore
 from indextts_job.prepare.units import Unit, cut
+from indextts_job.storage.local_storage import TEMPORARY_PREFIX
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.run_storage import RunStorage, StoredFile
 from tests.prepare.conftest import Run
@@ -224,3 +225,15 @@ def test_the_record_is_readable_json(voices: Voices, tmp_path: Path) -> None:
     document = json.loads((tmp_path / "out/units" / records(tmp_path / "out")[0]).read_text(encoding="utf-8"))
     assert document["utterances"][0]["status"] == "ok"
     assert document["utterances"][0]["sample_rate"] == 16_000
+
+
+def test_what_killed_workers_left_half_written_is_removed_when_it_is_old(voices: Voices, tmp_path: Path) -> None:
+    config = voices.config(tmp_path / "out")
+    work = read_work_list(config)
+    prepare(config, work, "a", lambda: None, lambda _done, _all: None)
+    old, young = (tmp_path / f"out/units/{TEMPORARY_PREFIX}{name}" for name in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(b"{")
+    os.utime(old, (1, 1))
+    prepare(config, work, "a", lambda: None, lambda _done, _all: None)
+    assert (old.exists(), young.exists()) == (False, True)
