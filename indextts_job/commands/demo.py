@@ -1,4 +1,4 @@
-"""`indextts-job demo`: train, get preempted, resume, compare; or what replay does against forgetting."""
+"""`indextts-job demo`: train, get preempted, resume, compare; what replay does against forgetting; from audio on."""
 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
@@ -13,11 +13,12 @@ def add(commands: Commands) -> None:
     """Add the command."""
     demo = commands.add_parser(
         "demo",
-        help="train, get preempted, resume, and compare bit for bit; or: forgetting",
+        help="train, get preempted, resume, and compare bit for bit; or: forgetting, prepare",
         description="interruptions (default): two equal runs, one preempted and killed, end with the same bits. "
-        "forgetting: a base that speaks English learns Amharic, alone and with English replayed, watched by a guard.",
+        "forgetting: a base that speaks English learns Amharic, alone and with English replayed, watched by a guard. "
+        "prepare: voices of espeak-ng become a dataset, in spite of two kills, and a model learns from it.",
     )
-    demo.add_argument("what", nargs="?", choices=("interruptions", "forgetting"), default="interruptions")
+    demo.add_argument("what", nargs="?", choices=("interruptions", "forgetting", "prepare"), default="interruptions")
     demo.add_argument("--folder", default="demo_run", help="where to work (default: demo_run)")
     demo.add_argument(
         "--url", default="", help="where the runs go, for example s3://bucket/demos (default: the folder)"
@@ -27,7 +28,7 @@ def add(commands: Commands) -> None:
 
 
 def _demo(given: argparse.Namespace) -> int:
-    from indextts_job.demo import forgetting, interruptions
+    from indextts_job.demo import forgetting, interruptions, preparation
     from indextts_job.model.versions import VERSIONS
 
     if given.what == "forgetting":
@@ -36,4 +37,8 @@ def _demo(given: argparse.Namespace) -> int:
         return forgetting.run_demo(Path(given.folder))
 
     version = next(version for version in VERSIONS if version.name == given.model)
+    if given.what == "prepare":
+        if given.url:
+            raise ConfigError("demo prepare has a folder only, no --url.")
+        return preparation.run_demo(Path(given.folder), version)
     return interruptions.run_demo(Path(given.folder), given.url, version)
