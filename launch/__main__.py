@@ -1,7 +1,7 @@
-"""`python -m launch`."""
+"""`python -m indextts_launch`; in a clone `python -m launch`."""
 
 import sys
 
-from launch.cli import main
+from .cli import main
 
 sys.exit(main())

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from indextts_job import errors, terminal
 from indextts_job.commands.parser import Parser, ShowVersion
 from indextts_job.redaction import redacted
-from launch.commands import kubernetes, local, slurm
+
+from .commands import kubernetes, local, slurm
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

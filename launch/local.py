@@ -17,7 +17,8 @@ from indextts_job.errors import EXIT_STOPPED, ConfigError
 from indextts_job.preemption.relay import StopRelay
 from indextts_job.scheduler import LAUNCHER_VARIABLE, PROGRESS_VARIABLE
 from indextts_job.storage.patience import backoff_s
-from launch.job import Failures, Job, decide, describe, read_progress, shell_code
+
+from .job import Failures, Job, decide, describe, read_progress, shell_code
 
 RETRY_BASE_S = 2.0
 RETRY_LIMIT_S = 60.0

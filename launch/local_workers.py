@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from indextts_job.errors import EXIT_OK, EXIT_STOPPED
 from indextts_job.preemption.relay import POLL_S, StopRelay
 from indextts_job.waiting import pause
-from launch.job import Job, shell_code
+
+from .job import Job, shell_code
 
 WORKER_VARIABLE = "INDEXTTS_WORKER"
 """Names a worker among those of one output."""
@@ -36,7 +37,7 @@ class LocalWorkers:
             0 when all have ended with 0, else the exit code of the first worker that has not.
         """
         self._stops.listen()
-        launcher = [sys.executable, "-m", "launch", "local", "--command", self._job.command]
+        launcher = [sys.executable, "-m", str(__package__), "local", "--command", self._job.command]
         launcher += ["--max-failures", str(self._job.max_failures), "--", *self._job.arguments]
         workers = []
         for number in range(self._job.workers):

@@ -9,7 +9,8 @@ from indextts_job.prepare.config import PrepareConfig, prepare_config
 from indextts_job.storage.urls import local_path
 from indextts_job.strict_yaml import LARGEST_BYTES, parse_yaml
 from indextts_job.variables import with_variables
-from launch.job import Job
+
+from .job import Job
 
 ADVICE = "Give the run's configuration: … -- RUN.yaml"
 

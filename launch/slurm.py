@@ -13,7 +13,8 @@ from pathlib import Path
 from string import Template
 
 from indextts_job.errors import ConfigError, UnavailableError
-from launch.job import Job, error_line
+
+from .job import Job, error_line
 
 TEMPLATE = Path(__file__).with_name("train.sbatch.template")
 ANSWER_S = 120.0

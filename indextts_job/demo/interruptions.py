@@ -101,7 +101,7 @@ def _write_config(folder: Path, world: World) -> Path:
 
 def _train(console: Console, config: Path, run: str) -> None:
     # With the launcher, as a user would: it starts the trainer again after the preemption and after the kill.
-    code = shown(console, [sys.executable, "-m", "launch", "local", str(config), f"run={run}"])
+    code = shown(console, [sys.executable, "-m", "indextts_launch", "local", str(config), f"run={run}"])
     if code != EXIT_OK:
         raise IndexTTSJobError(f"the run in {run} ended with {code}; its output is above.")
 

@@ -160,7 +160,7 @@ def _written(path: Path, document: dict[str, Any]) -> Path:
 
 def _launched(*arguments: str) -> list[str]:
     # With the launcher, as a user would: it starts again what was stopped and what was killed.
-    return [sys.executable, "-m", "launch", "local", *arguments]
+    return [sys.executable, "-m", "indextts_launch", "local", *arguments]
 
 
 def _demand(code: int, what: str) -> None:

@@ -4,7 +4,8 @@ import argparse
 from typing import Any
 
 from indextts_job import terminal
-from launch.job import COMMANDS, Job
+
+from ..job import COMMANDS, Job
 
 Parsers = Any
 """The type that argparse's `add_subparsers` returns; argparse has no public name for it."""

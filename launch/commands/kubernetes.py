@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 from indextts_job import terminal
 from indextts_job.errors import ConfigError
 from indextts_job.redaction import redacted
-from launch.commands.arguments import Parsers, add_job_arguments, job_of, say
-from launch.job import Job
-from launch.kubernetes.manifest import KubernetesOptions, render
-from launch.kubernetes.remote_run import name_of_run, remote_config
-from launch.kubernetes.spot import spot
+
+from ..job import Job
+from ..kubernetes.manifest import KubernetesOptions, render
+from ..kubernetes.remote_run import name_of_run, remote_config
+from ..kubernetes.spot import spot
+from .arguments import Parsers, add_job_arguments, job_of, say
 
 if TYPE_CHECKING:
-    from launch.kubernetes.cluster import KubernetesCluster
+    from ..kubernetes.cluster import KubernetesCluster
 
 
 def add(places: Parsers) -> None:
@@ -121,7 +122,7 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
 
 def _cluster(given: argparse.Namespace) -> "KubernetesCluster":
     try:
-        from launch.kubernetes.cluster import KubernetesCluster
+        from ..kubernetes.cluster import KubernetesCluster
     except ModuleNotFoundError as error:
         # The client is 120 MB that training never needs, so it is no dependency of the package.
         raise ConfigError(

@@ -2,7 +2,10 @@
 
 import argparse
 
-from launch.commands.arguments import (
+from ..job import Job
+from ..local import LocalLauncher
+from ..local_workers import LocalWorkers
+from .arguments import (
     Parsers,
     add_max_failures,
     add_train_arguments,
@@ -10,9 +13,6 @@ from launch.commands.arguments import (
     say,
     train_arguments,
 )
-from launch.job import Job
-from launch.local import LocalLauncher
-from launch.local_workers import LocalWorkers
 
 
 def add(places: Parsers) -> None:

@@ -5,10 +5,11 @@ import os
 
 from indextts_job import terminal
 from indextts_job.redaction import redacted
-from launch.commands.arguments import Parsers, add_job_arguments, add_max_failures, job_of, say
-from launch.job import Job
-from launch.run_config import check_config, config_argument
-from launch.slurm import TASK_COLUMNS, SlurmCluster, SlurmOptions, last_error, render
+
+from ..job import Job
+from ..run_config import check_config, config_argument
+from ..slurm import TASK_COLUMNS, SlurmCluster, SlurmOptions, last_error, render
+from .arguments import Parsers, add_job_arguments, add_max_failures, job_of, say
 
 
 def add(places: Parsers) -> None:

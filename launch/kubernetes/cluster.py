@@ -8,13 +8,14 @@ import yaml
 
 from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError, findings_message
 from indextts_job.waiting import pause
-from launch.kubernetes.api import Document, Namespace
-from launch.kubernetes.describe import PodRow, ended_state, lost_node_lines, pod_row, state_text
-from launch.kubernetes.differences import as_submitted, comparable, differences
-from launch.kubernetes.inputs import CAME_BETWEEN, JobInputs
-from launch.kubernetes.jobs import Jobs, grace_s
-from launch.kubernetes.logs import print_logs
-from launch.kubernetes.replacement import replacement_text
+
+from .api import Document, Namespace
+from .describe import PodRow, ended_state, lost_node_lines, pod_row, state_text
+from .differences import as_submitted, comparable, differences
+from .inputs import CAME_BETWEEN, JobInputs
+from .jobs import Jobs, grace_s
+from .logs import print_logs
+from .replacement import replacement_text
 
 EVENTS_SHOWN = 5
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from launch.job import describe, error_line
-from launch.kubernetes.manifest import CONTAINER
+from ..job import describe, error_line
+from .manifest import CONTAINER
 
 Object = Mapping[str, Any]
 PRESENT = ("active", "ready", "terminating")

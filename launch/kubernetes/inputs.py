@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import yaml
 
 from indextts_job.errors import UnavailableError
-from launch.kubernetes.api import Document, Namespace, Refusal
-from launch.kubernetes.differences import config_map_of, differences
-from launch.kubernetes.manifest import APPLICATION, CONFIG_KEY
+
+from .api import Document, Namespace, Refusal
+from .differences import config_map_of, differences
+from .manifest import APPLICATION, CONFIG_KEY
 
 CAME_BETWEEN = 5
 """How often another client may create or delete an object between two calls before we give up."""

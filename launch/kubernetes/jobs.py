@@ -3,9 +3,10 @@
 import time
 
 from indextts_job.errors import ConfigError, UnavailableError
-from launch.kubernetes.api import BrokenError, Document, Namespace, Refusal
-from launch.kubernetes.describe import LOST_NODE_ADVICE, node_of
-from launch.kubernetes.manifest import APPLICATION
+
+from .api import BrokenError, Document, Namespace, Refusal
+from .describe import LOST_NODE_ADVICE, node_of
+from .manifest import APPLICATION
 
 WATCH_S = 60
 """A watch ends after this, and the job is read again: a change that the watch has missed is seen then."""

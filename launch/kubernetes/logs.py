@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable
 
-from launch.kubernetes.api import BrokenError, Document, Namespace, Refusal
-from launch.kubernetes.describe import ended_state, has_ended, has_started, index_of
-from launch.kubernetes.jobs import Jobs
-from launch.kubernetes.manifest import CONTAINER
+from .api import BrokenError, Document, Namespace, Refusal
+from .describe import ended_state, has_ended, has_started, index_of
+from .jobs import Jobs
+from .manifest import CONTAINER
 
 
 def print_logs(api: Namespace, name: str, write: Callable[[str], None], *, follow: bool) -> None:

@@ -13,9 +13,10 @@ from string import Template
 from typing import Any, Literal
 
 from indextts_job.errors import ConfigError
-from launch.job import Job
-from launch.kubernetes.yaml_text import NOTHING, block, literal, optional, scalar
-from launch.run_config import config_argument
+
+from ..job import Job
+from ..run_config import config_argument
+from .yaml_text import NOTHING, block, literal, optional, scalar
 
 FOLDER = Path(__file__).parent
 MANIFEST = FOLDER / "job.yaml.template"

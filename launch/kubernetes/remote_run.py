@@ -8,8 +8,9 @@ from indextts_job.config import RunConfig
 from indextts_job.data.named_sources import training_arguments
 from indextts_job.errors import ConfigError, findings_message
 from indextts_job.prepare.config import PrepareConfig
-from launch.job import Job
-from launch.run_config import config_argument, read_config, read_prepare_config
+
+from ..job import Job
+from ..run_config import config_argument, read_config, read_prepare_config
 
 LONGEST_NAME = 52
 """A label has at most 63 characters; the rest is left for the index and the random suffix of a pod's name."""

@@ -6,8 +6,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from launch.job import Job
-from launch.kubernetes.manifest import Cloud, KubernetesOptions
+from ..job import Job
+from .manifest import Cloud, KubernetesOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 
 from tests.support.pure import REPOSITORY, pure_tests
 
@@ -49,3 +50,14 @@ def test_what_make_quick_runs_does_not_wait_for_torch():
     files = [path.relative_to(REPOSITORY).with_suffix("") for path in pure_tests()]
     assert len(files) > 25
     import_all(("tests.conftest", *(".".join(file.parts) for file in files)))
+
+
+def test_the_wheel_has_every_package_and_none_that_is_called_launch() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    ours = (path.parent.relative_to(REPOSITORY).parts for path in REPOSITORY.glob("indextts_job/**/__init__.py"))
+    launch = REPOSITORY / "launch"
+    launchers = (path.parent.relative_to(launch).parts for path in launch.glob("**/__init__.py"))
+    assert set(project["packages"]) == {".".join(parts) for parts in ours} | {
+        ".".join(("indextts_launch", *parts)) for parts in launchers
+    }
+    assert project["package-dir"] == {"indextts_launch": "launch"}
