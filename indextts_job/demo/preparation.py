@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import yaml
 from rich.console import Console
 
@@ -23,6 +22,7 @@ from indextts_job.demo.tiny_encoders import make_encoders
 from indextts_job.demo.world import WORDS, World, WorldSize, make_world
 from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, ConfigError, IndexTTSJobError
 from indextts_job.model.versions import ModelVersion
+from indextts_job.prepare.audio import soundfile_library
 from indextts_job.prepare.claims import FOLDER as CLAIMS
 from indextts_job.prepare.claims import owner_of
 from indextts_job.prepare.unit_store import FOLDER as UNITS
@@ -69,6 +69,7 @@ def run_demo(folder: Path, version: ModelVersion) -> int:
     Raises:
         ConfigError: espeak-ng is not installed.
     """
+    soundfile_library()  # an extra: raises with what to install
     if shutil.which(ESPEAK) is None:
         raise ConfigError(
             f"{ESPEAK} is not installed, and it speaks in this demo. On Debian: apt-get install {ESPEAK}."
@@ -98,6 +99,7 @@ def run_demo(folder: Path, version: ModelVersion) -> int:
 
 def _speak(folder: Path) -> None:
     """Write the clips, and their manifest."""
+    soundfile = soundfile_library()
     (folder / "audio").mkdir(parents=True)
     random = np.random.default_rng(7)
     lines = []

@@ -94,7 +94,7 @@ def clip_of(content: bytes, min_seconds: float, max_seconds: float) -> Clip:
 
 def _decoded(content: bytes) -> tuple[npt.NDArray[np.float32], int]:
     """Samples [frames, channels] and their rate."""
-    library = _soundfile()
+    library = soundfile_library()
     try:
         with library.SoundFile(io.BytesIO(content)) as file:
             rate, frames = int(file.samplerate), int(file.frames)
@@ -111,7 +111,12 @@ def _decoded(content: bytes) -> tuple[npt.NDArray[np.float32], int]:
     return samples, rate
 
 
-def _soundfile() -> Any:  # noqa: ANN401  # the library has no types
+def soundfile_library() -> Any:  # noqa: ANN401  # the library has no types
+    """The library soundfile.
+
+    Raises:
+        ConfigError: It is not installed, or libsndfile is missing.
+    """
     try:
         import soundfile  # noqa: PLC0415  # an extra
     except (ImportError, OSError) as error:  # OSError: the package without libsndfile

@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from indextts_job import terminal
-from indextts_job.errors import ConfigError
+from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, ConfigError
 from indextts_job.redaction import redacted
 
-from ..job import Job
 from ..kubernetes.manifest import KubernetesOptions, render
 from ..kubernetes.remote_run import name_of_run, remote_config
 from ..kubernetes.spot import spot
@@ -29,11 +28,12 @@ def add(places: Parsers) -> None:
     for name, act, what in (
         ("status", _status, "a job, its pods, what they wait for and how they ended"),
         ("logs", _logs, "print the logs; with --follow until the job ends, with the logs of later pods too"),
+        ("wait", _wait, "return when a job has ended: 0 complete, 70 failed"),
         ("restart", _restart, "replace a job by a new one that starts at once; the trainer commits a checkpoint first"),
         ("cancel", _cancel, "end a job for good; the trainer commits a checkpoint first"),
     ):
         action = actions.add_parser(name, help=what, description=what.capitalize() + ".")
-        action.add_argument("job", nargs="?", default=Job().name, help=f"its name (default: {Job().name})")
+        action.add_argument("job", nargs="?", default="", help="its name (default: the only one of the namespace)")
         _add_place(action)
         action.set_defaults(act=act)
         if name == "logs":
@@ -64,6 +64,16 @@ def _add_submit(actions: Parsers) -> None:
     )
     for name, text in pairs:
         submit.add_argument(name, action="append", default=[], metavar="KEY=VALUE", help=text)
+    for name, text in (
+        ("--queue", "queue of Kueue that admits the Job"),
+        ("--priority-class", "PriorityClass of the pods"),
+        ("--runtime-class", "RuntimeClass of the pods, for example nvidia"),
+        ("--pull-secret", "an existing Secret with the credentials of the image's registry"),
+    ):
+        submit.add_argument(name, default="", metavar="NAME", help=text)
+    submit.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="variable of the container; not for secrets"
+    )
     submit.add_argument("--endpoint-url", default="", help="endpoint of an S3-compatible store")
     submit.add_argument("--secret", default="", help="an existing Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
     name = "name of the Job (default: from the run's URL)"
@@ -108,6 +118,11 @@ def _options_of(given: argparse.Namespace) -> KubernetesOptions:
         identity=_pairs("--identity", given.identity),
         node_selector=_pairs("--node-selector", given.node_selector),
         endpoint_url=given.endpoint_url,
+        queue=given.queue,
+        priority_class=given.priority_class,
+        runtime_class=given.runtime_class,
+        pull_secret=given.pull_secret,
+        environment=_pairs("--env", given.env),
         secret=given.secret,
     )
 
@@ -134,9 +149,11 @@ def _cluster(given: argparse.Namespace) -> "KubernetesCluster":
 
 
 def _status(given: argparse.Namespace) -> int:
-    found = _cluster(given).status(given.job)
+    cluster = _cluster(given)
+    job = given.job or cluster.only_job()
+    found = cluster.status(job)
     out = terminal.console()
-    out.print(terminal.one_line(f"job {given.job}: {found.state}"), soft_wrap=True)
+    out.print(terminal.one_line(f"job {job}: {found.state}"), soft_wrap=True)
     short = terminal.short_time
     rows = [(pod.name, pod.phase, short(pod.started), short(pod.ended)) for pod in found.pods]
     below = [(f"node {pod.node}" if pod.node else "", pod.why, redacted(pod.last_error)) for pod in found.pods]
@@ -147,15 +164,32 @@ def _status(given: argparse.Namespace) -> int:
 
 
 def _logs(given: argparse.Namespace) -> int:
-    _cluster(given).logs(given.job, lambda line: print(terminal.lines(line), flush=True), follow=given.follow)  # noqa: T201
-    return 0
+    cluster = _cluster(given)
+    job = given.job or cluster.only_job()
+    ended = cluster.logs(job, lambda line: print(terminal.lines(line), flush=True), follow=given.follow)  # noqa: T201
+    return _code_of(ended)
+
+
+def _wait(given: argparse.Namespace) -> int:
+    cluster = _cluster(given)
+    job = given.job or cluster.only_job()
+    ended = cluster.wait(job)
+    say(f"job {job}: {ended}")
+    return _code_of(ended)
+
+
+def _code_of(ended: str) -> int:
+    """Exit code for the end of a job: that of its trainer is known to its pods only."""
+    return EXIT_OK if ended in ("", "complete") else EXIT_SOFTWARE
 
 
 def _restart(given: argparse.Namespace) -> int:
-    _cluster(given).restart(given.job)
-    return 0
+    cluster = _cluster(given)
+    cluster.restart(given.job or cluster.only_job())
+    return EXIT_OK
 
 
 def _cancel(given: argparse.Namespace) -> int:
-    _cluster(given).cancel(given.job)
-    return 0
+    cluster = _cluster(given)
+    cluster.cancel(given.job or cluster.only_job())
+    return EXIT_OK

@@ -10,8 +10,8 @@ from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableErro
 from indextts_job.waiting import pause
 
 from .api import Document, Namespace
-from .describe import PodRow, ended_state, lost_node_lines, pod_row, state_text
-from .differences import as_submitted, comparable, differences
+from .describe import PodRow, ended_state, lost_node_lines, pod_row, state_text, suspension
+from .differences import SUBMITTED, as_submitted, comparable, differences, submitted_hash
 from .inputs import CAME_BETWEEN, JobInputs
 from .jobs import Jobs, grace_s
 from .logs import print_logs
@@ -60,6 +60,7 @@ class KubernetesCluster:
         documents = {document["kind"]: document for document in yaml.safe_load_all(manifest)}
         job, config = documents["Job"], documents["ConfigMap"]
         name = job["metadata"]["name"]
+        job["metadata"].setdefault("annotations", {})[SUBMITTED] = submitted_hash(job)
         # Between reading and creating, another client may create or delete the job: then look at it again.
         for _ in range(CAME_BETWEEN):
             wanted = self._try(job)
@@ -103,15 +104,15 @@ class KubernetesCluster:
             ConfigError: It differs and is still running.
         """
         name = live["metadata"]["name"]
-        fields = differences(comparable(live), comparable(wanted))
-        changes = [*fields, *self._inputs.config_changes(live, config)]
+        changes = [*_changes(live, wanted), *self._inputs.config_changes(live, config)]
         ended = ended_state(live)
         if changes and not ended:
             headline = f"job {name} in namespace {self._api.name} is running already, with other settings"
             advice = f"End it first: indextts-launch kubernetes cancel {name}. Or submit under another --name."
             raise ConfigError(findings_message(headline, changes, advice))
         if not ended:
-            self._say(f"job {name} exists already and is the same as this one: nothing to do")
+            waits = f"; it is {waiting}" if (waiting := suspension(live)) else ""
+            self._say(f"job {name} exists already and is the same as this one: nothing to do{waits}")
         elif ended == "complete" and not changes:
             self._say(f"job {name} is complete: nothing to do")
         else:
@@ -145,9 +146,37 @@ class KubernetesCluster:
             return []
         return sorted(events["items"], key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
 
-    def logs(self, name: str, write: Callable[[str], None], *, follow: bool) -> None:
-        """Print the logs of a job's pods; with `follow` until the job ends, including the pods that come later."""
-        print_logs(self._api, name, write, follow=follow)
+    def logs(self, name: str, write: Callable[[str], None], *, follow: bool) -> str:
+        """Print the logs of a job's pods; with `follow` until the job ends, including the pods that come later.
+
+        Returns:
+            How the job has ended; empty when it goes on.
+        """
+        return print_logs(self._api, name, write, follow=follow)
+
+    def wait(self, name: str) -> str:
+        """Return when a job has ended: `complete`, or `failed, …`.
+
+        Raises:
+            ConfigError: There is no such job, or it was deleted meanwhile.
+        """
+        job = self._jobs.demand(name)
+        while not (ended := ended_state(job)):
+            self._jobs.await_change(job)
+            job = self._jobs.demand(name)
+        return ended
+
+    def only_job(self) -> str:
+        """Name of the only job of this program in the namespace.
+
+        Raises:
+            ConfigError: There are several, or none; names them.
+        """
+        names = self._jobs.names()
+        if len(names) == 1:
+            return names[0]
+        found = f"there are {', '.join(names)}" if names else "there is none"
+        raise ConfigError(f"which job? In namespace {self._api.name} {found}. Give its name.")
 
     def restart(self, name: str) -> None:
         """Replace a job by a new one with the same specification, which starts at once and on any node.
@@ -186,6 +215,17 @@ class KubernetesCluster:
         # Only now: without its account the trainer could not write its last checkpoint to the bucket.
         self._inputs.remove(job)
         self._say(f"job {name} is gone; submitting the same run again goes on from its last checkpoint")
+
+
+def _changes(live: Document, wanted: Document) -> list[str]:
+    """What of a job differs from the wanted one."""
+    before, now = (((job["metadata"].get("annotations") or {}).get(SUBMITTED)) for job in (live, wanted))
+    # By what was submitted, not by what is there: a queue adds node selectors, a policy adds labels. A job that kubectl
+    # has applied has no such annotation.
+    if before and before == now:
+        return []
+    fields = list(differences(comparable(live), comparable(wanted)))
+    return fields or ([f"labels: {live['metadata'].get('labels')} run"] if before else [])
 
 
 def _about(event: Document) -> str:

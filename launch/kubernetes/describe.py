@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from ..job import describe, error_line
-from .manifest import CONTAINER
+from .manifest import CONTAINER, QUEUE_LABEL
 
 Object = Mapping[str, Any]
 PRESENT = ("active", "ready", "terminating")
@@ -39,9 +39,19 @@ def state_text(job: Object) -> str:
         return "being deleted"
     if ended := ended_state(job):
         return ended
-    if job["spec"].get("suspend"):
-        return "suspended"
+    if waiting := suspension(job):
+        return waiting
     return _pod_counts(job.get("status") or {})
+
+
+def suspension(job: Object) -> str:
+    """Why a Job starts no pod; empty if it may."""
+    if not job["spec"].get("suspend"):
+        return ""
+    queue = (job["metadata"].get("labels") or {}).get(QUEUE_LABEL)
+    if queue:
+        return f"suspended: it waits in the queue {queue}, or made room for others; `kubectl get workloads` tells more"
+    return 'suspended: `kubectl patch job NAME -p \'{"spec":{"suspend":false}}\'` lets it go on'
 
 
 def _pod_counts(status: Object) -> str:

@@ -1,8 +1,11 @@
 """Differences between a wanted Job and the one in the cluster. Pure: from objects as the API returns them."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from .manifest import QUEUE_LABEL
 
 GENERATED_LABELS = tuple(
     f"{prefix}{name}" for prefix in ("", "batch.kubernetes.io/") for name in ("job-name", "controller-uid")
@@ -11,6 +14,8 @@ GENERATED_LABELS = tuple(
 SERVER_FIELDS = ("selector", "suspend", "manualSelector")
 """Fields of a Job's specification that the server sets, and `suspend`, which queues such as Kueue set."""
 SHOWN_CHARACTERS = 120
+SUBMITTED = "indextts-job/submitted"
+"""Annotation of a Job: the hash of what was submitted. Kueue and other controllers write into a Job later."""
 
 
 def differences(live: object, wanted: object, where: str = "") -> Iterator[str]:
@@ -72,12 +77,22 @@ def comparable(job: Mapping[str, Any]) -> dict[str, Any]:
     return {**spec, "template": {**spec["template"], "spec": {**pod, "volumes": volumes}}}
 
 
+def submitted_hash(job: Mapping[str, Any]) -> str:
+    """What tells a Job that was submitted from every other one, before server, policies and queues have changed it."""
+    text = json.dumps([job["metadata"].get("labels") or {}, comparable(job)], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
 def as_submitted(document: Mapping[str, Any]) -> dict[str, Any]:
     """An object of the cluster in a form that can be submitted again: without its identity and its status."""
     kept = ("name", "labels", "annotations")
     metadata = {key: value for key, value in document["metadata"].items() if key in kept}
     whole = {key: value for key, value in document.items() if key != "status"}
-    return {**whole, "metadata": metadata, **({"spec": submitted(document)} if "spec" in document else {})}
+    if "spec" not in document:
+        return {**whole, "metadata": metadata}
+    # A queue admits it anew: one that is not suspended from the start would run before.
+    queued = {"suspend": True} if QUEUE_LABEL in (metadata.get("labels") or {}) else {}
+    return {**whole, "metadata": metadata, "spec": {**submitted(document), **queued}}
 
 
 def config_map_of(job: Mapping[str, Any]) -> str:

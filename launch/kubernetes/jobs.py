@@ -32,11 +32,15 @@ class Jobs:
         """
         job = self.find(name)
         if job is None:
-            selector = ",".join(f"{key}={value}" for key, value in APPLICATION.items())
-            jobs = self._api.call(self._api.batch.list_namespaced_job, "list jobs", label_selector=selector)["items"]
-            others = ", ".join(other["metadata"]["name"] for other in jobs) or "none"
+            others = ", ".join(self.names()) or "none"
             raise ConfigError(f"no job {name} in namespace {self._api.name}; jobs of this program there: {others}.")
         return job
+
+    def names(self) -> list[str]:
+        """Names of all jobs of this program."""
+        selector = ",".join(f"{key}={value}" for key, value in APPLICATION.items())
+        jobs = self._api.call(self._api.batch.list_namespaced_job, "list jobs", label_selector=selector)["items"]
+        return sorted(job["metadata"]["name"] for job in jobs)
 
     def pods(self, job: Document) -> list[Document]:
         """The pods of a job, oldest first."""

@@ -8,8 +8,11 @@ from .jobs import Jobs
 from .manifest import CONTAINER
 
 
-def print_logs(api: Namespace, name: str, write: Callable[[str], None], *, follow: bool) -> None:
+def print_logs(api: Namespace, name: str, write: Callable[[str], None], *, follow: bool) -> str:
     """Print the logs of a job's pods, the oldest pod first.
+
+    Returns:
+        How the job has ended; empty when it goes on.
 
     Args:
         api: The namespace of the job.
@@ -25,13 +28,14 @@ def print_logs(api: Namespace, name: str, write: Callable[[str], None], *, follo
         if not printer.print_new(jobs.pods(job)):
             api.wait(1.0)  # the connection broke off; the log is requested again and printed from there
         elif not follow:
-            return
+            return ""
         elif ended := ended_state(job):
             write(f"── job {name}: {ended}")
-            return
+            return ended
         else:
             jobs.await_change(job)
         job = jobs.find(name)
+    return ""
 
 
 class _LogPrinter:

@@ -26,6 +26,7 @@ CONFIG_KEY = "run.yaml"
 CONFIG_PATH = f"/etc/indextts-job/{CONFIG_KEY}"
 """Path of the run's configuration in the container."""
 CONTAINER = "trainer"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 APPLICATION = {"app.kubernetes.io/name": "indextts-job"}
 """Label of every object that this program creates: others are never removed."""
 MEETING_PORT = 29400
@@ -63,6 +64,14 @@ class KubernetesOptions:
     pod_labels: Mapping[str, str] = field(default_factory=dict)
     endpoint_url: str = ""
     """Endpoint of an S3-compatible store."""
+    queue: str = ""
+    """A queue of Kueue, which admits the Job when there is room; empty = it starts at once."""
+    priority_class: str = ""
+    runtime_class: str = ""
+    pull_secret: str = ""
+    """An existing Secret with the credentials of the image's registry."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Further variables of the container."""
     secret: str = ""
     """An existing Secret whose keys become environment variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY."""
 
@@ -79,6 +88,10 @@ def render(job: Job, options: KubernetesOptions) -> str:
         name=scalar(job.name),
         config_name=scalar(config_name(job.name, options.config)),
         labels=block({"labels": labels}, 2),
+        job_labels=block({"labels": {**labels, **({QUEUE_LABEL: options.queue} if options.queue else {})}}, 2),
+        # Kueue resumes it; one that is not suspended from the start would run before it is admitted.
+        suspend="  suspend: true" if options.queue else NOTHING,
+        pod_fields=_pod_fields(options),
         annotations=optional("annotations", dict(options.identity), 2),
         config=literal(CONFIG_KEY, options.config, 2),
         # When one node is lost for good, the pods of all others fail too, and each of them counts.
@@ -103,9 +116,22 @@ def render(job: Job, options: KubernetesOptions) -> str:
     return _without_empty_parts(text, with_account=not options.service_account)
 
 
+def _pod_fields(options: KubernetesOptions) -> str:
+    """Fields of the pod that most clusters do not need."""
+    pull = [{"name": options.pull_secret}] if options.pull_secret else []
+    fields = {
+        "priorityClassName": options.priority_class,
+        "runtimeClassName": options.runtime_class,
+        "imagePullSecrets": pull,
+    }
+    given = {key: value for key, value in fields.items() if value}
+    return block(given, 6) if given else NOTHING
+
+
 def _check(job: Job, options: KubernetesOptions) -> None:
     _check_name(job)
-    for option, value in (("service-account", options.service_account), ("secret", options.secret)):
+    names = ("service_account", "secret", "pull_secret", "priority_class", "runtime_class", "queue")
+    for option, value in ((name.replace("_", "-"), getattr(options, name)) for name in names):
         if value and not _SUBDOMAIN.fullmatch(value):
             raise ConfigError(f"--{option} {value!r}: expected the name of a Kubernetes object, as kubectl shows it.")
     if not job.image.isprintable() or " " in job.image:
@@ -214,6 +240,9 @@ def _environment(job: Job, options: KubernetesOptions) -> str:
         meeting = f"{job.name}-0.{job.name}:{MEETING_PORT}"
         pairs = {"INDEXTTS_NODES": str(job.nodes), "INDEXTTS_MEETING": meeting}
         lines.append(block([{"name": name, "value": value} for name, value in pairs.items()], 12))
+    if options.environment:
+        given = [{"name": name, "value": _escaped(value)} for name, value in options.environment.items()]
+        lines.append(block(given, 12))
     if options.endpoint_url:
         lines.append(block([{"name": "AWS_ENDPOINT_URL", "value": _escaped(options.endpoint_url)}], 12))
     if options.secret:

@@ -543,7 +543,8 @@ def test_logs_follow_a_job_through_its_pods(
         for _ in range(number):
             assert arrived.acquire(timeout=20)
 
-    thread = in_background(lambda: cluster.logs(NAME, write, follow=True))
+    ends: list[str] = []
+    thread = in_background(lambda: ends.append(cluster.logs(NAME, write, follow=True)))
     first = api.cluster.start_pod(NAME)
     api.cluster.print_line(first, "step 1")
     api.cluster.print_line(first, "step 2")
@@ -559,6 +560,7 @@ def test_logs_follow_a_job_through_its_pods(
     api.cluster.end_pod(second, 0)
     thread.join(20)
     assert lines == [f"── {first}", "step 1", "step 2", f"── {second}", "step 3", "step 4", "── job am: complete"]
+    assert ends == ["complete"]
 
 
 def test_logs_without_follow_end_at_once(
@@ -588,10 +590,79 @@ def test_logs_of_a_job_that_is_deleted_end(
     cluster.submit(manifest)
     watched = threading.Event()
     api.on_request = lambda _verb, _resource: watched.set() if api.requests[-1][2].get("watch") else None
-    thread = in_background(lambda: cluster.logs(NAME, lambda _line: None, follow=True))
+    ends: list[str] = []
+    thread = in_background(lambda: ends.append(cluster.logs(NAME, lambda _line: None, follow=True)))
     assert watched.wait(20)
     api.cluster.delete("jobs", NAME, {"propagationPolicy": "Foreground"})
     thread.join(20)
+
+
+# ---- queues, names, waiting
+
+
+def test_what_kueue_writes_is_no_difference(
+    api: ApiServer, submit: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It admits a suspended Job, with the node selector of a flavour, and suspends it again for one of more weight."""
+    queued = ("--queue", "team-a", "--priority-class", "low", "--env", "HF_HOME=/models", "--pull-secret", "registry")
+    assert submit(*queued) == 0
+    job = api.cluster.job(NAME)
+    assert job["spec"]["suspend"] is True
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
+    pod = job["spec"]["template"]["spec"]
+    assert (pod["priorityClassName"], pod["imagePullSecrets"]) == ("low", [{"name": "registry"}])
+    assert {"name": "HF_HOME", "value": "/models"} in pod["containers"][0]["env"]
+    capsys.readouterr()
+    assert main(["kubernetes", "status"]) == 0
+    assert "suspended: it waits in the queue team-a" in capsys.readouterr().out
+    admitted = {"template": {"spec": {"nodeSelector": {"cloud.google.com/gke-spot": "true"}}}, "suspend": False}
+    api.cluster.patch("jobs", NAME, {"spec": admitted})
+    assert submit(*queued) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    api.cluster.patch("jobs", NAME, {"spec": {"suspend": True}})
+    assert submit(*queued) == 0
+    assert "nothing to do; it is suspended: it waits in the queue team-a" in " ".join(capsys.readouterr().out.split())
+    assert submit(*queued[2:]) == 78
+    assert submit("--queue", "team-b", *queued[2:]) == 78
+    assert main(["kubernetes", "restart", NAME]) == 0
+    assert api.cluster.job(NAME)["spec"]["suspend"] is True
+    assert submit(*queued) == 0
+
+
+def test_without_a_name_the_only_job_is_meant(
+    api: ApiServer, submit: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["kubernetes", "cancel"]) == 78
+    assert "which job? In namespace lab there is none" in capsys.readouterr().err
+    assert submit() == 0
+    assert main(["kubernetes", "status"]) == 0
+    assert submit("--name", "other") == 0
+    capsys.readouterr()
+    for verb in ("status", "cancel", "restart", "logs", "wait"):
+        assert main(["kubernetes", verb]) == 78
+        assert "there are am, other. Give its name." in capsys.readouterr().err
+    assert {name for kind, name in api.cluster.objects if kind == "jobs"} == {"am", "other"}
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (78, 70)])
+def test_waiting_for_a_job_ends_with_it(
+    api: ApiServer,
+    cluster: KubernetesCluster,
+    manifest: str,
+    in_background: Callable[[Callable[[], None]], threading.Thread],
+    code: int,
+    expected: int,
+) -> None:
+    cluster.submit(manifest)
+    watched = threading.Event()
+    api.on_request = lambda _verb, _resource: watched.set() if api.requests[-1][2].get("watch") else None
+    codes: list[int] = []
+    thread = in_background(lambda: codes.append(main(["kubernetes", "wait", NAME])))
+    assert watched.wait(20)
+    api.cluster.end_pod(api.cluster.start_pod(NAME), code)
+    thread.join(20)
+    assert codes == [expected]
+    assert main(["kubernetes", "logs", "--follow", NAME]) == expected
 
 
 # ---- cancel

@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 MOST_WAITING = 100_000
 """Points that are kept for a tracker that is away: a train line a second for a day. The oldest are lost first."""
+LOOK_S = 3600.0
 END_S = 10.0
 """How long the end of an attempt waits for a tracker. Everything is committed by then."""
 
@@ -87,7 +88,10 @@ class TrackerReader:
         waiting: list[Point] = []
         known: dict[str, int] = {}
         while True:
-            event = self._events.get()
+            try:
+                event = self._events.get(timeout=LOOK_S)
+            except queue.Empty:
+                continue  # a daemon thread, which ends with the process
             waiting = _with_points(waiting, event)
             try:
                 if tracker is None:
