@@ -1,0 +1,82 @@
+"""What speaking has to say about which checkpoint is the best: drop those that fail, then perhaps rank the rest. Pure.
+
+The rule is a function of the history and of the present settings, so another limit judges old results anew.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from indextts_job.checkpoint.history import History, Losses, SpeakingHistory, SpeakingResult
+from indextts_job.speaking.config import SpeakingConfig
+from indextts_job.speaking.limits import broken
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakingRule:
+    """Judges steps by what was spoken there. A step without a result neither fails nor is preferred."""
+
+    history: SpeakingHistory | None = None
+    config: SpeakingConfig = field(default_factory=SpeakingConfig)
+    keep: Sequence[str] = ()
+    """Languages that are kept, not learned."""
+
+    def at(self, step: int) -> SpeakingResult | None:
+        """What was spoken at a step; None where nothing was, or the check is off."""
+        if self.history is None or self.config.mode == "off":
+            return None
+        return next((one for one in self.history.results if one.step == step), None)
+
+    def failures(self, step: int) -> list[str]:
+        """The limits that a step breaks, in words."""
+        result = self.at(step)
+        return [text for speech in result.languages for text in broken(speech, self.config.limits)] if result else []
+
+    def fails(self, step: int) -> bool:
+        """Whether a step breaks a limit in any language."""
+        return bool(self.failures(step))
+
+    def agreement(self, step: int) -> float | None:
+        """Mean agreement of the languages that are learned; None where none is known."""
+        result = self.at(step)
+        told = (
+            [(one.language, one.agreement) for one in result.languages if one.agreement is not None] if result else []
+        )
+        learned = [value for language, value in told if language not in self.keep] or [value for _, value in told]
+        return math.fsum(learned) / len(learned) if learned else None
+
+    def preferred(self, step: int, other: int) -> bool | None:
+        """Whether a step is to be preferred to another for its agreement; None where the loss decides."""
+        if self.config.rank != "agreement":
+            return None
+        mine, others = self.agreement(step), self.agreement(other)
+        return None if mine is None or others is None or mine == others else mine > others
+
+    def improves(self, history: History, step: int, losses: Losses) -> bool:
+        """Whether a validation is the best so far, in a run that keeps no languages.
+
+        Args:
+            history: The history before it.
+            step: Its step.
+            losses: Its losses.
+        """
+        best = history.best
+        if best is None:
+            return True
+        fails, failed = self.fails(step), self.fails(best.step)
+        if fails != failed:
+            return failed
+        preferred = self.preferred(step, best.step)
+        return losses.total < best.losses.total if preferred is None else preferred
+
+
+def after_speaking(history: History, records: str, result: SpeakingResult) -> SpeakingHistory:
+    """What was spoken so far, with one more result.
+
+    Args:
+        history: The history before.
+        records: Fingerprint of the records.
+        result: What was spoken now.
+    """
+    before = history.speaking.results if history.speaking else ()
+    return SpeakingHistory(records=records, results=(*before, result))
