@@ -32,6 +32,7 @@ from indextts_job.report.stream import EventStream
 from indextts_job.resume.points import Repair
 from indextts_job.resume.select import Selection
 from indextts_job.resume.shared_objects import Repaired
+from indextts_job.speaking.script import Script
 from indextts_job.training.distributed import ProcessGroup
 
 
@@ -52,6 +53,8 @@ class Parts:
     saver_group: ProcessGroup
     """A second group of the same ranks, for the thread that saves."""
     guard: ExitGuard
+    script: Script | None = None
+    """What the model speaks at validations."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from indextts_job.attempt.copies import copies_of_inputs, copies_of_run
 from indextts_job.attempt.inputs import Inputs, check_stop, demand_kept, read_inputs, warnings_of
 from indextts_job.attempt.recording import Parts, Recording, other_rank, rank_zero
 from indextts_job.attempt.records import Laps
+from indextts_job.attempt.speaking import demand_same_script, recitals, script_of
 from indextts_job.attempt.start import build
 from indextts_job.background import begin
 from indextts_job.checkpoint.ahead import ObjectsAhead
@@ -112,6 +113,9 @@ def run_attempt(
         torch.cuda.set_device(world.local_rank)
     selection = decide(result(selected, partial(check_stop, stop)), inputs.present(config), emit)
     _demand_same_records(config, inputs, selection)
+    script = script_of(config, inputs)
+    if selection.point and not selection.weights_only:
+        demand_same_script(selection.point.manifest.values.history, script)
     if ahead:
         ahead.close()
     # Without a local copy of the dataset, the first samples are downloaded while the model is built.
@@ -146,6 +150,7 @@ def run_attempt(
             group=group,
             saver_group=group.new_group(),
             guard=guard or ExitGuard(stop),
+            script=script,
         )
         recording = other_rank(parts) if group.rank else rank_zero(parts, laps)
         if facts.device == "cuda":
@@ -258,6 +263,9 @@ def _train(parts: Parts, recording: Recording) -> str:
             validation_indices=inputs.validation_indices(parts.config.validation.max_samples, parts.config.guard.keep),
             model_config=inputs.model,
             emit=parts.emit,
+            speaking=recitals(
+                parts.config, inputs, parts.script, None if group.rank else parts.store.storage, parts.emit
+            ),
         )
         loop = TrainingLoop(
             settings,
@@ -282,6 +290,7 @@ def _loop_settings(parts: Parts) -> LoopSettings:
         validation=config.validation,
         validation_samples=len(parts.inputs.validation_indices(config.validation.max_samples, config.guard.keep)),
         guard=config.guard,
+        speaking=config.speaking,
         log_interval_steps=config.report.log_interval_steps,
         goals=parse_goals(config.validation.stop_unless, start.lineage.began_at),
         pace=start.pace,

@@ -5,7 +5,7 @@
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from indextts_job import errors, terminal
 from indextts_job.checkpoint.retention import BEST
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from indextts_job.checkpoint.manifest import CheckpointManifest
     from indextts_job.checkpoint.retention import CheckpointName
     from indextts_job.checkpoint.store import CheckpointStore
+    from indextts_job.speaking.rule import SpeakingRule
+
+Row = tuple[Any, ...]
+"""A row of a table about validations; the step comes first."""
 
 
 def tagged(source: str, names: "Sequence[CheckpointName]", tag: str) -> "CheckpointName":
@@ -46,11 +50,22 @@ def best_else_newest(names: "Sequence[CheckpointName]") -> "CheckpointName":
 
 def tell_choice(manifest: "CheckpointManifest") -> None:
     """Say on stderr which checkpoint it is, and whether the guard was violated there."""
-    name = manifest.name
+    name, spoken = manifest.name, _rule(manifest)
     tags = f" ({', '.join(name.tags)})" if name.tags else ""
     terminal.say(f"checkpoint of step {name.step}{tags}", sys.stderr)
     if text := _violation(manifest):
         terminal.say(f"guard: violated. {text}", sys.stderr)
+    if failures := spoken.failures(name.step):
+        terminal.say(f"speaking: breaks limits. {'; '.join(failures)}", sys.stderr)
+
+
+def _rule(manifest: "CheckpointManifest") -> "SpeakingRule":
+    """What speaking has to say of the steps of a run, by the settings that its newest attempt had."""
+    from indextts_job.config import RunConfig
+    from indextts_job.speaking.rule import SpeakingRule
+
+    config = RunConfig.from_json(manifest.values.config, "the checkpoint")
+    return SpeakingRule(manifest.values.history.speaking, config.speaking, config.guard.keep)
 
 
 def _violation(manifest: "CheckpointManifest") -> str:
@@ -71,32 +86,46 @@ def act(given: argparse.Namespace) -> int:
     store, names = locate_all(given.run, configure(given, given.run))
     best = tagged(given.run, names, BEST)
     path = f"{store.storage.url.rstrip('/')}/{MANIFESTS}/{file_name(best)}"
-    columns, rows = _table(store, names[0], best) if given.explain or given.json else ((), [])
+    newest = store.manifest(names[0])  # it knows all validations
+    columns, rows = _table(newest, best) if given.explain or given.json else ((), [])
+    spoken = _rule(newest)
     if given.json:
-        validations = [dict(zip(columns, row, strict=True)) for row in rows]
-        print(json.dumps({"best": path, "validations": validations}, indent=1))  # noqa: T201
+        document = {
+            "best": path,
+            "validations": [dict(zip(columns, row, strict=True)) for row in rows],
+            "limits_broken": {step: failures for step, *_ in rows if (failures := spoken.failures(step))},
+        }
+        print(json.dumps(document, indent=1))  # noqa: T201
         return errors.EXIT_OK
     if rows:
-        terminal.console().print(terminal.Listing(columns, rows))
+        terminal.console().print(terminal.Listing(columns, rows, [spoken.failures(step) for step, *_ in rows]))
+        for reason in spoken.passed_over(newest.values.history):
+            terminal.say(reason)
     print(path)  # noqa: T201
     return errors.EXIT_OK
 
 
-def _table(
-    store: "CheckpointStore", newest: "CheckpointName", best: "CheckpointName"
-) -> "tuple[Sequence[str], list[tuple[object, ...]]]":
-    """Headings and rows: what each validation has shown. From the newest checkpoint, which knows all of them."""
+def _table(manifest: "CheckpointManifest", best: "CheckpointName") -> "tuple[Sequence[str], list[Row]]":
+    """Headings and rows: what each validation has shown."""
+    spoken = _rule(manifest)
+    columns, rows = _losses(manifest, best)
+    if not any(spoken.at(step) for step, *_ in rows):
+        return columns, rows
+    with_speech = [(*row[:-1], *spoken.columns(row[0]), row[-1]) for row in rows]
+    return (*columns[:-1], "speaking", "agreement", columns[-1]), with_speech
+
+
+def _losses(manifest: "CheckpointManifest", best: "CheckpointName") -> "tuple[Sequence[str], list[tuple[object, ...]]]":
     from indextts_job.config import RunConfig
     from indextts_job.training.guard import explained
 
-    manifest = store.manifest(newest)
     history = manifest.values.history
     if history.guard:
         config = RunConfig.from_json(manifest.values.config, "the checkpoint").guard
         return ("step", "target mel_loss", "largest rise", "inside", "best"), explained(
             history.guard, best.step, config
         )
-    rows: list[tuple[object, ...]] = [
+    rows: list[Row] = [
         (one.step, f"{one.losses.total:.4f}", "best" if one.step == best.step else "") for one in history.validations
     ]
     return ("step", "total", "best"), rows

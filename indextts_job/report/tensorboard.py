@@ -11,7 +11,8 @@ import time
 from typing import TYPE_CHECKING
 
 from indextts_job.checkpoint.history import Losses
-from indextts_job.report.events import Event, TrainLine, Validated
+from indextts_job.report.events import Event, Spoke, TrainLine, Validated
+from indextts_job.report.speech import by_language, speech_values
 from indextts_job.storage.run_storage import RunStorage
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class TensorBoardCurves:
                 points[f"val/{loss.language}/mel_loss"] = loss.mel_loss
                 points |= {} if loss.rise is None else {f"val/{loss.language}/rise": loss.rise}
             self._points(event.step, points)
+        elif isinstance(event, Spoke):
+            self._points(event.step, _speech(event))
 
     def _begin(self) -> None:
         """Write the records that an event file begins with."""
@@ -84,3 +87,11 @@ class TensorBoardCurves:
 
 def _losses(kind: str, losses: Losses) -> dict[str, float]:
     return {f"{kind}/{name}": getattr(losses, name) for name in ("text_loss", "mel_loss", "mel_top1", "total")}
+
+
+def _speech(event: Spoke) -> dict[str, float]:
+    return {
+        f"speaking/{language}/{name}": value
+        for language, speech in by_language(event).items()
+        for name, value in speech_values(speech).items()
+    }

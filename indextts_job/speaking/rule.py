@@ -52,6 +52,29 @@ class SpeakingRule:
         mine, others = self.agreement(step), self.agreement(other)
         return None if mine is None or others is None or mine == others else mine > others
 
+    def columns(self, step: int) -> tuple[str, str]:
+        """For a table: whether a step passes, and its agreement."""
+        if self.at(step) is None:
+            return "", ""
+        agreement = self.agreement(step)
+        return "fails" if self.fails(step) else "passes", "" if agreement is None else f"{agreement:.3f}"
+
+    def passed_over(self, history: History) -> list[str]:
+        """Steps with a lower loss than the best one that speaking has dropped or put behind it, with the reason."""
+        best = history.best
+        lower = [one for one in history.validations if best and one.losses.total < best.losses.total]
+        return [
+            f"step {one.step} has a lower loss ({one.losses.total:.4f}) but {self._reason(one.step)}"
+            for one in lower
+            if self._reason(one.step)
+        ]
+
+    def _reason(self, step: int) -> str:
+        if failures := self.failures(step):
+            return f"speaks badly: {'; '.join(failures)}"
+        agreement = self.agreement(step) if self.config.rank == "agreement" else None
+        return "" if agreement is None else f"agrees less with the references: {agreement:.3f}"
+
     def improves(self, history: History, step: int, losses: Losses) -> bool:
         """Whether a validation is the best so far, in a run that keeps no languages.
 
