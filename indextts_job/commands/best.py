@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from indextts_job.checkpoint.manifest import CheckpointManifest
     from indextts_job.checkpoint.retention import CheckpointName
-    from indextts_job.checkpoint.store import CheckpointStore
     from indextts_job.speaking.rule import SpeakingRule
 
 Row = tuple[Any, ...]
@@ -115,16 +114,15 @@ def _table(manifest: "CheckpointManifest", best: "CheckpointName") -> "tuple[Seq
     return (*columns[:-1], "speaking", "agreement", columns[-1]), with_speech
 
 
-def _losses(manifest: "CheckpointManifest", best: "CheckpointName") -> "tuple[Sequence[str], list[tuple[object, ...]]]":
+def _losses(manifest: "CheckpointManifest", best: "CheckpointName") -> "tuple[Sequence[str], list[Row]]":
     from indextts_job.config import RunConfig
     from indextts_job.training.guard import explained
 
     history = manifest.values.history
     if history.guard:
         config = RunConfig.from_json(manifest.values.config, "the checkpoint").guard
-        return ("step", "target mel_loss", "largest rise", "inside", "best"), explained(
-            history.guard, best.step, config
-        )
+        explanation: list[Any] = explained(history.guard, best.step, config)
+        return ("step", "target mel_loss", "largest rise", "inside", "best"), explanation
     rows: list[Row] = [
         (one.step, f"{one.losses.total:.4f}", "best" if one.step == best.step else "") for one in history.validations
     ]
