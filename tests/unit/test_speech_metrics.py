@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from indextts_job.checkpoint.history import History, Losses, SpeakingHistory, SpeakingResult, Speech
+from indextts_job.checkpoint.history import (
+    History,
+    LanguageLoss,
+    LanguageResult,
+    Losses,
+    SpeakingHistory,
+    SpeakingResult,
+    Speech,
+)
 from indextts_job.speaking.config import SpeakingConfig, SpeakingLimits
 from indextts_job.speaking.limits import broken, lower_bound
 from indextts_job.speaking.metrics import (
@@ -25,6 +33,7 @@ from indextts_job.speaking.metrics import (
     tail_codes,
 )
 from indextts_job.speaking.rule import SpeakingRule, after_speaking
+from indextts_job.training.guard import GuardConfig, beats
 
 SCALE = Scale(codes_per_second=25, first_special=8192)
 PLAIN = tuple(range(100))
@@ -265,6 +274,46 @@ def test_which_is_the_best(
         history = history.after_validation(step, told(total), improved=better)
     assert history.best is not None
     assert history.best.step == best
+
+
+def measured(step: int, loss: float, rise: float) -> LanguageResult:
+    kept = LanguageLoss(language="en", samples=100, text_loss=1.0, mel_loss=2.0 + rise, rise=rise, rise_error=0.0)
+    learned = LanguageLoss(language="am", samples=100, text_loss=1.0, mel_loss=loss)
+    return LanguageResult(step=step, languages=(learned, kept))
+
+
+@pytest.mark.parametrize(
+    ("config", "speech", "candidate", "wins"),
+    [
+        (ON, (GOOD, GOOD), measured(2, 3.0, 0.01), True),
+        (ON, (GOOD, BAD), measured(2, 3.0, 0.01), False),
+        (ON, (BAD, GOOD), measured(2, 5.0, 0.01), True),
+        (ON, (BAD, GOOD), measured(2, 3.0, 0.09), False),
+        (ON, (GOOD, GOOD), measured(2, 3.0, 0.09), False),
+        (ON, (BAD, BAD), measured(2, 3.0, 0.02), False),
+        (ON, (BAD, BAD), measured(2, 5.0, 0.005), True),
+        (BY_AGREEMENT, (GOOD, replace(GOOD, agreement=0.4)), measured(2, 5.0, 0.01), True),
+        (BY_AGREEMENT, (replace(GOOD, agreement=0.4), GOOD), measured(2, 3.0, 0.01), False),
+    ],
+    ids=[
+        "both pass: the loss",
+        "lower loss, but it speaks badly",
+        "higher loss, but the other speaks badly",
+        "both outside, by speech and by rise: the lower rise",
+        "a rise beyond the bound",
+        "both speak badly: the lower rise stays",
+        "both speak badly: the lower rise wins",
+        "higher agreement",
+        "lower agreement",
+    ],
+)
+def test_which_is_better_beside_a_guard(
+    config: SpeakingConfig, speech: tuple[Speech, Speech], candidate: LanguageResult, *, wins: bool
+) -> None:
+    spoken = SpeakingHistory(records="x", results=(result(1, speech[0]), result(2, speech[1])))
+    rule = SpeakingRule(spoken, config, ("en",))
+    incumbent = measured(1, 4.0, 0.01)
+    assert beats(candidate, incumbent, GuardConfig(keep=("en",)), rule) is wins
 
 
 def test_agreement_is_that_of_the_languages_that_are_learned() -> None:
