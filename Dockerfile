@@ -7,24 +7,34 @@ ARG BASE_IMAGE=docker.io/nvidia/cuda:13.0.1-runtime-ubuntu24.04@sha256:c3fde347d
 
 FROM ${BASE_IMAGE} AS base
 # tini is process 1: it forwards SIGTERM even before the trainer can listen (process 1 has no default action), and reaps.
+# The archive keeps no old versions to pin; the digest above fixes the base.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3 tini ca-certificates \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log /root/.bashrc /root/.profile \
     && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 
 FROM base AS dependencies
+# Nothing of this stage but the virtual environment goes on.
+# hadolint ignore=DL3008,DL3009
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv
 # For another index or a folder of wheels: --build-arg PIP_OPTIONS="--no-index --find-links=/wheels".
 ARG PIP_OPTIONS=""
 # Besides S3: gcsfs for gs://, adlfs for abfs://.
 ARG EXTRA_PACKAGES=""
-# For V100s: --build-arg CONSTRAINTS=constraints-v100.txt, see docs/gpus.md.
+# Every file that is installed has one of the hashes of LOCK. For V100s, other extras or another index, whose files are
+# others: --build-arg LOCK= installs the versions of CONSTRAINTS instead (constraints-v100.txt, see docs/gpus.md).
+ARG LOCK=image/requirements.lock
 ARG CONSTRAINTS=constraints.txt
-COPY constraints*.txt pyproject.toml /build/
+COPY constraints*.txt pyproject.toml image/requirements.lock /build/
 RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/python -c "import tomllib; print(*tomllib.load(open('/build/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > /build/requirements.txt \
-    && /opt/venv/bin/pip install --no-cache-dir ${PIP_OPTIONS} -c "/build/${CONSTRAINTS}" torch \
-    && /opt/venv/bin/pip install --no-cache-dir ${PIP_OPTIONS} -c "/build/${CONSTRAINTS}" -r /build/requirements.txt ${EXTRA_PACKAGES} \
+    && if [ -n "${LOCK}" ] && [ -z "${EXTRA_PACKAGES}" ]; then \
+         /opt/venv/bin/pip install --no-cache-dir ${PIP_OPTIONS} --require-hashes -r "/build/${LOCK##*/}"; \
+       else \
+         /opt/venv/bin/pip install --no-cache-dir ${PIP_OPTIONS} -c "/build/${CONSTRAINTS}" torch \
+         && /opt/venv/bin/pip install --no-cache-dir ${PIP_OPTIONS} -c "/build/${CONSTRAINTS}" -r /build/requirements.txt ${EXTRA_PACKAGES}; \
+       fi \
     && /opt/venv/bin/pip uninstall --quiet --yes pip
 
 FROM dependencies AS package
@@ -43,6 +53,7 @@ FROM base
 # A C compiler for compiled blocks (docs/gpus.md): --build-arg COMPILER="gcc libc6-dev python3-dev". Without one they run
 # uncompiled, and the image has no compiler that an intruder could use.
 ARG COMPILER=""
+# hadolint ignore=DL3008
 RUN [ -z "${COMPILER}" ] || { apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ${COMPILER} \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log; }

@@ -5,6 +5,7 @@
 # make stand-in-env  a CUDA build of torch (5 GB) for the tests of the CUDA path, which need no GPU; CUDA_VENV says where
 # make long    every damaged file of a run in every way, every card of the stand-in, heads of full width, 1,200 interruptions
 # make check   format, lint, types, imports between packages, spelling, complexity
+# make lock    the hashes of what the image installs, after constraints.txt has changed
 # make image   the container image; make image-report what is in it, by size
 # make fuzz    input from outside, for about an hour: other examples than in the tests, each time
 # make mutants do the tests notice what is wrong? Half an hour; goes on where it was stopped
@@ -21,7 +22,7 @@ IMAGE ?= indextts-job
 ENGINE ?= $(shell command -v docker || command -v podman)
 export PYTHONUTF8 := 1
 
-.PHONY: demo demo-s3 test quick stand-in-env fuzz mutants long check lint format bench goldens constraints image image-report clean
+.PHONY: demo demo-s3 test quick stand-in-env fuzz mutants long check lint format bench goldens constraints lock image image-report clean
 
 demo: $(VENV)/ready-run
 	$(BIN)/indextts-job demo
@@ -59,6 +60,8 @@ check: $(VENV)/ready-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck .ci/run image/report.sh slurm/train.sbatch
 	$(BIN)/python -m tests.support.complexity
 
 lint: check
@@ -89,6 +92,12 @@ goldens: $(VENV)/ready-dev
 
 constraints: $(VENV)/ready-dev
 	@$(BIN)/pip freeze --exclude-editable
+
+# What the image installs, with the hashes of all its files, for the Python of its base.
+lock: $(VENV)/ready-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile pyproject.toml -c constraints.txt --generate-hashes --python-version 3.12 \
+	  --python-platform x86_64-manylinux_2_28 --no-header --no-annotate --quiet -o image/requirements.lock
 
 # The versions are pinned, so a plain CPU machine and a GPU machine run the same torch release.
 $(VENV)/ready-run: pyproject.toml constraints.txt

@@ -11,6 +11,7 @@ with the bits of an undisturbed run of that number.
 import argparse
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 
 from indextts_job.demo.world import make_world
-from indextts_job.errors import EXIT_OK, EXIT_STOPPED
+from indextts_job.errors import EXIT_OK, EXIT_STOPPED, EXIT_UNAVAILABLE
 from tests.distributed.ranks import KEYS, ended, pid_of_rank, same_samples, started, weights
 from tests.support.attempts import attempt
 from tests.support.mixed import KINDS, mixture_keys
@@ -30,11 +31,11 @@ from tests.support.runs import TINY, config_for, newest, state_of
 LONGEST_LIFE_S = 6.0
 """From the start of the processes; they begin to train after about 3, several on a busy machine after 6."""
 ENDED_BY = tuple(code for number in (signal.SIGKILL, signal.SIGTERM) for code in (128 + number, -number))
-"""Of a rank that a signal reaches where nothing listens: SIGTERM before or after the training."""
+"""Of a rank that a signal reaches where nothing listens: SIGTERM before or after the training. The others end with
+`EXIT_UNAVAILABLE`, having lost it, and one of them may be seen first."""
 
 
-def main() -> int:
-    """Print what was done and what differed; 0 when nothing did."""
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--interruptions", type=int, default=20)
     parser.add_argument("--most", type=int, default=4, help="processes")
@@ -43,7 +44,12 @@ def main() -> int:
     parser.add_argument("--data", choices=KINDS, default="one", help="one source, or a mixture of three")
     parser.add_argument("--adapter", type=int, default=0, metavar="RANK", help="train an adapter; 0 = all weights")
     parser.add_argument("--same-plan", action="store_true", help="keep the number of processes, compare bits")
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Print what was done and what differed; 0 when nothing did."""
+    given = _arguments()
     chance = random.Random(given.seed)  # noqa: S311  # chance is for coverage
     struck: Counter[str] = Counter()
     runs = different = 0
@@ -75,7 +81,7 @@ def main() -> int:
                 except (LookupError, ProcessLookupError):
                     pass  # not started yet, or complete already
                 code, output = ended(process)
-                if code not in (EXIT_OK, EXIT_STOPPED, *ENDED_BY):
+                if code not in (EXIT_OK, EXIT_STOPPED, EXIT_UNAVAILABLE, *ENDED_BY):
                     print(f"{output[-3000:]}exit code {code}")
                     return 1
             apart = float((weights(run) - weights(undisturbed)).abs().max())
@@ -84,6 +90,10 @@ def main() -> int:
             if given.same_plan:
                 agree = agree and state_of(newest(run)) == state_of(newest(folder / f"undisturbed-{kept}"))
             different += not (same_samples(run, undisturbed) and agree)
+            print(
+                f"{struck.total()} interruptions of {runs} runs: {different} differ so far", file=sys.stderr, flush=True
+            )
+            shutil.rmtree(run)
     for what, times in struck.most_common():
         print(f"{times:>6}  {what}")
     print(f"{struck.total()} interruptions of {runs} runs: {different} runs differ; weights within {largest:.1e}")

@@ -16,6 +16,7 @@ echo "== $image: layers, newest first"
   sed 's/\/bin\/sh -c //; s/#(nop) *//; s/  */ /g' | cut -c 1-150 | grep -v '^0B\|^0 B' || true
 
 echo "== Python packages, largest first"
+# shellcheck disable=SC2016  # expanded in the container
 inside 'for path in /opt/venv/lib/python3*/site-packages/*.dist-info /opt/indextts-job/*.dist-info; do
   folder=$(dirname "$path"); name=$(basename "$path" .dist-info)
   bytes=$(cut -d , -f 3 "$path/RECORD" | awk "{ sum += \$1 } END { print sum + 0 }")

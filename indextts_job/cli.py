@@ -120,6 +120,7 @@ def _dispatch(arguments: Sequence[str], stop: StopSignals, guard: "ExitGuard | N
     unknown = [argument for argument in rest if argument.startswith("-") or given.command != "train"]
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
+    given.parser = parser
     if given.command == "train":
         given.settings += rest
         given.stop = stop
@@ -130,7 +131,20 @@ def _dispatch(arguments: Sequence[str], stop: StopSignals, guard: "ExitGuard | N
 
 def build_parser() -> "Parser":
     """The argument parser with all commands."""
-    from indextts_job.commands import checkpoints, demo, doctor, export, init, shard, simulate, status, tokenizer, train
+    from indextts_job.commands import (
+        checkpoints,
+        completion,
+        demo,
+        doctor,
+        export,
+        init,
+        shard,
+        simulate,
+        status,
+        tokenizer,
+        train,
+    )
+    from indextts_job.commands.examples import EXAMPLES, add_examples
     from indextts_job.commands.parser import Parser, ShowVersion
 
     parser = Parser(
@@ -141,6 +155,8 @@ def build_parser() -> "Parser":
     )
     parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (init, train, checkpoints, status, doctor, tokenizer, simulate, shard, export, demo):
+    every = (init, train, checkpoints, status, doctor, tokenizer, simulate, shard, export, demo, completion)
+    for command in every:
         command.add(commands)
+    add_examples(parser, EXAMPLES)
     return parser

@@ -21,7 +21,7 @@ from indextts_job.hardware.plan import HardwareConfig
 from indextts_job.model.adapter_config import PROJECTIONS, AdapterConfig
 from indextts_job.preemption.deadline import PreemptionConfig
 from indextts_job.redaction import redacted
-from indextts_job.report.events import ReportConfig
+from indextts_job.report.events import TRACKERS, ReportConfig
 from indextts_job.speaking.config import SpeakingConfig
 from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.urls import demand_endpoint, demand_openable, is_local, local_path
@@ -210,6 +210,25 @@ def split_settings(
     return paths, overrides
 
 
+def recorded_config(config: RunConfig, written: Mapping[str, object]) -> dict[str, Any]:
+    """A configuration as checkpoints record it: plain values.
+
+    Args:
+        config: The configuration.
+        written: Places that a file names with environment variables, as they stand there, by dotted key.
+    """
+    document = config.to_json()
+    for key, value in written.items():
+        *sections, name = key.split(".")
+        section = document
+        for one in sections:
+            section = section[one]
+        # A number is what it was. One text stands for a list with one entry.
+        if isinstance(section[name], str | list):
+            section[name] = [value] if isinstance(section[name], list) and isinstance(value, str) else value
+    return document
+
+
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested plain values as dotted keys."""
     flat: dict[str, Any] = {}
@@ -277,11 +296,25 @@ def _check_values(config: RunConfig) -> None:
     if parse_goals(config.validation.stop_unless) and not config.data.validation_manifests:
         raise ConfigError("validation.stop_unless wants a goal reached, but data.validation_manifests is empty.")
     demand_sources(config.data)
+    _check_kept(config.guard.keep)
+    _check_trackers(config.report)
     if not config.inputs.tokenizer:
         raise ConfigError("inputs.tokenizer is not set. Give the SentencePiece model (--tokenizer).")
     _check_targets(config.adapter.targets)
     _check_speaking(config.speaking, config.data)
     _check_places(config)
+
+
+def _check_kept(languages: Sequence[str]) -> None:
+    if not all(one.strip() for one in languages) or len(set(languages)) < len(languages):
+        raise ConfigError(f"guard.keep is {shown(list(languages))}, expected languages, each once.")
+
+
+def _check_trackers(report: ReportConfig) -> None:
+    if unknown := [name for name in report.trackers if name not in TRACKERS]:
+        raise ConfigError(f"report.trackers is {shown(unknown)}, expected some of {', '.join(TRACKERS)}.")
+    if report.trackers and not report.tracker_project.strip():
+        raise ConfigError("report.tracker_project is empty. Give the project of the tracker.")
 
 
 def _check_intervals(config: CheckpointConfig) -> None:

@@ -8,7 +8,9 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from indextts_job.errors import ConfigError
+from indextts_job.strict_yaml import parse_yaml
 from indextts_job.terminal import one_line
+from indextts_job.variables import Expanded
 
 LONGEST_SHOWN = 200
 """Largest number of characters of a wrong value in a message."""
@@ -25,6 +27,9 @@ def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a
     Raises:
         ConfigError: The value has another type; the message says what was found and what was expected.
     """
+    if isinstance(value, Expanded):
+        # Of a variable only the text is known: `steps: ${STEPS}` is a number, and a path may look like one.
+        value = str(value) if hint in (str, tuple[str, ...]) else parse_yaml(value, where)
     if typing.get_origin(hint) is typing.Literal:
         choices = typing.get_args(hint)
         if isinstance(value, str) and value in choices:
@@ -101,7 +106,7 @@ def _texts(value: object) -> tuple[str, ...]:
     entries = [value] if isinstance(value, str) else value
     if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, str) for entry in entries):
         raise TypeError
-    return tuple(entries)
+    return tuple(map(str, entries))
 
 
 _SCALARS: dict[Any, tuple[Callable[[Any], object], str]] = {

@@ -7,6 +7,7 @@ from indextts_job.config import RunConfig, build_config, split_settings
 from indextts_job.errors import ConfigError
 from indextts_job.storage.urls import local_path
 from indextts_job.strict_yaml import LARGEST_BYTES, parse_yaml
+from indextts_job.variables import with_variables
 from launch.job import Job
 
 ADVICE = "Give the run's configuration: … -- RUN.yaml"
@@ -28,7 +29,8 @@ def read_config(job: Job) -> tuple[str, RunConfig]:
     """
     path, overrides = _split(job)
     text = _read_text(path)
-    return text, build_config(parse_yaml(text, path), path, [("command line", dict(overrides))])
+    document = with_variables(parse_yaml(text, path), os.environ, path)
+    return text, build_config(document, path, [("command line", dict(overrides))])
 
 
 def _split(job: Job) -> tuple[str, list[tuple[str, object]]]:

@@ -79,8 +79,7 @@ def origin_of(config: RunConfig, inputs: Inputs, selection: Selection, emit: Emi
         values = point.manifest.values
         adapter = Adapter(config.adapter, values.adapter.language_rows) if values.adapter else None
         return Origin(vocabulary=Vocabulary.recorded(values.vocabulary), point=point, adapter=adapter)
-    start = read_adapter_folder(config.adapter.start, inputs.model) if config.adapter.start else None
-    adapter = _adapter(config.adapter, inputs, start)
+    adapter, start = new_adapter(config.adapter, inputs)
     if point:
         base = _weights_as_base(point, inputs)
         rows = _trained_rows(point)
@@ -107,17 +106,24 @@ def _of_old_trainer(
     return Origin(vocabulary=_on(base, inputs), base=base, imported=imported, source=source)
 
 
-def _adapter(config: AdapterConfig, inputs: Inputs, start: AdapterFolder | None) -> Adapter | None:
-    """The adapter of a new run, with the rows of languages that the release was not trained on."""
+def new_adapter(config: AdapterConfig, inputs: Inputs) -> tuple[Adapter | None, AdapterFolder | None]:
+    """The adapter of a new run, with the rows of languages that the release was not trained on; and what it starts as.
+
+    Raises:
+        ConfigError: There is no adapter to start from, or this run does not adapt what that one does.
+        DataError: It is damaged.
+    """
     if not config.rank:
-        if start:
+        if config.start:
             raise ConfigError("adapter.start without an adapter: give adapter.rank too.")
-        return None
+        return None, None
+    start = read_adapter_folder(config.start, inputs.model) if config.start else None
     rows = {row_of(slot) for slot in inputs.slots if slot not in TRAINED}
     adapter = Adapter(config, tuple(sorted(rows | set(start.language_rows if start else ()))))
     if start:
         _demand_adapted(start, adapter, inputs.model)
-    return adapter
+        fitted(start, config)  # raises where its rank or scale does not fit
+    return adapter, start
 
 
 def _demand_adapted(start: AdapterFolder, adapter: Adapter, model: GPTConfig) -> None:
@@ -125,7 +131,7 @@ def _demand_adapted(start: AdapterFolder, adapter: Adapter, model: GPTConfig) ->
     first = model.layers - adapter.config.last_blocks if adapter.config.last_blocks else 0
     others = [
         name
-        for name in start.factors
+        for name in sorted(start.factors)
         if int(name.split(".")[2]) < first or name.split(".", 3)[3].rpartition(".")[0] not in adapter.config.targets
     ]
     if others:
@@ -146,6 +152,8 @@ def trained_languages(origin: Origin, inputs: Inputs) -> tuple[str, ...]:
     before = origin.point.manifest.values.trained_languages if origin.point else ()
     if origin.base:
         before = origin.base.languages
+    if origin.start:
+        before = (*before, *origin.start.languages())
     return tuple(sorted({*before, *inputs.slots}))
 
 

@@ -1,6 +1,6 @@
 """Reads and checks the files that the configuration names, and describes them in a line."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from indextts_job.attempt.mixture_report import mixture_lines
 from indextts_job.checkpoint.values import OrderRecord, SourceRecord, WeightsRecord
 from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Dataset, Limits
+from indextts_job.data.manifest import parse_source
 from indextts_job.data.mixture import Mixture
 from indextts_job.data.named_sources import NamedSources, named_sources
 from indextts_job.data.order import SampleOrder
@@ -68,10 +69,16 @@ class Inputs:
         sets = (self.train_set, self.validation_set) if self.validation_set else (self.train_set,)
         return max(_longest(dataset, self.model) for dataset in sets)
 
-    def present(self, config: RunConfig) -> Present:
-        """The values that a checkpoint is compared with before this attempt resumes from it."""
+    def present(self, config: RunConfig, document: Mapping[str, Any]) -> Present:
+        """The values that a checkpoint is compared with before this attempt resumes from it.
+
+        Args:
+            config: The configuration.
+            document: The same as it is recorded.
+        """
         return Present(
             config=config,
+            document=document,
             model_section=self.model_document["gpt"],
             tokenizer=self.tokenizer,
             order=self.order,
@@ -113,14 +120,10 @@ class Inputs:
         count = len(self.validation_set)
         return range(min(count, max_samples or count))
 
-    def validation_targets(self, indices: Sequence[int]) -> dict[str, list[int]]:
-        """Counted codes of samples of the validation set, by language: the codes and their stop."""
-        found: dict[str, list[int]] = {}
-        for index in indices:
-            assert self.validation_set is not None  # noqa: S101  # the indices are of its samples
-            of_language = found.setdefault(self.validation_set.language_of(index), [])
-            of_language.append(int(self.validation_set.code_lengths[index]) + 1)
-        return found
+    def validation_records(self, config: RunConfig) -> dict[str, str]:
+        """By language, what identifies the records of a validation: SHA-256 over their ids and content, in order."""
+        indices = self.validation_indices(config.validation.max_samples, config.guard.keep)
+        return self.validation_set.fingerprints_by_language(indices) if self.validation_set else {}
 
     @property
     def usual(self) -> tuple[int, int]:
@@ -154,15 +157,32 @@ def _mean(numbers: npt.NDArray[np.int32]) -> float:
 
 def warnings_of(config: RunConfig, inputs: Inputs) -> list[str]:
     """Warnings about settings, which need the number of steps and so the dataset."""
-    return list(
-        foreseen(
-            inputs.total_steps,
-            config.schedule,
-            config.validation,
-            config.checkpoint,
-            validates=inputs.validation_set is not None,
-        )
+    soon = foreseen(
+        inputs.total_steps,
+        config.schedule,
+        config.validation,
+        config.checkpoint,
+        validates=inputs.validation_set is not None,
     )
+    weighted = [
+        f"data.validation_manifests: the weight of {redacted(argument)} means nothing: all its records are validated"
+        for argument in config.data.validation_manifests
+        if parse_source(argument, files.exists).weight is not None
+    ]
+    return [*soon, *weighted, *_hardly_guarded(config, inputs)]
+
+
+def _hardly_guarded(config: RunConfig, inputs: Inputs) -> Iterator[str]:
+    """Languages to keep that have too few records to be judged by."""
+    counts = inputs.validation_set.languages if inputs.validation_set else {}
+    most, least = config.validation.max_samples, config.guard.minimum_samples
+    for language in config.guard.keep:
+        count = min(counts.get(language, 0), most or least)
+        if count < least:
+            yield (
+                f"guard.keep: {language} is validated on {count} records, fewer than guard.minimum_samples ({least}): "
+                "its rise is reported and never acted on, and no checkpoint is tagged `good`. Give more records"
+            )
 
 
 def demand_kept(config: RunConfig, inputs: Inputs) -> None:

@@ -28,6 +28,9 @@ def mixture_lines(
         if change.step < total_steps:
             given = ", ".join(f"{name} {weight / 1e6:g}" for name, weight in zip(names, change.weights, strict=True))
             yield f"mixture: other weights from step {change.step} on: {given}", False
+    for number, name in enumerate(names):
+        if not any(change.weights[number] for change in mixture.changes):
+            yield f"{name} has the weight 0 from the first step to the last: it is not used", True
     for name, size, count in list(zip(names, mixture.sizes, turns, strict=True))[1:]:
         if count > MOST_EPOCHS * size:
             yield (

@@ -1,8 +1,9 @@
 """Connects an attempt to its run: rank 0 takes the attempt's number, writes events and commits checkpoints (I5)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from indextts_job.attempt.inputs import Inputs
 from indextts_job.attempt.records import (
@@ -41,6 +42,8 @@ class Parts:
     """An attempt that is ready to train."""
 
     config: RunConfig
+    document: Mapping[str, Any]
+    """The configuration as checkpoints record it, with secrets."""
     inputs: Inputs
     facts: HardwareFacts
     start: Start
@@ -99,7 +102,8 @@ def rank_zero(parts: Parts, laps: Laps) -> Recording:
     emit(Notice(step=step, topic="start-up", message=str(laps)))
     # Here, because their files are named after the attempt's number.
     emit.start(run_readers(config, store.storage, fence.attempt, inputs.train_set, step))
-    values = constant_values(config, inputs, start, environment(parts.facts, start.plan, parts.group.world_size))
+    machine = environment(parts.facts, start.plan, parts.group.world_size)
+    values = constant_values(parts.document, inputs, start, machine)
     emit(
         AttemptStarted(
             step=step,

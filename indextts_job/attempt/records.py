@@ -5,9 +5,11 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,17 +26,20 @@ from indextts_job.checkpoint.values import (
     TokenizerRecord,
     VocabularyRecord,
 )
-from indextts_job.config import RunConfig
+from indextts_job.config import RunConfig, flatten
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.order import SampleOrder
 from indextts_job.hardware.plan import HardwareFacts, Plan
 from indextts_job.preemption.deadline import Pace
 from indextts_job.redaction import redacted, redacted_values
+from indextts_job.report.attempts import attempts
 from indextts_job.report.events import Emit
 from indextts_job.report.journal import Journal, SampleLog
 from indextts_job.report.liveness import pid_namespace
 from indextts_job.report.progress import progress_readers
 from indextts_job.report.tensorboard import TensorBoardCurves
+from indextts_job.report.trackers import tracked_run, tracker_readers
+from indextts_job.report.trackers.tracker import Tracked
 from indextts_job.scheduler import read_scheduler
 from indextts_job.storage.run_storage import RunStorage
 from indextts_job.training.engine import Engine
@@ -97,19 +102,27 @@ def attempt_record(  # noqa: PLR0913  # all by name
 
 def run_readers(config: RunConfig, storage: RunStorage, attempt: int, train_set: Dataset, step: int) -> list[Emit]:
     """The readers that store events: journal, curves, and those that the settings ask for."""
+    report = config.report
     readers: list[Emit] = [
         Journal(storage, attempt),
-        TensorBoardCurves(storage, config.report.run_name, attempt, step),
+        TensorBoardCurves(storage, report.run_name, attempt, step),
     ]
     readers += progress_readers(os.environ)
-    if config.report.prometheus_file:
+    if report.prometheus_file:
         # Its library takes a sixth of a second to import, which most starts need not wait for.
         from indextts_job.report.prometheus import PrometheusFile  # noqa: PLC0415
 
-        readers.append(PrometheusFile(Path(config.report.prometheus_file), config.run))
-    if config.report.sample_log:
+        readers.append(PrometheusFile(Path(report.prometheus_file), config.run))
+    if report.sample_log:
         readers.append(SampleLog(storage, attempt, train_set.id_of))
-    return readers
+
+    def tracked() -> Tracked:
+        settings = redacted_values(flatten(config.to_json()))
+        return tracked_run(
+            redacted(config.run), report.tracker_project, settings, attempts(storage, curves=True), attempt
+        )
+
+    return readers + tracker_readers(report.trackers, tracked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +152,18 @@ class ValuesRecorder:
         )
 
 
-def constant_values(config: RunConfig, inputs: Inputs, start: Start, machine: Environment) -> CheckpointValues:
-    """The values that are equal in every checkpoint of an attempt."""
+def constant_values(
+    document: Mapping[str, Any], inputs: Inputs, start: Start, machine: Environment
+) -> CheckpointValues:
+    """The values that are equal in every checkpoint of an attempt.
+
+    Args:
+        document: The configuration as it is recorded, with secrets.
+    """
     vocabulary = start.state.model.vocabulary
     return CheckpointValues(
         # Checkpoints are shared, and URLs may hold passwords and signatures.
-        config=redacted_values(config.to_json()),
+        config=redacted_values(dict(document)),
         model_config=redacted_values(dict(inputs.model_document)),
         order=inputs.order_record,
         total_steps=inputs.total_steps,

@@ -3,10 +3,11 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 import torch
 
@@ -20,7 +21,7 @@ from indextts_job.background import begin
 from indextts_job.checkpoint.ahead import ObjectsAhead
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.checkpoint.values import demand_storable
-from indextts_job.config import RunConfig
+from indextts_job.config import RunConfig, recorded_config
 from indextts_job.data.loader import Prefetcher, step_batches
 from indextts_job.data.packing import Cut
 from indextts_job.data.remembered import WrittenLater
@@ -39,11 +40,13 @@ from indextts_job.report.console import ConsoleReport
 from indextts_job.report.events import Notice
 from indextts_job.report.goodput import kills
 from indextts_job.report.stream import EventStream
+from indextts_job.report.trackers import demand_installed
 from indextts_job.resume.decision import decide
 from indextts_job.resume.points import read
 from indextts_job.resume.policy import admit
 from indextts_job.resume.select import Selection, select
 from indextts_job.resume.shared_objects import repair
+from indextts_job.speaking.script import Script
 from indextts_job.storage import files
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.training.distributed import ProcessGroup, joined, read_world
@@ -58,13 +61,15 @@ ASSUMED_SAVE_BYTES_PER_S = 200e6
 one too high could miss the deadline."""
 
 
-def run_attempt(
+def run_attempt(  # noqa: PLR0913  # what a process has from its start
     config: RunConfig,
     stop: StopSignals,
     console: ConsoleReport,
     started_at_s: float | None = None,
     guard: ExitGuard | None = None,
     ahead: ObjectsAhead | None = None,
+    *,
+    written: Mapping[str, object] = MappingProxyType({}),
 ) -> int:
     """Train until the run is complete or a stop is requested.
 
@@ -77,6 +82,7 @@ def run_attempt(
         started_at_s: Instant of the monotonic clock at which the process began, for the durations of the start-up.
         guard: Ends the process at the deadline; follows the phase of the attempt.
         ahead: Objects of the run that are being read already.
+        written: Places that a file names with environment variables, as they stand there, by dotted key.
 
     Returns:
         The exit code: 0 complete, 75 stopped with everything committed.
@@ -103,6 +109,7 @@ def run_attempt(
     repair_shared = repair(config.inputs.base_checkpoint, config.inputs.tokenizer)
     selected = begin(partial(select, config.resume, store, repair_shared), "checkpoint")
     checks = WrittenLater(store.storage, writes=world.rank == 0)
+    document = recorded_config(config, written)
     inputs = read_inputs(config, stop, emit, console, needs_base=_needs_base(config, store), checks=checks)
     _check_settings(config, inputs, emit)
     laps.done("inputs and data")
@@ -111,11 +118,10 @@ def run_attempt(
     # Before any tensor is made: the default is GPU 0 for every process.
     if facts.device == "cuda":
         torch.cuda.set_device(world.local_rank)
-    selection = decide(result(selected, partial(check_stop, stop)), inputs.present(config), emit)
+    present = inputs.present(config, document)
+    selection = decide(result(selected, partial(check_stop, stop)), present, emit)
     _demand_same_records(config, inputs, selection)
-    script = script_of(config, inputs)
-    if selection.point and not selection.weights_only:
-        demand_same_script(selection.point.manifest.values.history, script)
+    script = _script(config, inputs, selection)
     if ahead:
         ahead.close()
     # Without a local copy of the dataset, the first samples are downloaded while the model is built.
@@ -128,7 +134,7 @@ def run_attempt(
 
     # As late as possible: what fails before ends one rank with its own message instead of making the others wait.
     with _trusted(checks), joined(world, facts.device, tell) as group:
-        selection = _agreed(group, selection, store, partial(decide, present=inputs.present(config), emit=emit))
+        selection = _agreed(group, selection, store, partial(decide, present=present, emit=emit))
         start = build(config, inputs, facts=facts, selection=selection, own=store, group=group, emit=emit)
         check_stop(stop)
         laps.done("model")
@@ -139,6 +145,7 @@ def run_attempt(
         _demand_same_start(group, start.state.step)
         parts = Parts(
             config=config,
+            document=document,
             inputs=inputs,
             facts=facts,
             start=start,
@@ -172,6 +179,7 @@ def _check_settings(config: RunConfig, inputs: Inputs, emit: EventStream) -> Non
     demand_storable(config.to_json(), "the configuration")
     demand_storable(inputs.model_document, config.inputs.model_config)
     demand_kept(config, inputs)
+    demand_installed(config.report.trackers)
     for warning in warnings_of(config, inputs):
         emit(Notice(step=0, topic="settings", message=warning, warning=True))
 
@@ -180,8 +188,15 @@ def _demand_same_records(config: RunConfig, inputs: Inputs, selection: Selection
     """Check what the guard compares now: its first comparison may be hours away."""
     guard = selection.point.manifest.values.history.guard if selection.point else None
     if guard and not selection.weights_only:
-        indices = inputs.validation_indices(config.validation.max_samples, config.guard.keep)
-        demand_same_records(guard, inputs.validation_targets(indices))
+        demand_same_records(guard, inputs.validation_records(config), config.guard)
+
+
+def _script(config: RunConfig, inputs: Inputs, selection: Selection) -> Script | None:
+    """What the model speaks at validations, compared with what it spoke so far; None where the check is off."""
+    script = script_of(config, inputs)
+    if selection.point and not selection.weights_only:
+        demand_same_script(selection.point.manifest.values.history, script)
+    return script
 
 
 @contextmanager
@@ -291,6 +306,7 @@ def _loop_settings(parts: Parts) -> LoopSettings:
         validation_samples=len(parts.inputs.validation_indices(config.validation.max_samples, config.guard.keep)),
         guard=config.guard,
         speaking=config.speaking,
+        records=parts.inputs.validation_records(config) if config.guard.keep else {},
         log_interval_steps=config.report.log_interval_steps,
         goals=parse_goals(config.validation.stop_unless, start.lineage.began_at),
         pace=start.pace,
@@ -300,6 +316,7 @@ def _loop_settings(parts: Parts) -> LoopSettings:
             between_kills_s=_between_kills_s(parts),
             # Weights and two moments, 4 bytes per value.
             estimate_s=3 * 4 * count_parameters(start.state.model) / ASSUMED_SAVE_BYTES_PER_S,
+            guard=config.guard,
         ),
     )
 

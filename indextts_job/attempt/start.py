@@ -212,6 +212,8 @@ def _languages_text(state: TrainState, base: BaseCheckpoint, slots: Collection[s
 
 def _vocabulary_text(state: TrainState, new_rows: str) -> str:
     vocabulary = state.model.vocabulary
+    if not vocabulary.extended and state.model.adapter:
+        return f"{vocabulary.pieces} pieces, the base checkpoint's own: constant, as all of the base"
     if not vocabulary.extended:
         return f"{vocabulary.pieces} pieces, the base checkpoint's own: all rows train"
     share = 100 * vocabulary.base_pieces / vocabulary.pieces

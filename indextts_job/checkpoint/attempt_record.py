@@ -33,6 +33,8 @@ class AttemptRecord:
     """The setting `resume.source` that it was started with."""
     model: str = ""
     """Version of the model."""
+    unique: str = ""
+    """What no other attempt has; that of the first one identifies the run, wherever it is moved to."""
 
     @property
     def chain(self) -> str:

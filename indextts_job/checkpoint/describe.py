@@ -11,10 +11,12 @@ from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file
 from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.retention import BEST, FINAL, CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
-from indextts_job.checkpoint.values import VocabularyRecord
+from indextts_job.checkpoint.values import CheckpointValues
 from indextts_job.errors import DataError
 from indextts_job.parsing import plain
 
+SCHEMA = 1
+"""Version of `summary.json` and of `status --json`; it rises when a key goes or changes its meaning (docs/json.md)."""
 SUMMARY = "summary.json"
 """File of the run that says where it stands; written after every checkpoint."""
 
@@ -135,6 +137,7 @@ def summary(store: CheckpointStore, described: Described) -> dict[str, Any]:
         return {"checkpoints": []}
     values, history, started_at = newest.values, newest.values.history, newest.name.attempt_start
     return {
+        "schema": SCHEMA,
         "step": newest.name.step,
         "total_steps": values.total_steps,
         "epoch": values.epoch,
@@ -149,8 +152,11 @@ def summary(store: CheckpointStore, described: Described) -> dict[str, Any]:
         "last_validation": plain(history.validations[-1]) if history.validations else None,
         "validations_without_improvement": history.validations_without_improvement,
         "overfitting_since_step": history.overfitting_since,
-        "training_type": _training_type(values.vocabulary),
+        "training_type": _training_type(values),
         "trained_parameters": values.parameters.trained,
+        "frozen_rows": values.vocabulary.base_pieces if values.vocabulary.new_rows else 0,
+        "new_rows": values.vocabulary.new_rows,
+        "adapter_rank": values.adapter.rank if values.adapter else 0,
         "train_loss_since_last_line": history.train_loss,
         "updated": newest.created,
         "checkpoints": _described(store, described),
@@ -171,10 +177,13 @@ def _described(store: CheckpointStore, described: Described) -> list[Mapping[str
     return list(found.values())
 
 
-def _training_type(vocabulary: VocabularyRecord) -> str:
-    if not vocabulary.new_rows:
-        return "all rows train"
-    return f"{vocabulary.base_pieces} base rows frozen, {vocabulary.new_rows} new rows train"
+def _training_type(values: CheckpointValues) -> str:
+    """For people; the figures stand beside it."""
+    vocabulary = values.vocabulary
+    rows = f"{vocabulary.base_pieces} base rows frozen, {vocabulary.new_rows} new rows train"
+    if values.adapter:
+        return f"adapter of rank {values.adapter.rank}" + (f", {rows}" if vocabulary.new_rows else "")
+    return rows if vocabulary.new_rows else "all rows train"
 
 
 def log_entry(manifest: CheckpointManifest, url: str) -> dict[str, Any]:

@@ -43,9 +43,9 @@ class Fence:
                 storage.url,
             )
         self._chain = record.chain
-        # Two attempts may write equal records in the same second. The token makes each record unique, so that reading
-        # it back shows whose create came last on a store that ignores the condition.
-        document = json.dumps({**record.to_json(), "token": uuid.uuid4().hex}, indent=1).encode()
+        # Two attempts may write equal records in the same second. This makes each record unique, so that reading it
+        # back shows whose create came last on a store that ignores the condition.
+        document = json.dumps({**record.to_json(), "unique": uuid.uuid4().hex}, indent=1).encode()
         # A listing followed by a create would race on its own; the create decides. The listing only saves useless
         # tries.
         first = _highest(storage) + 1

@@ -41,6 +41,8 @@ class Baseline:
     """[records] sum of cross entropy over the codes, in nats."""
     targets: tuple[Count, ...]
     """[records] number of counted codes."""
+    records: str = ""
+    """SHA-256 over ids and content of the records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +73,6 @@ class GuardHistory:
 
     baselines: tuple[Baseline, ...]
     results: tuple[LanguageResult, ...] = ()
-    breaches: tuple[tuple[str, Count], ...] = ()
-    """Languages above the bound at the last validation, and for how many in a row."""
-    last_good: Count | None = None
-    """Step of the last validation with all languages inside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,14 +225,18 @@ class History:
         return after
 
     def _overfits(self, validations: int) -> bool:
-        best = self.best
-        if not validations or self.validations_without_improvement < validations:
+        if not validations or len(self.validations) <= validations:
             return False
-        if best is None or best.train_total is None:
+        # Not the best one: a guard may have another opinion of it.
+        lowest = min(self.validations[:-validations], key=lambda one: one.losses.total)
+        before = lowest.train_total
+        if before is None:
             return False
         # Worse validation alone may be an unstable training. Overfitting also has a training loss that went on falling.
-        last = self.validations[-validations:]
-        return all(one.train_total is not None and one.train_total < best.train_total for one in last)
+        return all(
+            one.losses.total >= lowest.losses.total and one.train_total is not None and one.train_total < before
+            for one in self.validations[-validations:]
+        )
 
     @property
     def train_loss(self) -> float | None:

@@ -1,13 +1,14 @@
 """What a run no longer needs: checkpoints that retention does not keep, and the remains of interrupted saves."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import MANIFESTS, OBJECTS, SHARED, is_object_key
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.errors import DataError
+from indextts_job.storage.run_storage import StoredFile
 
 FURTHER_FOLDERS = ("attempts", "hardware")
 """Other folders of a run in which killed writers may leave temporary files."""
@@ -26,10 +27,21 @@ def retain(store: CheckpointStore, keep: int, untouchable: Iterable[CheckpointNa
     Returns:
         The removed ones.
     """
-    names, spared = store.names(), set(untouchable)
-    doomed = [name for name in retention.to_delete(names, keep) if name not in spared]
-    if not doomed:
-        return []
+    spared = set(untouchable)
+    doomed = [name for name in retention.to_delete(store.names(), keep) if name not in spared]
+    if doomed:
+        delete(store, doomed)
+    return doomed
+
+
+def delete(store: CheckpointStore, doomed: Sequence[CheckpointName]) -> None:
+    """Remove checkpoints, and objects that no other one names.
+
+    Args:
+        store: The run's checkpoints.
+        doomed: Some of them.
+    """
+    names = store.names()
     doomed_objects = _only_of(store, doomed, [name for name in names if name not in doomed])
     # Manifests go first: a kill between the two leaves objects without a manifest, not a manifest that lies.
     for name in doomed:
@@ -38,7 +50,55 @@ def retain(store: CheckpointStore, keep: int, untouchable: Iterable[CheckpointNa
     # manifests have new names and share these objects.
     doomed_objects = _without(store, doomed_objects, [name for name in store.names() if name not in names])
     store.remove_objects(doomed_objects)
-    return doomed
+
+
+def size_of(store: CheckpointStore, name: CheckpointName) -> int:
+    """Bytes that go with a checkpoint: of the objects that no other one names."""
+    own = _only_of(store, [name], [other for other in store.names() if other != name])
+    sizes = {
+        f"{folder}/{file}": info.size_bytes for folder in (OBJECTS, SHARED) for file, info in _files(store, folder)
+    }
+    return sum(sizes.get(key, 0) for key in own)
+
+
+FOLDERS_OF_RUN = (MANIFESTS, OBJECTS, SHARED, "events", "samples", "data", "hardware", "speaking", "attempts")
+"""Folders of a run, in the order in which they are removed: a kill in between leaves no manifest that lies, and the
+numbers of the attempts go last."""
+FILES_OF_RUN = ("summary.json", "checkpoint_log.json")
+
+
+def run_files(store: CheckpointStore) -> dict[str, int]:
+    """Size of every file that this program has written into a run, by key, in the order of their removal."""
+    folders = (*FOLDERS_OF_RUN[:-1], *_below(store, "logs"), FOLDERS_OF_RUN[-1])
+    found = {f"{folder}/{file}": info.size_bytes for folder in folders for file, info in _files(store, folder)}
+    return found | {file: info.size_bytes for file, info in _files(store, "") if file in FILES_OF_RUN}
+
+
+def _below(store: CheckpointStore, folder: str) -> Iterator[str]:
+    """A folder and all those in it: curves may have names like `amharic/first`."""
+    yield folder
+    for inner in store.storage.folders(folder):
+        yield from _below(store, f"{folder}/{inner}")
+
+
+def delete_run(store: CheckpointStore, found: Iterable[str]) -> list[str]:
+    """Remove the files of a run.
+
+    Args:
+        store: The run's checkpoints.
+        found: Their keys, as `run_files` gives them.
+
+    Returns:
+        Files that are left beside them, which this program did not write.
+    """
+    for key in found:
+        store.storage.delete(key)
+    store.storage.remove_empty_folders()
+    return sorted(file for file, _ in _files(store, ""))
+
+
+def _files(store: CheckpointStore, folder: str) -> Iterable[tuple[str, StoredFile]]:
+    return store.storage.list(folder).items()
 
 
 def _only_of(store: CheckpointStore, doomed: Sequence[CheckpointName], others: Sequence[CheckpointName]) -> set[str]:

@@ -12,10 +12,11 @@ from indextts_job.checkpoint.retention import BEST
 from indextts_job.commands.storage_options import configure
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from indextts_job.checkpoint.manifest import CheckpointManifest
     from indextts_job.checkpoint.retention import CheckpointName
+    from indextts_job.checkpoint.store import CheckpointStore
     from indextts_job.speaking.rule import SpeakingRule
 
 Row = tuple[Any, ...]
@@ -33,48 +34,85 @@ def tagged(source: str, names: "Sequence[CheckpointName]", tag: str) -> "Checkpo
     Raises:
         ConfigError: None has it.
     """
-    for name in names:
-        if tag in name.tags:
-            return name
+    if name := _with_tag(names, tag):
+        return name
     raise errors.ConfigError(
         f"{source} holds no checkpoint tagged {tag}. `checkpoints list` shows what there is, export --last takes the "
         "newest."
     )
 
 
-def best_else_newest(names: "Sequence[CheckpointName]") -> "CheckpointName":
-    """The best checkpoint; the newest one in a run that has not validated."""
-    return next((name for name in names if BEST in name.tags), names[0])
+def best_else_newest(store: "CheckpointStore", names: "Sequence[CheckpointName]") -> "CheckpointName":
+    """The best checkpoint; the newest one in a run that has not validated.
+
+    Args:
+        store: The run.
+        names: Its checkpoints, newest first.
+    """
+    newest = store.manifest(names[0])
+    best = newest.values.history.best
+    return _with_tag(names, BEST) or (_best_left(newest, names, best.step) if best else names[0])
 
 
-def tell_choice(manifest: "CheckpointManifest") -> None:
-    """Say on stderr which checkpoint it is, and whether the guard was violated there."""
-    name, spoken = manifest.name, _rule(manifest)
+def _with_tag(names: "Sequence[CheckpointName]", tag: str) -> "CheckpointName | None":
+    return next((name for name in names if tag in name.tags), None)
+
+
+def _best_left(newest: "CheckpointManifest", names: "Sequence[CheckpointName]", gone: int) -> "CheckpointName":
+    """The best of the checkpoints that are left, where the best one, of step `gone`, is not among them."""
+    step = _best_step_of(newest, {name.step for name in names})
+    instead = "the newest, none that is left was validated" if step is None else "the best of those that are left"
+    terminal.say(
+        f"the best validation was that of step {gone}, whose checkpoint is gone; taken instead: {instead}", sys.stderr
+    )
+    return next((name for name in names if name.step == step), names[0])
+
+
+def _best_step_of(newest: "CheckpointManifest", steps: "Collection[int]") -> int | None:
+    """Step of the best validation among some; None if none of them was validated."""
+    from indextts_job.config import RunConfig
+    from indextts_job.training.guard import best_of
+
+    history, spoken = newest.values.history, _rule(newest, newest)
+    config = RunConfig.from_json(newest.values.config, "the checkpoint").guard
+    if history.guard and config.keep:
+        return best_of([result for result in history.guard.results if result.step in steps], config, spoken)
+    return spoken.best_of([one for one in history.validations if one.step in steps])
+
+
+def tell_choice(manifest: "CheckpointManifest", newest: "CheckpointManifest") -> None:
+    """Say on stderr which checkpoint it is, and whether the guard was violated there.
+
+    Args:
+        manifest: The checkpoint.
+        newest: The newest one of its run, which has the settings that count: a bound may have been changed.
+    """
+    name, spoken = manifest.name, _rule(manifest, newest)
     tags = f" ({', '.join(name.tags)})" if name.tags else ""
     terminal.say(f"checkpoint of step {name.step}{tags}", sys.stderr)
-    if text := _violation(manifest):
+    if text := _violation(manifest, newest):
         terminal.say(f"guard: violated. {text}", sys.stderr)
     if failures := spoken.failures(name.step):
         terminal.say(f"speaking: breaks limits. {'; '.join(failures)}", sys.stderr)
 
 
-def _rule(manifest: "CheckpointManifest") -> "SpeakingRule":
-    """What speaking has to say of the steps of a run, by the settings that its newest attempt had."""
+def _rule(manifest: "CheckpointManifest", newest: "CheckpointManifest") -> "SpeakingRule":
+    """What speaking has to say of the steps that a checkpoint knows, by the settings of the newest one."""
     from indextts_job.config import RunConfig
     from indextts_job.speaking.rule import SpeakingRule
 
-    config = RunConfig.from_json(manifest.values.config, "the checkpoint")
+    config = RunConfig.from_json(newest.values.config, "the checkpoint")
     return SpeakingRule(manifest.values.history.speaking, config.speaking, config.guard.keep)
 
 
-def _violation(manifest: "CheckpointManifest") -> str:
+def _violation(manifest: "CheckpointManifest", newest: "CheckpointManifest") -> str:
     from indextts_job.config import RunConfig
     from indextts_job.training.guard import violation_at
 
     guard = manifest.values.history.guard
     if guard is None:
         return ""
-    return violation_at(guard, manifest.name.step, RunConfig.from_json(manifest.values.config, "the checkpoint").guard)
+    return violation_at(guard, manifest.name.step, RunConfig.from_json(newest.values.config, "the checkpoint").guard)
 
 
 def act(given: argparse.Namespace) -> int:
@@ -87,7 +125,7 @@ def act(given: argparse.Namespace) -> int:
     path = f"{store.storage.url.rstrip('/')}/{MANIFESTS}/{file_name(best)}"
     newest = store.manifest(names[0])  # it knows all validations
     columns, rows = _table(newest, best) if given.explain or given.json else ((), [])
-    spoken = _rule(newest)
+    spoken = _rule(newest, newest)
     if given.json:
         document = {
             "best": path,
@@ -106,7 +144,7 @@ def act(given: argparse.Namespace) -> int:
 
 def _table(manifest: "CheckpointManifest", best: "CheckpointName") -> "tuple[Sequence[str], list[Row]]":
     """Headings and rows: what each validation has shown."""
-    spoken = _rule(manifest)
+    spoken = _rule(manifest, manifest)
     columns, rows = _losses(manifest, best)
     if not any(spoken.at(step) for step, *_ in rows):
         return columns, rows

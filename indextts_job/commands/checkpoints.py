@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    checkpoints = commands.add_parser("checkpoints", help="look at a run's checkpoints, compare them, keep one")
+    checkpoints = commands.add_parser(
+        "checkpoints", help="look at a run's checkpoints, compare them, keep or delete one"
+    )
     actions = checkpoints.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     listing = actions.add_parser("list", help="all checkpoints of a run, newest first")
     listing.add_argument("run", help="run folder or URL")
@@ -38,7 +40,7 @@ def add(commands: Commands) -> None:
     compare.add_argument("checkpoints", nargs="+", help="checkpoints' .json, or runs for all of their current ones")
     compare.add_argument("--validation", nargs="+", default=[], metavar="MANIFEST", help="default: the run's own")
     compare.add_argument("--max-samples", type=at_least(0), default=0, help="the first so many; 0 = all (default)")
-    compare.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    compare.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     compare.add_argument("--json", action="store_true", help="for programs")
     add_storage_options(compare)
     compare.set_defaults(act=_compare)
@@ -50,7 +52,16 @@ def add(commands: Commands) -> None:
     best.set_defaults(act=_best)
     keep = actions.add_parser("keep", help="tag a checkpoint, so that it is never removed by itself")
     keep.add_argument("checkpoint", help="a checkpoint's .json")
-    for sub in (listing, inspect, keep):
+    delete = actions.add_parser(
+        "delete",
+        help="remove a checkpoint, or a whole run, after a question",
+        description="Remove a checkpoint with what no other one needs, or a whole run. Refused while the run trains, "
+        "and while a run beside it has started from it and has no checkpoint of its own yet.",
+    )
+    delete.add_argument("name", metavar="RUN | NAME.json", help="a checkpoint's .json, or a run")
+    delete.add_argument("--yes", action="store_true", help="do not ask")
+    delete.set_defaults(act=_delete)
+    for sub in (listing, inspect, keep, delete):
         add_storage_options(sub)
     keep.set_defaults(act=_keep)
     listing.set_defaults(act=_list)
@@ -192,6 +203,12 @@ def _best(given: argparse.Namespace) -> int:
     from indextts_job.commands import best
 
     return best.act(given)
+
+
+def _delete(given: argparse.Namespace) -> int:
+    from indextts_job.commands import delete
+
+    return delete.act(given)
 
 
 def _keep(given: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ def documented_defaults(instance: object | None = None, indent: str = "") -> str
         indent: Indentation of every line.
     """
     section: Any = RunConfig() if instance is None else instance
-    docs = _field_docs(type(section))
+    docs = field_docs(type(section))
     hints = typing.get_type_hints(type(section))
     lines = []
     for entry in fields(section):
@@ -44,7 +44,7 @@ def documented_defaults(instance: object | None = None, indent: str = "") -> str
     return "".join(lines)
 
 
-def _field_docs(cls: type) -> dict[str, str]:
+def field_docs(cls: type) -> dict[str, str]:
     """Docstrings of the fields of a dataclass, by name."""
     # Python keeps no docstrings of attributes at run time, so they are read from the source.
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body

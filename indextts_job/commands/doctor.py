@@ -5,9 +5,13 @@
 import argparse
 import itertools
 import sys
+from typing import TYPE_CHECKING
 
 from indextts_job.commands.parser import Commands, Parser
 from indextts_job.commands.storage_options import add_pair_options, add_storage_options, configure, open_run
+
+if TYPE_CHECKING:
+    from indextts_job.commands.settings import Configured
 
 
 def add(commands: Commands) -> None:
@@ -34,7 +38,9 @@ def add(commands: Commands) -> None:
     data.add_argument("manifests", nargs="+", metavar="MANIFEST[::LANG]", help="paired manifests to train on")
     data.add_argument("--validation", nargs="+", default=[], metavar="MANIFEST", help="paired manifests to validate on")
     data.add_argument("--tokenizer", required=True, help="tokenizer that training will use (.model or .tiktoken)")
-    data.add_argument("--config", default="checkpoints/config.yaml", help="config.yaml of the model")
+    data.add_argument(
+        "--config", default="checkpoints/config.yaml", help="config.yaml of the model (default: %(default)s)"
+    )
     data.add_argument(
         "--repair",
         choices=("drop-tails", "add-prefix", "re-encode", "set-language"),
@@ -55,7 +61,9 @@ def add(commands: Commands) -> None:
     )
     checkpoint.add_argument("checkpoint", help="a run for its newest one, a checkpoint's .json, or an old .pth")
     checkpoint.add_argument("--base-checkpoint", default="", help="gpt.pth that it was trained from, to compare rows")
-    checkpoint.add_argument("--config", default="checkpoints/config.yaml", help="config.yaml, for an old .pth")
+    checkpoint.add_argument(
+        "--config", default="checkpoints/config.yaml", help="config.yaml, for an old .pth (default: %(default)s)"
+    )
     checkpoint.add_argument("--json", action="store_true", help="for programs")
     add_storage_options(checkpoint, config_is_the_models=True)
     checkpoint.set_defaults(act=_checkpoint)
@@ -134,15 +142,20 @@ def _checkpoint(given: argparse.Namespace) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from indextts_job.commands.findings import report
     from indextts_job.commands.settings import configuration
+
+    # Composed as `train` does it, so that both see the same settings.
+    return examine(configuration(given.settings, {}), as_json=given.json)
+
+
+def examine(configured: "Configured", *, as_json: bool) -> int:
+    """Do what `train` would do until its first step, and print what was found; returns the exit code."""
+    from indextts_job.commands.findings import report
     from indextts_job.doctor.run import examine_run
     from indextts_job.report.console import ConsoleReport
 
-    # Composed as `train` does it, so that both see the same settings.
-    config = configuration(given.settings, {}).config
     with ConsoleReport(sys.stderr) as console:
-        return report(examine_run(config, console), as_json=given.json)
+        return report(examine_run(configured.config, console, configured.written), as_json=as_json)
 
 
 def _problem(given: argparse.Namespace) -> int:

@@ -33,7 +33,9 @@ def add(commands: Commands) -> None:
     which.add_argument("--last", action="store_true", help="the newest; default: the best, without one the newest")
     export.add_argument("--adapter-only", action="store_true", help="the adapter without its base, as peft reads it")
     export.add_argument("--base-checkpoint", default="", help="gpt.pth that an adapter's folder is merged into")
-    export.add_argument("--model-config", default="checkpoints/config.yaml", help="config.yaml of that base")
+    export.add_argument(
+        "--model-config", default="", help="config.yaml of that base (default: checkpoints/config.yaml)"
+    )
     export.add_argument("--tokenizer", default="", help="tokenizer of that base")
     add_storage_options(export)
     export.set_defaults(act=_export)
@@ -45,10 +47,12 @@ def _export(given: argparse.Namespace) -> int:
 
     storage = configure(given, given.source)
     if files.exists(given.source) and is_adapter_folder(given.source):
+        _demand_meant(given, OF_A_RUN, f"is for a run, and {given.source} is a folder with an adapter")
         written = _merged(given)
     else:
-        if given.base_checkpoint:
-            raise errors.ConfigError("--base-checkpoint is for a folder with an adapter; a run knows its base.")
+        if given.base_checkpoint and not files.exists(given.source):
+            raise errors.ConfigError(f"{given.source}: not found. Expected a folder with an adapter, or a run.")
+        _demand_meant(given, OF_A_FOLDER, "is for a folder with an adapter; a run knows its own")
         write = _adapter_alone if given.adapter_only else _whole
         written = write(Path(given.output_dir), *_chosen(given, storage))
     for path in written:
@@ -61,10 +65,26 @@ def _chosen(given: argparse.Namespace, storage: "StorageConfig") -> "tuple[Check
     from indextts_job.resume.points import locate_all
 
     store, names = locate_all(given.source, storage)
-    untagged = names[0] if given.last else best_else_newest(names)
-    manifest = store.manifest(tagged(given.source, names, given.tag) if given.tag else untagged)
-    tell_choice(manifest)
+    if given.tag:
+        name = tagged(given.source, names, given.tag)
+    else:
+        name = names[0] if given.last else best_else_newest(store, names)
+    manifest = store.manifest(name)
+    tell_choice(manifest, store.manifest(names[0]))
     return store, manifest
+
+
+OF_A_FOLDER = ("base_checkpoint", "model_config", "tokenizer")
+"""Options that say what an adapter's folder is merged into."""
+OF_A_RUN = ("adapter_only", "tag", "last")
+"""Options that choose what of a run is written."""
+
+
+def _demand_meant(given: argparse.Namespace, options: tuple[str, ...], why: str) -> None:
+    """Refuse options that mean nothing for the source, instead of leaving them unheard."""
+    for option in options:
+        if getattr(given, option):
+            raise errors.ConfigError(f"--{option.replace('_', '-')} {why}.")
 
 
 def _whole(folder: Path, store: "CheckpointStore", manifest: "CheckpointManifest") -> list[Path]:
@@ -108,13 +128,14 @@ def _merged(given: argparse.Namespace) -> list[Path]:
             f"{given.source} is an adapter. Give --base-checkpoint, --model-config and --tokenizer of the base that it "
             "was trained on."
         )
-    document = files.read_yaml(given.model_config, "model configuration", "--model-config")
+    config = given.model_config or "checkpoints/config.yaml"
+    document = files.read_yaml(config, "model configuration", "--model-config")
     tokenizer = load_tokenizer(given.tokenizer)
     if not isinstance(document, Mapping):
-        raise errors.ConfigError(f"{given.model_config}: expected keys and values.")
-    model = model_of(document, given.model_config, tokenizer)
-    base = load_base(given.base_checkpoint, model, document, given.model_config)
-    model = of_version(model, base.version, given.model_config)
+        raise errors.ConfigError(f"{config}: expected keys and values.")
+    model = model_of(document, config, tokenizer)
+    base = load_base(given.base_checkpoint, model, document, config)
+    model = of_version(model, base.version, config)
     demand_base_pieces(tokenizer, base.text_pieces, given.tokenizer)
     adapter = read_adapter_folder(given.source, model)
     return write_export(

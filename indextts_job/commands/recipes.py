@@ -1,7 +1,10 @@
 """Settings to start from, with where they come from. Pure."""
 
+import json
+import re
 from dataclasses import dataclass
 
+from indextts_job.commands.config_schema import FIRST_LINE
 from indextts_job.model.versions import ModelVersion
 
 
@@ -19,6 +22,8 @@ class Recipe:
     """Whether IndexTTS-2.0 needs an extended tokenizer for it."""
 
 
+_PLAIN = re.compile(r"[A-Za-z./][\w./@-]*(:{1,2}[\w./@-]+)*", re.ASCII)
+"""Texts that YAML reads as they are, in a list too."""
 _OURS = "ours, from toys and arithmetic: a starting point, not a finding"
 RECIPES = (
     Recipe(
@@ -41,7 +46,7 @@ RECIPES = (
             "adapter: {rank: 8, alpha: 16, dropout: 0.05}",
             "schedule: {learning_rate: 3e-4, warmup_steps: 100, epochs: 20}",
             "recipe: {global_batch_samples: 16, dropout: 0}",
-            "validation: {early_stopping_patience: 3}  # the last checkpoint is seldom the best one",
+            "validation: {interval_steps: 0, early_stopping_patience: 3}  # each epoch; the last is seldom the best",
         ),
         extended=False,
     ),
@@ -58,31 +63,68 @@ RECIPES = (
 )
 
 
-def run_file(recipe: Recipe, version: ModelVersion, run: str, language: str) -> str:
-    """A commented run.yaml.
+def _scalar(text: str) -> str:
+    """A text as YAML has it, also inside a list: quoted where it would mean something else."""
+    return json.dumps(text, ensure_ascii=False) if not _PLAIN.fullmatch(text) else text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """The files of a run.yaml."""
+
+    run: str
+    base_checkpoint: str
+    model_config: str
+    tokenizer: str
+    train_manifest: str
+    """Without the language."""
+    validation_manifest: str
+
+
+def usual_places(recipe: Recipe, version: ModelVersion, language: str) -> Places:
+    """Where the release and the public preprocessing leave the files.
 
     Args:
         recipe: The preset.
         version: The version of the model.
-        run: Folder or URL of the run.
-        language: Label of the language, for the manifests.
+        language: Code of the language.
     """
     tokenizer = f"checkpoints/{version.tokenizer_file}"
     if recipe.extended and not version.ranks:
         tokenizer = "tokenizers/extended_bpe.model"
     names = ("gpt_pairs_train", "gpt_pairs_val") if not version.ranks else ("pairs_train", "pairs_val")
+    return Places(
+        run=f"runs/{language}",
+        base_checkpoint="checkpoints/gpt.pth",
+        model_config="checkpoints/config.yaml",
+        tokenizer=tokenizer,
+        train_manifest=f"processed/{names[0]}.jsonl",
+        validation_manifest=f"processed/{names[1]}.jsonl",
+    )
+
+
+def run_file(recipe: Recipe, version: ModelVersion, places: Places, language: str) -> str:
+    """A commented run.yaml.
+
+    Args:
+        recipe: The preset.
+        version: The version of the model.
+        places: Its files.
+        language: Label of the language, for the manifests.
+    """
     lines = [
+        FIRST_LINE,
         f"# {version}: {recipe.purpose}.",
         f"# Settings: {recipe.source}.",
         "# `indextts-job train --help-config` prints every key; `indextts-job doctor run` tries this file.",
-        f"run: {run}",
+        f"run: {_scalar(places.run)}",
         "inputs:",
-        "  model_config: checkpoints/config.yaml",
-        "  base_checkpoint: checkpoints/gpt.pth",
-        f"  tokenizer: {tokenizer}",
+        f"  model_config: {_scalar(places.model_config)}",
+        f"  base_checkpoint: {_scalar(places.base_checkpoint)}",
+        f"  tokenizer: {_scalar(places.tokenizer)}",
         "data:",
-        f"  train_manifests: [processed/{names[0]}.jsonl::{language}]",
-        f"  validation_manifests: [processed/{names[1]}.jsonl::{language}]",
+        f"  train_manifests: [{_scalar(f'{places.train_manifest}::{language}')}]",
+        f"  validation_manifests: [{_scalar(f'{places.validation_manifest}::{language}')}]",
         *recipe.settings,
     ]
     return "\n".join(lines) + "\n"

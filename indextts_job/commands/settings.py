@@ -8,16 +8,18 @@ dotted keys. A file is a whole configuration, so nothing of a record is mixed in
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from indextts_job import config, errors
+from indextts_job.commands.run_file import read_run_file
 from indextts_job.legacy.discovery import is_old_checkpoint
 from indextts_job.legacy.training_file import settings_of
 from indextts_job.redaction import STRUCK_OUT
 from indextts_job.storage import files
 from indextts_job.storage.config import StorageConfig
+from indextts_job.variables import has_variables
 
 SHOWN_KEYS = 12
 """Settings that a note lists by name: as many as fit a few lines."""
@@ -33,6 +35,8 @@ class Configured:
 
     config: config.RunConfig
     notes: tuple[str, ...] = ()
+    written: Mapping[str, object] = field(default_factory=dict)
+    """Places that a file names with variables, as they stand there, by dotted key."""
 
 
 def configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> Configured:
@@ -55,7 +59,10 @@ def configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> C
     # The file or the record may lie in a bucket that only the command line says how to reach.
     files.configure_object_stores(config.storage_config(given))
     if paths:
-        return Configured(config.build_config(_run_file(paths[0]), paths[0], layers))
+        file = read_run_file(paths[0])
+        # What the command line overrides is not what the file says.
+        written = {key: value for key, value in file.written.items() if key not in given}
+        return Configured(config.build_config(file.document, paths[0], layers), written=written)
     return _without_file(given, layers, from_old_flags="data.train_manifests" in flag_keys)
 
 
@@ -101,20 +108,12 @@ def run_of(settings: Sequence[str], flag_keys: Mapping[str, object]) -> tuple[st
         ConfigError: The file cannot be read, or a storage setting is wrong.
     """
     paths, overrides = config.split_settings(settings, os.path.exists)
-    document = _run_file(paths[0]) if paths else {}
     # Not checked: this command only looks at a run, and a wrong key elsewhere must not prevent that.
-    in_file = config.flatten(document) if isinstance(document, Mapping) else {}
+    in_file = config.flatten(read_run_file(paths[0]).document) if paths else {}
     given = {**in_file, **flag_keys, **dict(overrides)}
     storage = config.storage_config(given)
     files.configure_object_stores(storage)
     return str(given.get("run", "trained_ckpts")), storage
-
-
-def _run_file(path: str) -> object:
-    document = files.read_yaml(path, "run configuration", "the command line")
-    if isinstance(document, Mapping) and "gpt" in document:
-        raise errors.ConfigError(f"{path} describes the model, not a run. Give it with --config.")
-    return document
 
 
 def _record(given: Mapping[str, object]) -> tuple[str, dict[str, Any]]:
@@ -175,6 +174,12 @@ def _note_of(where: str, recorded: Mapping[str, Any], given: Mapping[str, object
 
 def _demand_secrets(where: str, taken: Mapping[str, Any]) -> None:
     """Refuse recorded values whose secret was removed before they were written."""
+    unknown = [key for key, value in taken.items() if has_variables(value)]
+    if unknown:
+        raise errors.ConfigError(
+            f"{where} records {unknown[0]} with variables ({taken[unknown[0]]}), which are replaced in files of this "
+            f"machine only. Give the run.yaml again, or {unknown[0]}=…"
+        )
     lost = [key for key, value in taken.items() if STRUCK_OUT in str(value)]
     if lost:
         raise errors.ConfigError(

@@ -26,7 +26,9 @@ def add(commands: Commands) -> None:
         default="float32",
         help="of the stored vectors; bfloat16 halves the bytes, rounds, and makes another dataset (default: float32)",
     )
-    shard.add_argument("--config", default="checkpoints/config.yaml", help="config.yaml of the model")
+    shard.add_argument(
+        "--config", default="checkpoints/config.yaml", help="config.yaml of the model (default: %(default)s)"
+    )
     shard.add_argument("--skip-bad-samples", action="store_true", help="leave bad samples out; the index names them")
     add_pair_options(shard)
     add_storage_options(shard, config_is_the_models=True)

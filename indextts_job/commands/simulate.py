@@ -41,7 +41,11 @@ def add(commands: Commands) -> None:
     simulate.add_argument("--noticed", type=float, default=0.0, metavar="SHARE", help="of the ends with enough notice")
     simulate.add_argument("--trace", help="file with seconds that machines lived, a line each, `noticed` behind some")
     simulate.add_argument(
-        "--intervals", type=at_least(1), nargs="+", default=list(INTERVALS), help="steps between saves"
+        "--intervals",
+        type=at_least(1),
+        nargs="+",
+        default=list(INTERVALS),
+        help="steps between saves (default: %(default)s)",
     )
     simulate.add_argument(
         "--offer",

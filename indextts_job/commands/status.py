@@ -45,6 +45,7 @@ def add(commands: Commands) -> None:
 
 
 def _status(given: argparse.Namespace) -> int:
+    from indextts_job.checkpoint.describe import SCHEMA
     from indextts_job.report.attempts import attempts
     from indextts_job.report.goodput import where_time_went
     from indextts_job.report.liveness import is_running
@@ -63,7 +64,12 @@ def _status(given: argparse.Namespace) -> int:
     if given.json:
         shares = {part: round(seconds, 3) for part, seconds in where_time_went(rows).items()}
         stands = standing(rows, now, running=running).to_json()
-        document = {"standing": stands, "spent_seconds": shares, "attempts": [row.to_json() for row in rows]}
+        document = {
+            "schema": SCHEMA,
+            "standing": stands,
+            "spent_seconds": shares,
+            "attempts": [row.to_json() for row in rows],
+        }
         print(json.dumps(document, indent=1))  # noqa: T201
         return errors.EXIT_OK
     console = terminal.console()

@@ -103,14 +103,12 @@ def _section(path: str) -> dict[str, Any]:
     """The storage settings of a run's configuration. The rest is checked too, so that a wrong file is noticed."""
     if not path:
         return {}
-    from indextts_job.storage import files
+    from indextts_job.commands.run_file import read_run_file
 
     # Read with the storage settings of the command line, which `configure` has set.
-    document = files.read_yaml(path, "run configuration", "--config")
-    if document is not None and not isinstance(document, Mapping):
-        raise errors.ConfigError(f"{path}: holds a {type(document).__name__}, expected keys and values.")
-    config.RunConfig.from_json(document or {}, path)
-    return dict((document or {}).get("storage") or {})
+    document = read_run_file(path, "--config").document
+    storage = config.RunConfig.from_json(document, path).storage
+    return {key: getattr(storage, key) for key in document.get("storage") or {}}
 
 
 def _recorded(run: str) -> dict[str, Any]:

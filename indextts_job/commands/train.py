@@ -14,7 +14,7 @@ from indextts_job import errors
 from indextts_job.attempt import processes
 from indextts_job.attempt.nodes import read_nodes, wanted_processes
 from indextts_job.background import begin
-from indextts_job.commands import checkpoints
+from indextts_job.commands import checkpoints, doctor
 from indextts_job.commands.parser import Commands
 from indextts_job.legacy import flags
 from indextts_job.preemption.exit_guard import ExitGuard
@@ -43,14 +43,18 @@ def add(commands: Commands) -> None:
     train.add_argument(
         "--help-config", action="store_true", help="print every key, explained, with its default, and exit"
     )
+    train.add_argument("--schema", action="store_true", help="print a JSON Schema of run.yaml for editors, and exit")
+    train.add_argument(
+        "--dry-run", action="store_true", help="do everything up to the first step and change nothing (doctor run)"
+    )
     flags.add_flags(train)
     train.set_defaults(act=_train)
 
 
 def _train(given: argparse.Namespace) -> int:
     started_at_s = time.monotonic()
-    if given.help_config:
-        return _print_config_help()
+    if given.help_config or given.schema:
+        return _print_keys(as_schema=given.schema)
     keys, notes = flags.overrides(given, os.environ)
     keys |= _own_flags(given)
     from indextts_job.commands.settings import configuration, run_of
@@ -60,6 +64,8 @@ def _train(given: argparse.Namespace) -> int:
         run, storage = run_of(given.settings, keys)
         return checkpoints.print_list(run, as_json=False, verify=False, storage=storage)
     configured = configuration(given.settings, keys)
+    if given.dry_run:
+        return doctor.examine(configured, as_json=False)
     guard = given.guard or ExitGuard(given.stop)
     processes.die_with_parent()
     count, nodes = wanted_processes(configured.config.hardware, os.environ), read_nodes(os.environ)
@@ -102,7 +108,7 @@ def _train_here(
         for topic, messages in (("flag", notes), ("settings", configured.notes)):
             for message in messages:
                 console(Notice(step=0, topic=topic, message=message))
-        return run_attempt(configured.config, stop, console, started_at_s, guard, ahead)
+        return run_attempt(configured.config, stop, console, started_at_s, guard, ahead, written=configured.written)
 
 
 def _watch_notices(stop: StopSignals) -> None:
@@ -112,8 +118,9 @@ def _watch_notices(stop: StopSignals) -> None:
     watch(known_clouds(os.environ), stop)
 
 
-def _print_config_help() -> int:
+def _print_keys(*, as_schema: bool) -> int:
     from indextts_job.commands.config_help import documented_defaults
+    from indextts_job.commands.config_schema import schema_text
 
-    print(documented_defaults(), end="")  # noqa: T201
+    print(schema_text() if as_schema else documented_defaults(), end="")  # noqa: T201
     return errors.EXIT_OK

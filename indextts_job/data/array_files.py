@@ -227,7 +227,9 @@ def check_vector(path: str, shape: tuple[int, ...], hint: str = "", reader: Read
     vector = np.asarray(array, dtype=np.float32)
     if not np.isfinite(vector).all():
         raise BadArrayError(f"{path}: holds NaN or infinity")
-    return Vector(content_digest(vector), float(np.linalg.norm(vector)))
+    # The norms of a dataset are kept in float32, and that of huge numbers is beyond it.
+    norm = min(np.linalg.norm(vector.astype(np.float64)), np.finfo(np.float32).max)
+    return Vector(content_digest(vector), float(norm))
 
 
 def _read_array(path: str, most_values: int, reader: Reader) -> npt.NDArray[np.generic]:

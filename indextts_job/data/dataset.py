@@ -5,7 +5,7 @@ read, so content that changes during a run is an error and never silently anothe
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -253,6 +253,21 @@ class Dataset:
             if not most or taken[language] <= most:
                 chosen.append(index)
         return chosen
+
+    def fingerprints_by_language(self, indices: Iterable[int]) -> dict[str, str]:
+        """SHA-256 over the ids and the content of some samples, by their language.
+
+        Args:
+            indices: Their places in the dataset; the order counts.
+        """
+        digests: dict[str, Any] = {}
+        for index in indices:
+            part, place = self.place(index)
+            digest = digests.setdefault(self.language_of(index), hashlib.sha256())
+            digest.update(part.ids[place].encode() + b"\0")
+            for use in USES:
+                digest.update(part.source.digests(use, place, place + 1).tobytes())
+        return {language: digest.hexdigest() for language, digest in digests.items()}
 
     def sample(self, index: int) -> Sample:
         """One sample, as `samples`."""

@@ -147,7 +147,7 @@ def parse_source(argument: str, exists: Callable[[str], bool]) -> ManifestSource
         said = source.language and source.url == rest.rpartition("::")[0]
         plain = file_path(argument) == argument and not exists(argument)
         if (said or plain) and exists(source.url):
-            return replace(source, weight=millionths(number))
+            return replace(source, weight=millionths(number, f"the weight of {redacted(argument)}"))
     return _without_weight(argument, exists)
 
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated
 
-from indextts_job.bounds import Bounds
+from indextts_job.bounds import Bounds, plain
+from indextts_job.errors import ConfigError
 
 WEIGHT = Bounds(0, 1e6)
 MILLIONTHS = 10**6
@@ -35,6 +36,18 @@ class WeightsConfig:
     """One for each source, in their order. 0 = the source has no part."""
 
 
-def millionths(weight: float | str) -> int:
-    """A weight as a whole number, from its decimal digits: a product of floats would round by itself."""
-    return round(Decimal(str(weight)) * MILLIONTHS)
+def millionths(weight: float | str, key: str) -> int:
+    """A weight as a whole number, from its decimal digits: a product of floats would round by itself.
+
+    Args:
+        weight: The weight.
+        key: Where it stands, for messages.
+
+    Raises:
+        ConfigError: It is out of bounds, or so small that nothing is left of it.
+    """
+    whole = round(Decimal(str(weight)) * MILLIONTHS)
+    if float(weight) not in WEIGHT or (float(weight) and not whole):
+        expected = f"0, or at least {1 / MILLIONTHS:f} and at most {WEIGHT.most:.0f}"
+        raise ConfigError(f"{key} is {plain(float(weight))}, expected {expected}.")
+    return whole

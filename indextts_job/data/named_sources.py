@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from indextts_job.data.manifest import DataConfig, ManifestSource, language_pattern, parse_source
 from indextts_job.data.mixture import BLOCK, Change, Mixture
-from indextts_job.data.mixture_config import MILLIONTHS, WEIGHT, DatasetConfig, WeightsConfig, millionths
+from indextts_job.data.mixture_config import MILLIONTHS, DatasetConfig, WeightsConfig, millionths
 from indextts_job.data.order import Order, SampleOrder
 from indextts_job.errors import ConfigError
 from indextts_job.redaction import redacted
@@ -96,7 +96,7 @@ def _demand_dataset(dataset: DatasetConfig, key: str) -> None:
         raise ConfigError(f"{key}.manifest is empty. Give a paired manifest or the folder of a sharded dataset.")
     if dataset.language and not language_pattern(dataset.language):
         raise ConfigError(f"{key}.language is {dataset.language!r}, expected a language, for example am or az:tt.")
-    _whole(dataset.weight, f"{key}.weight")
+    millionths(dataset.weight, f"{key}.weight")
 
 
 def named_sources(data: DataConfig, exists: Callable[[str], bool]) -> NamedSources:
@@ -117,6 +117,10 @@ def named_sources(data: DataConfig, exists: Callable[[str], bool]) -> NamedSourc
                 "data.mixture_from_step changes the weights of a mixture, but there is one source. Give its sources "
                 "as data.datasets, or their weights as path@weight."
             )
+        if weights == [0]:
+            raise ConfigError(
+                f"{redacted(arguments[0])} has the weight 0 and is the only source. Leave the weight out."
+            )
         return NamedSources(arguments=arguments)
     changes = (Change(0, tuple(weights)), *(_change(change, len(weights)) for change in data.mixture_from_step))
     _demand_possible(changes)
@@ -130,7 +134,7 @@ def named_sources(data: DataConfig, exists: Callable[[str], bool]) -> NamedSourc
 def _weights(data: DataConfig, exists: Callable[[str], bool]) -> list[int]:
     """The weight of each source; empty when all are one."""
     if data.datasets:
-        return [_whole(dataset.weight, "data.datasets") for dataset in data.datasets]
+        return [millionths(dataset.weight, "data.datasets") for dataset in data.datasets]
     given = [_weight(argument, exists) for argument in data.train_manifests]
     if given.count(None) == len(given):
         return []  # several manifests without weights are one source, as ever
@@ -141,15 +145,6 @@ def _weight(argument: str, exists: Callable[[str], bool]) -> int | None:
     return parse_source(argument, exists).weight if _MAY_HAVE_A_WEIGHT.fullmatch(argument) else None
 
 
-def _whole(weight: float, key: str) -> int:
-    whole = millionths(weight)
-    if weight not in WEIGHT or (weight and not whole):
-        raise ConfigError(
-            f"{key} is {weight:g}, expected 0, or at least {1 / MILLIONTHS:f} and at most {WEIGHT.most:.0f}."
-        )
-    return whole
-
-
 def _change(change: WeightsConfig, sources: int) -> Change:
     if len(change.weights) != sources:
         raise ConfigError(
@@ -158,7 +153,8 @@ def _change(change: WeightsConfig, sources: int) -> Change:
     return Change(
         change.step,
         tuple(
-            _whole(weight, f"data.mixture_from_step: a weight from step {change.step} on") for weight in change.weights
+            millionths(weight, f"data.mixture_from_step: a weight from step {change.step} on")
+            for weight in change.weights
         ),
     )
 

@@ -43,8 +43,11 @@ def demand_own_folder(folder: Path) -> None:
                 path.rmdir()
             else:
                 path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.touch()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError as error:
+        raise ConfigError(f"--folder {folder}: {error.strerror}. Give another one.") from error
 
 
 def shown(console: Console, arguments: Sequence[str]) -> int:

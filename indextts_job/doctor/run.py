@@ -1,12 +1,14 @@
 """Examines everything that a training with a configuration does on this machine before its first step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TypeVar
 
-from indextts_job.attempt.inputs import Inputs, read_inputs, warnings_of
+from indextts_job.attempt.initial_state import new_adapter
+from indextts_job.attempt.inputs import Inputs, demand_kept, read_inputs, warnings_of
 from indextts_job.checkpoint.store import CheckpointStore
-from indextts_job.config import RunConfig
+from indextts_job.config import RunConfig, recorded_config
 from indextts_job.doctor.findings import Finding
 from indextts_job.doctor.machine import examine
 from indextts_job.errors import IndexTTSJobError
@@ -28,12 +30,15 @@ class _FailedError(Exception):
     """Ends an examination whose later parts depend on the failed one. The finding has been stored."""
 
 
-def examine_run(config: RunConfig, console: ConsoleReport) -> Iterator[Finding]:
+def examine_run(
+    config: RunConfig, console: ConsoleReport, written: Mapping[str, object] = MappingProxyType({})
+) -> Iterator[Finding]:
     """Examine storage, inputs, data, checkpoint and plan.
 
     Args:
         config: The checked configuration.
         console: Shows the progress of the data check.
+        written: Places that a file names with environment variables, as they stand there, by dotted key.
     """
     files.configure_object_stores(config.storage)
     yield from _machine(config)
@@ -58,10 +63,13 @@ def examine_run(config: RunConfig, console: ConsoleReport) -> Iterator[Finding]:
         fresh = not store.names() and config.resume.source in ("auto", "own", "none")
         inputs = tried("inputs and data", lambda: read_inputs(config, lambda: None, note, console, needs_base=fresh))
         yield Finding(subject="inputs and data", level="ok", found="all there and sound", details=tuple(notices))
+        tried("settings", lambda: demand_kept(config, inputs))
+        tried("adapter", lambda: new_adapter(config.adapter, inputs))
         for warning in warnings_of(config, inputs):
             yield Finding(subject="settings", level="warning", found=warning)
         selection = tried("checkpoint", lambda: select(config.resume, store))
-        selection = tried("resume", lambda: decide(selection, inputs.present(config), note))
+        present = inputs.present(config, recorded_config(config, written))
+        selection = tried("resume", lambda: decide(selection, present, note))
         told = notices or ["as asked"]
         yield Finding(subject="resume", level="ok", found=told[-1], details=tuple(told[:-1]))
         yield tried("plan", lambda: _plan(config, inputs))

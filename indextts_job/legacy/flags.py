@@ -109,8 +109,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             name, type=int, default=None, metavar="N", help="sets what it was meant for; a line explains it"
         )
-    for name in ("--amp", "--grad-checkpointing", "--use-wandb"):
+    for name in ("--amp", "--grad-checkpointing"):
         group.add_argument(name, action="store_true", help="accepted and explained")
+    group.add_argument("--use-wandb", action="store_true", help="curves to Weights & Biases too (report.trackers)")
     for name in ("optimizer", "scheduler"):
         group.add_argument(
             f"--load-{name}",
@@ -136,6 +137,8 @@ def overrides(given: argparse.Namespace, environment: Mapping[str, str]) -> tupl
     keys = _given_keys(given)
     if given.load_optimizer is False or given.load_scheduler is False:
         keys["resume.weights_only"] = True
+    if given.use_wandb:
+        keys["report.trackers"] = ["wandb"]
     if environment.get("INDEXTTS_RUN_NAME"):
         keys["report.run_name"] = environment["INDEXTTS_RUN_NAME"]
     _refuse_backslashes(keys)
@@ -176,8 +179,6 @@ def _without_effect(given: argparse.Namespace) -> list[str]:
         notes.append(
             "--grad-checkpointing: not needed, micro-batches fit the memory (hardware.recompute=always forces it)"
         )
-    if given.use_wandb:
-        notes.append("--use-wandb: not sent anywhere; the curves are TensorBoard's, below the run's folder in logs/")
     return notes
 
 

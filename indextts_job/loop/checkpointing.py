@@ -6,7 +6,7 @@ places, because each call may wait for the other ranks.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from indextts_job.checkpoint.retention import BEST, GOOD, PREEMPTED, CheckpointConfig
@@ -18,6 +18,7 @@ from indextts_job.loop.timekeeping import Timekeeper
 from indextts_job.preemption.deadline import Pace, Stop, finishes_in_time
 from indextts_job.report.events import Emit, Notice
 from indextts_job.training.distributed import ProcessGroup
+from indextts_job.training.guard import GuardConfig, inside
 from indextts_job.training.state import TrainState
 
 LOOK_FOR_STOP_S = 0.2
@@ -64,6 +65,8 @@ class CheckpointingSettings:
     """Mean time between ends without notice, for automatic saves."""
     estimate_s: float
     """Estimated duration of a save, used until one was measured."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """Decides which checkpoints are tagged `good`."""
 
 
 class Checkpointing:
@@ -82,6 +85,7 @@ class Checkpointing:
         time: Timekeeper,
     ) -> None:
         self._saver = saver
+        self._guard = settings.guard
         self._record = record
         self._stop = stop
         self._emit = emit
@@ -118,7 +122,7 @@ class Checkpointing:
         if self._interval.automatic:  # by a clock, and each rank has its own: rank 0 decides
             due = self._group.any_rank(due and self._group.rank == 0)
         # A best or good state is saved at once; until the next interval it would be gone.
-        return due or bool(_earned(state))
+        return due or bool(self._earned(state))
 
     def holds(self, state: TrainState) -> bool:
         """Whether a state is saved, or its save is in flight."""
@@ -129,7 +133,7 @@ class Checkpointing:
         self.collect(wait_s=math.inf)
         # The account is written before each commit: after a kill it covers all steps that count.
         self._emit(self._time.spent(state.step))
-        every = (*tags, *_earned(state))
+        every = (*tags, *self._earned(state))
         self._began_s = self._clock()
         self._interval.began()
         with self._time.spending("saves"):
@@ -217,9 +221,9 @@ class Checkpointing:
         pace = Pace(save_s=max(self.lasts_s, now_s - self._began_s))
         return request is not None and finishes_in_time(request, now_s, 0, pace)
 
-
-def _earned(state: TrainState) -> tuple[str, ...]:
-    """Tags that the validation at this very step has given."""
-    history, step = state.history, state.step
-    good = history.guard is not None and history.guard.last_good == step and history.validated_at(step)
-    return (*((BEST,) if history.improved_at(step) else ()), *((GOOD,) if good else ()))
+    def _earned(self, state: TrainState) -> tuple[str, ...]:
+        """Tags that the validation at this very step has given."""
+        history, step, config = state.history, state.step, self._guard
+        results = history.guard.results if history.guard and config.keep else ()
+        good = bool(results) and results[-1].step == step and inside(results[-1], config)
+        return (*((BEST,) if history.improved_at(step) else ()), *((GOOD,) if good else ()))

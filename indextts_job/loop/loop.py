@@ -5,7 +5,7 @@ that a kill interrupted is done by the next attempt, and one that is recorded is
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, Protocol
@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from indextts_job.checkpoint.history import History, Losses
 from indextts_job.checkpoint.retention import FINAL, PREEMPTED
 from indextts_job.data.order import SampleOrder
-from indextts_job.errors import ConfigError
+from indextts_job.errors import ConfigError, DataError
 from indextts_job.loop.checkpointing import Checkpointing, CheckpointingSettings, Record, Saver
 from indextts_job.loop.speaking import Speaker, Speaks
 from indextts_job.loop.timekeeping import Timekeeper
@@ -78,6 +78,8 @@ class LoopSettings:
     goals: Sequence[Goal] = ()
     guard: GuardConfig = field(default_factory=GuardConfig)
     speaking: SpeakingConfig = field(default_factory=SpeakingConfig)
+    records: Mapping[str, str] = field(default_factory=dict)
+    """By language, what identifies the records of the validation set; for the guard."""
     pace: Pace = field(default_factory=Pace)
     """Measured by the last attempt on this hardware; the first step of this one has no measurement of its own."""
     peak_tokens_per_s: float = 0.0
@@ -156,9 +158,11 @@ class TrainingLoop:
             # Before the save of the same step, so that the checkpoint has the result and may be tagged `best`.
             if self._validation_due(state) and not self._validate(state):
                 return False
-            if self._complete(state):
+            complete = self._complete(state)
+            # Also of a run that is complete: what its last validation shows counts too.
+            self._demand_goals(state, FINAL if complete else PREEMPTED)
+            if complete:
                 return True
-            self._demand_goals(state)
             self._save_if_due(state)
             if self._agreed_stop():
                 self._announce_stop(state, 0, 0, "between cycles")
@@ -166,8 +170,12 @@ class TrainingLoop:
             if not self._train(state):
                 return False
 
-    def _demand_goals(self, state: TrainState) -> None:
+    def _demand_goals(self, state: TrainState, tag: str) -> None:
         """End a run that has missed a goal, after a commit.
+
+        Args:
+            state: The present state.
+            tag: Tag of the checkpoint.
 
         Raises:
             GoalMissedError: A goal is missed.
@@ -175,7 +183,7 @@ class TrainingLoop:
         guard = state.history.guard
         worn = guard_error(guard, self._settings.guard) if guard else None
         if missed := worn or missed_goal(self._settings.goals, state.history):
-            self._saves.commit_now(state, PREEMPTED)
+            self._saves.commit_now(state, tag)
             raise missed
 
     def _save_if_due(self, state: TrainState) -> None:
@@ -223,7 +231,11 @@ class TrainingLoop:
         started_s = self._clock()
         before = state.history
         with self._time.spending("validation"):
-            after = self._validated(before, state.step)
+            try:
+                after = self._validated(before, state.step)
+            except DataError:  # the records are bad, or the weights; the steps since the last save are not lost for it
+                self._saves.commit_now(state, PREEMPTED)
+                raise
         if after is None:
             self._announce_stop(state, 0, 0, "validation postponed")
             return False
@@ -235,7 +247,7 @@ class TrainingLoop:
                 best=after.improved_at(state.step),
                 samples=self._settings.validation_samples,
                 seconds=self._clock() - started_s,
-                languages=after.guard.results[-1].languages if after.guard else (),
+                languages=after.guard.results[-1].languages if after.guard and self._settings.guard.keep else (),
             )
         )
         self._warn(state, before)
@@ -249,7 +261,7 @@ class TrainingLoop:
             return self._agreed_stop() is not None
 
         by_language = partial(self._work.validate_by_language, base=False)
-        found = (by_language if history.guard else self._work.validate)(interrupted)
+        found = (by_language if self._settings.guard.keep else self._work.validate)(interrupted)
         spoken = self._speaker.spoken(history, step, lambda _done: self._agreed_stop() is not None) if found else None
         if found is None or spoken is None:
             return None
@@ -283,17 +295,18 @@ class TrainingLoop:
         # New pieces train beside an adapter too, so with them the base cannot be had back.
         has_base = state.model.adapter is not None and not state.model.vocabulary.extended
         if state.step and not has_base:
+            missing = ", ".join(unmeasured(state.history.guard, self._settings.guard))
             raise ConfigError(
-                f"guard.keep was not set when this run began, or without "
-                f"{', '.join(unmeasured(state.history.guard, self._settings.guard))}, and what its base could is not "
-                "known any more. Leave it out, or start a new run."
+                f"guard.keep: the base was not measured on {missing} before the first step of this training, and its "
+                "weights have changed since. Leave it out of guard.keep; or start a new run with these weights, whose "
+                "base they are then (--no-load-optimizer --output-dir NEW)."
             )
         with self._time.spending("validation"):
             found = self._work.validate_by_language(lambda _done: self._agreed_stop() is not None, base=True)
         if found is None:
             self._announce_stop(state, 0, 0, "the base is measured at the next start")
             return False
-        fresh = baseline(found.languages, self._settings.guard)
+        fresh = baseline(found.languages, self._settings.guard, self._settings.records)
         # A language may be added to a guard that has results already; the base is the same, so are its losses.
         guard = replace(state.history.guard, baselines=fresh.baselines) if state.history.guard else fresh
         state.history = replace(state.history, guard=guard)

@@ -82,7 +82,7 @@ class StepWork:
 
     def validate(self, interrupted: Callable[[int], bool]) -> Losses | None:
         """See `loop.Work`."""
-        return self._validated(lambda batches: evaluate(self.engine, batches, interrupted))
+        return self._validated(lambda batches: evaluate(self.engine, batches, interrupted, demand_finite=True))
 
     def _validated(self, evaluated: Callable[[Iterator[PackedBatch | None]], T]) -> T:
         """Evaluate the validation set; again in smaller micro-batches when the memory is short."""

@@ -33,6 +33,12 @@ class AdapterConfig:
     rows_factor: Annotated[float, Bounds(0, 1000)] = 10.0
     """Learning rate of language rows, in multiples of the schedule's."""
 
+    def __post_init__(self) -> None:
+        # In one order, so that it does not matter in which they are named.
+        named = tuple(one for one in PROJECTIONS if one in self.targets)
+        if len(named) == len(self.targets):
+            object.__setattr__(self, "targets", named)
+
     @property
     def scale(self) -> float:
         """What the product of the factors is multiplied by."""

@@ -266,7 +266,11 @@ def export_readme(about: Described, version: ModelVersion) -> str:
 def _languages_lines(about: Described, version: ModelVersion) -> list[str]:
     if not version.language_rows:
         return []
-    languages = [language_of(label) for label in about.languages]
+    # An adapter's folder knows the rows, and not the labels of the data that they were trained on.
+    labels = [label for label in about.languages if label] or about.trained_languages
+    if not labels:
+        return []
+    languages = [language_of(label) for label in labels]
     called = ", ".join(
         f"`{language.slot}`" + (f" for {language.name}" if language.slot != language.name else "")
         for language in languages

@@ -25,22 +25,28 @@ from indextts_job.redaction import redacted
 from indextts_job.storage import files
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
-LARGEST_BYTES, LARGEST_RANK = 2**34, 1024
+LARGEST_BYTES, LARGEST_RANK, LARGEST_ALPHA = 2**32, 1024, 1e6
 _PREFIX = "base_model.model."
 _ROWS = f"{_PREFIX}lang_embedding.token_adapter.trainable_tokens_delta"
 """peft's name says delta; what it keeps there are the new values of the rows."""
 _FACTOR = re.compile(
-    rf"{re.escape(_PREFIX)}gpt\.h\.(?P<block>\d+)\.(?P<projection>{'|'.join(map(re.escape, PROJECTIONS))})"
+    rf"{re.escape(_PREFIX)}gpt\.h\.(?P<block>0|[1-9][0-9]{{0,3}})\."
+    rf"(?P<projection>{'|'.join(map(re.escape, PROJECTIONS))})"
     r"\.lora_(?P<factor>[AB])(\.default)?\.weight"
 )
 _KNOWN = frozenset(
     (
         *("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "fan_in_fan_out", "task_type"),
         *("inference_mode", "base_model_name_or_path", "trainable_token_indices", "revision", "auto_mapping"),
-        *("init_lora_weights", "peft_version"),
+        *("init_lora_weights", "peft_version", "megatron_core", "qalora_group_size"),
     )
 )
-"""Fields that we understand, or that say nothing about what the adapter computes."""
+"""Fields that we understand, or that say nothing about what the adapter computes: peft writes all its defaults, among
+them those of `megatron_config` and `use_qalora`, which are refused themselves."""
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Values of init_lora_weights whose factors stand beside the base as it was. The others (pissa, olora, loftq, corda)
+change the base when training begins, so that their factors belong to another one."""
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +155,25 @@ def read_adapter_folder(url: str, model: GPTConfig) -> AdapterFolder:
     config = _config(files.read_input(f"{url.rstrip('/')}/{CONFIG_FILE}", "adapter", "adapter.start"), shown)
     tensors = _tensors(url.rstrip("/"), shown)
     rank = config["r"]
-    factors = {name: tensors[key] for key in tensors if (name := _name_of(key))}
-    unknown = [key for key in tensors if not _name_of(key) and key != _ROWS]
-    findings = [*(f"{key}: unknown tensor" for key in unknown), *_misfits(factors, rank, model)]
+    factors, findings = _factors(tensors)
+    findings += _misfits(factors, rank, model)
     rows = _rows(config, tensors, model, findings)
     if findings:
         advice = "Expected an adapter of the blocks of this model, as peft writes it, in safetensors."
         raise DataError(findings_message(f"{shown} does not fit the model", findings, advice))
     return AdapterFolder(rank=rank, alpha=float(config["lora_alpha"]), factors=factors, language_rows=rows)
+
+
+def _factors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The factors by parameter name, and what is wrong with the names of tensors."""
+    keys = sorted(key for key in tensors if _name_of(key))
+    factors = {_name_of(key): tensors[key] for key in keys}
+    twice = [key for key in keys if tensors[key] is not factors[_name_of(key)]]
+    unknown = sorted(tensors.keys() - set(keys) - {_ROWS})
+    return factors, [
+        *(f"{key}: unknown tensor" for key in unknown),
+        *(f"{key}: stands there twice, with and without `.default`" for key in twice),
+    ]
 
 
 def _tensors(folder: str, shown: str) -> dict[str, Tensor]:
@@ -177,20 +194,36 @@ def _config(content: bytes, shown: str) -> dict[str, Any]:
     if foreign := _foreign_fields(config):
         advice = "Merge it with the tool that made it, and start from the merged gpt.pth."
         raise ConfigError(findings_message(f"{shown} uses what is not supported here", foreign, advice))
-    if not _is_rank(config.get("r")) or not isinstance(config.get("lora_alpha"), int | float):
-        found = f"r is {config.get('r')!r:.40}, lora_alpha is {config.get('lora_alpha')!r:.40}"
-        raise DataError(f"{shown}/{CONFIG_FILE}: {found}; expected numbers.")
+    if not _is_rank(config.get("r")) or not _is_alpha(config.get("lora_alpha")):
+        found = f"r is {_brief(config.get('r'))}, lora_alpha is {_brief(config.get('lora_alpha'))}"
+        raise DataError(
+            f"{shown}/{CONFIG_FILE}: {found}; expected a rank from 1 to {LARGEST_RANK} and a number above 0, at most "
+            f"{LARGEST_ALPHA:g}."
+        )
     return config
 
 
 def _foreign_fields(config: Mapping[str, Any]) -> list[str]:
     """Whatever is set and not understood: it may change what the adapter computes."""
-    foreign = [f"{key}: {value!r:.80}" for key, value in config.items() if key not in _KNOWN and value]
-    return foreign + ([] if config.get("bias", "none") == "none" else [f"bias: {config['bias']!r:.80}"])
+    foreign = [f"{key}: {_brief(value)}" for key, value in config.items() if key not in _KNOWN and value]
+    if config.get("bias") not in (None, "none"):
+        foreign.append(f"bias: {_brief(config['bias'])}")
+    if config.get("init_lora_weights") not in _PLAIN_STARTS:
+        foreign.append(f"init_lora_weights: {_brief(config['init_lora_weights'])}")
+    return foreign
+
+
+def _brief(value: object) -> str:
+    return json.dumps(value)[:80]
 
 
 def _is_rank(value: object) -> bool:
     return type(value) is int and 1 <= value <= LARGEST_RANK
+
+
+def _is_alpha(value: object) -> bool:
+    # NaN is not above 0.
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LARGEST_ALPHA
 
 
 def _name_of(key: str) -> str:
@@ -217,8 +250,13 @@ def _misfit(name: str, value: Tensor, rank: int, model: GPTConfig) -> str:
     expected = (rank, wide_in) if factor == "A" else (wide_out, rank)
     if int(block) >= model.layers:
         return f"the model has {model.layers} blocks"
-    if tuple(value.shape) != expected or not value.is_floating_point():
-        return f"shape {list(value.shape)} of {value.dtype}, expected {list(expected)}"
+    return _not_numbers(value, expected)
+
+
+def _not_numbers(value: Tensor, expected: tuple[int, ...]) -> str:
+    """What is wrong with a tensor that should hold finite numbers in this shape; empty for a good one."""
+    if tuple(value.shape) != expected or value.dtype not in _DTYPES:
+        return f"shape {list(value.shape)} of {value.dtype}, expected {list(expected)} of floating-point numbers"
     return "" if bool(torch.isfinite(value).all()) else "NaN or infinity"
 
 
@@ -232,8 +270,8 @@ def _rows(
         findings.append(f"trainable_token_indices: {indices!r:.80}, expected rows of lang_embedding")
         return {}
     values = tensors.get(_ROWS, torch.empty(0, model.model_dim))
-    if tuple(values.shape) != (len(rows), model.model_dim):
-        findings.append(f"{_ROWS}: does not hold the rows {rows}")
+    if fault := _not_numbers(values, (len(rows), model.model_dim)):
+        findings.append(f"{_ROWS}: {fault}, for the rows {rows}")
         return {}
     return dict(zip(rows, values, strict=True))
 

@@ -8,6 +8,9 @@ from indextts_job.bounds import Bounds
 from indextts_job.checkpoint.history import LanguageLoss, Losses, Speech
 from indextts_job.parsing import Count
 
+TRACKERS = ("wandb", "mlflow")
+"""What `report.trackers` may name; each is also the name of its package and of our extra."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportConfig:
@@ -19,6 +22,11 @@ class ReportConfig:
     """Folder of the TensorBoard curve below RUN/logs."""
     sample_log: bool = False
     """Also write the sample ids of every step to RUN/samples, one line per step."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers besides TensorBoard: wandb, mlflow. Account, server and offline mode come from their own
+    environment variables. All attempts of a run are one run there."""
+    tracker_project: str = "indextts-job"
+    """Project of Weights & Biases, experiment of MLflow."""
     prometheus_file: str = ""
     """Local file for the run's numbers, read by node_exporter's textfile collector; empty = none."""
 

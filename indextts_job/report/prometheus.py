@@ -37,6 +37,8 @@ HELP = {
     "updated_timestamp_seconds": "When this file was written.",
     "epoch": "Passes over the training set.",
     "loss": "Mean losses; kind is text, mel or total, set is train or validation.",
+    "language_loss": "Mean losses of the validation by language; kind is text or mel.",
+    "language_rise": "Rise of a kept language's mel loss above that of the base.",
     "mel_top1": "Share of codes whose arg-max is right; set is train or validation.",
     "learning_rate": "Learning rate of the last update.",
     "grad_norm": "Mean norm of the gradient before clipping.",
@@ -52,7 +54,14 @@ HELP = {
     "save_stall_seconds": "How long training waited for it.",
     "spent_seconds": "Time of the attempt by part: steps, data, validation, saves.",
 }
-LABELS = {"loss": ("kind", "set"), "mel_top1": ("set",), "spent_seconds": ("part",), "speaking": ("language", "figure")}
+LABELS = {
+    "loss": ("kind", "set"),
+    "language_loss": ("language", "kind"),
+    "language_rise": ("language",),
+    "mel_top1": ("set",),
+    "speaking": ("language", "figure"),
+    "spent_seconds": ("part",),
+}
 """Labels in addition to `run`."""
 
 
@@ -110,7 +119,7 @@ class PrometheusFile:
             case TrainLine():
                 self._note_train_line(event)
             case Validated():
-                self._set_losses("validation", event.losses)
+                self._note_validation(event)
             case Spoke():
                 self._note_speech(event)
             case Committed():
@@ -141,6 +150,14 @@ class PrometheusFile:
         for language, speech in by_language(event).items():
             for name, value in speech_values(speech).items():
                 self._note("speaking", value, language, name)
+
+    def _note_validation(self, event: Validated) -> None:
+        self._set_losses("validation", event.losses)
+        for one in event.languages:
+            self._note("language_loss", one.text_loss, one.language, "text")
+            self._note("language_loss", one.mel_loss, one.language, "mel")
+            if one.rise is not None:
+                self._note("language_rise", one.rise, one.language)
 
     def _note_checkpoint(self, event: Committed) -> None:
         self._set(

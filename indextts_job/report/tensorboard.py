@@ -10,9 +10,8 @@ import io
 import time
 from typing import TYPE_CHECKING
 
-from indextts_job.checkpoint.history import Losses
-from indextts_job.report.events import Event, Spoke, TrainLine, Validated
-from indextts_job.report.speech import by_language, speech_values
+from indextts_job.report.events import Event
+from indextts_job.report.points import points_of
 from indextts_job.storage.run_storage import RunStorage
 
 if TYPE_CHECKING:
@@ -37,20 +36,8 @@ class TensorBoardCurves:
 
     def __call__(self, event: Event) -> None:
         """Write the points of one event."""
-        if isinstance(event, TrainLine):
-            points = _losses("train", event.losses)
-            points |= {"train/lr": event.learning_rate, "train/grad_norm": event.grad_norm}
-            points |= {"train/samples_per_s": event.samples_per_s, "train/tokens_per_s": event.tokens_per_s}
-            points |= {"train/mfu": event.mfu} if event.mfu is not None else {}
+        if points := points_of(event):
             self._points(event.step, points)
-        elif isinstance(event, Validated):
-            points = _losses("val", event.losses)
-            for loss in event.languages:
-                points[f"val/{loss.language}/mel_loss"] = loss.mel_loss
-                points |= {} if loss.rise is None else {f"val/{loss.language}/rise": loss.rise}
-            self._points(event.step, points)
-        elif isinstance(event, Spoke):
-            self._points(event.step, _speech(event))
 
     def _begin(self) -> None:
         """Write the records that an event file begins with."""
@@ -83,15 +70,3 @@ class TensorBoardCurves:
         for record in records:
             writer.write(record.SerializeToString())
         self._storage.append(self._key, framed.getvalue())
-
-
-def _losses(kind: str, losses: Losses) -> dict[str, float]:
-    return {f"{kind}/{name}": getattr(losses, name) for name in ("text_loss", "mel_loss", "mel_top1", "total")}
-
-
-def _speech(event: Spoke) -> dict[str, float]:
-    return {
-        f"speaking/{language}/{name}": value
-        for language, speech in by_language(event).items()
-        for name, value in speech_values(speech).items()
-    }

@@ -35,6 +35,8 @@ class Present:
     """Settings and inputs of this attempt, for the comparison with a checkpoint."""
 
     config: RunConfig
+    document: Mapping[str, Any]
+    """The configuration as this attempt will record it, with secrets."""
     model_section: Mapping[str, Any]
     """`gpt` of the model's config.yaml."""
     tokenizer: Tokenizer
@@ -116,7 +118,7 @@ def _changes(values: CheckpointValues, present: Present) -> list[_Change]:
     # What a checkpoint does not record was not a key yet: every run had what is the default now.
     old = {**flatten(RunConfig().to_json()), **BEFORE_THEY_WERE_KEYS, **flatten(values.config)}
     # The checkpoint's configuration is recorded without secrets, so they must not count as changes.
-    new = redacted_values(flatten(present.config.to_json()))
+    new = redacted_values(flatten(present.document))
     return [_Change(key, old.get(key), new[key]) for key in new if old.get(key) != new[key]]
 
 

@@ -56,6 +56,8 @@ def decide(selection: Selection, present: Present, emit: Emit) -> Selection:
         return replace(selection, weights_only=True)
     if selection.weights_only:
         voice.warn("weights only: moments, schedule and position start afresh")
+        if present.config.guard.keep:
+            voice.warn("guard: rises are counted from these weights on, not from the base that they were trained from")
         return selection
     voice = _Voice(emit, point.name.step)
     _demand_same_base(point, present)
@@ -70,7 +72,8 @@ def _demand_same_base(point: ResumePoint, present: Present) -> None:
 
     The run keeps its base and goes on with it, so a file that is named as before is not read.
     """
-    values, named = point.manifest.values, redacted(present.config.inputs.base_checkpoint)
+    values = point.manifest.values
+    named = redacted(flatten(present.document)["inputs.base_checkpoint"])
     before = flatten(values.config).get("inputs.base_checkpoint")
     # A run that started from another run's weights has these as its base, whatever its configuration names.
     if values.adapter is None or values.lineage.run or named == before:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from indextts_job.checkpoint.values import CheckpointValues, OrderRecord, SourceRecord, WeightsRecord
 from indextts_job.data.mixture import BLOCK, Mixture, shares
+from indextts_job.data.mixture_config import MILLIONTHS
 from indextts_job.data.order import Order
 from indextts_job.errors import ConfigError, DataError
 
@@ -77,13 +78,19 @@ def _demand_same_weights(recorded: OrderRecord, present: OrderRecord, step: int,
     # Compared as shares: 100 to 15 is the same order as 20 to 3.
     if before != now:
         names = [source.name for source in present.sources]
-        change = f"data.mixture_from_step=[{{step: {step}, weights: [{', '.join('…' * count)}]}}]"
+        earlier = [f"{{step: {one.step}, weights: [{_numbers(one, count)}]}}" for one in recorded.weights if one.step]
+        change = ", ".join([*earlier, f"{{step: {step}, weights: [{', '.join('…' * count)}]}}"])
         raise ConfigError(
             f"the shares of the sources are not those of {where} (step {step}): {_text(before, names)} then, "
             f"{_text(now, names)} now. They decide which samples a step holds, so a run keeps them. Restore the "
-            f"weights; other ones begin at step {step} or later: {change}. A new source comes last, with the weight 0 "
-            "before."
+            f"weights; other ones begin at step {step} or later: 'data.mixture_from_step=[{change}]'. A new "
+            "source comes last, with the weight 0 before."
         )
+
+
+def _numbers(weights: WeightsRecord, count: int) -> str:
+    """Recorded weights as a configuration has them, with zeros for sources that came later."""
+    return ", ".join(f"{weight / MILLIONTHS:g}" for weight in (*weights.weights, *[0] * (count - len(weights.weights))))
 
 
 def _sources(order: OrderRecord) -> Sequence[SourceRecord]:

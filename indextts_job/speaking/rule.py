@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from indextts_job.checkpoint.history import History, Losses, SpeakingHistory, SpeakingResult
+from indextts_job.checkpoint.history import History, Losses, SpeakingHistory, SpeakingResult, Validation
 from indextts_job.speaking.config import SpeakingConfig
 from indextts_job.speaking.limits import broken
 
@@ -91,6 +91,14 @@ class SpeakingRule:
             return failed
         preferred = self.preferred(step, best.step)
         return losses.total < best.losses.total if preferred is None else preferred
+
+    def best_of(self, validations: Sequence[Validation]) -> int | None:
+        """Step of the best of some validations, in a run that keeps no languages; None without one."""
+        history = History()
+        for one in validations:
+            improved = self.improves(history, one.step, one.losses)
+            history = history.after_validation(one.step, one.losses, improved=improved)
+        return history.best.step if history.best else None
 
 
 def after_speaking(history: History, records: str, result: SpeakingResult) -> SpeakingHistory:

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +110,19 @@ class LocalStorage:
         """See `RunStorage`."""
         with translated(f"deleting {self._path(key)}"):
             self._path(key).unlink(missing_ok=True)
+
+    def folders(self, folder: str) -> Sequence[str]:
+        """See `RunStorage`."""
+        with translated(f"listing {self._root / folder}"), contextlib.suppress(FileNotFoundError):
+            return sorted(entry.name for entry in os.scandir(self._path(folder)) if entry.is_dir())
+        return []
+
+    def remove_empty_folders(self) -> None:
+        """See `RunStorage`."""
+        # The deepest first: a folder is empty when those in it are gone.
+        for path in (*sorted(self._root.rglob("*/"), reverse=True), self._root):
+            with contextlib.suppress(OSError):  # not empty, or gone
+                path.rmdir()
 
     def flush(self, *, patient: bool = False) -> None:
         """See `RunStorage`. Appended content is visible at once, and durable after this."""

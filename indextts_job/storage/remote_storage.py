@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError
@@ -127,6 +127,21 @@ class RemoteStorage:
                 self._filesystem.remove(path)
 
         self._tried("deleting", key, remove)
+
+    def folders(self, folder: str) -> Sequence[str]:
+        """See `RunStorage`."""
+
+        def found(path: str) -> Sequence[str]:
+            with contextlib.suppress(FileNotFoundError):
+                entries = self._filesystem.list(path)
+                names = (entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] != "file")
+                return sorted(filter(None, names))
+            return []
+
+        return self._tried("listing", folder, found)
+
+    def remove_empty_folders(self) -> None:
+        """See `RunStorage`. What is a folder in a bucket is the beginning of a name."""
 
     def remove_temporary(self, folder: str, older_than_s: float) -> None:
         """See `RunStorage`. A put leaves nothing behind but unfinished multipart uploads, which are aborted here."""

@@ -1,6 +1,7 @@
 """The interface of a run's storage. A write is all or nothing, and durable before it is visible (I4)."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,6 +63,12 @@ class RunStorage(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove a file; no error when it is gone."""
+
+    def folders(self, folder: str) -> Sequence[str]:
+        """Names of the folders directly in a folder; empty when it is not there."""
+
+    def remove_empty_folders(self) -> None:
+        """Remove all folders of the run that hold nothing, and its own if nothing is left. Buckets have none."""
 
     def flush(self, *, patient: bool = False) -> None:
         """Make appended content visible and durable. Content that cannot be written is logged, kept and written later.

@@ -1,17 +1,19 @@
 """Validation over a fixed list of samples in a fixed order. The model is in training mode afterwards in every case."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 from operator import attrgetter
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from indextts_job.checkpoint.history import Losses
+from indextts_job.errors import MAX_FINDINGS_SHOWN, DataError
 from indextts_job.model.batch import Integers, PackedBatch
 from indextts_job.model.unified_voice import DeviceBatch, LossSums
 from indextts_job.training.engine import Engine, added, autocast, host_values, mean_losses, to_device
@@ -21,7 +23,11 @@ T = TypeVar("T")
 
 
 def evaluate(
-    engine: Engine, batches: Iterable[PackedBatch | None], interrupted: Callable[[int], bool]
+    engine: Engine,
+    batches: Iterable[PackedBatch | None],
+    interrupted: Callable[[int], bool],
+    *,
+    demand_finite: bool = False,
 ) -> Losses | None:
     """Losses over all samples of `batches`, as the mean over targets with the training weights.
 
@@ -36,16 +42,49 @@ def evaluate(
 
     Raises:
         torch.OutOfMemoryError: On this or another rank.
+        DataError: A loss is not finite, and `demand_finite` is set.
     """
 
-    def of(batch: PackedBatch) -> tuple[LossSums, int, int]:
-        return engine.model(on_device(engine, batch)), len(batch.text_targets), len(batch.code_targets)
+    def of(batch: PackedBatch) -> tuple[LossSums, PackedBatch]:
+        return engine.model(on_device(engine, batch)), batch
 
     found = _of_each(engine, batches, interrupted, of)
     if found is None:
         return None
-    text, mel = engine.group.all_reduce_sum([sum(texts for _, texts, _ in found), sum(mels for *_, mels in found)])
-    return mean_losses([sums for sums, *_ in found], text, mel, engine)
+    text, mel = engine.group.all_reduce_sum(_targets(batch for _, batch in found))
+    losses = mean_losses([sums for sums, _ in found], text, mel, engine)
+    if demand_finite and not math.isfinite(losses.total):
+        _refuse(engine, _samples_of_bad(found))
+    return losses
+
+
+def _targets(batches: Iterable[PackedBatch]) -> list[float]:
+    """Numbers of text targets and of code targets."""
+    counts = [(len(batch.text_targets), len(batch.code_targets)) for batch in batches]
+    return [sum(texts for texts, _ in counts), sum(codes for _, codes in counts)]
+
+
+def _samples_of_bad(found: Sequence[tuple[LossSums, PackedBatch]]) -> list[str]:
+    """Samples of the micro-batches whose losses are not finite."""
+    bad = (batch for sums, batch in found if not math.isfinite(float(sums.text + sums.mel)))
+    return list(chain.from_iterable(batch.sample_ids for batch in bad))
+
+
+def _refuse(engine: Engine, mine: Sequence[str]) -> NoReturn:
+    """Raise the error of a validation whose losses are not finite, on all ranks alike.
+
+    Args:
+        engine: Its group tells the samples of all ranks.
+        mine: Samples of this rank among which the bad ones are.
+    """
+    every = list(chain.from_iterable(engine.group.all_gather(list(mine))))
+    shown = ", ".join(every[:MAX_FINDINGS_SHOWN]) + (" …" if len(every) > MAX_FINDINGS_SHOWN else "")
+    raise DataError(
+        f"the loss of a validation is not finite. Samples: {shown}. Everything is committed. Look at these records of "
+        "data.validation_manifests (an emotion or conditioning array with absurd values, say); if there is nothing "
+        "wrong with them, the training has broken down: go on from an earlier checkpoint with a lower "
+        "schedule.learning_rate, or use bfloat16 or float32 (hardware.precision)."
+    )
 
 
 def _of_each(
@@ -118,16 +157,19 @@ def evaluate_samples(
         interrupted: See `evaluate`.
     """
 
-    def of(batch: PackedBatch) -> tuple[list[_SampleLoss], int]:
+    def of(batch: PackedBatch) -> tuple[list[_SampleLoss], int, Sequence[str]]:
         text, mel, hits = engine.model.target_losses(on_device(engine, batch))
-        return list(_by_sample(batch, text, mel)), int(hits)
+        return list(_by_sample(batch, text, mel)), int(hits), batch.sample_ids
 
     found = _of_each(engine, batches, interrupted, of)
     if found is None:
         return None
-    mine = list(chain.from_iterable(samples for samples, _ in found))
+    mine = list(chain.from_iterable(samples for samples, *_ in found))
+    names = list(chain.from_iterable(ids for *_, ids in found))
     everybody = sorted(chain.from_iterable(engine.group.all_gather(mine)), key=attrgetter("index"))
-    (hits_of_all,) = engine.group.all_reduce_sum([sum(hits for _, hits in found)])
+    (hits_of_all,) = engine.group.all_reduce_sum([sum(hits for _, hits, _ in found)])
+    if any(map(_is_bad, everybody)):
+        _refuse(engine, list(compress(names, map(_is_bad, mine))))
     whole = _sums(everybody)
     losses = Losses(
         text_loss=whole.text_loss,
@@ -136,6 +178,10 @@ def evaluate_samples(
         total=engine.recipe.text_loss_weight * whole.text_loss + engine.recipe.mel_loss_weight * whole.mel_loss,
     )
     return ByLanguage(losses, _by_language(everybody, language_of))
+
+
+def _is_bad(sample: _SampleLoss) -> bool:
+    return not math.isfinite(sample.text + sample.mel)
 
 
 def _by_language(samples: Iterable[_SampleLoss], language_of: Callable[[int], str]) -> dict[str, SampleSums]:

@@ -7,6 +7,7 @@ same records, so their difference has a much smaller error than either: that of 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from indextts_job.bounds import Bounds
@@ -16,6 +17,7 @@ from indextts_job.speaking.rule import SpeakingRule
 
 ERRORS = 2.0
 """Standard errors by which a rise has to exceed the bound."""
+NO_RECORDS: Mapping[str, str] = MappingProxyType({})
 TIE = 1e-3
 """Target losses that differ by less than this share are equal."""
 NOTHING_SPOKEN = SpeakingRule()
@@ -33,8 +35,8 @@ class GuardConfig:
     """What happens above the bound: a warning, or the end of the run, committed, with exit code 79."""
     patience: Annotated[int, Bounds(1, 10**6)] = 2
     """Validations in a row above the bound until then."""
-    minimum_samples: Annotated[int, Bounds(1, 10**9)] = 64
-    """With fewer records a language is measured and never acted on."""
+    minimum_samples: Annotated[int, Bounds(2, 10**9)] = 64
+    """With fewer records a language is measured and never acted on. One record has no standard error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,40 +65,49 @@ def unmeasured(history: GuardHistory | None, config: GuardConfig) -> list[str]:
     return [language for language in config.keep if language not in known]
 
 
-def baseline(by_language: Mapping[str, SampleSums], config: GuardConfig) -> GuardHistory:
+def baseline(
+    by_language: Mapping[str, SampleSums], config: GuardConfig, records: Mapping[str, str] = NO_RECORDS
+) -> GuardHistory:
     """The history of the guard before the first update.
 
     Args:
         by_language: Losses of the base.
         config: The languages to keep.
+        records: By language, what identifies the records of the validation set.
     """
     kept = {language: by_language[language] for language in config.keep}
     return GuardHistory(
         baselines=tuple(
-            Baseline(language=language, mel=tuple(sums.mel), targets=tuple(sums.mel_targets))
+            Baseline(
+                language=language,
+                mel=tuple(sums.mel),
+                targets=tuple(sums.mel_targets),
+                records=records.get(language, ""),
+            )
             for language, sums in kept.items()
         )
     )
 
 
-def demand_same_records(history: GuardHistory, targets: Mapping[str, Sequence[int]]) -> None:
+def demand_same_records(history: GuardHistory, records: Mapping[str, str], config: GuardConfig) -> None:
     """Check that rises can be computed: record by record, the base was measured on what is validated now.
 
     Args:
         history: What the base was measured on.
-        targets: By language, the counted codes of each record of the validation set, in its order.
+        records: By language, what identifies the records of the validation set.
+        config: The languages to keep; others may have other records.
 
     Raises:
-        ConfigError: A language has other records.
+        ConfigError: A language to keep has other records.
     """
-    for base in history.baselines:
-        now = list(targets.get(base.language, ()))
-        if now != list(base.targets):
-            raise ConfigError(
-                f"the validation records of {base.language} are not those that the base was measured on: "
-                f"{len(base.targets)} then, {len(now)} now{', of other lengths' * (len(now) == len(base.targets))}. "
-                "Restore data.validation_manifests, validation.max_samples and guard.keep, or start a new run."
-            )
+    before = {one.language: one.records for one in history.baselines}
+    changed = [one for one in config.keep if before.get(one) and before[one] != records.get(one)]
+    if changed:
+        raise ConfigError(
+            f"the validation records of {', '.join(changed)} are not those that the base was measured on. Restore "
+            "data.validation_manifests and validation.max_samples, leave the language out of guard.keep, or start a "
+            "new run."
+        )
 
 
 def baseline_text(by_language: Mapping[str, SampleSums], config: GuardConfig) -> str:
@@ -109,17 +120,9 @@ def judged(
     history: GuardHistory, step: int, by_language: Mapping[str, SampleSums], config: GuardConfig
 ) -> GuardHistory:
     """The history with one more validation."""
-    known = {one.language: one for one in history.baselines}
-    losses = {language: _loss(language, sums, known.get(language)) for language, sums in sorted(by_language.items())}
-    result = LanguageResult(step=step, languages=tuple(losses.values()))
-    above = [one.language for one in result.languages if _above(one, config)]
-    before = dict(history.breaches)
-    return replace(
-        history,
-        results=(*history.results, result),
-        breaches=tuple((language, before.get(language, 0) + 1) for language in above),
-        last_good=history.last_good if above else step,
-    )
+    bases = {one.language: one for one in history.baselines if one.language in config.keep}
+    losses = (_loss(language, sums, bases.get(language)) for language, sums in sorted(by_language.items()))
+    return replace(history, results=(*history.results, LanguageResult(step=step, languages=tuple(losses))))
 
 
 def _loss(language: str, sums: SampleSums, base: Baseline | None) -> LanguageLoss:
@@ -139,16 +142,52 @@ def _loss(language: str, sums: SampleSums, base: Baseline | None) -> LanguageLos
     return replace(loss, rise=rise, rise_error=error)
 
 
-def _above(loss: LanguageLoss, config: GuardConfig) -> bool:
-    """Whether a kept language is worse than it may be, beyond doubt."""
-    if loss.rise is None or loss.rise_error is None or loss.language not in config.keep:
+# What a validation has shown is history; what follows from it is computed from the present settings. So a bound may be
+# raised, and a language left out, without a memory of how it was judged before.
+
+
+def _above(result: LanguageResult, config: GuardConfig) -> list[LanguageLoss]:
+    """Kept languages that are worse than they may be, beyond doubt."""
+    return [loss for loss in result.languages if loss.language in config.keep and _is_above(loss, config)]
+
+
+def _is_above(loss: LanguageLoss, config: GuardConfig) -> bool:
+    if loss.rise is None or loss.rise_error is None or loss.samples < config.minimum_samples:
         return False
-    return loss.samples >= config.minimum_samples and loss.rise - ERRORS * loss.rise_error > config.bound
+    # Not `>`: what is not a number is above.
+    return not loss.rise - ERRORS * loss.rise_error <= config.bound
+
+
+def inside(result: LanguageResult, config: GuardConfig) -> bool:
+    """Whether all kept languages were measured, on enough records, and none was above the bound."""
+    enough = {
+        loss.language
+        for loss in result.languages
+        if loss.rise is not None and loss.samples >= config.minimum_samples and not _is_above(loss, config)
+    }
+    return enough >= set(config.keep)
 
 
 def violated(result: LanguageResult, config: GuardConfig) -> bool:
-    """Whether a kept language was above the bound."""
-    return any(_above(loss, config) for loss in result.languages)
+    """Whether a kept language was above the bound, or not measured yet. With too few records it counts as inside."""
+    measured = {loss.language for loss in result.languages if loss.rise is not None}
+    return bool(_above(result, config)) or not measured >= set(config.keep)
+
+
+def breaches(history: GuardHistory, config: GuardConfig) -> dict[str, int]:
+    """Kept languages above the bound at the last validation, and for how many in a row."""
+    counts: dict[str, int] = {}
+    worn = set(config.keep)
+    for result in reversed(history.results):
+        worn &= {loss.language for loss in _above(result, config)}
+        for language in worn:
+            counts[language] = counts.get(language, 0) + 1
+    return {language: counts[language] for language in config.keep if language in counts}
+
+
+def last_good(history: GuardHistory, config: GuardConfig) -> int | None:
+    """Step of the last validation with all kept languages inside; None without one."""
+    return next((result.step for result in reversed(history.results) if inside(result, config)), None)
 
 
 def beats(
@@ -168,7 +207,7 @@ def beats(
     bad, bad_before = (violated(one, config) or spoken.fails(one.step) for one in (candidate, incumbent))
     if bad != bad_before:
         return bad_before
-    rise, rise_before = largest_rise(candidate), largest_rise(incumbent)
+    rise, rise_before = largest_rise(candidate, config), largest_rise(incumbent, config)
     if bad:
         return rise < rise_before
     preferred = spoken.preferred(candidate.step, incumbent.step)
@@ -180,27 +219,39 @@ def beats(
     return loss < loss_before
 
 
+def best_of(
+    results: Sequence[LanguageResult], config: GuardConfig, spoken: SpeakingRule = NOTHING_SPOKEN
+) -> int | None:
+    """Step of the best of some validations; None without one."""
+    best: LanguageResult | None = None
+    for result in results:
+        best = result if beats(result, best, config, spoken) else best
+    return best.step if best else None
+
+
 def target_loss(result: LanguageResult, config: GuardConfig) -> float:
     """Mean code loss of the languages that are not kept; of all, if all are."""
     targets = [loss.mel_loss for loss in result.languages if loss.language not in config.keep]
     return math.fsum(targets or [loss.mel_loss for loss in result.languages]) / len(targets or result.languages)
 
 
-def largest_rise(result: LanguageResult) -> float:
-    """Of all kept languages; 0 without one."""
-    return max((loss.rise for loss in result.languages if loss.rise is not None), default=0.0)
+def largest_rise(result: LanguageResult, config: GuardConfig) -> float:
+    """Of all kept languages; infinite where one was not measured, 0 without one."""
+    rises = {loss.language: loss.rise for loss in result.languages if loss.rise is not None}
+    return max((rises.get(language, math.inf) for language in config.keep), default=0.0)
 
 
 def guard_error(history: GuardHistory, config: GuardConfig) -> GoalMissedError | None:
     """The error that ends the run; None while it may go on."""
     if config.action != "stop":
         return None
-    worn = [language for language, count in history.breaches if count >= config.patience]
+    worn = [language for language, count in breaches(history, config).items() if count >= config.patience]
     if not worn:
         return None
-    good = f"step {history.last_good} is the last one inside" if history.last_good is not None else "none was inside"
+    good = last_good(history, config)
+    known = f"step {good} is the last one inside" if good is not None else "none was inside"
     return GoalMissedError(
-        f"{breach_text(history, config)}; of the validated steps {good}. Everything is committed. Replay more of "
+        f"{breach_text(history, config)}; of the validated steps {known}. Everything is committed. Replay more of "
         f"{', '.join(worn)}, lower the learning rate, or raise guard.bound; guard.action=warn goes on."
     )
 
@@ -211,15 +262,15 @@ def breach_text(history: GuardHistory, config: GuardConfig) -> str:
     texts = [
         f"{language} has risen by {last[language].rise:.4f} ± {last[language].rise_error:.4f} nats per code above the "
         f"base, {count} {'validation' if count == 1 else 'validations'} in a row"
-        for language, count in history.breaches
+        for language, count in breaches(history, config).items()
     ]
     return f"{'; '.join(texts)}; guard.bound is {config.bound:g}" if texts else ""
 
 
 def violation_at(history: GuardHistory, step: int, config: GuardConfig) -> str:
     """What was above the bound at the validation of a step; empty if nothing was, or none was made there."""
-    at = [loss for result in history.results if result.step == step for loss in result.languages]
-    above = [f"{loss.language} {loss.rise:+.4f} nats per code" for loss in at if _above(loss, config)]
+    at = [loss for result in history.results if result.step == step for loss in _above(result, config)]
+    above = [f"{loss.language} {loss.rise:+.4f} nats per code" for loss in at]
     return f"Above the base by more than {config.bound:g}: {', '.join(above)}" if above else ""
 
 
@@ -229,8 +280,8 @@ def explained(history: GuardHistory, best_step: int | None, config: GuardConfig)
         (
             result.step,
             f"{target_loss(result, config):.4f}",
-            f"{largest_rise(result):+.4f}",
-            "no" if violated(result, config) else "yes",
+            f"{largest_rise(result, config):+.4f}",
+            "yes" if inside(result, config) else "no" if violated(result, config) else "not judged",
             "best" if result.step == best_step else "",
         )
         for result in history.results

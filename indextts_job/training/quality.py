@@ -107,10 +107,11 @@ def missed_goal(goals: Sequence[Goal], history: History) -> GoalMissedError | No
 
 def overfitting_text(history: History) -> str:
     """The warning about overfitting, for a history that shows it."""
-    best, last = history.best, history.validations[-1]
-    assert best is not None  # noqa: S101  # there is no overfitting without
+    last = history.validations[-1]
+    lowest = min(history.validations, key=lambda one: one.losses.total)
+    worse = len(history.validations) - 1 - history.validations.index(lowest)
     return (
-        f"the last {history.validations_without_improvement} validations are worse than that of step {best.step} "
-        f"({last.losses.total:.4f}, {best.losses.total:.4f} then), while the training loss has fallen on: the model "
+        f"the last {worse} validations are worse than that of step {lowest.step} "
+        f"({last.losses.total:.4f}, {lowest.losses.total:.4f} then), while the training loss has fallen on: the model "
         "learns the training set by heart. The best checkpoint is kept; validation.early_stopping_patience would stop."
     )

@@ -1,20 +1,24 @@
 """Whole runs with an adapter: small checkpoints, the same bits after a stop, a constant base, merged exports."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from indextts_job.checkpoint.tensor_names import BASE, WEIGHTS
 from indextts_job.cli import main
 from indextts_job.demo.world import World, make_world
 from indextts_job.errors import EXIT_CONFIG, EXIT_OK, EXIT_STOPPED
-from indextts_job.model.languages import row_of
+from indextts_job.model.languages import language_of, row_of
 from indextts_job.model.versions import V2_0, V2_5
+from indextts_job.tokenizer.loading import load_tokenizer
 from tests.support.attempts import Attempted, attempt
 from tests.support.runs import TINY, config_for, newest, state_of, store_of
 
@@ -270,3 +274,95 @@ def test_an_adapter_that_does_not_fit_is_refused(
     refused = train(adapted_world, tmp_path / "next", keys={"adapter__start": str(folder), **keys})
     assert refused.code == EXIT_CONFIG
     assert words in refused.error
+
+
+def swahili(world: World) -> Path:
+    """The training set in another language: its name, and the first token of each text."""
+    first = load_tokenizer(str(world.base_tokenizer)).first_language_token
+    assert first is not None
+    folder = world.train_manifest.parent
+    records = [json.loads(line) for line in world.train_manifest.read_text(encoding="utf-8").splitlines()]
+    for record in records:
+        path = Path(record["target_features"])
+        own = path.with_name(f"sw-{path.name}")
+        arrays = dict(np.load(folder / path))
+        arrays["text_ids"][0] = language_of("sw").token(first)
+        np.savez(folder / own, **arrays)
+        record |= {"target_features": str(own), "lang": "sw"}
+    (folder / "swahili.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return folder / "swahili.jsonl"
+
+
+def trained_languages(folder: Path) -> list[str]:
+    document = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    languages: list[str] = document["indextts_job"]["languages"]
+    return languages
+
+
+def test_an_export_knows_the_languages_of_all_runs_before(tmp_path: Path) -> None:
+    """Otherwise the next run would start their rows anew."""
+    world = make_world(tmp_path / "world", replace(TINY, version=V2_5, extended=False))
+    assert train(world, tmp_path / "am").code == EXIT_OK
+    export(tmp_path / "am", tmp_path / "am-export")
+    from_export = {
+        "inputs__base_checkpoint": str(tmp_path / "am-export/gpt.pth"),
+        "inputs__model_config": str(tmp_path / "am-export/config.yaml"),
+    }
+    manifest = swahili(world)
+    other = {"data__train_manifests": [f"{manifest}::sw"]}
+    assert trained_languages(tmp_path / "am-export") == ["am"]
+    # A merged folder beside an export.
+    adapter = alone(tmp_path / "am", tmp_path / "adapter")
+    command = ["export", str(adapter), "--output-dir", str(tmp_path / "merged"), "--tokenizer"]
+    command += [str(world.base_tokenizer), "--base-checkpoint", str(tmp_path / "am-export/gpt.pth")]
+    assert main([*command, "--model-config", str(tmp_path / "am-export/config.yaml")]) == EXIT_OK
+    assert trained_languages(tmp_path / "merged") == ["am"]
+    readme = (tmp_path / "merged/README.md").read_text(encoding="utf-8")
+    assert "Call inference with the language `am`" in readme
+    # A run in another language that starts from an adapter.
+    started = {**other, "adapter__start": str(adapter)}
+    done = train(world, tmp_path / "started", keys=started)
+    assert done.code == EXIT_OK, done.error
+    export(tmp_path / "started", tmp_path / "started-export")
+    assert trained_languages(tmp_path / "started-export") == ["am", "sw"]
+    # An adapter in another language, merged into the first export.
+    done = train(world, tmp_path / "sw", keys={**other, **from_export})
+    assert done.code == EXIT_OK, done.error
+    second = alone(tmp_path / "sw", tmp_path / "second")
+    command = ["export", str(second), "--output-dir", str(tmp_path / "both"), "--tokenizer"]
+    command += [str(world.base_tokenizer), "--base-checkpoint", str(tmp_path / "am-export/gpt.pth")]
+    assert main([*command, "--model-config", str(tmp_path / "am-export/config.yaml")]) == EXIT_OK
+    assert trained_languages(tmp_path / "both") == ["am", "sw"]
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "words"),
+    [
+        ("adapter", ["--adapter-only"], "--adapter-only is for a run"),
+        ("adapter", ["--tag", "best"], "--tag is for a run"),
+        ("adapter", ["--last"], "--last is for a run"),
+        ("run", ["--tokenizer", "x"], "--tokenizer is for a folder with an adapter"),
+        ("run", ["--model-config", "x"], "--model-config is for a folder with an adapter"),
+        ("run", ["--base-checkpoint", "x"], "--base-checkpoint is for a folder with an adapter"),
+        ("adaptre", ["--base-checkpoint", "x"], "adaptre: not found"),
+    ],
+)
+def test_options_that_mean_nothing_for_a_source_are_refused(
+    adapted_world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    source: str,
+    options: list[str],
+    words: str,
+) -> None:
+    assert train(adapted_world, tmp_path / "run", keys={"schedule__max_steps": 1}).code == EXIT_OK
+    alone(tmp_path / "run", tmp_path / "adapter")
+    assert main(["export", str(tmp_path / source), "--output-dir", str(tmp_path / "out"), *options]) == EXIT_CONFIG
+    assert words in capsys.readouterr().err
+
+
+def test_the_order_of_targets_does_not_matter(adapted_world: World, tmp_path: Path) -> None:
+    one, two = (["mlp.c_fc", "attn.c_attn"], ["attn.c_attn", "mlp.c_fc"])
+    assert train(adapted_world, tmp_path / "run", 3, {"adapter__targets": one}).code == EXIT_STOPPED
+    done = train(adapted_world, tmp_path / "run", keys={"adapter__targets": two})
+    assert done.code == EXIT_OK, done.error

@@ -15,7 +15,7 @@ from indextts_job.checkpoint import retention
 from indextts_job.checkpoint.manifest import file_name
 from indextts_job.cli import main
 from indextts_job.demo.world import World, make_world
-from indextts_job.errors import EXIT_CONFIG, EXIT_OK, EXIT_STOPPED
+from indextts_job.errors import EXIT_CONFIG, EXIT_DATA, EXIT_OK, EXIT_STOPPED
 from tests.support.attempts import Attempted, attempt
 from tests.support.runs import TINY, config_for, events, newest, state_of, store_of
 
@@ -106,7 +106,7 @@ def test_a_guard_that_comes_late_is_refused_without_an_adapter(two_languages: Wo
     assert train(two_languages, tmp_path / "run", 3, {"guard__keep": []}).code == EXIT_STOPPED
     done = train(two_languages, tmp_path / "run")
     assert done.code == EXIT_CONFIG
-    assert "guard.keep was not set when this run began" in done.error
+    assert "the base was not measured on en before the first step" in done.error
 
 
 def test_with_an_adapter_the_base_can_be_measured_at_any_time(two_languages: World, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_language_that_is_added_later_is_never_left_unguarded(two_languages: W
     assert train(two_languages, tmp_path / "all", 6).code == EXIT_STOPPED
     done = train(two_languages, tmp_path / "all", keys=own)
     assert done.code == EXIT_CONFIG
-    assert "or without am" in done.error
+    assert "the base was not measured on am before the first step" in done.error
     adapter = {"adapter__rank": 4}
     assert train(two_languages, tmp_path / "adapter", 6, adapter).code == EXIT_STOPPED
     assert train(two_languages, tmp_path / "adapter", keys={**adapter, **own}).code == EXIT_OK
@@ -181,3 +181,84 @@ def test_other_validation_records_are_refused(two_languages: World, tmp_path: Pa
     assert done.code == EXIT_CONFIG, done.output
     assert "hardware" not in done.output, "said before anything is computed"
     assert "the validation records of en are not those that the base was measured on" in done.error
+
+
+def changed_records(world: World, name: str, number: int, **fields: str) -> Path:
+    """The validation manifest with other fields in one record."""
+    records = [json.loads(line) for line in world.validation_manifest.read_text(encoding="utf-8").splitlines()]
+    records[number] |= fields
+    path = world.validation_manifest.parent / name
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def test_other_records_of_the_same_lengths_are_refused_too(two_languages: World, tmp_path: Path) -> None:
+    changed = changed_records(two_languages, "changed.jsonl", 0, id="another")
+    assert train(two_languages, tmp_path / "run", 6).code == EXIT_STOPPED
+    own = {"data__validation_manifests": [f"{changed}::am"]}
+    done = train(two_languages, tmp_path / "run", keys=own)
+    assert done.code == EXIT_CONFIG, done.output
+    assert "the validation records of en are not those" in done.error
+    done = train(two_languages, tmp_path / "run", keys={**own, "guard__keep": []})
+    assert done.code == EXIT_OK, done.error
+
+
+def test_the_last_validation_counts_too_and_a_stop_is_lifted_as_it_says(two_languages: World, tmp_path: Path) -> None:
+    keys = {
+        "guard__action": "stop",
+        "guard__bound": BOUND,
+        "guard__patience": 1,
+        "schedule__learning_rate": 2e-2,
+        "schedule__max_steps": 40,
+        "validation__interval_steps": 40,
+    }
+    for _ in range(2):
+        done = train(two_languages, tmp_path / "run", keys=keys)
+        assert done.code == GOAL_MISSED, done.output
+        assert newest(tmp_path / "run").name.step == 40
+    assert retention.FINAL in newest(tmp_path / "run").name.tags
+    done = train(two_languages, tmp_path / "run", keys={**keys, "guard__bound": 50.0})
+    assert done.code == EXIT_OK, done.error
+
+
+def test_too_few_records_to_judge_by_are_said_at_the_start(two_languages: World, tmp_path: Path) -> None:
+    done = train(two_languages, tmp_path / "run", keys={"guard__minimum_samples": 64})
+    assert done.code == EXIT_OK, done.error
+    assert "en is validated on 6 records, fewer than guard.minimum_samples (64)" in " ".join(done.output.split())
+    assert not any(retention.GOOD in name.tags for name in store_of(tmp_path / "run").names())
+
+
+@pytest.mark.parametrize("keep", [["en"], []], ids=["guarded", "not guarded"])
+def test_a_validation_that_is_not_finite_names_its_record_and_loses_nothing(
+    two_languages: World, tmp_path: Path, keep: list[str]
+) -> None:
+    folder = two_languages.validation_manifest.parent
+    np.save(folder / "huge.npy", np.full(32, 3e38, np.float32))
+    bad = changed_records(two_languages, "bad.jsonl", 3, prompt_emo_vec_path="huge.npy", id="the-bad-one")
+    keys = {"data__validation_manifests": [f"{bad}::am"], "guard__keep": keep}
+    done = train(two_languages, tmp_path / "run", keys=keys)
+    assert done.code == EXIT_DATA, done.output
+    assert "the loss of a validation is not finite" in done.error
+    # With a guard every record is measured by itself; without one a micro-batch is named.
+    assert ("Samples: the-bad-one." if keep else "the-bad-one") in done.error
+    # With a guard the base is measured before the first step, and there is nothing to keep.
+    assert bool(store_of(tmp_path / "run").names()) is not bool(keep)
+    assert keep or newest(tmp_path / "run").name.step == 4
+
+
+def test_export_says_when_the_best_checkpoint_is_gone(
+    two_languages: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    keys = {"schedule__learning_rate": 2e-2, "schedule__max_steps": 40, "guard__bound": BOUND}
+    keys |= {"checkpoint__keep": 10, "checkpoint__interval_steps": 4}
+    assert train(two_languages, run, keys=keys).code == EXIT_OK
+    best = newest(run).values.history.best
+    assert best is not None
+    for name in store_of(run).names():
+        if retention.BEST in name.tags or name.step == best.step:
+            (run / "checkpoints" / file_name(name)).unlink()
+    capsys.readouterr()
+    assert main(["export", str(run), "--output-dir", str(tmp_path / "out")]) == EXIT_OK
+    error = capsys.readouterr().err
+    assert f"the best validation was that of step {best.step}, whose checkpoint is gone" in error

@@ -67,6 +67,10 @@ def test_a_run_needs_no_disk_and_gives_the_same_bits(
     summary = json.loads(filesystem.cat_file(f"{root}/summary.json"))
     assert (summary["step"], summary["complete"], summary["checkpoints"][0]["tags"][-1]) == (24, True, "final")
     assert found == {"", "attempts", "checkpoints", "data", "events", "logs/train", "objects", "samples", "shared"}
+    filesystem.pipe_file(f"{root}-of-somebody-else/notes", b"mine")
+    assert main(["checkpoints", "delete", s3_run, "--yes"]) == EXIT_OK
+    assert not [path for path in filesystem.find(root) if path != root]  # some servers keep a folder, empty
+    assert filesystem.cat_file(f"{root}-of-somebody-else/notes") == b"mine"
 
 
 def test_interruptions_of_a_run_in_a_bucket_leave_no_trace(

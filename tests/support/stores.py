@@ -2,7 +2,7 @@
 
 import errno
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -97,6 +97,13 @@ class FaultyStorage:
     def delete(self, key: str) -> None:
         self._count("delete", key)
         self._inner.delete(key)
+
+    def folders(self, folder: str) -> Sequence[str]:
+        self._count("list", folder)
+        return self._inner.folders(folder)
+
+    def remove_empty_folders(self) -> None:
+        self._inner.remove_empty_folders()
 
     def flush(self, *, patient: bool = False) -> None:
         self._inner.flush(patient=patient)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_a_damaged_record_of_the_newest_attempt_is_no_obstacle(tmp_path: Path, c
     with pytest.raises(SupersededError):
         fence.check()
     assert Fence(storage, AttemptRecord()).attempt == 3
-    assert parse_record(content) == AttemptRecord()
+    assert replace(parse_record(content), unique="") == AttemptRecord()
 
 
 def test_a_place_that_is_no_folder_is_named_and_not_searched_for_ever(tmp_path: Path) -> None:
@@ -63,9 +64,9 @@ def test_attempts_count_from_one_and_write_down_who_they_are(tmp_path: Path) -> 
     assert [Fence(storage, record).attempt for _ in range(3)] == [1, 2, 3]
     assert sorted(storage.list(FOLDER)) == ["0001.json", "0002.json", "0003.json"]
     content = storage.read(f"{FOLDER}/0002.json")
-    assert parse_record(content) == record
+    assert replace(parse_record(content), unique="") == record
     assert content.startswith(b'{\n "')  # a line for each value: people read it
-    tokens = {json.loads(storage.read(f"{FOLDER}/{name}"))["token"] for name in storage.list(FOLDER)}
+    tokens = {json.loads(storage.read(f"{FOLDER}/{name}"))["unique"] for name in storage.list(FOLDER)}
     assert len(tokens) == 3
     assert all(re.fullmatch("[0-9a-f]{32}", token) for token in tokens)
 

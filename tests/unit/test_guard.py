@@ -8,17 +8,25 @@ import numpy as np
 import pytest
 
 from indextts_job.checkpoint.history import GuardHistory, History, LanguageLoss, LanguageResult, Losses
+from indextts_job.errors import ConfigError
 from indextts_job.training.guard import (
     GuardConfig,
     SampleSums,
     after_validation,
     baseline,
     beats,
+    best_of,
     breach_text,
+    breaches,
+    demand_same_records,
     explained,
     guard_error,
+    inside,
     judged,
+    last_good,
+    violated,
 )
+from indextts_job.training.quality import overfitting_text
 
 RECORDS = 100
 CONFIG = GuardConfig(keep=("en",), action="stop")
@@ -78,9 +86,9 @@ def test_a_rise_counts_beyond_doubt_only() -> None:
     random = np.random.default_rng(2)
     doubtful = 2.0 + 0.06 + random.normal(0, 1.0, RECORDS)
     guard = judged(baseline({"en": sums([2.0])}, CONFIG), 10, {"en": sums(doubtful.tolist())}, CONFIG)
-    assert not guard.breaches
-    assert history(0.06).breaches == (("en", 1),)
-    assert not history(0.049).breaches
+    assert not breaches(guard, CONFIG)
+    assert breaches(history(0.06), CONFIG) == {"en": 1}
+    assert not breaches(history(0.049), CONFIG)
 
 
 def test_patience_counts_in_a_row() -> None:
@@ -98,9 +106,73 @@ def test_patience_counts_in_a_row() -> None:
 
 def test_few_records_are_measured_and_never_acted_on() -> None:
     few = history(0.5, 0.5, records=63)
-    assert not few.breaches
+    assert not breaches(few, CONFIG)
+    assert not violated(few.results[-1], CONFIG)
+    assert not inside(few.results[-1], CONFIG), "nothing is known of it, so no checkpoint is called good"
+    assert last_good(few, CONFIG) is None
+    assert explained(few, 10, CONFIG)[0][3] == "not judged"
     assert few.results[-1].languages[1].rise == pytest.approx(0.5)
-    assert history(0.5, records=64).breaches == (("en", 1),)
+    assert breaches(history(0.5, records=64), CONFIG) == {"en": 1}
+
+
+def test_the_present_settings_count_not_those_of_then() -> None:
+    """What a stop advises has to lift it."""
+    guard = history(0.06, 0.07)
+    assert guard_error(guard, CONFIG) is not None
+    for lifted in (
+        replace(CONFIG, bound=0.1),
+        replace(CONFIG, keep=()),
+        replace(CONFIG, minimum_samples=101),
+        replace(CONFIG, patience=3),
+        replace(CONFIG, action="warn"),
+    ):
+        assert guard_error(guard, lifted) is None, lifted
+    assert last_good(guard, CONFIG) is None
+    assert last_good(guard, replace(CONFIG, bound=0.1)) == 20
+
+
+def test_what_is_not_a_number_is_above_and_never_the_best() -> None:
+    broken = result(20, math.nan, math.nan)
+    assert violated(broken, CONFIG)
+    assert not inside(broken, CONFIG)
+    assert beats(result(30, 9.0, 0.01), broken, CONFIG)
+    assert not beats(broken, result(30, 9.0, 0.01), CONFIG)
+
+
+def test_a_validation_before_a_language_was_kept_is_not_inside() -> None:
+    before = LanguageResult(
+        step=10,
+        languages=(
+            LanguageLoss(language="am", samples=100, text_loss=1.0, mel_loss=1.0),
+            LanguageLoss(language="en", samples=100, text_loss=1.0, mel_loss=9.0),
+        ),
+    )
+    assert not inside(before, CONFIG)
+    assert beats(result(20, 4.0, 0.01), before, CONFIG)
+    assert best_of([before, result(20, 4.0, 0.01), result(30, 3.0, 0.02), result(40, 2.0, 0.3)], CONFIG) == 30
+    assert best_of([], CONFIG) is None
+
+
+def test_other_records_are_refused_also_of_the_same_lengths() -> None:
+    guard = baseline({"en": sums([2.0])}, CONFIG, {"en": "one", "am": "two"})
+    demand_same_records(guard, {"en": "one", "am": "three"}, CONFIG)
+    demand_same_records(guard, {}, replace(CONFIG, keep=()))
+    with pytest.raises(ConfigError, match="the validation records of en are not those"):
+        demand_same_records(guard, {"en": "other"}, CONFIG)
+    with pytest.raises(ConfigError, match="the validation records of en are not those"):
+        demand_same_records(guard, {}, CONFIG)
+
+
+def test_a_target_that_falls_is_no_overfitting() -> None:
+    """English stays above its bound, so no validation is better; but the losses fall."""
+    found = History(guard=baseline({"en": sums([2.0]), "am": sums([5.0])}, CONFIG))
+    for step, total in enumerate([4.7, 4.6, 4.5, 4.4, 4.3, 4.4, 4.5, 4.6], start=1):
+        found = found.after_step(replace(LOSSES, total=5.0 - 0.1 * step), 1.0)
+        by_language = {"en": sums([2.0 + 0.1 * step]), "am": sums([total])}
+        found = after_validation(found, step, (replace(LOSSES, total=total), by_language), 3, CONFIG)
+        assert found.validations_without_improvement == step - 1
+        assert found.overfitting_since == (8 if step == 8 else None)
+    assert "the last 3 validations are worse than that of step 5 (4.6000, 4.3000 then)" in overfitting_text(found)
 
 
 def result(step: int, target: float, rise: float, other: float | None = None) -> LanguageResult:

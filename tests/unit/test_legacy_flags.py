@@ -100,3 +100,7 @@ def test_one_of_two_states_is_not_dropped_silently(line: str) -> None:
 def test_a_command_line_of_windows_is_named_as_such(line: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         parsed(line)
+
+
+def test_use_wandb_uses_it() -> None:
+    assert parsed("--use-wandb") == ({"report.trackers": ["wandb"]}, [])

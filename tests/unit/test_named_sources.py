@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from indextts_job.config import RunConfig, build_config
-from indextts_job.data.manifest import ManifestSource, parse_source
+from indextts_job.data.manifest import DataConfig, ManifestSource, parse_source
 from indextts_job.data.mixture import Change, Mixture
 from indextts_job.data.named_sources import NamedSources, named_sources, training_arguments
 from indextts_job.data.order import Order
@@ -172,7 +172,7 @@ TWO = [{"manifest": "am.jsonl"}, {"manifest": "en.jsonl"}]
         ),
         (
             {"datasets": TWO, "mixture_from_step": [{"step": 5, "weights": [1, -1]}]},
-            "a weight from step 5 on is -1, expected 0",
+            "a weight from step 5 on is -1",
         ),
         (
             {"datasets": TWO, "mixture_from_step": [{"step": 5, "weights": 3}]},
@@ -205,3 +205,12 @@ def test_the_weights_of_datasets_are_judged_before_any_file_is_looked_for() -> N
 def test_a_weight_has_one_place() -> None:
     with pytest.raises(ConfigError, match="a manifest ends with @weight"):
         sources(datasets=[{"manifest": "am.jsonl@15"}, {"manifest": "en.jsonl"}])
+
+
+def test_a_weight_of_which_nothing_is_left_is_refused() -> None:
+    for argument in ("en.jsonl@0.0000001", "en.jsonl::en@.00000001"):
+        with pytest.raises(ConfigError, match=r"the weight of en\.jsonl.* is 1e-0[78], expected 0"):
+            parse_source(argument, lambda path: "@" not in path)
+    data = DataConfig(train_manifests=("en.jsonl@0",))
+    with pytest.raises(ConfigError, match="has the weight 0 and is the only source"):
+        named_sources(data, lambda path: "@" not in path)

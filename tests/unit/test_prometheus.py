@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from indextts_job.checkpoint.history import Losses
+from indextts_job.checkpoint.history import LanguageLoss, Losses
 from indextts_job.errors import ConfigError
 from indextts_job.report.events import AttemptEnded, AttemptStarted, Committed, TimeSpent, TrainLine, Validated
 from indextts_job.report.prometheus import PrometheusFile
@@ -46,7 +46,8 @@ def test_the_file_says_where_the_run_stands(tmp_path: Path) -> None:
             mfu=0.41,
         )
     )
-    tell(Validated(step=20, losses=LOSSES, best=True, samples=5, seconds=1.0))
+    english = LanguageLoss(language="en", samples=5, text_loss=1.5, mel_loss=2.5, rise=0.02, rise_error=0.01)
+    tell(Validated(step=20, losses=LOSSES, best=True, samples=5, seconds=1.0, languages=(english,)))
     tell(Committed(step=20, name="x", tags=(), bytes_written=1, bytes_total=2, seconds=9.0, stall_seconds=0.5))
     tell(TimeSpent(step=20, steps_s=5.0, data_s=1.0, validation_s=2.0, saves_s=0.5))
     found = numbers(path)
@@ -54,6 +55,8 @@ def test_the_file_says_where_the_run_stands(tmp_path: Path) -> None:
     assert found["indextts_job_running{}"] == 1
     assert found["indextts_job_mfu{}"] == 0.41
     assert found['indextts_job_loss{kind="text",set="validation"}'] == 3.0
+    assert found['indextts_job_language_loss{kind="mel",language="en"}'] == 2.5
+    assert found['indextts_job_language_rise{language="en"}'] == 0.02
     assert found['indextts_job_spent_seconds{part="data"}'] == 1.0
     assert found["indextts_job_save_stall_seconds{}"] == 0.5
     tell(AttemptEnded(step=30, outcome="stopped", exit_code=75))

@@ -1,0 +1,45 @@
+"""docs/json.md names the keys that programs get, and no others."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from indextts_job.checkpoint.describe import SCHEMA
+from indextts_job.cli import main
+from indextts_job.demo.world import World
+from tests.support.attempts import attempt
+from tests.support.runs import config_for
+
+PAGE = (Path(__file__).parents[2] / "docs/json.md").read_text(encoding="utf-8")
+
+
+def documented(heading: str) -> set[str]:
+    section = PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    return {key for cell in cells for key in re.findall(r"`(\w+)`", cell)}
+
+
+@pytest.fixture(scope="module")
+def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    assert attempt(config_for(world, folder, schedule__max_steps=4)).code == 0
+    return folder
+
+
+def test_the_summary_has_the_documented_keys(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["schema"] == SCHEMA
+    assert set(summary) == documented("summary.json")
+    checkpoints = next(line for line in PAGE.splitlines() if line.startswith("| `checkpoints`"))
+    assert set(summary["checkpoints"][0]) <= set(re.findall(r"`(\w+)`", checkpoints))
+
+
+def test_the_status_has_the_documented_keys(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(run), "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert status["schema"] == SCHEMA
+    assert {*status, *status["standing"]} == documented("status --json")
+    spent = next(line for line in PAGE.splitlines() if line.startswith("| `spent_seconds`"))
+    assert set(status["spent_seconds"]) == set(re.findall(r"`([\w -]+)`", spent)) - {"spent_seconds"}
