@@ -242,6 +242,7 @@ def _recorded(parts: Parts, recording: Recording) -> int:
     with parts.guard.training():
         try:
             outcome = _train(parts, recording)
+            recording.trained()
         except BaseException as error:
             # Any other exception is an error of the program.
             code = getattr(error, "exit_code", EXIT_SOFTWARE)
@@ -314,6 +315,7 @@ def _loop_settings(parts: Parts) -> LoopSettings:
         checkpointing=CheckpointingSettings(
             checkpoint=config.checkpoint,
             between_kills_s=_between_kills_s(parts),
+            every_validation=bool(config.validation.command),
             # Weights and two moments, 4 bytes per value.
             estimate_s=3 * 4 * count_parameters(start.state.model) / ASSUMED_SAVE_BYTES_PER_S,
             guard=config.guard,

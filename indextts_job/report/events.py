@@ -116,6 +116,13 @@ class Spoke(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Figures(Event):
+    """`validation.command` has printed figures of a checkpoint; they come later than its step."""
+
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Committed(Event):
     """A checkpoint is visible and complete."""
 

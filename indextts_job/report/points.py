@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from indextts_job.checkpoint.history import LanguageLoss, Losses
-from indextts_job.report.events import Event, Spoke, TrainLine, Validated
+from indextts_job.report.events import Event, Figures, Spoke, TrainLine, Validated
 from indextts_job.report.speech import by_language, speech_values
 
 
@@ -16,11 +16,13 @@ def points_of(event: Event) -> dict[str, float]:
         for loss in event.languages:
             points |= _of_language(loss)
         return points
+    if isinstance(event, Figures):
+        return {f"command/{name}": value for name, value in event.values.items()}
     return _of_speech(event) if isinstance(event, Spoke) else {}
 
 
 def kind_of(points: Mapping[str, float]) -> str:
-    """The kind of the points of an event: `train`, `val` or `speaking`."""
+    """The kind of the points of an event: `train`, `val`, `speaking` or `command`."""
     return next(iter(points)).partition("/")[0]
 
 
