@@ -17,6 +17,9 @@ from indextts_job.data.order import derive_seed
 PLACEHOLDER = 1
 """The id that inference fills the history with, one for each row of the prefix."""
 
+TIES = 4
+"""So many times k codes are looked at; no k codes have equal scores."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -79,34 +82,33 @@ def drawn(scores: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
     Args:
         scores: [utterances, codes] behind the penalty.
         sampling: Temperature, top-k and top-p.
-        uniforms: [utterances] float64, at least 0 and below 1.
+        uniforms: [utterances] float64 on the host, at least 0 and below 1.
     """
     # Stable: of equal scores the lower code comes first.
     ordered, ids = torch.sort(scores.double() / sampling.temperature, dim=1, descending=True, stable=True)
+    # On the host: a GPU adds up in no fixed order. A few more than the k-th, for codes with an equal score.
+    ordered, ids = (found[:, : TIES * sampling.top_k].cpu() for found in (ordered, ids))
     # Inference keeps all codes that are as high as the k-th.
-    last = ordered[:, min(sampling.top_k, ordered.shape[1]) - 1 : min(sampling.top_k, ordered.shape[1])]
-    ordered = ordered.masked_fill(ordered < last, -torch.inf)
-    probabilities = ordered.softmax(1)
+    last = ordered[:, : sampling.top_k][:, -1:]
+    probabilities = ordered.masked_fill(ordered < last, -torch.inf).softmax(1)
     # The mass of a code and of all less likely ones has to exceed 1 - p. The likeliest code always stays.
-    tail = probabilities.flip(1).cumsum(1).flip(1)
-    kept = tail > 1 - sampling.top_p
+    kept = probabilities.flip(1).cumsum(1).flip(1) > 1 - sampling.top_p
     kept[:, 0] = True
     cumulative = (probabilities * kept).cumsum(1)
     place = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(1)
     # The product of a number just below 1 may be rounded up to the whole mass.
     place = torch.minimum(place, kept.sum(1) - 1)
-    return ids.gather(1, place[:, None])[:, 0]
+    return ids.gather(1, place[:, None])[:, 0].to(scores.device)
 
 
-def uniforms_of(seed: int, keys: Sequence[int], step: int, device: torch.device) -> Tensor:
+def uniforms_of(seed: int, keys: Sequence[int], step: int) -> Tensor:
     """[utterances] float64: a number in [0, 1) for each (seed, utterance, step).
 
     Args:
         seed: The run's.
         keys: Keys of the utterances.
         step: Number of the code, from 0.
-        device: Device of the scores.
     """
     # 53 of 63 bits: as many as a float64 holds.
     values = [(derive_seed(seed, key, step) >> 10) / 2**53 for key in keys]
-    return torch.tensor(values, dtype=torch.float64, device=device)
+    return torch.tensor(values, dtype=torch.float64)

@@ -80,7 +80,7 @@ def speak(
     batch = place(collate(silent, model.config))
     rows = torch.split(model.packed_inputs(batch), list(batch.edges.lengths))
     longest = max(one.limit for one in utterances)
-    cache = _Cache(model, pad_sequence(list(rows), batch_first=True), [len(row) for row in rows], longest)
+    cache = _Cache(model, rows, longest)
     voices = _Voices(model, utterances, choice)
     hidden = cache.prefix()
     for number in range(longest):
@@ -111,34 +111,41 @@ def _position_row(model: UnifiedVoice, position: int) -> Tensor:
 
 
 class _Cache:
-    """Keys and values of all rows so far. Each utterance fills its slots from 0 on; later ones are never read."""
+    """Keys and values of all rows so far, in slots that are the same for all utterances.
 
-    def __init__(self, model: UnifiedVoice, inputs: Tensor, lengths: Sequence[int], steps: int) -> None:
+    Shorter prefixes are padded in front, so that each code is written by one copy: writing to a place of its own for
+    each utterance would make torch sort on a GPU, in every block, to give the same bits every time.
+    """
+
+    def __init__(self, model: UnifiedVoice, rows: Sequence[Tensor], steps: int) -> None:
         """Allocate the cache.
 
         Args:
             model: The model.
-            inputs: [utterances, rows, dim] rows of the prefixes, padded behind.
-            lengths: Rows of each prefix.
+            rows: For each utterance, [rows, dim] of its prefix.
             steps: Most codes that follow.
         """
-        count, longest, width = inputs.shape
+        self._model = model
         self._blocks = [block for block in model.gpt.h if isinstance(block, Block)]
-        self._model, self._inputs = model, inputs
-        self._lengths = torch.tensor(lengths, device=inputs.device)
-        self._utterance = torch.arange(count, device=inputs.device)
-        self._longest = longest
+        self._inputs = pad_sequence(list(rows), batch_first=True, padding_side="left")
+        count, self._longest, width = self._inputs.shape
+        # First slot of each utterance.
+        self._first = torch.tensor([self._longest - len(one) for one in rows], device=self._inputs.device)
         heads = self._blocks[0].attn.heads
         # Shape: [layers, 2, utterances, slots, heads, head_dim].
-        self._values = inputs.new_zeros(
-            len(self._blocks), 2, count, longest + steps, heads, width // heads, dtype=computing_dtype(inputs)
+        self._values = self._inputs.new_zeros(
+            len(self._blocks),
+            2,
+            count,
+            self._longest + steps,
+            heads,
+            width // heads,
+            dtype=computing_dtype(self._inputs),
         )
 
     def prefix(self) -> Tensor:
         """[utterances, dim] hidden states of the last row of each prefix."""
-        slots = torch.arange(self._longest, device=self._inputs.device).expand(len(self._inputs), -1)
-        hidden = self._through_blocks(self._inputs, slots, self._longest)
-        return hidden[self._utterance, self._lengths - 1]
+        return self._through_blocks(self._inputs, 0)[:, -1]
 
     def step(self, rows: Tensor, number: int) -> Tensor:
         """[utterances, dim] hidden states of one more row of each utterance.
@@ -147,38 +154,40 @@ class _Cache:
             rows: [utterances, dim].
             number: Codes before these.
         """
-        slots = (self._lengths + number)[:, None]
-        return self._through_blocks(rows[:, None], slots, self._longest + number + 1)[:, 0]
+        return self._through_blocks(rows[:, None], self._longest + number)[:, 0]
 
-    def _through_blocks(self, x: Tensor, slots: Tensor, used: int) -> Tensor:
+    def _through_blocks(self, x: Tensor, start: int) -> Tensor:
         """[utterances, rows, dim] -> the same behind both final norms.
 
         Args:
             x: Inputs.
-            slots: [utterances, rows] where they stand.
-            used: Slots that may be filled.
+            start: Slot of the first of them.
         """
         shape = x.shape
-        # [utterances, 1, rows, used] whether a row sees a slot: that of itself and those before.
-        seen = torch.arange(used, device=x.device) <= slots[:, None, :, None]
+        seen = self._seen(start, shape[1])
         rows = x.reshape(-1, shape[-1])
         for layer, block in enumerate(self._blocks):
-            rows = rows + self._attention(block.attn, block.ln_1(rows), layer, slots, seen)
+            rows = rows + self._attention(block.attn, block.ln_1(rows), self._values[layer], start, seen)
             rows = rows + block.mlp(block.ln_2(rows))
         output: Tensor = self._model.final_norm(self._model.gpt.ln_f(rows)).view(shape)
         return output
 
-    def _attention(self, attention: Attention, x: Tensor, layer: int, slots: Tensor, seen: Tensor) -> Tensor:
-        count, rows = slots.shape
-        cache = self._values[layer]
+    def _seen(self, start: int, count: int) -> Tensor:
+        """[utterances, 1, rows, slots] whether a row sees a slot: its own and those before, but no padding."""
+        slots = torch.arange(start + count, device=self._inputs.device)
+        rows = slots[start:, None]
+        # Padding sees itself: what sees nothing would become NaN, and a weight of 0 times NaN is NaN too.
+        return ((slots <= rows) & (slots >= self._first[:, None, None, None])) | (slots == rows)
+
+    def _attention(self, attention: Attention, x: Tensor, cache: Tensor, start: int, seen: Tensor) -> Tensor:
+        rows, slots = seen.shape[-2:]
         # Shape: [utterances, rows, 3, heads, head_dim].
-        qkv = attention.c_attn(x).view(count, rows, 3, cache.shape[3], cache.shape[4])
-        query, fresh = qkv[:, :, 0], qkv[:, :, 1:].to(cache.dtype)
-        cache[:, self._utterance[:, None], slots] = fresh.permute(2, 0, 1, 3, 4)
-        # Twice [utterances, heads, used, head_dim].
-        key, value = cache[:, :, : seen.shape[-1]].transpose(2, 3).unbind(0)
-        mixed = F.scaled_dot_product_attention(query.to(cache.dtype).transpose(1, 2), key, value, attn_mask=seen)
-        output: Tensor = attention.c_proj(mixed.transpose(1, 2).reshape(count * rows, -1))
+        qkv = attention.c_attn(x).view(len(self._first), rows, 3, *cache.shape[3:]).to(cache.dtype)
+        cache[:, :, start:slots] = qkv[:, :, 1:].permute(2, 0, 1, 3, 4)
+        # Twice [utterances, heads, slots, head_dim].
+        key, value = cache[:, :, :slots].transpose(2, 3).unbind(0)
+        mixed = F.scaled_dot_product_attention(qkv[:, :, 0].transpose(1, 2), key, value, attn_mask=seen)
+        output: Tensor = attention.c_proj(mixed.transpose(1, 2).reshape(len(x), -1))
         return output
 
 
@@ -193,6 +202,7 @@ class _Voices:
         device = model.mel_head.weight.device
         self._history = torch.zeros(len(utterances), config.number_mel_codes, dtype=torch.bool, device=device)
         self._history[:, [PLACEHOLDER, config.start_mel_token]] = True
+        self._ids = torch.arange(config.number_mel_codes, device=device)
         self._codes: list[list[int]] = [[] for _ in utterances]
         self._steps = [0] * len(utterances)
         self._entropies = torch.zeros(len(utterances), dtype=torch.float64, device=device)
@@ -217,7 +227,8 @@ class _Voices:
         chosen = self._chosen(penalised(scores, self._history, self._choice.penalty), number)
         speaking = [self._speaks(index) for index in range(len(self._limits))]
         self._entropies += _entropies(scores) * torch.tensor(speaking, device=scores.device)
-        self._history.scatter_(1, chosen[:, None], value=True)
+        # Not `scatter_`, for which torch sorts on a GPU.
+        self._history |= self._ids == chosen[:, None]
         for index, code in enumerate(chosen.tolist()):
             if speaking[index]:
                 self._take(index, code)
@@ -240,7 +251,7 @@ class _Voices:
         sampling = self._choice.sampling
         if sampling is None:
             return highest(scores)
-        return drawn(scores, sampling, uniforms_of(sampling.seed, self._keys, number, scores.device))
+        return drawn(scores, sampling, uniforms_of(sampling.seed, self._keys, number))
 
     def spoken(self) -> list[Spoken]:
         """What was spoken."""

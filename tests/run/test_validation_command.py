@@ -36,7 +36,8 @@ def test_it_gets_an_export_and_its_figures_become_curves(world: World, tmp_path:
     assert figures["step"] == 6
     assert figures["values"].keys() == {"step", "bytes"}
     ((step, value),) = curve(tmp_path / "run", "command/bytes")
-    assert (step, value) == (6, pytest.approx(figures["values"]["bytes"]))
+    assert step == 6
+    assert value == pytest.approx(figures["values"]["bytes"])
 
 
 @pytest.mark.parametrize(

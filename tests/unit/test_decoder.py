@@ -162,7 +162,7 @@ def test_a_number_next_to_one_draws_a_code_that_is_kept() -> None:
 
 
 def test_the_numbers_are_spread_evenly() -> None:
-    values = uniforms_of(3, range(4000), 5, CPU)
+    values = uniforms_of(3, range(4000), 5)
     assert float(values.min()) >= 0
     assert float(values.max()) < 1
     assert torch.histc(values, 10, 0, 1).tolist() == pytest.approx([400.0] * 10, rel=0.2)
