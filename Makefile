@@ -6,6 +6,7 @@
 # make long    every damaged file of a run in every way, every card of the stand-in, heads of full width, 1,200 interruptions
 # make check   format, lint, types, imports between packages, spelling, complexity
 # make lock    the hashes of what the image installs, after constraints.txt has changed
+# make pictures  docs/demo.svg and docs/status.svg, of what the program prints
 # make image   the container image; make image-report what is in it, by size
 # make fuzz    input from outside, for about an hour: other examples than in the tests, each time
 # make mutants do the tests notice what is wrong? Half an hour; goes on where it was stopped
@@ -22,7 +23,7 @@ IMAGE ?= indextts-job
 ENGINE ?= $(shell command -v docker || command -v podman)
 export PYTHONUTF8 := 1
 
-.PHONY: demo demo-s3 test quick stand-in-env fuzz mutants long check lint format bench goldens constraints lock image image-report clean
+.PHONY: demo demo-s3 test quick stand-in-env fuzz mutants long check lint format bench goldens pictures constraints lock image image-report clean
 
 demo: $(VENV)/ready-run
 	$(BIN)/indextts-job demo
@@ -86,6 +87,9 @@ bench: $(VENV)/ready-dev
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.chaos
 	$(BIN)/python -m bench.new_rows
+
+pictures: $(VENV)/ready-dev
+	$(BIN)/python -m tests.support.pictures
 
 goldens: $(VENV)/ready-dev
 	$(BIN)/python -m tests.support.goldens

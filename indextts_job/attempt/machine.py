@@ -119,6 +119,8 @@ def configure_torch(config: HardwareConfig, plan: Plan) -> None:
     if config.deterministic:
         # cuBLAS reads it at its first call; torch names this value and raises without one.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Set, and not left to what the environment says: TF32 has 10 bits, and float32 is chosen by who wants 23.
+    torch.set_float32_matmul_precision("highest")
     # Without it some backward kernels add in any order, and a repeated step differs in its last bits (I2). The other
     # function for it imports the compiler, which takes a second of the start; `compile_blocks` calls that one.
     torch.set_deterministic_debug_mode("error" if config.deterministic else "default")
@@ -183,6 +185,7 @@ def tell_of_changes(values: CheckpointValues, facts: HardwareFacts, plan: Plan, 
 def plan_text(plan: Plan, *, deterministic: bool, global_batch_samples: int) -> str:
     """The plan in one line."""
     further = {
+        "no TF32": plan.precision == "float32" and plan.device == "cuda",
         "activations are computed again": plan.recompute == "blocks",
         "GELUs are computed again": plan.recompute == "gelu",
         "compiled blocks": plan.compiled,

@@ -109,8 +109,9 @@ def _tell_of_checkpoint(selection: Selection, point: ResumePoint, voice: _Voice)
 
 def _position_text(point: ResumePoint, present: Present) -> str:
     epoch, used = present.order.epoch_of(point.name.step)
+    scaler = "loss scale, " if point.manifest.values.scaler else ""
     return (
         f"step {point.name.step} of {present.total_steps}, epoch {epoch}, {used} of {present.order.epoch_samples} "
-        f"samples of it used; restored: weights, moments, history; seed {present.order.seed}, "
+        f"samples of it used; restored: weights, moments, {scaler}schedule, history; seed {present.order.seed}, "
         f"order {present.order.version}"
     )

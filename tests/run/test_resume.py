@@ -77,7 +77,7 @@ def test_another_capacity_in_mid_epoch_uses_the_same_samples_per_step(
 def test_the_resume_lines_say_what_users_look_for(world: World, half_done: Path) -> None:
     output = attempt(config_for(world, half_done)).output
     assert "checkpoint found at" in output
-    assert "step 12 of 24, epoch 2, 4 of 40 samples of it used; restored: weights, moments, history" in output
+    assert "step 12 of 24, epoch 2, 4 of 40 samples of it used; restored: weights, moments, schedule, history" in output
     assert "base rows are frozen" in output
     for field in ("epoch", "step", "text_loss", "mel_loss", "mel_top1", "lr", "samples/s", "left"):
         assert field in next(line for line in output.splitlines() if line.startswith("train "))
