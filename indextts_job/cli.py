@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # ruff: noqa: PLC0415  # imports inside functions: see above
 
+STOPPABLE = ("train", "prepare")
+"""Commands that work for hours, see stop signals, and end with 75 after one. `entry.py` has the same list."""
+
 
 def run_process(early: Sequence[tuple[int, float]]) -> None:
     """Run the command line of this process, and end the process with its exit code.
@@ -32,7 +35,7 @@ def run_process(early: Sequence[tuple[int, float]]) -> None:
 
     stop = StopSignals()
     guard = ExitGuard(stop)
-    if sys.argv[1:2] == ["train"]:
+    if sys.argv[1:2] and sys.argv[1] in STOPPABLE:
         # A closed terminal, or a disk that is full of the log, must not end a training: its output is dropped then.
         sys.stdout, sys.stderr = QuietStream(sys.stdout), QuietStream(sys.stderr)
         stop.install(early)
@@ -51,7 +54,8 @@ def main(
 
     Args:
         arguments: Arguments without the program's name; by default those of the process.
-        stop: The stop requests of the process, with handlers installed; None = they are installed here, for `train`.
+        stop: The stop requests of the process, with handlers installed; None = they are installed here, for commands
+            that see them.
         guard: Ends the process when the main thread cannot; None = there is no such guard.
 
     Returns:
@@ -61,7 +65,7 @@ def main(
     given = list(sys.argv[1:] if arguments is None else arguments)
     if stop is None:
         stop = StopSignals()
-        if given[:1] == ["train"]:
+        if given[:1] and given[0] in STOPPABLE:
             stop.install()
     try:
         code = _dispatch(given, stop, guard)
@@ -121,9 +125,9 @@ def _dispatch(arguments: Sequence[str], stop: StopSignals, guard: "ExitGuard | N
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     given.parser = parser
+    given.stop = stop
     if given.command == "train":
         given.settings += rest
-        given.stop = stop
         given.guard = guard
         given.raw = list(arguments)
     return int(given.act(given))
@@ -138,6 +142,7 @@ def build_parser() -> "Parser":
         doctor,
         export,
         init,
+        prepare,
         shard,
         simulate,
         speak,
@@ -156,7 +161,10 @@ def build_parser() -> "Parser":
     )
     parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    every = (init, train, checkpoints, status, doctor, tokenizer, simulate, shard, export, speak, demo, completion)
+    every = (
+        *(init, prepare, train, checkpoints, status, doctor, tokenizer, simulate, shard, export, speak, demo),
+        completion,
+    )
     for command in every:
         command.add(commands)
     add_examples(parser, EXAMPLES)

@@ -168,7 +168,7 @@ def checked_storage(settings: Mapping[str, object], where: str) -> StorageConfig
         ConfigError: One of them is unknown or wrong.
     """
     storage = RunConfig.from_json({"storage": dict(settings)}, where).storage
-    _check_bounds(storage, "storage.")
+    check_bounds(storage, "storage.")
     demand_endpoint(storage.endpoint_url, "storage.endpoint_url")
     return storage
 
@@ -290,7 +290,7 @@ def _unknown_key(where: str, key: str) -> ConfigError:
 
 def _check_values(config: RunConfig) -> None:
     """Check bounds and combinations, which types do not express."""
-    _check_bounds(config, "")
+    check_bounds(config, "")
     _check_intervals(config.checkpoint)
     # Parsed for its errors too: a goal that cannot be read must not be found at its step.
     if parse_goals(config.validation.stop_unless) and not config.data.validation_manifests:
@@ -338,14 +338,19 @@ def _check_targets(targets: Sequence[str]) -> None:
         raise ConfigError(f"adapter.targets is {list(targets)}, expected some of {', '.join(PROJECTIONS)}, each once.")
 
 
-def _check_bounds(section: Any, prefix: str) -> None:  # noqa: ANN401  # a dataclass
+def check_bounds(section: Any, prefix: str) -> None:  # noqa: ANN401  # a dataclass
+    """Check the bounds of all numbers in a section and those inside it.
+
+    Raises:
+        ConfigError: A number is out of its bounds; names its key.
+    """
     for name, hint in typing.get_type_hints(type(section), include_extras=True).items():
         value = getattr(section, name)
         if is_dataclass(hint):
-            _check_bounds(value, f"{prefix}{name}.")
+            check_bounds(value, f"{prefix}{name}.")
         for number, entry in enumerate(value if isinstance(value, tuple) else ()):
             if is_dataclass(entry):
-                _check_bounds(entry, f"{prefix}{name}[{number}].")
+                check_bounds(entry, f"{prefix}{name}[{number}].")
         for bounds in getattr(hint, "__metadata__", ()):
             if isinstance(bounds, Bounds) and value not in bounds:
                 raise ConfigError(f"{prefix}{name} is {plain(value)}, expected {bounds}.")

@@ -4,7 +4,7 @@ import difflib
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
 from indextts_job.errors import ConfigError
@@ -20,7 +20,8 @@ def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a
     """A value as the type that a field declares.
 
     Args:
-        hint: The type of the field: a scalar, a `Literal` of texts, or a tuple of texts, numbers or dataclasses.
+        hint: The type of the field: a scalar, a `Literal` of texts, a dataclass, or a tuple of texts, numbers or
+            dataclasses.
         value: A value from YAML, a flag or a checkpoint.
         where: Origin and key, for messages.
 
@@ -36,10 +37,12 @@ def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a
             return value
         raise ConfigError(f"{where} is {shown(value)}, expected one of {', '.join(map(str, choices))}.")
     entry = next(iter(typing.get_args(hint)), None)
+    if is_dataclass(hint):
+        return section(hint, value, where)
     if is_dataclass(entry):
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where} is {shown(value)}, expected a list of entries with keys.")
-        return tuple(_entry(entry, one, f"{where}[{number}]") for number, one in enumerate(value))
+        return tuple(section(entry, one, f"{where}[{number}]") for number, one in enumerate(value))
     convert, expected = _SCALARS.get(hint, (_texts, "a list of strings"))
     try:
         return convert(value)
@@ -47,18 +50,32 @@ def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a
         raise ConfigError(f"{where} is {shown(value)}, expected {expected}.") from None
 
 
-def _entry(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a dataclass, and a value of it
+def section(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a dataclass, and a value of it
+    """A dataclass from keys and values, sections inside it too.
+
+    Args:
+        kind: The dataclass.
+        value: A value from YAML.
+        where: Origin and key, for messages.
+
+    Raises:
+        ConfigError: No keys, an unknown or missing one, or a value of another type.
+    """
     known = [entry.name for entry in fields(kind)]
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} is {shown(value)}, expected the keys {', '.join(known)}.")
     for key in value:
         if key not in known:
             raise _unknown_key(key, known, where)
-    missing = [entry.name for entry in fields(kind) if entry.default is MISSING and entry.name not in value]
+    missing = [entry.name for entry in fields(kind) if _is_needed(entry) and entry.name not in value]
     if missing:
         raise ConfigError(f"{where} has no {' and no '.join(missing)}.")
     hints = typing.get_type_hints(kind)
     return kind(**{key: converted(hints[key], one, f"{where}.{key}") for key, one in value.items()})
+
+
+def _is_needed(entry: Field[Any]) -> bool:
+    return entry.default is MISSING and entry.default_factory is MISSING
 
 
 def _unknown_key(key: object, known: Sequence[str], where: str) -> ConfigError:

@@ -14,9 +14,10 @@ import time
 
 def entry() -> None:
     """Run one command of `indextts-job` and end the process with its exit code."""
-    # Only a training has something to commit; other commands end at once by the default actions.
+    # Only a training and a preparation have something to commit, or a code to end with that launchers know; other
+    # commands end at once by the default actions.
     early: list[tuple[int, float]] = []
-    if sys.argv[1:2] == ["train"]:
+    if sys.argv[1:2] in (["train"], ["prepare"]):
         for name in ("SIGTERM", "SIGINT", "SIGUSR2", "SIGHUP"):
             number = getattr(signal, name, None)
             # As in `preemption/signals.py`, which takes over: ignored signals stay ignored.

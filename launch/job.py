@@ -3,12 +3,14 @@
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from indextts_job.errors import EXIT_CONFIG, EXIT_DATA, EXIT_OK, EXIT_REFUSED, EXIT_RULE, EXIT_STOPPED, ConfigError
 
 FINAL_CODES = (EXIT_OK, EXIT_DATA, EXIT_REFUSED, EXIT_CONFIG, EXIT_RULE)
 """The run is complete, or another attempt would fail in the same way."""
+Command = Literal["train", "prepare"]
+COMMANDS: tuple[Command, ...] = get_args(Command)
 PROGRESS_BYTES = 32
 """A step has at most 19 digits; the rest of a longer file is no step and is not read."""
 
@@ -18,7 +20,11 @@ class Job:
     """What to run, on which resources, and how many failures are tolerated."""
 
     arguments: tuple[str, ...] = ("run.yaml",)
-    """Arguments of `indextts-job train`: a configuration (path or URL) and settings."""
+    """Arguments of the command: a configuration (path or URL) and settings."""
+    command: Command = "train"
+    """The command of `indextts-job` to run."""
+    workers: int = 1
+    """Processes that share a preparation, each with resources and restarts of its own; a training is one."""
     name: str = "indextts"
     image: str = ""
     """Container image; empty where the launcher uses an installed `indextts-job`."""
@@ -41,11 +47,17 @@ class Job:
             ConfigError: A number is too small; the message names its option.
         """
         # gpus=0 trains on CPUs, and max_failures=0 ends the job at the first failure.
-        least = {"nodes": 1, "gpus": 0, "cpus": 1, "memory_gib": 1, "grace_seconds": 1, "max_failures": 0}
+        least = {"nodes": 1, "gpus": 0, "cpus": 1, "memory_gib": 1, "grace_seconds": 1, "max_failures": 0, "workers": 1}
         for name, smallest in least.items():
             value = getattr(self, name)
             if value < smallest:
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {smallest}.")
+        if self.command == "train" and self.workers > 1:
+            raise ConfigError(
+                f"--workers {self.workers}: a training has --nodes and --gpus. Workers share a preparation."
+            )
+        if self.command == "prepare" and self.nodes > 1:
+            raise ConfigError(f"--nodes {self.nodes}: the workers of a preparation are independent. Give --workers.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,23 +23,23 @@ RETRY_BASE_S = 2.0
 RETRY_LIMIT_S = 60.0
 SHORT_ATTEMPT_S = 30.0
 """A trainer that was stopped sooner than this has hardly begun: the next one is started after a pause."""
-TRAINER = (sys.executable, "-m", "indextts_job", "train")
+PROGRAM = (sys.executable, "-m", "indextts_job")
 
 
 class LocalLauncher:
     """One job on this machine. A stop signal to the launcher is passed to the trainer and ends the job."""
 
-    def __init__(self, job: Job, say: Callable[[str], None], trainer: Sequence[str] = TRAINER) -> None:
+    def __init__(self, job: Job, say: Callable[[str], None], trainer: Sequence[str] = ()) -> None:
         """Store the job; `run` starts it.
 
         Args:
             job: What to run, and how many failures are tolerated.
             say: Prints a line for the user; must not fail.
-            trainer: Command line in front of the job's arguments.
+            trainer: Command line in front of the job's arguments; empty = the job's command.
         """
         self._job = job
         self._say = say
-        self._trainer = trainer
+        self._trainer = trainer or (*PROGRAM, job.command)
         self._stops = StopRelay()
         self._started_s = time.time()
 

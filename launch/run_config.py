@@ -5,6 +5,7 @@ import stat
 
 from indextts_job.config import RunConfig, build_config, split_settings
 from indextts_job.errors import ConfigError
+from indextts_job.prepare.config import PrepareConfig, prepare_config
 from indextts_job.storage.urls import local_path
 from indextts_job.strict_yaml import LARGEST_BYTES, parse_yaml
 from indextts_job.variables import with_variables
@@ -14,7 +15,7 @@ ADVICE = "Give the run's configuration: … -- RUN.yaml"
 
 
 def config_argument(job: Job) -> str:
-    """The configuration file among the arguments of `indextts-job train`; empty if there is none."""
+    """The configuration file among the arguments of the command; empty if there is none."""
     return _split(job)[0]
 
 
@@ -31,6 +32,25 @@ def read_config(job: Job) -> tuple[str, RunConfig]:
     text = _read_text(path)
     document = with_variables(parse_yaml(text, path), os.environ, path)
     return text, build_config(document, path, [("command line", dict(overrides))])
+
+
+def read_prepare_config(job: Job) -> tuple[str, PrepareConfig]:
+    """The same of the configuration of a preparation."""
+    path, overrides = _split(job)
+    text = _read_text(path)
+    return text, prepare_config(parse_yaml(text, path), path, overrides)
+
+
+def check_config(job: Job) -> None:
+    """Read and check the job's local configuration file.
+
+    Raises:
+        ConfigError: The file is missing, or it is no valid configuration of the job's command.
+    """
+    if job.command == "prepare":
+        read_prepare_config(job)
+    else:
+        read_config(job)
 
 
 def _split(job: Job) -> tuple[str, list[tuple[str, object]]]:

@@ -52,20 +52,26 @@ def render(job: Job, options: SlurmOptions) -> str:
         name=job.name,
         account=_directive("account", options.account),
         partition=_directive("partition", options.partition),
-        slices=options.slices,
+        command=job.command,
+        # Slices of a training come one after the other; the workers of a preparation run at the same time.
+        array=f"1-{options.slices}%1" if job.command == "train" else f"0-{job.workers - 1}",
         time=options.time_limit,
         nodes=job.nodes,
         gpus=f"#SBATCH --gres=gpu:{job.gpus}" if job.gpus else "##SBATCH --gres=gpu:…",
         cpus=job.cpus,
         memory=job.memory_gib,
-        # %x is the job's name and %A the number of the array, so that all slices append to one log.
-        log=f'"{folder}%x-%A.log"' if " " in folder else f"{folder}%x-%A.log",
+        # %x is the job's name and %A the number of the array, so that all slices append to one log; %a is the worker.
+        log=_quoted(f"{folder}%x-%A.log" if job.command == "train" else f"{folder}%x-%A_%a.log"),
         grace=job.grace_seconds,
         arguments=" ".join(map(shlex.quote, job.arguments)),
         image=shlex.quote(job.image) if job.image else "",
         environment=shlex.quote(options.environment),
         max_failures=job.max_failures,
     )
+
+
+def _quoted(log: str) -> str:
+    return f'"{log}"' if " " in log else log
 
 
 def _check(job: Job, options: SlurmOptions) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from indextts_job.attempt.encoders import demand_encoders
 from indextts_job.attempt.foresight import foreseen
 from indextts_job.attempt.mixture_report import mixture_lines
 from indextts_job.checkpoint.values import OrderRecord, SourceRecord, WeightsRecord
@@ -249,6 +250,8 @@ def read_inputs(  # all by name
     sources = named_sources(config.data, files.exists)
     train_set = load(sources.arguments)
     validation_set = load(config.data.validation_manifests) if config.data.validation_manifests else None
+    if base:
+        demand_encoders([train_set, *([validation_set] if validation_set else [])], base, model, emit)
     sizes = [len(part) for part in train_set.parts]
     order = sources.order(sizes, config.recipe.seed, config.recipe.global_batch_samples, config.schedule.epochs)
     updates = total_steps(order.total_steps, config.schedule)

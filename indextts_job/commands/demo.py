@@ -1,4 +1,4 @@
-"""`indextts-job demo`: preempted and resumed with the same bits; replay against forgetting; what no loss hears."""
+"""`indextts-job demo`: preempted and resumed; replay against forgetting; what no loss hears; from audio on."""
 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
@@ -13,12 +13,14 @@ def add(commands: Commands) -> None:
     """Add the command."""
     demo = commands.add_parser(
         "demo",
-        help="train, get preempted, resume, and compare bit for bit; or: forgetting, speaking",
+        help="train, get preempted, resume, and compare bit for bit; or: forgetting, speaking, prepare",
         description="interruptions (default): two equal runs, one preempted and killed, end with the same bits. "
         "forgetting: a base that speaks English learns Amharic, alone and with English replayed, watched by a guard. "
-        "speaking: three faults that no loss shows, heard by the free-running check.",
+        "speaking: three faults that no loss shows, heard by the free-running check. "
+        "prepare: voices of espeak-ng become a dataset, in spite of two kills, and a model learns from it.",
     )
-    demo.add_argument("what", nargs="?", choices=("interruptions", "forgetting", "speaking"), default="interruptions")
+    kinds = ("interruptions", "forgetting", "speaking", "prepare")
+    demo.add_argument("what", nargs="?", choices=kinds, default="interruptions")
     demo.add_argument("--folder", default="demo_run", help="where to work (default: demo_run)")
     demo.add_argument(
         "--url", default="", help="where the runs go, for example s3://bucket/demos (default: the folder)"
@@ -28,7 +30,7 @@ def add(commands: Commands) -> None:
 
 
 def _demo(given: argparse.Namespace) -> int:
-    from indextts_job.demo import forgetting, interruptions, speaking
+    from indextts_job.demo import forgetting, interruptions, preparation, speaking
     from indextts_job.model.versions import VERSIONS
 
     alone = {"forgetting": forgetting.run_demo, "speaking": speaking.run_demo}
@@ -38,4 +40,8 @@ def _demo(given: argparse.Namespace) -> int:
         return alone[given.what](Path(given.folder))
 
     version = next(version for version in VERSIONS if version.name == given.model)
+    if given.what == "prepare":
+        if given.url:
+            raise ConfigError("demo prepare has a folder only, no --url.")
+        return preparation.run_demo(Path(given.folder), version)
     return interruptions.run_demo(Path(given.folder), given.url, version)

@@ -8,6 +8,11 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
         "indextts-job init --recipe new-language --model 2.5 --language am",
         "indextts-job init --recipe one-voice --train-manifest voice/train.jsonl --run s3://bucket/runs/voice",
     ),
+    ("prepare",): (
+        "indextts-job prepare prepare.yaml --plan",
+        "indextts-job prepare prepare.yaml",
+        "indextts-job prepare prepare.yaml --assemble",
+    ),
     ("train",): (
         "indextts-job train run.yaml",
         "indextts-job train run.yaml schedule.max_steps=200 hardware.device=cpu --dry-run",

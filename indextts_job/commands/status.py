@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from indextts_job import errors, terminal
 from indextts_job.commands.parser import Commands, at_least
-from indextts_job.commands.storage_options import add_storage_options, no_run, open_run
+from indextts_job.commands.storage_options import add_storage_options, demand_run, no_run, open_output
 from indextts_job.waiting import pause
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from indextts_job.report.attempts import Attempt
+    from indextts_job.storage.run_storage import RunStorage
 
 WATCH_S = 5.0
 """Default interval of `--watch`: a look lists and reads the run, which costs requests in a bucket."""
@@ -27,9 +28,9 @@ WATCH_S = 5.0
 def add(commands: Commands) -> None:
     """Add the command."""
     status = commands.add_parser(
-        "status", help="where a run stands, and every attempt: where it ran, how far it came, how it ended"
+        "status", help="where a run or a preparation stands, and every attempt: where it ran, how it ended"
     )
-    status.add_argument("run", help="run folder or URL")
+    status.add_argument("run", help="run folder or URL, or the output of a preparation")
     status.add_argument("--json", action="store_true", help="for programs")
     status.add_argument("--html", metavar="FILE", help="write one page with curves and attempts, to look at anywhere")
     status.add_argument(
@@ -46,13 +47,17 @@ def add(commands: Commands) -> None:
 
 def _status(given: argparse.Namespace) -> int:
     from indextts_job.checkpoint.describe import SCHEMA
+    from indextts_job.prepare.preparation import FILE
     from indextts_job.report.attempts import attempts
     from indextts_job.report.goodput import where_time_went
     from indextts_job.report.liveness import is_running
     from indextts_job.report.page import render
     from indextts_job.report.standing import standing
 
-    storage = open_run(given)
+    storage = open_output(given)
+    if FILE in storage.list(""):
+        return _show_preparation(storage, as_json=given.json)
+    demand_run(storage, given.run)
     # Curves of long runs are megabytes; only the page draws them.
     rows = attempts(storage, curves=bool(given.html))
     # Only checkpoints without attempt records, as in a partial copy: there is nothing to show here.
@@ -76,6 +81,20 @@ def _status(given: argparse.Namespace) -> int:
     if given.watch is not None:
         _watch(console, lambda: attempts(storage), rows, given.watch)
     console.print(_shown(rows))
+    return errors.EXIT_OK
+
+
+def _show_preparation(storage: "RunStorage", *, as_json: bool) -> int:
+    """Units, refusals, pace and time left of a preparation."""
+    from dataclasses import asdict
+
+    from indextts_job.prepare.preparation import standing, standing_lines
+
+    found = standing(storage)
+    if as_json:
+        print(json.dumps(asdict(found), indent=1))  # noqa: T201
+    else:
+        terminal.console().print(terminal.Facts(standing_lines(found)))
     return errors.EXIT_OK
 
 

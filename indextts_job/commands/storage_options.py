@@ -81,14 +81,29 @@ def open_run(given: argparse.Namespace) -> "RunStorage":
     Raises:
         ConfigError: There is no run.
     """
-    from indextts_job.checkpoint.fence import FOLDER
-    from indextts_job.checkpoint.manifest import MANIFESTS
+    storage = open_output(given)
+    demand_run(storage, given.run)
+    return storage
+
+
+def open_output(given: argparse.Namespace) -> "RunStorage":
+    """The storage of what a command looks at: a run, or a preparation."""
     from indextts_job.storage.remote_storage import open_storage
 
-    storage = open_storage(given.run, configure(given, given.run))
+    return open_storage(given.run, configure(given, given.run))
+
+
+def demand_run(storage: "RunStorage", run: str) -> None:
+    """Check that there is a run.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    from indextts_job.checkpoint.fence import FOLDER
+    from indextts_job.checkpoint.manifest import MANIFESTS
+
     if not storage.list(FOLDER) and not storage.list(MANIFESTS):
-        raise no_run(given.run)
-    return storage
+        raise no_run(run)
 
 
 def no_run(run: str) -> errors.ConfigError:

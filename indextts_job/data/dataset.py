@@ -5,7 +5,7 @@ read, so content that changes during a run is an error and never silently anothe
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -117,6 +117,9 @@ class Part:
     """[samples] number of text ids."""
     code_lengths: Column
     """[samples] number of codes."""
+    encoders: Mapping[str, str] | None = None
+    """SHA-256 of the encoders that made the arrays, by name; empty where a sharded dataset does not say; None for the
+    files of a manifest."""
     source: Source
 
     def __len__(self) -> int:
@@ -127,7 +130,7 @@ class Part:
         for start in range(0, len(self), CHUNK):
             stop = min(start + CHUNK, len(self))
             digests = [self.source.digests(use, start, stop) for use in USES]
-            yield _joined(*self.ids.between(start, stop), np.concatenate(digests, axis=1))
+            yield identity_bytes(*self.ids.between(start, stop), np.concatenate(digests, axis=1))
 
     def owner(self, index: int) -> str:
         """A sample for messages."""
@@ -156,8 +159,14 @@ class Part:
         ]
 
 
-def _joined(values: Bytes, offsets: npt.NDArray[np.int64], digests: Bytes) -> Bytes:
-    """The ids and digests of samples, alternating, with a zero byte behind each id."""
+def identity_bytes(values: Bytes, offsets: npt.NDArray[np.int64], digests: Bytes) -> Bytes:
+    """The ids and digests of samples, alternating, with a zero byte behind each id: what a fingerprint is made of.
+
+    Args:
+        values: Bytes of the ids.
+        offsets: [samples + 1] where each id begins, and where the last one ends.
+        digests: [samples, width] of their arrays.
+    """
     width = digests.shape[1]
     sizes = np.diff(offsets)
     ends = np.cumsum(sizes + 1 + width)

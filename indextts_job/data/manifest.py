@@ -311,14 +311,14 @@ def _record(
     lengths = ("text_len", "code_len"), ("target_text_len", "target_code_len")
     own, other = lengths if archived else lengths[::-1]
     return PairRecord(
-        id=_text(document, "id"),
+        id=text_of_record(document, "id"),
         condition_path=paths["condition"],
         emotion_path=paths["emotion"],
         text_ids_path=paths["text"],
         codes_path=paths["codes"],
         text_tokens=_length(document, own[0], other[0]),
         code_tokens=_length(document, own[1], other[1]),
-        language=_language(document, source, rules.version),
+        language=language_of_record(document, source, rules.version),
         origin=origin,
         line=number,
         speaker=_text_or_nothing(document, "target_speaker") or _text_or_nothing(document, "speaker"),
@@ -392,7 +392,18 @@ def _emotion_key(document: Mapping[str, object], emotion: Emotion) -> str:
     raise TypeError("no emotion path: expected prompt_emo_vec_path or target_emo_vec_path")
 
 
-def _language(document: Mapping[str, object], source: ManifestSource, version: ModelVersion) -> str:
+def language_of_record(document: Mapping[str, object], source: ManifestSource, version: ModelVersion) -> str:
+    """The language of a record in its canonical form, with the slot that it borrows; empty if none is said.
+
+    Args:
+        document: The fields of the record.
+        source: The manifest, whose argument may give a language.
+        version: The version of the model.
+
+    Raises:
+        TypeError: It is no text.
+        ValueError: The model has no such language, or record and argument contradict each other.
+    """
     keys = ("target_language", "language", "lang")
     language = next((document[key] for key in keys if document.get(key)), source.language)
     if not isinstance(language, str) or _UNENCODABLE.search(language):
@@ -428,7 +439,13 @@ def _text_or_nothing(document: Mapping[str, object], key: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _text(document: Mapping[str, object], key: str) -> str:
+def text_of_record(document: Mapping[str, object], key: str) -> str:
+    """A field of a record that holds text.
+
+    Raises:
+        TypeError: It is missing, empty or no text.
+        ValueError: It holds a character that no path and no UTF-8 has.
+    """
     value = document.get(key)
     if not isinstance(value, str) or not value.strip():
         raise TypeError(f"{key} is {_shown(value)}, expected a non-empty string")
@@ -439,7 +456,7 @@ def _text(document: Mapping[str, object], key: str) -> str:
 
 def _path(document: Mapping[str, object], key: str, source: ManifestSource) -> str:
     try:
-        return resolved(_text(document, key), source.url)
+        return resolved(text_of_record(document, key), source.url)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
 

@@ -5,13 +5,14 @@ rows themselves are in shards: those of `ids` hold the text ids and then the cod
 and `emotion` one vector each. Every row has a hash here, which is compared whenever the row is read.
 
 The index names files, byte ranges and rows. All of them are checked against each other before any is used. File names
-have to be of the form that `data/sharding.py` writes, so an index cannot name a file outside its folder.
+have to be of the forms that `data/sharding.py` and a preparation write, so an index cannot name a file outside its
+folder.
 """
 
 import re
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
@@ -34,6 +35,8 @@ ID_BYTES = {"uint16": 2, "int32": 4}
 Kind = Literal["ids", "condition", "emotion"]
 KINDS: tuple[Kind, ...] = ("ids", "condition", "emotion")
 VECTORS: tuple[Kind, ...] = ("condition", "emotion")
+PREPARED_BY, OTHER_EMOTION = "prepared_by", "other_emotion"
+"""Keys of the header that only a preparation writes."""
 LARGEST_INDEX_BYTES = 2**33
 _MOST = 2**40
 """Bound of row counts, sizes and byte positions: sums and products of such numbers do not overflow 64 bits."""
@@ -150,6 +153,33 @@ class ShardIndex:
     """[rows, DIGEST_BYTES] BLAKE2b digests of texts, codes and vectors, by use: the identity of the dataset."""
     checks: Mapping[Kind, Bytes]
     """[rows, DIGEST_BYTES] xxh3 hashes of the stored bytes of each row."""
+    encoders: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the tensors of the encoders that made the arrays; empty where the index does not say."""
+    other_emotion: "OtherEmotion | None" = None
+
+    def with_emotion(self, emotion: str) -> "ShardIndex":
+        """The index as one of the emotion vectors of another utterance, if it knows their rows; otherwise itself."""
+        other = self.other_emotion
+        if other is None or emotion == self.made_for.emotion or emotion != other.emotion:
+            return self
+        return replace(
+            self,
+            fingerprint=other.fingerprint,
+            made_for=replace(self.made_for, emotion=emotion),
+            rows={**self.rows, "emotion": other.rows},
+            other_emotion=None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherEmotion:
+    """The rows of the emotion vectors that an index does not use itself, for a training that chooses them."""
+
+    emotion: str
+    fingerprint: str
+    """Of the dataset with these vectors."""
+    rows: npt.NDArray[np.int32]
+    """[pairs] for each pair its row of emotion vectors."""
 
 
 def parse_index(content: bytes, where: str) -> ShardIndex:
@@ -187,11 +217,11 @@ def parse_shard(entry: object, kind: Kind) -> Shard:
     Raises:
         ValueError: The values are not those of a shard of this kind.
     """
-    known = {field.name for field in fields(Shard)}
+    known = {entry.name for entry in fields(Shard)}
     if not isinstance(entry, Mapping) or set(entry) != known:
         raise ValueError(f"a shard of {kind} does not have the fields {', '.join(sorted(known))}")
     name = entry["name"]
-    if not isinstance(name, str) or not re.fullmatch(rf"{kind}-[0-9]{{5,9}}\.safetensors", name):
+    if not isinstance(name, str) or not re.fullmatch(rf"{kind}-([0-9]{{5,9}}|[0-9a-f]{{32}})\.safetensors", name):
         raise ValueError(f"{name!r:.80} is no name of a shard of {kind}")
     return Shard(
         name=name,
@@ -225,7 +255,31 @@ def _checked(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) 
         lengths=lengths,
         digests={use: _hashes(arrays[f"{use}_digests"], tables[kind].rows, use) for use, kind in uses.items()},
         checks={kind: _hashes(arrays[f"{kind}_checks"], tables[kind].rows, kind) for kind in KINDS},
+        encoders=_encoders(header.get(PREPARED_BY, {})),
+        other_emotion=_other_emotion(header, arrays, len(names), tables["emotion"].rows),
     )
+
+
+def _other_emotion(
+    header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], pairs: int, rows: int
+) -> OtherEmotion | None:
+    entry = header.get(OTHER_EMOTION)
+    if entry is None:
+        return None
+    emotion, fingerprint = _texts([entry["emotion"], entry["fingerprint"]], OTHER_EMOTION)
+    return OtherEmotion(
+        emotion=emotion,
+        fingerprint=_sha256(fingerprint, OTHER_EMOTION),
+        rows=_pairs(arrays[f"pair_{OTHER_EMOTION}"], pairs, rows, "emotion"),
+    )
+
+
+def _encoders(prepared_by: object) -> dict[str, str]:
+    """SHA-256 by name of an encoder, from what an index says of its preparation."""
+    entries = prepared_by.get("encoders", {}) if isinstance(prepared_by, Mapping) else None
+    if not isinstance(entries, Mapping) or not all(isinstance(name, str) for name in entries):
+        raise TypeError("what it says of its preparation is no mapping of encoders")
+    return {name: _sha256(value, name) for name, value in entries.items()}
 
 
 def _tables(entries: Mapping[str, Any], lengths: Mapping[str, npt.NDArray[np.int32]]) -> dict[Kind, Table]:
@@ -315,7 +369,7 @@ def _texts(value: object, what: str) -> tuple[str, ...]:
 
 def _made_for(header: Mapping[str, Any]) -> MadeFor:
     # All are missing in the index of a dataset that was sharded when there was one version.
-    values = {field.name: header[field.name] for field in fields(MadeFor) if field.name in header}
+    values = {entry.name: header[entry.name] for entry in fields(MadeFor) if entry.name in header}
     made_for = MadeFor(**values)
     texts = (made_for.model_version, made_for.tokenizer_sha256, made_for.emotion)
     numbers = (made_for.code_rate, made_for.speaker_width or 1)

@@ -293,7 +293,7 @@ class _ShardWriter:
     def _write_shard(  # the rows with what is known of them
         self, kind: Kind, name: str, rows: str, values: Sequence[Values], largest: Largest
     ) -> "_Note":
-        content = _container(kind, values)
+        content = container(kind, values)
         shard = Shard(
             name=name,
             rows=len(values),
@@ -329,8 +329,13 @@ def _parse_note(entry: Mapping[str, Any], kind: Kind) -> _Note:
     return _Note(entry["rows_sha256"], shard, checks, largest)
 
 
-def _container(kind: Kind, values: Sequence[Values]) -> bytes:
-    """A safetensors file with rows end to end; the rows of bfloat16 vectors are given as their upper halves."""
+def container(kind: Kind, values: Sequence[Values]) -> bytes:
+    """A safetensors file with rows end to end; the rows of bfloat16 vectors are given as their upper halves.
+
+    Args:
+        kind: Name of its only tensor.
+        values: Rows of one type.
+    """
     # numpy has no bfloat16, so the file is written here: length of the header, header, bytes.
     ragged = kind == "ids"
     count = sum(value.size for value in values)

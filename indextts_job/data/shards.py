@@ -77,19 +77,20 @@ def open_shards(
     """The samples of a sharded dataset, those left out of it, and what is suspicious about the whole.
 
     Args:
-        url: The dataset's folder or its index.
+        url: The dataset's folder, or an index in it.
         limits: The sizes that model and tokenizer allow; the verdict in the index is compared with them.
         reader: Gives the function that reads ranges of the shards in a folder.
 
     Raises:
         DataError: The index is damaged, or the dataset does not fit model and tokenizer.
     """
-    folder = url.removesuffix(f"/{INDEX}").rstrip("/")
-    where = f"{folder}/{INDEX}"
+    folder, name = _parted(url)
+    where = f"{folder}/{name}"
     try:
         index = parse_index(files.read_bytes(where, LARGEST_INDEX_BYTES), redacted(where))
     except FileNotFoundError:
         raise DataError(f"{redacted(where)}: not found. Expected the folder that `indextts-job shard` wrote.") from None
+    index = index.with_emotion(limits.emotion)
     _demand_limits(index, limits, where)
     _demand_shards(folder, index.tables)
     part = shard_part(index, folder, reader(folder), limits.model)
@@ -97,6 +98,14 @@ def open_shards(
     if Dataset([part]).fingerprint != index.fingerprint:
         raise DataError(f"{where}: its content does not have the fingerprint it names. Shard the dataset again.")
     return part, index.skipped, index.notes
+
+
+def _parted(url: str) -> tuple[str, str]:
+    """The folder of a sharded dataset, and the name of its index: several datasets may share the shards of a folder."""
+    if not url.endswith(INDEX):
+        return url.rstrip("/"), INDEX
+    folder, _, name = url.rpartition("/")
+    return folder or ".", name
 
 
 def shard_part(index: ShardIndex, folder: str, read: ReadRange, model: GPTConfig) -> Part:
@@ -123,6 +132,7 @@ def shard_part(index: ShardIndex, folder: str, read: ReadRange, model: GPTConfig
         language_rows=language_numbers,
         text_lengths=index.lengths["text"][rows],
         code_lengths=index.lengths["codes"][rows],
+        encoders=index.encoders,
         source=ShardSource(index, folder, read),
     )
 

@@ -30,12 +30,12 @@ CODES = 128
 CODES_PER_TOKEN = 4
 SPEAKERS = 6
 EXTENDED_PIECES = 217
-"""As many as `_WORDS` gives useful pieces for, with the base's 100."""
+"""As many as `WORDS` gives useful pieces for, with the base's 100."""
 _BASE_TEXT = (
     "THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG . PACK MY BOX WITH FIVE DOZEN LIQUOR JUGS ! HOW VEXINGLY QUICK DAFT "
     "ZEBRAS JUMP ? SPHINX OF BLACK QUARTZ , JUDGE MY VOW - EVERY GOOD RUN ENDS WELL"
 )
-_WORDS = (
+WORDS = (
     *("ሰላም", "ዓለም", "ቤት", "ውሃ", "እሳት", "መጽሐፍ", "ልጅ", "እናት", "አባት", "ወንድም", "እህት", "ፀሐይ", "ጨረቃ", "ኮከብ"),
     *("ተራራ", "ወንዝ", "ባህር", "ዛፍ", "አበባ", "ወፍ", "ውሻ", "ድመት", "ፈረስ", "ላም", "ዳቦ", "ቡና", "ሻይ", "መንገድ", "ከተማ"),
 )
@@ -130,7 +130,7 @@ Encode = Callable[[str], list[int]]
 def _write_pieces(world: World, size: WorldSize) -> tuple[Encode, int]:
     """Write base and extended SentencePiece model; returns what encodes texts, and the number of base pieces."""
     base = base_tokenizer()
-    extended = extend(base, _WORDS, EXTENDED_PIECES).content
+    extended = extend(base, WORDS, EXTENDED_PIECES).content
     world.base_tokenizer.write_bytes(base)
     world.tokenizer.write_bytes(extended)
     processor = sentencepiece.SentencePieceProcessor()
@@ -151,11 +151,11 @@ def _write_ranks(world: World) -> tuple[Encode, int]:
 def base_ranks() -> bytes:
     """A tokenizer of the release's kind for the texts of this dataset: bytes, letters, beginnings of words."""
     tokens = [bytes([value]) for value in range(256)]
-    letters = [letter.encode() for letter in dict.fromkeys("".join(_WORDS))]
+    letters = [letter.encode() for letter in dict.fromkeys("".join(WORDS))]
     # Only pairs of neighbours are merged, so each token needs two that it is made of.
     tokens += dict.fromkeys(letter[:2] for letter in letters)
     tokens += letters
-    tokens += dict.fromkeys(word[:end].encode() for end in range(2, 8) for word in _WORDS if len(word) >= end)
+    tokens += dict.fromkeys(word[:end].encode() for end in range(2, 8) for word in WORDS if len(word) >= end)
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
 
 
@@ -248,7 +248,7 @@ def _write_dataset(world: World, size: WorldSize, encode_text: Encode, seed: int
     random = np.random.default_rng(seed)
     # Utterances of one speaker have similar conditioning arrays, as those of a real encoder would.
     voices = random.normal(0, 0.5, (SPEAKERS, *size.version.speaker_shape(size.width)))
-    words = _WORDS if size.extended else _BASE_TEXT.split()
+    words = WORDS if size.extended else _BASE_TEXT.split()
     for manifest, count, prefix in (
         (world.train_manifest, size.samples, "utt"),
         (world.validation_manifest, size.validation_samples, "val"),

@@ -71,6 +71,29 @@ def load_base_checkpoint(url: str, config: GPTConfig) -> BaseCheckpoint:
     return as_base(_read_state_dict(url), config, redacted(url))
 
 
+def load_conditioning(url: str, config: GPTConfig, key: str) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """The conditioning encoders in `gpt.pth`, and none of the rest of it, which would be gigabytes.
+
+    Args:
+        url: Path or URL.
+        config: The model; the file tells its version.
+        key: The configuration key that names the file.
+
+    Returns:
+        The model in the version of the file, and the tensors of `carried_shapes`.
+
+    Raises:
+        ConfigError: The file does not exist.
+        DataError: The file cannot be read, or a key, shape or dtype is not the model's; the message names them.
+    """
+    state, where = _read_state_dict(url, key), redacted(url)
+    config = of_version(config, version_of_checkpoint(_named(state, where), where), where)
+    expected = carried_shapes(config)
+    tensors = _plain_tensors({key: value for key, value in state.items() if key in expected}, where)
+    demand_fit(tensors, expected, where)
+    return config, tensors
+
+
 def as_base(state: Mapping[str, Any], config: GPTConfig, where: str) -> BaseCheckpoint:
     """Check a state dict and make a base checkpoint of it.
 
@@ -124,8 +147,8 @@ def demand_tensors(state: Mapping[str, Any], config: GPTConfig, url: str) -> dic
     return {key: tensors[key] for key in expected}
 
 
-def _read_state_dict(url: str) -> Mapping[str, Any]:
-    content = read_torch_file(url, "base checkpoint", "inputs.base_checkpoint")
+def _read_state_dict(url: str, key: str = "inputs.base_checkpoint") -> Mapping[str, Any]:
+    content = read_torch_file(url, "base checkpoint", key)
     if isinstance(content, Mapping):
         content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping):

@@ -32,31 +32,45 @@ LARGEST_PICKLE_BYTES = 2**26
 """Bound of the archive's entry that describes all tensors; in the released model it has about 100 KB."""
 
 
-def read_torch_file(url: str, what: str, key: str) -> Any:  # noqa: ANN401  # whatever was saved
+def read_torch_file(url: str, what: str, key: str, expected: str = "IndexTTS's gpt.pth") -> Any:  # noqa: ANN401  # whatever was saved
     """The object that a file holds. A local file is mapped, so its tensors use no memory until they are read.
 
     Args:
         url: Path or URL.
         what: The name of the file's kind for messages, `base checkpoint` for example.
         key: The configuration key that the URL comes from.
+        expected: The file that should be there, for messages.
 
     Raises:
         ConfigError: The file does not exist.
         DataError: The file cannot be read.
     """
-    shown = redacted(url)
-    path = files.local_path(url) if files.is_local(url) else _copy_of(url)
+    try:
+        return _read(url, what, key)
+    except _UnreadableError as error:
+        raise DataError(
+            f"{redacted(url)}: not a readable PyTorch checkpoint ({error}). It may be truncated, or hold objects "
+            f"besides tensors, which are never loaded. Expected {expected}."
+        ) from error
+
+
+class _UnreadableError(Exception):
+    """The content is no file of tensors; the message is the reason."""
+
+
+def _read(url: str, what: str, key: str) -> Any:  # noqa: ANN401
+    path = files.local_path(url) if files.is_local(url) else copy_of(url)
     if isinstance(path, Path):
         with translated(f"reading {url}"):
             if path.is_file():
                 with path.open("rb") as file:
-                    _demand_archive(file, path.stat().st_size, shown)
-                return _load(path, shown, mapped=True)
+                    _demand_archive(file, path.stat().st_size)
+                return _load(path, mapped=True)
         path = None
     # A local file that is missing comes here too, for the message that names the configuration key.
     content = files.read_input(url, what, key) if path is None else path.data
-    _demand_archive(_InMemory(content), len(content), shown)
-    return _load(_InMemory(content), shown, mapped=False)
+    _demand_archive(_InMemory(content), len(content))
+    return _load(_InMemory(content), mapped=False)
 
 
 class _InMemory(io.RawIOBase, BinaryIO):
@@ -91,7 +105,7 @@ class _InMemory(io.RawIOBase, BinaryIO):
         return len(part)
 
 
-def _copy_of(url: str) -> Path | Bytes | None:
+def copy_of(url: str) -> Path | Bytes | None:
     """A remote file by its copy on this node; None where there is none, also for the message that the file is gone."""
     with contextlib.suppress(FileNotFoundError):
         return files.local_copy(url)
@@ -109,13 +123,13 @@ def unusual(tensor: Tensor) -> str:
     return "without data" if tensor.device.type == "meta" else ""
 
 
-def _load(source: Any, shown: str, *, mapped: bool) -> Any:  # noqa: ANN401
+def _load(source: Any, *, mapped: bool) -> Any:  # noqa: ANN401
     try:
         return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError:
         raise  # a failed read is no fault of the content; the caller translates it
     except Exception as error:  # for a damaged pickle torch raises nearly any class
-        raise _unreadable(shown, _reason(error)) from error
+        raise _UnreadableError(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
@@ -127,14 +141,14 @@ def _reason(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _demand_archive(file: BinaryIO, size_bytes: int, shown: str) -> None:
+def _demand_archive(file: BinaryIO, size_bytes: int) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
-        raise _unreadable(shown, f"no archive of torch.save: {error}") from error
+        raise _UnreadableError(f"no archive of torch.save: {error}") from error
     if fault := _archive_fault(entries, size_bytes):
-        raise _unreadable(shown, fault)
+        raise _UnreadableError(fault)
 
 
 def _archive_fault(entries: Sequence[zipfile.ZipInfo], size_bytes: int) -> str:
@@ -147,10 +161,3 @@ def _archive_fault(entries: Sequence[zipfile.ZipInfo], size_bytes: int) -> str:
     if any(entry.filename.endswith("data.pkl") and entry.file_size > LARGEST_PICKLE_BYTES for entry in entries):
         return "its table of tensors is too large"
     return ""
-
-
-def _unreadable(shown: str, reason: str) -> DataError:
-    return DataError(
-        f"{shown}: not a readable PyTorch checkpoint ({reason}). It may be truncated, or hold objects besides tensors, "
-        "which are never loaded. Expected IndexTTS's gpt.pth."
-    )

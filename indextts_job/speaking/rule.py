@@ -6,8 +6,9 @@ The rule is a function of the history and of the present settings, so another li
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
-from indextts_job.checkpoint.history import History, Losses, SpeakingHistory, SpeakingResult, Validation
+from indextts_job.checkpoint.history import History, Losses, SpeakingHistory, SpeakingResult, Speech, Validation
 from indextts_job.speaking.config import SpeakingConfig
 from indextts_job.speaking.limits import broken
 
@@ -23,14 +24,18 @@ class SpeakingRule:
 
     def at(self, step: int) -> SpeakingResult | None:
         """What was spoken at a step; None where nothing was, or the check is off."""
-        if self.history is None or self.config.mode == "off":
-            return None
-        return next((one for one in self.history.results if one.step == step), None)
+        return next((one for one in self._results() if one.step == step), None)
+
+    def _results(self) -> Sequence[SpeakingResult]:
+        return self.history.results if self.history and self.config.mode != "off" else ()
+
+    def _languages(self, step: int) -> Sequence[Speech]:
+        result = self.at(step)
+        return result.languages if result else ()
 
     def failures(self, step: int) -> list[str]:
         """The limits that a step breaks, in words."""
-        result = self.at(step)
-        return [text for speech in result.languages for text in broken(speech, self.config.limits)] if result else []
+        return list(chain.from_iterable(broken(speech, self.config.limits) for speech in self._languages(step)))
 
     def fails(self, step: int) -> bool:
         """Whether a step breaks a limit in any language."""
@@ -38,12 +43,12 @@ class SpeakingRule:
 
     def agreement(self, step: int) -> float | None:
         """Mean agreement of the languages that are learned; None where none is known."""
-        result = self.at(step)
-        told = (
-            [(one.language, one.agreement) for one in result.languages if one.agreement is not None] if result else []
-        )
-        learned = [value for language, value in told if language not in self.keep] or [value for _, value in told]
+        learned = self._agreements(step, self.keep) or self._agreements(step, ())
         return math.fsum(learned) / len(learned) if learned else None
+
+    def _agreements(self, step: int, left_out: Sequence[str]) -> list[float]:
+        found = (one.agreement for one in self._languages(step) if one.language not in left_out)
+        return [value for value in found if value is not None]
 
     def preferred(self, step: int, other: int) -> bool | None:
         """Whether a step is to be preferred to another for its agreement; None where the loss decides."""
@@ -61,12 +66,9 @@ class SpeakingRule:
 
     def passed_over(self, history: History) -> list[str]:
         """Steps with a lower loss than the best one that speaking has dropped or put behind it, with the reason."""
-        best = history.best
-        lower = [one for one in history.validations if best and one.losses.total < best.losses.total]
+        lower = [(one, self._reason(one.step)) for one in _lower(history)]
         return [
-            f"step {one.step} has a lower loss ({one.losses.total:.4f}) but {self._reason(one.step)}"
-            for one in lower
-            if self._reason(one.step)
+            f"step {one.step} has a lower loss ({one.losses.total:.4f}) but {reason}" for one, reason in lower if reason
         ]
 
     def _reason(self, step: int) -> str:
@@ -99,6 +101,12 @@ class SpeakingRule:
             improved = self.improves(history, one.step, one.losses)
             history = history.after_validation(one.step, one.losses, improved=improved)
         return history.best.step if history.best else None
+
+
+def _lower(history: History) -> list[Validation]:
+    """Validations with a lower loss than the best one."""
+    bound = history.best.losses.total if history.best else -math.inf
+    return [one for one in history.validations if one.losses.total < bound]
 
 
 def after_speaking(history: History, records: str, result: SpeakingResult) -> SpeakingHistory:

@@ -46,6 +46,22 @@ def called_ids(tokenizer: Tokenizer, text: str, name: str) -> list[int] | None:
     return encode(tokenizer, prepared) if prepared else None
 
 
+def ids_as_spelt(tokenizer: Tokenizer, text: str, language: str) -> list[int]:
+    """The ids of a text whose numbers and abbreviations stay as they are written; none for a text without letters.
+
+    Published inference spells some of them out; where it does not, these are its ids (`stock_ids`).
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The text of a manifest.
+        language: Its label, as in `stock_ids`.
+    """
+    if tokenizer.ranks is None:
+        return encode(tokenizer, normalize(text, language))
+    prepared = _stock_text_of_slot(text, language) or stock_text.prepare_as_spelt(text, language)
+    return encode(tokenizer, prepared) if prepared else []
+
+
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a prepared text.
 

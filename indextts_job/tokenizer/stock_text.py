@@ -61,8 +61,28 @@ def prepare_called(text: str, slot: str) -> str | None:
         slot: The code, in lower case; empty = no prefix.
     """
     spoken = _spoken(map_marks(text), slot)
-    if spoken is None or not spoken.strip():
-        return None
+    return None if spoken is None or not spoken.strip() else _finished(spoken, slot)
+
+
+def prepare_as_spelt(text: str, language: str) -> str | None:
+    """The same without the tools that spell out: numbers and abbreviations stay as they are written.
+
+    Args:
+        text: The text of a manifest.
+        language: Its label, as in `prepare`.
+
+    Returns:
+        None for a text without anything to speak.
+
+    Raises:
+        ValueError: There is no such language or slot; names what there is.
+    """
+    spoken = map_marks(text)
+    return _finished(spoken, language_of(language).slot if language else "") if spoken.strip() else None
+
+
+def _finished(spoken: str, slot: str) -> str:
+    """A spoken text in its case, with its marks of pronunciation and its prefix."""
     marked = _PRONUNCIATION.sub(_pronounced, _cased(spoken, slot))
     # What looks like a special token in a user's text is put into upper case, and so stays text in most cases.
     marked = _CONTROL.sub(lambda found: found[0].upper(), marked)

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from indextts_job import terminal
-from launch.job import Job
+from launch.job import COMMANDS, Job
 
 Parsers = Any
 """The type that argparse's `add_subparsers` returns; argparse has no public name for it."""
@@ -21,6 +21,7 @@ def add_job_arguments(parser: argparse.ArgumentParser, **help_texts: str) -> Non
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and submit nothing")
     parser.add_argument("--name", default="", help=help_texts.get("name", f"name of the job (default: {job.name})"))
     parser.add_argument("--image", default="", help=help_texts.get("image", "container image"))
+    add_worker_arguments(parser)
     parser.add_argument("--nodes", type=int, default=job.nodes, help=f"number of nodes (default: {job.nodes})")
     parser.add_argument("--gpus", type=int, default=job.gpus, help=f"GPUs per node (default: {job.gpus})")
     parser.add_argument("--cpus", type=int, default=job.cpus, help=f"CPUs per node (default: {job.cpus})")
@@ -39,9 +40,18 @@ def add_max_failures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-failures", type=int, default=job.max_failures, help=text)
 
 
+def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--command` and `--workers`."""
+    job = Job()
+    text = f"of indextts-job: train, or prepare with --workers (default: {job.command})"
+    parser.add_argument("--command", choices=COMMANDS, default=job.command, help=text)
+    text = f"processes that share a preparation (default: {job.workers})"
+    parser.add_argument("--workers", type=int, default=job.workers, help=text)
+
+
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that are passed to the trainer."""
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of `indextts-job train`, after --")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the command, after --")
 
 
 def train_arguments(given: argparse.Namespace) -> tuple[str, ...]:
@@ -54,7 +64,9 @@ def job_of(given: argparse.Namespace) -> Job:
     """The job that the arguments describe."""
     job = Job()
     return Job(
-        arguments=train_arguments(given) or job.arguments,
+        arguments=train_arguments(given) or ((f"{given.command}.yaml",) if given.command != "train" else job.arguments),
+        command=given.command,
+        workers=given.workers,
         name=given.name or job.name,
         image=given.image,
         nodes=given.nodes,

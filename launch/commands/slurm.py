@@ -7,7 +7,7 @@ from indextts_job import terminal
 from indextts_job.redaction import redacted
 from launch.commands.arguments import Parsers, add_job_arguments, add_max_failures, job_of, say
 from launch.job import Job
-from launch.run_config import config_argument, read_config
+from launch.run_config import check_config, config_argument
 from launch.slurm import TASK_COLUMNS, SlurmCluster, SlurmOptions, last_error, render
 
 
@@ -63,7 +63,7 @@ def _submit(given: argparse.Namespace) -> int:
         print(script, end="")  # noqa: T201
         return 0
     if _has_local_config(job):
-        read_config(job)  # a wrong key is reported now, and not after hours in the queue
+        check_config(job)  # a wrong key is reported now, and not after hours in the queue
     number = SlurmCluster().submit(script, options)
     say(f"job {number} is queued; look at it with: indextts-launch slurm status {number}")
     return 0

@@ -81,7 +81,7 @@ def render(job: Job, options: KubernetesOptions) -> str:
         annotations=optional("annotations", dict(options.identity), 2),
         config=literal(CONFIG_KEY, options.config, 2),
         # When one node is lost for good, the pods of all others fail too, and each of them counts.
-        backoff_limit=options.backoff_limit * job.nodes,
+        backoff_limit=options.backoff_limit * job.nodes * job.workers,
         ttl=options.keep_days * 86400,
         pod_labels=block({"labels": {**labels, **options.pod_labels}}, 6),
         pod_annotations=optional("annotations", dict(options.pod_annotations), 6),
@@ -118,8 +118,9 @@ def _check_name(job: Job) -> None:
             "letter or digit, at most 63 of them."
         )
     # The pods of an Indexed Job have the host names NAME-0, NAME-1, …, which are labels too.
-    if job.nodes > 1 and len(f"{job.name}-{job.nodes - 1}") > LONGEST_LABEL:
-        raise ConfigError(f"name {job.name!r}: with {job.nodes} nodes their number is added; give a shorter one.")
+    pods = max(job.nodes, job.workers)
+    if pods > 1 and len(f"{job.name}-{pods - 1}") > LONGEST_LABEL:
+        raise ConfigError(f"name {job.name!r}: with {pods} pods their number is added; give a shorter one.")
 
 
 def _without_empty_parts(manifest: str, *, with_account: bool) -> str:
@@ -161,6 +162,8 @@ def _tolerations(job: Job, options: KubernetesOptions) -> list[dict[str, str]]:
 def _arguments(job: Job) -> list[str]:
     """The arguments of the container."""
     overrides = [_escaped(argument) for argument in job.arguments if argument != config_argument(job)]
+    if job.command == "prepare":  # it has nothing to save, so it needs to know no grace
+        return ["prepare", CONFIG_PATH, *overrides]
     return ["train", CONFIG_PATH, "--grace-seconds", "$(GRACE_SECONDS)", *overrides]
 
 
@@ -170,15 +173,22 @@ def _escaped(text: str) -> str:
 
 
 def _several_nodes(job: Job, labels: Mapping[str, str]) -> dict[str, str]:
-    """The parts of the template that only a job with several nodes has."""
+    """The parts of the template that only a job with several pods at a time has."""
+    nothing = dict.fromkeys(("service", "indexed", "subdomain"), NOTHING)
+    if job.command == "prepare":
+        # One worker too: with an index its next pod has the same name and goes on with its unit at once.
+        return {**nothing, "indexed": _indexed(job.workers)}
     if job.nodes == 1:
-        return dict.fromkeys(("service", "indexed", "subdomain"), NOTHING)
-    indexed = {"completionMode": "Indexed", "completions": job.nodes, "parallelism": job.nodes}
+        return nothing
     return {
         "service": block(_service(job, labels), 0),
-        "indexed": block(indexed, 2),
+        "indexed": _indexed(job.nodes),
         "subdomain": optional("subdomain", job.name, 6),
     }
+
+
+def _indexed(pods: int) -> str:
+    return block({"completionMode": "Indexed", "completions": pods, "parallelism": pods}, 2)
 
 
 def _service(job: Job, labels: Mapping[str, str]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from indextts_job.config import RunConfig
 from indextts_job.data.named_sources import training_arguments
 from indextts_job.errors import ConfigError, findings_message
+from indextts_job.prepare.config import PrepareConfig
 from launch.job import Job
-from launch.run_config import config_argument, read_config
+from launch.run_config import config_argument, read_config, read_prepare_config
 
 LONGEST_NAME = 52
 """A label has at most 63 characters; the rest is left for the index and the random suffix of a pod's name."""
@@ -24,12 +26,33 @@ def remote_config(job: Job) -> tuple[str, str]:
         raise ConfigError("no configuration given. Add one: indextts-launch kubernetes submit --image I -- run.yaml")
     if "://" in path:
         raise ConfigError(f"{path}: a Job keeps its own copy of the configuration; give a local file.")
-    text, config = read_config(job)
-    local = [f"{key}: {value or 'not given'}" for key, value in _paths(config) if "://" not in value]
+    text, place, paths = _read(job)
+    local = [f"{key}: {value or 'not given'}" for key, value in paths if "://" not in value]
     if local:
         headline = f"{path} names paths on the disk of a pod, which starts empty and is lost with it"
         raise ConfigError(findings_message(headline, local, "Give URLs: s3://…, gs://…, abfs://…"))
-    return text, config.run
+    return text, place
+
+
+def _read(job: Job) -> tuple[str, str, list[tuple[str, str]]]:
+    """The text of the job's configuration, the URL of what it makes, and its keys that hold paths."""
+    if job.command == "prepare":
+        text, preparation = read_prepare_config(job)
+        return text, preparation.output, list(_paths_of_preparation(preparation))
+    text, config = read_config(job)
+    return text, config.run, list(_paths(config))
+
+
+def _paths_of_preparation(config: PrepareConfig) -> Iterator[tuple[str, str]]:
+    yield "output", config.output
+    for path in config.manifests:
+        yield "manifests", path
+    for section in ("model", "encoders"):
+        for key, value in asdict(getattr(config, section)).items():
+            if isinstance(value, str) and (value or key != "campplus"):
+                yield f"{section}.{key}", value
+    if config.audio.folder:
+        yield "audio.folder", config.audio.folder
 
 
 def _paths(config: RunConfig) -> Iterator[tuple[str, str]]:

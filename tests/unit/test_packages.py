@@ -12,6 +12,9 @@ WITHOUT_TORCH = (
     "indextts_job.config",
     "indextts_job.data",
     "indextts_job.hardware",
+    "indextts_job.prepare.plan",
+    "indextts_job.prepare.preparation",
+    "indextts_job.prepare.run",  # and with it everything of a preparation but its encoders
     "indextts_job.preemption",
     "indextts_job.report",
     "indextts_job.simulation",
