@@ -5,8 +5,10 @@ tokenizer or normaliser, which is in the training and the validation set alike, 
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, groupby, islice
 
 import numpy as np
 
@@ -53,10 +55,8 @@ class Script:
 
     def described(self) -> str:
         """What to tell about it."""
-        languages: dict[str, int] = {}
-        for line in self.lines:
-            languages[line.language] = languages.get(line.language, 0) + 1
-        told = ", ".join(f"{name or 'no language'} {count}" for name, count in languages.items())
+        counts = Counter(line.language or "no language" for line in self.lines)
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
         stored = (
             f"; {self.stored} by their stored ids, as their text is absent or would be changed by tools that are not "
             "here: wrong ids do not show there"
@@ -103,10 +103,8 @@ def first_by_id(dataset: Dataset, most: int) -> list[int]:
         most: Of each language.
     """
     every = sorted(range(len(dataset)), key=lambda index: (dataset.language_of(index), dataset.id_of(index)))
-    taken: dict[str, list[int]] = {}
-    for index in every:
-        taken.setdefault(dataset.language_of(index), []).append(index)
-    return [index for of_language in taken.values() for index in of_language[:most]]
+    by_language = (islice(found, most) for _, found in groupby(every, key=dataset.language_of))
+    return list(chain.from_iterable(by_language))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +118,7 @@ class _Names:
     @classmethod
     def parsed(cls, texts: Sequence[str], source: Source) -> "_Names":
         labels = list(source.validation.languages)
-        given = {}
-        for text in texts:
-            label, separator, name = (part.strip() for part in text.partition("="))
-            if not separator or not name or label not in labels:
-                raise ConfigError(
-                    f"speaking.names: {text!r} is no LABEL=NAME with a label of the validation set, which has "
-                    f"{', '.join(name or 'no language' for name in labels)}. `en=am`, say."
-                )
-            given[label] = name
+        given = dict(_label_and_name(text, labels) for text in texts)
         return cls(given, labels, bool(source.model.version.language_rows))
 
     def of(self, label: str) -> str:
@@ -140,6 +130,16 @@ class _Names:
     def label(self, name: str) -> str:
         """The label whose figures a text of this name belongs to; the name itself where there is none."""
         return next((label for label in self.labels if self.of(label) == name), name)
+
+
+def _label_and_name(text: str, labels: Sequence[str]) -> tuple[str, str]:
+    label, _, name = (part.strip() for part in text.partition("="))
+    if not name or label not in labels:
+        raise ConfigError(
+            f"speaking.names: {text!r} is no LABEL=NAME with a label of the validation set, which has "
+            f"{', '.join(known or 'no language' for known in labels)}. `en=am`, say."
+        )
+    return label, name
 
 
 def _line(source: Source, names: _Names, index: int, text: str) -> tuple[Line, bool]:
