@@ -1,7 +1,8 @@
 """Whole runs whose model speaks at validations: the same training, the same best after a stop, nothing lost."""
 
-import io
 import json
+import os
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from indextts_job.attempt.run import run_attempt
 from indextts_job.checkpoint import retention
 from indextts_job.cli import main
 from indextts_job.demo.world import World, make_world
 from indextts_job.errors import EXIT_CONFIG, EXIT_OK, EXIT_STOPPED
 from indextts_job.model.versions import V2_5
-from indextts_job.preemption.signals import StopSignals
-from indextts_job.report.console import ConsoleReport
 from tests.support.archived import records, write_records
 from tests.support.attempts import Attempted, attempt
 from tests.support.runs import TINY, config_for, curve, events, newest, state_of, store_of
@@ -35,9 +34,11 @@ def train(world: World, run: Path, keys: Mapping[str, object] = MappingProxyType
     return attempt(config_for(world, run, **{**SPEAKING, **keys}), stop_at)
 
 
-def stopped_while_speaking(monkeypatch: pytest.MonkeyPatch, world: World, run: Path, code: int) -> tuple[int, str]:
-    """An attempt that a stop reaches while the model speaks, at this code of its last validation or the one before."""
-    stop, stream = StopSignals(), io.StringIO()
+def stopped_while_speaking(monkeypatch: pytest.MonkeyPatch, world: World, run: Path, code: int) -> int:
+    """An attempt that a SIGTERM reaches while the model speaks, at this attention of a single code."""
+    path = run.with_name("run.yaml")
+    path.write_text(yaml.safe_dump(config_for(world, run, **SPEAKING).to_json()), encoding="utf-8")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     attention = torch.nn.functional.scaled_dot_product_attention
     single = 0
 
@@ -45,14 +46,16 @@ def stopped_while_speaking(monkeypatch: pytest.MonkeyPatch, world: World, run: P
         nonlocal single
         single += query.shape[-2] == 1  # one row for each utterance: only speaking has that
         if single == code:
-            stop.notice("says the test", 600.0)
+            os.kill(os.getpid(), signal.SIGTERM)
         return attention(query, *given, **named)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attended)
-    with ConsoleReport(stream) as console:
-        ended = run_attempt(config_for(world, run, **SPEAKING), stop, console)
-    monkeypatch.undo()
-    return ended, stream.getvalue()
+    try:
+        return main(["train", str(path)])
+    finally:
+        monkeypatch.undo()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_training_has_the_same_bits_with_and_without_the_check(world: World, tmp_path: Path) -> None:
@@ -72,9 +75,8 @@ def test_a_stop_while_the_model_speaks_loses_no_step_and_changes_no_bit(
 ) -> None:
     assert train(world, tmp_path / "one").code == EXIT_OK
     for code in (9, 40):
-        ended, output = stopped_while_speaking(monkeypatch, world, tmp_path / "two", code)
-        assert ended == EXIT_STOPPED
-        assert "validation postponed" in output
+        assert stopped_while_speaking(monkeypatch, world, tmp_path / "two", code) == EXIT_STOPPED
+        assert events(tmp_path / "two", "StopNoticed")[-1]["decision"] == "validation postponed"
         saved = newest(tmp_path / "two")
         assert saved.name.step in (5, 10)
         assert not saved.values.history.validated_at(saved.name.step)
