@@ -145,6 +145,7 @@ def build_parser() -> "Parser":
         prepare,
         shard,
         simulate,
+        speak,
         status,
         tokenizer,
         train,
@@ -160,7 +161,10 @@ def build_parser() -> "Parser":
     )
     parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    every = (init, prepare, train, checkpoints, status, doctor, tokenizer, simulate, shard, export, demo, completion)
+    every = (
+        *(init, prepare, train, checkpoints, status, doctor, tokenizer, simulate, shard, export, speak, demo),
+        completion,
+    )
     for command in every:
         command.add(commands)
     add_examples(parser, EXAMPLES)

@@ -22,6 +22,7 @@ from indextts_job.model.adapter_config import PROJECTIONS, AdapterConfig
 from indextts_job.preemption.deadline import PreemptionConfig
 from indextts_job.redaction import redacted
 from indextts_job.report.events import TRACKERS, ReportConfig
+from indextts_job.speaking.config import SpeakingConfig
 from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.urls import demand_endpoint, demand_openable, is_local, local_path
 from indextts_job.strict_yaml import parse_yaml
@@ -78,6 +79,7 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    speaking: SpeakingConfig = field(default_factory=SpeakingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     preemption: PreemptionConfig = field(default_factory=PreemptionConfig)
@@ -299,6 +301,7 @@ def _check_values(config: RunConfig) -> None:
     if not config.inputs.tokenizer:
         raise ConfigError("inputs.tokenizer is not set. Give the SentencePiece model (--tokenizer).")
     _check_targets(config.adapter.targets)
+    _check_speaking(config.speaking, config.data)
     _check_places(config)
 
 
@@ -318,6 +321,16 @@ def _check_intervals(config: CheckpointConfig) -> None:
     shortest, longest = config.shortest_seconds, config.longest_seconds
     if longest < shortest:
         raise ConfigError(f"checkpoint.longest_seconds is {longest:g}, expected at least {shortest:g}, the shortest.")
+
+
+def _check_speaking(config: SpeakingConfig, data: DataConfig) -> None:
+    if config.mode != "off" and not data.validation_manifests:
+        raise ConfigError("speaking.mode wants validation records to speak, but data.validation_manifests is empty.")
+    if config.mode == "sampled" and config.rank == "agreement":
+        raise ConfigError(
+            "speaking.rank is agreement, which is a figure of the likeliest codes. Set speaking.mode=greedy, or "
+            "speaking.rank=loss."
+        )
 
 
 def _check_targets(targets: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from indextts_job.attempt.records import (
     run_readers,
 )
 from indextts_job.attempt.start import Start
+from indextts_job.attempt.validation_command import validation_command
 from indextts_job.background import begin
 from indextts_job.checkpoint.fence import Fence
 from indextts_job.checkpoint.removal import collect_orphans
@@ -33,6 +34,7 @@ from indextts_job.report.stream import EventStream
 from indextts_job.resume.points import Repair
 from indextts_job.resume.select import Selection
 from indextts_job.resume.shared_objects import Repaired
+from indextts_job.speaking.script import Script
 from indextts_job.training.distributed import ProcessGroup
 
 
@@ -55,6 +57,8 @@ class Parts:
     saver_group: ProcessGroup
     """A second group of the same ranks, for the thread that saves."""
     guard: ExitGuard
+    script: Script | None = None
+    """What the model speaks at validations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,8 @@ class Recording:
     record: Record
     ended: Callable[[str, int, str], None]
     """Called once with outcome, exit code, and a message that is empty unless the attempt failed."""
+    trained: Callable[[], None]
+    """Called when training has ended: waits for what runs beside it."""
 
 
 def other_rank(parts: Parts) -> Recording:
@@ -75,7 +81,7 @@ def other_rank(parts: Parts) -> Recording:
             parts.guard.leaves(code)
 
     saver = BackgroundSaver(parts.store, None, parts.saver_group, parts.emit, parts.stop)
-    return Recording(saver, lambda _state, _pace: None, ended)
+    return Recording(saver, lambda _state, _pace: None, ended, _nothing)
 
 
 def rank_zero(parts: Parts, laps: Laps) -> Recording:
@@ -98,7 +104,9 @@ def rank_zero(parts: Parts, laps: Laps) -> Recording:
     emit(Notice(step=step, topic="plan", message=shape))
     emit(Notice(step=step, topic="start-up", message=str(laps)))
     # Here, because their files are named after the attempt's number.
-    emit.start(run_readers(config, store.storage, fence.attempt, inputs.train_set, step))
+    command = validation_command(config, emit)
+    readers = run_readers(config, store.storage, fence.attempt, inputs.train_set, step)
+    emit.start([*readers, command] if command else readers)
     machine = environment(parts.facts, start.plan, parts.group.world_size)
     values = constant_values(parts.document, inputs, start, machine)
     emit(
@@ -112,7 +120,13 @@ def rank_zero(parts: Parts, laps: Laps) -> Recording:
     )
     reference = partial(start.reference.begun, start.engine)
     saver = BackgroundSaver(store, _publisher(parts, fence), parts.saver_group, emit, parts.stop, reference)
-    return Recording(saver, ValuesRecorder(values, start.engine, inputs.order), partial(_end, parts))
+    recorder = ValuesRecorder(values, start.engine, inputs.order)
+    waits = partial(command.finish, lambda: parts.stop() is not None) if command else _nothing
+    return Recording(saver, recorder, partial(_end, parts), waits)
+
+
+def _nothing() -> None:
+    """Nothing runs beside the training."""
 
 
 def _fence(parts: Parts, laps: Laps) -> Fence:

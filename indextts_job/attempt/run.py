@@ -15,6 +15,7 @@ from indextts_job.attempt.copies import copies_of_inputs, copies_of_run
 from indextts_job.attempt.inputs import Inputs, check_stop, demand_kept, read_inputs, warnings_of
 from indextts_job.attempt.recording import Parts, Recording, other_rank, rank_zero
 from indextts_job.attempt.records import Laps
+from indextts_job.attempt.speaking import demand_same_script, recitals, script_of
 from indextts_job.attempt.start import build
 from indextts_job.background import begin
 from indextts_job.checkpoint.ahead import ObjectsAhead
@@ -45,6 +46,7 @@ from indextts_job.resume.points import read
 from indextts_job.resume.policy import admit
 from indextts_job.resume.select import Selection, select
 from indextts_job.resume.shared_objects import repair
+from indextts_job.speaking.script import Script
 from indextts_job.storage import files
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.training.distributed import ProcessGroup, joined, read_world
@@ -119,6 +121,7 @@ def run_attempt(  # noqa: PLR0913  # what a process has from its start
     present = inputs.present(config, document)
     selection = decide(result(selected, partial(check_stop, stop)), present, emit)
     _demand_same_records(config, inputs, selection)
+    script = _script(config, inputs, selection)
     if ahead:
         ahead.close()
     # Without a local copy of the dataset, the first samples are downloaded while the model is built.
@@ -154,6 +157,7 @@ def run_attempt(  # noqa: PLR0913  # what a process has from its start
             group=group,
             saver_group=group.new_group(),
             guard=guard or ExitGuard(stop),
+            script=script,
         )
         recording = other_rank(parts) if group.rank else rank_zero(parts, laps)
         if facts.device == "cuda":
@@ -185,6 +189,14 @@ def _demand_same_records(config: RunConfig, inputs: Inputs, selection: Selection
     guard = selection.point.manifest.values.history.guard if selection.point else None
     if guard and not selection.weights_only:
         demand_same_records(guard, inputs.validation_records(config), config.guard)
+
+
+def _script(config: RunConfig, inputs: Inputs, selection: Selection) -> Script | None:
+    """What the model speaks at validations, compared with what it spoke so far; None where the check is off."""
+    script = script_of(config, inputs)
+    if selection.point and not selection.weights_only:
+        demand_same_script(selection.point.manifest.values.history, script)
+    return script
 
 
 @contextmanager
@@ -230,6 +242,7 @@ def _recorded(parts: Parts, recording: Recording) -> int:
     with parts.guard.training():
         try:
             outcome = _train(parts, recording)
+            recording.trained()
         except BaseException as error:
             # Any other exception is an error of the program.
             code = getattr(error, "exit_code", EXIT_SOFTWARE)
@@ -266,6 +279,9 @@ def _train(parts: Parts, recording: Recording) -> str:
             validation_indices=inputs.validation_indices(parts.config.validation.max_samples, parts.config.guard.keep),
             model_config=inputs.model,
             emit=parts.emit,
+            speaking=recitals(
+                parts.config, inputs, parts.script, None if group.rank else parts.store.storage, parts.emit
+            ),
         )
         loop = TrainingLoop(
             settings,
@@ -290,6 +306,7 @@ def _loop_settings(parts: Parts) -> LoopSettings:
         validation=config.validation,
         validation_samples=len(parts.inputs.validation_indices(config.validation.max_samples, config.guard.keep)),
         guard=config.guard,
+        speaking=config.speaking,
         records=parts.inputs.validation_records(config) if config.guard.keep else {},
         log_interval_steps=config.report.log_interval_steps,
         goals=parse_goals(config.validation.stop_unless, start.lineage.began_at),
@@ -298,6 +315,7 @@ def _loop_settings(parts: Parts) -> LoopSettings:
         checkpointing=CheckpointingSettings(
             checkpoint=config.checkpoint,
             between_kills_s=_between_kills_s(parts),
+            every_validation=bool(config.validation.command),
             # Weights and two moments, 4 bytes per value.
             estimate_s=3 * 4 * count_parameters(start.state.model) / ASSUMED_SAVE_BYTES_PER_S,
             guard=config.guard,

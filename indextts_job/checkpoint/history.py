@@ -76,6 +76,57 @@ class GuardHistory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Speech:
+    """Figures of what the model spoke by itself, of one language or of all. `docs/speaking.md` defines them."""
+
+    language: str
+    records: Count
+    no_stop: Count
+    """Records without a stop code within their limit; this and the next four count records."""
+    early_stop: Count
+    loops: Count
+    silence: Count
+    special: Count
+    length_ratio: float
+    """Spoken codes over expected ones, of all records together."""
+    length_p5: float
+    """5th percentile of the ratios of single records."""
+    length_p95: float
+    longest_run_s: float
+    """Longest run of one code, in seconds."""
+    distinct: float
+    """Distinct outputs over distinct texts."""
+    prefix_same: float
+    """Mean common prefix of the outputs of two different texts, over the mean length."""
+    entropy: float
+    """Mean entropy of the scores, in nats."""
+    agreement: float | None = None
+    """1 - edit distance to the reference over the longer length; None where there is no reference."""
+    agreement_training_positions: float | None = None
+    """The same with the positions of training; None where they were not tried."""
+    tail_codes: float | None = None
+    """Share of codes that training data has in tails much more often than elsewhere; None where none is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeakingResult:
+    """What was spoken at a validation."""
+
+    step: Count
+    whole: Speech
+    languages: tuple[Speech, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeakingHistory:
+    """What the model has spoken at validations."""
+
+    records: str
+    """Fingerprint of the records; figures of other records cannot be compared."""
+    results: tuple[SpeakingResult, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IntervalSums:
     """Sums over the steps of an interval. They are saved, so that its means are the same after a resume."""
 
@@ -130,6 +181,8 @@ class History:
     """Step of the validation that first showed it."""
     guard: GuardHistory | None = None
     """None in a run that keeps no languages."""
+    speaking: SpeakingHistory | None = None
+    """None in a run whose model has not spoken."""
 
     def after_step(self, losses: Losses, grad_norm: float) -> Self:
         """The history with the losses of one more step."""

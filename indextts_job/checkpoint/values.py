@@ -223,6 +223,7 @@ _LEFT_OUT = (
     ("", "adapter"),
     ("", "epochs"),
     ("history", "guard"),
+    ("history", "speaking"),
     ("order", "sources"),
     ("order", "weights"),
 )
@@ -234,7 +235,7 @@ _SECTIONS = {"config": ("recipe", "schedule", "data", "hardware"), "model_config
 """Parts of the recorded documents that readers rely on."""
 _CLOSED = ("history", "vocabulary", "pace")
 """Training resumes from these: an unknown key would be lost with the next save, a missing one would begin at 0."""
-_OPTIONAL = ("since_validation", "last_line", "overfitting_since", "train_total", "inserted_at", "guard")
+_OPTIONAL = ("since_validation", "last_line", "overfitting_since", "train_total", "inserted_at", "guard", "speaking")
 """Keys of these that earlier checkpoints may lack."""
 
 

@@ -5,7 +5,7 @@
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from indextts_job import errors, terminal
 from indextts_job.checkpoint.retention import BEST
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from indextts_job.checkpoint.manifest import CheckpointManifest
     from indextts_job.checkpoint.retention import CheckpointName
     from indextts_job.checkpoint.store import CheckpointStore
+    from indextts_job.speaking.rule import SpeakingRule
+
+Row = tuple[Any, ...]
+"""A row of a table about validations; the step comes first."""
 
 
 def tagged(source: str, names: "Sequence[CheckpointName]", tag: str) -> "CheckpointName":
@@ -69,12 +73,11 @@ def _best_step_of(newest: "CheckpointManifest", steps: "Collection[int]") -> int
     from indextts_job.config import RunConfig
     from indextts_job.training.guard import best_of
 
-    history = newest.values.history
+    history, spoken = newest.values.history, _rule(newest, newest)
     config = RunConfig.from_json(newest.values.config, "the checkpoint").guard
     if history.guard and config.keep:
-        return best_of([result for result in history.guard.results if result.step in steps], config)
-    left = [one for one in history.validations if one.step in steps]
-    return min(left, key=lambda one: one.losses.total).step if left else None
+        return best_of([result for result in history.guard.results if result.step in steps], config, spoken)
+    return spoken.best_of([one for one in history.validations if one.step in steps])
 
 
 def tell_choice(manifest: "CheckpointManifest", newest: "CheckpointManifest") -> None:
@@ -84,11 +87,22 @@ def tell_choice(manifest: "CheckpointManifest", newest: "CheckpointManifest") ->
         manifest: The checkpoint.
         newest: The newest one of its run, which has the settings that count: a bound may have been changed.
     """
-    name = manifest.name
+    name, spoken = manifest.name, _rule(manifest, newest)
     tags = f" ({', '.join(name.tags)})" if name.tags else ""
     terminal.say(f"checkpoint of step {name.step}{tags}", sys.stderr)
     if text := _violation(manifest, newest):
         terminal.say(f"guard: violated. {text}", sys.stderr)
+    if failures := spoken.failures(name.step):
+        terminal.say(f"speaking: breaks limits. {'; '.join(failures)}", sys.stderr)
+
+
+def _rule(manifest: "CheckpointManifest", newest: "CheckpointManifest") -> "SpeakingRule":
+    """What speaking has to say of the steps that a checkpoint knows, by the settings of the newest one."""
+    from indextts_job.config import RunConfig
+    from indextts_job.speaking.rule import SpeakingRule
+
+    config = RunConfig.from_json(newest.values.config, "the checkpoint")
+    return SpeakingRule(manifest.values.history.speaking, config.speaking, config.guard.keep)
 
 
 def _violation(manifest: "CheckpointManifest", newest: "CheckpointManifest") -> str:
@@ -109,32 +123,45 @@ def act(given: argparse.Namespace) -> int:
     store, names = locate_all(given.run, configure(given, given.run))
     best = tagged(given.run, names, BEST)
     path = f"{store.storage.url.rstrip('/')}/{MANIFESTS}/{file_name(best)}"
-    columns, rows = _table(store, names[0], best) if given.explain or given.json else ((), [])
+    newest = store.manifest(names[0])  # it knows all validations
+    columns, rows = _table(newest, best) if given.explain or given.json else ((), [])
+    spoken = _rule(newest, newest)
     if given.json:
-        validations = [dict(zip(columns, row, strict=True)) for row in rows]
-        print(json.dumps({"best": path, "validations": validations}, indent=1))  # noqa: T201
+        document = {
+            "best": path,
+            "validations": [dict(zip(columns, row, strict=True)) for row in rows],
+            "limits_broken": {step: failures for step, *_ in rows if (failures := spoken.failures(step))},
+        }
+        print(json.dumps(document, indent=1))  # noqa: T201
         return errors.EXIT_OK
     if rows:
-        terminal.console().print(terminal.Listing(columns, rows))
+        terminal.console().print(terminal.Listing(columns, rows, [spoken.failures(step) for step, *_ in rows]))
+        for reason in spoken.passed_over(newest.values.history):
+            terminal.say(reason)
     print(path)  # noqa: T201
     return errors.EXIT_OK
 
 
-def _table(
-    store: "CheckpointStore", newest: "CheckpointName", best: "CheckpointName"
-) -> "tuple[Sequence[str], list[tuple[object, ...]]]":
-    """Headings and rows: what each validation has shown. From the newest checkpoint, which knows all of them."""
+def _table(manifest: "CheckpointManifest", best: "CheckpointName") -> "tuple[Sequence[str], list[Row]]":
+    """Headings and rows: what each validation has shown."""
+    spoken = _rule(manifest, manifest)
+    columns, rows = _losses(manifest, best)
+    if not any(spoken.at(step) for step, *_ in rows):
+        return columns, rows
+    with_speech = [(*row[:-1], *spoken.columns(row[0]), row[-1]) for row in rows]
+    return (*columns[:-1], "speaking", "agreement", columns[-1]), with_speech
+
+
+def _losses(manifest: "CheckpointManifest", best: "CheckpointName") -> "tuple[Sequence[str], list[Row]]":
     from indextts_job.config import RunConfig
     from indextts_job.training.guard import explained
 
-    manifest = store.manifest(newest)
     history = manifest.values.history
     if history.guard:
         config = RunConfig.from_json(manifest.values.config, "the checkpoint").guard
-        return ("step", "target mel_loss", "largest rise", "inside", "best"), explained(
-            history.guard, best.step, config
-        )
-    rows: list[tuple[object, ...]] = [
+        explanation: list[Any] = explained(history.guard, best.step, config)
+        return ("step", "target mel_loss", "largest rise", "inside", "best"), explanation
+    rows: list[Row] = [
         (one.step, f"{one.losses.total:.4f}", "best" if one.step == best.step else "") for one in history.validations
     ]
     return ("step", "total", "best"), rows

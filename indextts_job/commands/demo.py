@@ -1,4 +1,4 @@
-"""`indextts-job demo`: train, get preempted, resume, compare; what replay does against forgetting; from audio on."""
+"""`indextts-job demo`: preempted and resumed; replay against forgetting; what no loss hears; from audio on."""
 
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
@@ -13,12 +13,14 @@ def add(commands: Commands) -> None:
     """Add the command."""
     demo = commands.add_parser(
         "demo",
-        help="train, get preempted, resume, and compare bit for bit; or: forgetting, prepare",
+        help="train, get preempted, resume, and compare bit for bit; or: forgetting, speaking, prepare",
         description="interruptions (default): two equal runs, one preempted and killed, end with the same bits. "
         "forgetting: a base that speaks English learns Amharic, alone and with English replayed, watched by a guard. "
+        "speaking: three faults that no loss shows, heard by the free-running check. "
         "prepare: voices of espeak-ng become a dataset, in spite of two kills, and a model learns from it.",
     )
-    demo.add_argument("what", nargs="?", choices=("interruptions", "forgetting", "prepare"), default="interruptions")
+    kinds = ("interruptions", "forgetting", "speaking", "prepare")
+    demo.add_argument("what", nargs="?", choices=kinds, default="interruptions")
     demo.add_argument("--folder", default="demo_run", help="where to work (default: demo_run)")
     demo.add_argument(
         "--url", default="", help="where the runs go, for example s3://bucket/demos (default: the folder)"
@@ -28,13 +30,14 @@ def add(commands: Commands) -> None:
 
 
 def _demo(given: argparse.Namespace) -> int:
-    from indextts_job.demo import forgetting, interruptions, preparation
+    from indextts_job.demo import forgetting, interruptions, preparation, speaking
     from indextts_job.model.versions import VERSIONS
 
-    if given.what == "forgetting":
+    alone = {"forgetting": forgetting.run_demo, "speaking": speaking.run_demo}
+    if given.what in alone:
         if given.url or given.model != "2.0":
-            raise ConfigError("demo forgetting has a folder only, no --url and no --model.")
-        return forgetting.run_demo(Path(given.folder))
+            raise ConfigError(f"demo {given.what} has a folder only, no --url and no --model.")
+        return alone[given.what](Path(given.folder))
 
     version = next(version for version in VERSIONS if version.name == given.model)
     if given.what == "prepare":

@@ -42,6 +42,10 @@ EXAMPLES: dict[tuple[str, ...], tuple[str, ...]] = {
         "indextts-job checkpoints delete runs/amharic/checkpoints/step-00001000-attempt-0001-from-00000000.json",
         "indextts-job checkpoints delete s3://bucket/runs/first-try --yes",
     ),
+    ("speak",): (
+        "indextts-job speak runs/amharic --language am --text 'ሰላም ዓለም'",
+        "indextts-job speak runs/amharic --language am --text 'ሰላም' --prompt voice.wav --release checkpoints",
+    ),
     ("status",): (
         "indextts-job status runs/amharic --watch",
         "indextts-job status s3://bucket/runs/amharic --html amharic.html",

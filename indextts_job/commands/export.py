@@ -53,14 +53,16 @@ def _export(given: argparse.Namespace) -> int:
         if given.base_checkpoint and not files.exists(given.source):
             raise errors.ConfigError(f"{given.source}: not found. Expected a folder with an adapter, or a run.")
         _demand_meant(given, OF_A_FOLDER, "is for a folder with an adapter; a run knows its own")
-        write = _adapter_alone if given.adapter_only else _whole
-        written = write(Path(given.output_dir), *_chosen(given, storage))
+        write = _adapter_alone if given.adapter_only else write_whole
+        written = write(Path(given.output_dir), *choose_checkpoint(given, storage))
     for path in written:
         print(path)  # noqa: T201
     return errors.EXIT_OK
 
 
-def _chosen(given: argparse.Namespace, storage: "StorageConfig") -> "tuple[CheckpointStore, CheckpointManifest]":
+def choose_checkpoint(
+    given: argparse.Namespace, storage: "StorageConfig"
+) -> "tuple[CheckpointStore, CheckpointManifest]":
     """The checkpoint that the arguments name, and its run."""
     from indextts_job.resume.points import locate_all
 
@@ -87,7 +89,8 @@ def _demand_meant(given: argparse.Namespace, options: tuple[str, ...], why: str)
             raise errors.ConfigError(f"--{option.replace('_', '-')} {why}.")
 
 
-def _whole(folder: Path, store: "CheckpointStore", manifest: "CheckpointManifest") -> list[Path]:
+def write_whole(folder: Path, store: "CheckpointStore", manifest: "CheckpointManifest") -> list[Path]:
+    """Write the export of a checkpoint into a folder; returns its files."""
     from indextts_job.checkpoint.tensor_names import BASE, WEIGHTS, below
     from indextts_job.model.export import Described, write_export
 

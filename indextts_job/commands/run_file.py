@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from indextts_job import config, errors
+from indextts_job.commands.command_keys import demand_no_commands
 from indextts_job.redaction import redacted
 from indextts_job.storage import files
 from indextts_job.variables import has_variables, with_variables, written_places
@@ -45,4 +46,5 @@ def read_run_file(path: str, key: str = "the command line") -> RunFile:
             f"{redacted(path)} holds variables (${{…}}), which are replaced in files of this machine only: whoever may "
             "write there could read this environment. Copy it here first, or write the values out."
         )
+    demand_no_commands(path, document)
     return RunFile(document)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from indextts_job import config, errors
+from indextts_job.commands.command_keys import without_commands
 from indextts_job.commands.run_file import read_run_file
 from indextts_job.legacy.discovery import is_old_checkpoint
 from indextts_job.legacy.training_file import settings_of
@@ -82,6 +83,8 @@ def _without_file(
         # of this program resumes in any case.
         layers.insert(0, ("flags of the old trainer", {"resume.source": "own"}))
     where, recorded = _record(given)
+    recorded, left_out = without_commands(where, recorded)
+    notes += left_out
     if recorded:
         notes += _note_of(where, recorded, given)
     elif not _names_data(given):
@@ -190,8 +193,11 @@ def _demand_secrets(where: str, taken: Mapping[str, Any]) -> None:
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     document: dict[str, Any] = {}
     for key, value in flat.items():
-        section, _, name = key.rpartition(".")
-        (document.setdefault(section, {}) if section else document)[name] = value
+        *sections, name = key.split(".")
+        place = document
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
     return document
 
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
-from indextts_job.demo.stage import Headings, command, demand_own_folder, shown, sparkline
+from indextts_job.demo.stage import Headings, command, demand, demand_own_folder, shown, sparkline, trained
 from indextts_job.demo.world import World, WorldSize, make_world
-from indextts_job.errors import EXIT_OK, EXIT_RULE, EXIT_SOFTWARE, IndexTTSJobError
+from indextts_job.errors import EXIT_OK, EXIT_RULE, EXIT_SOFTWARE
 from indextts_job.report.journal import EVENTS
 
 OLD, NEW = "en", "am"
@@ -99,9 +98,9 @@ def make_base(console: Console, folder: Path, seed: int) -> tuple[World, World]:
         "schedule": {"learning_rate": 3e-3, "warmup_steps": 20, "epochs": 20},
         **_COMMON,
     }
-    _demand(_run(console, folder, document), EXIT_OK, document["run"])
+    demand(trained(console, folder, document), EXIT_OK, document["run"])
     arguments = ["export", str(document["run"]), "--output-dir", str(folder / "base")]
-    _demand(shown(console, [sys.executable, "-m", "indextts_job", *arguments]), EXIT_OK, "the export")
+    demand(shown(console, [sys.executable, "-m", "indextts_job", *arguments]), EXIT_OK, "the export")
     return old, new
 
 
@@ -159,9 +158,9 @@ def train(  # the demo's stage, and what a run is
         "guard": {"keep": [OLD], "bound": BOUND, "patience": PATIENCE, "action": action},
         **_COMMON,
     }
-    code = _run(console, folder, document)
+    code = trained(console, folder, document)
     if code != EXIT_RULE:
-        _demand(code, EXIT_OK, document["run"])
+        demand(code, EXIT_OK, document["run"])
     return _validations(run)
 
 
@@ -171,17 +170,6 @@ def _inputs(base: Path, tokenizer: Path) -> dict[str, str]:
         "base_checkpoint": str(base / "gpt.pth"),
         "tokenizer": str(tokenizer),
     }
-
-
-def _run(console: Console, folder: Path, document: Mapping[str, Any]) -> int:
-    path = folder / f"{Path(document['run']).name}.yaml"
-    path.write_text(yaml.safe_dump(dict(document), sort_keys=False), encoding="utf-8")
-    return shown(console, [sys.executable, "-m", "indextts_job", "train", str(path)])
-
-
-def _demand(code: int, expected: int, what: object) -> None:
-    if code != expected:
-        raise IndexTTSJobError(f"{what} ended with {code}; its output is above.")
 
 
 def _validations(run: Path) -> list[Validation]:

@@ -4,13 +4,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from indextts_job.errors import ConfigError
+from indextts_job.errors import ConfigError, IndexTTSJobError
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -54,6 +56,30 @@ def shown(console: Console, arguments: Sequence[str]) -> int:
         for line in process.stdout or ():
             console.print(f"  [dim]|[/] {escape(line.rstrip())}")
     return process.returncode
+
+
+def trained(console: Console, folder: Path, document: Mapping[str, Any], module: str = "indextts_job") -> int:
+    """Write the configuration of a run, train in a process, and show its output; returns its exit code.
+
+    Args:
+        console: Gets the output.
+        folder: Gets the configuration, named after the run.
+        document: The configuration.
+        module: What is started.
+    """
+    path = folder / f"{Path(document['run']).name}.yaml"
+    path.write_text(yaml.safe_dump(dict(document), sort_keys=False), encoding="utf-8")
+    return shown(console, [sys.executable, "-m", module, "train", str(path)])
+
+
+def demand(code: int, expected: int, what: object) -> None:
+    """Go on only after the expected exit code.
+
+    Raises:
+        IndexTTSJobError: It is another one.
+    """
+    if code != expected:
+        raise IndexTTSJobError(f"{what} ended with {code}; its output is above.")
 
 
 def command(name: str) -> str:

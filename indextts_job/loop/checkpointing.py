@@ -63,6 +63,8 @@ class CheckpointingSettings:
     checkpoint: CheckpointConfig
     between_kills_s: float
     """Mean time between ends without notice, for automatic saves."""
+    every_validation: bool = False
+    """Whether each validated state is saved: a command wants to see it."""
     estimate_s: float
     """Estimated duration of a save, used until one was measured."""
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -86,6 +88,7 @@ class Checkpointing:
     ) -> None:
         self._saver = saver
         self._guard = settings.guard
+        self._every_validation = settings.every_validation
         self._record = record
         self._stop = stop
         self._emit = emit
@@ -122,7 +125,7 @@ class Checkpointing:
         if self._interval.automatic:  # by a clock, and each rank has its own: rank 0 decides
             due = self._group.any_rank(due and self._group.rank == 0)
         # A best or good state is saved at once; until the next interval it would be gone.
-        return due or bool(self._earned(state))
+        return due or bool(self._earned(state)) or (self._every_validation and state.history.validated_at(state.step))
 
     def holds(self, state: TrainState) -> bool:
         """Whether a state is saved, or its save is in flight."""

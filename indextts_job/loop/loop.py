@@ -7,6 +7,7 @@ that a kill interrupted is done by the next attempt, and one that is recorded is
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, Protocol
 
 from indextts_job.checkpoint.history import History, Losses
@@ -14,6 +15,7 @@ from indextts_job.checkpoint.retention import FINAL, PREEMPTED
 from indextts_job.data.order import SampleOrder
 from indextts_job.errors import ConfigError, DataError
 from indextts_job.loop.checkpointing import Checkpointing, CheckpointingSettings, Record, Saver
+from indextts_job.loop.speaking import Speaker, Speaks
 from indextts_job.loop.timekeeping import Timekeeper
 from indextts_job.model.batch import PackedBatch
 from indextts_job.preemption.deadline import Pace, Stop, StopDecision, StopRequest
@@ -26,6 +28,7 @@ from indextts_job.report.events import (
     Validated,
     ValidationProgress,
 )
+from indextts_job.speaking.config import SpeakingConfig
 from indextts_job.training.distributed import ProcessGroup, SingleProcess
 from indextts_job.training.evaluate import ByLanguage
 from indextts_job.training.guard import (
@@ -43,7 +46,7 @@ from indextts_job.training.state import TrainState
 from indextts_job.training.step import Discarded, Updated
 
 
-class Work(Protocol):
+class Work(Speaks, Protocol):
     """The computation and its data. `StepWork` implements it."""
 
     def batches(self, step: int) -> Sequence[PackedBatch] | None:
@@ -74,6 +77,7 @@ class LoopSettings:
     checkpointing: CheckpointingSettings
     goals: Sequence[Goal] = ()
     guard: GuardConfig = field(default_factory=GuardConfig)
+    speaking: SpeakingConfig = field(default_factory=SpeakingConfig)
     records: Mapping[str, str] = field(default_factory=dict)
     """By language, what identifies the records of the validation set; for the guard."""
     pace: Pace = field(default_factory=Pace)
@@ -110,6 +114,7 @@ class TrainingLoop:
         self._pace = settings.pace
         self._time = Timekeeper(clock)
         self._stop_announced = False
+        self._speaker = Speaker(settings.speaking, settings.guard.keep, work, emit, clock)
         self._saves = Checkpointing(
             settings.checkpointing,
             saver,
@@ -255,14 +260,17 @@ class TrainingLoop:
             self._emit(ValidationProgress(step=step, done=done, total=self._settings.validation_samples))
             return self._agreed_stop() is not None
 
-        validations = self._settings.validation.overfitting_validations
-        if not self._settings.guard.keep:
-            losses = self._work.validate(interrupted)
-            return history.after_validation(step, losses, validations) if losses else None
-        found = self._work.validate_by_language(interrupted, base=False)
-        if found is None:
+        by_language = partial(self._work.validate_by_language, base=False)
+        found = (by_language if self._settings.guard.keep else self._work.validate)(interrupted)
+        spoken = self._speaker.spoken(history, step, lambda _done: self._agreed_stop() is not None) if found else None
+        if found is None or spoken is None:
             return None
-        return after_validation(history, step, (found.losses, found.languages), validations, self._settings.guard)
+        rule, validations = self._speaker.rule(spoken), self._settings.validation.overfitting_validations
+        if isinstance(found, Losses):
+            improved = rule.improves(history, step, found)
+            return spoken.after_validation(step, found, validations, improved=improved)
+        losses = (found.losses, found.languages)
+        return after_validation(spoken, step, losses, validations, self._settings.guard, rule)
 
     def _warn(self, state: TrainState, before: History) -> None:
         """Warn of what a validation has shown.

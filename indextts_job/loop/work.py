@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from indextts_job.checkpoint.history import Losses
+from indextts_job.checkpoint.history import Losses, SpeakingResult
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.loader import LONG_WAIT_S, Prefetcher
 from indextts_job.loop.capacity import Capacity
@@ -23,6 +23,8 @@ from indextts_job.training.evaluate import ByLanguage, evaluate, evaluate_sample
 from indextts_job.training.step import Discarded, Updated, reset_step, train_step
 
 T = TypeVar("T")
+Speak = Callable[[Engine, int, Callable[[int], bool]], tuple[str, SpeakingResult] | None]
+"""Speaks with the model of an engine, at a step, until all is spoken or it is interrupted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class StepWork:
     """The samples of a validation, in their order."""
     model_config: GPTConfig
     emit: Emit
+    speaking: Speak | None = None
+    """None where the model does not speak at validations."""
 
     def batches(self, step: int) -> Sequence[PackedBatch] | None:
         """See `loop.Work`."""
@@ -104,6 +108,12 @@ class StepWork:
         """See `loop.Work`."""
         with disabled(self.engine.model) if base else contextlib.nullcontext():
             return self._validated(partial(self._by_language, interrupted=interrupted))
+
+    def speak(self, step: int, interrupted: Callable[[int], bool]) -> tuple[str, SpeakingResult] | None:
+        """See `loop.Work`."""
+        if self.speaking is None:
+            raise ValueError("nothing to speak")
+        return self.speaking(self.engine, step, interrupted)
 
     def _by_language(
         self, batches: Iterator[PackedBatch | None], interrupted: Callable[[int], bool]

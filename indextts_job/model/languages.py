@@ -173,6 +173,15 @@ def row_of(code: str) -> int:
     return _ROWS[code]
 
 
+def row_when_called(name: str) -> int:
+    """The row that inference takes when it is called with a name: that of `common` for every one it does not know.
+
+    Args:
+        name: As a user would give it.
+    """
+    return _ROWS.get(name.lower(), _ROWS["common"])
+
+
 def code_of(name: str) -> str:
     """The code of a language by its code or English name; a name that is neither stays, in lower case."""
     plain = name.strip().lower()

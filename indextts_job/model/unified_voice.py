@@ -148,6 +148,11 @@ class UnifiedVoice(nn.Module):
 
     def hidden_states(self, batch: DeviceBatch) -> Tensor:
         """Hidden states after both final norms, [tokens, dim]."""
+        output: Tensor = self.final_norm(self.gpt(self.packed_inputs(batch), batch.edges))
+        return output
+
+    def packed_inputs(self, batch: DeviceBatch) -> Tensor:
+        """The rows that the blocks read, [tokens, dim]."""
         rows = torch.cat(
             [
                 self._conditioning(batch.condition, batch.emotion),
@@ -156,9 +161,7 @@ class UnifiedVoice(nn.Module):
             ]
         )
         # A permutation, which puts the three segments of each sample side by side.
-        packed = take_rows(rows, batch.source_rows, batch.packed_rows)
-        output: Tensor = self.final_norm(self.gpt(packed, batch.edges))
-        return output
+        return take_rows(rows, batch.source_rows, batch.packed_rows)
 
     def _texts(self, batch: DeviceBatch) -> Tensor:
         """Inputs of the text rows, [sum(T + 2), dim]."""

@@ -15,6 +15,7 @@ from indextts_job.report.events import (
     AttemptStarted,
     Committed,
     Event,
+    Spoke,
     TimeSpent,
     TrainLine,
     Validated,
@@ -45,6 +46,8 @@ class Attempt:
     """The last train line."""
     validation: Logged[Validated] | None = None
     """The last validation."""
+    speaking: Logged[Spoke] | None = None
+    """The last check in which the model spoke."""
     checkpoint: Logged[Committed] | None = None
     """The last checkpoint."""
     spent: tuple[Logged[TimeSpent], ...] = ()
@@ -58,6 +61,8 @@ class Attempt:
     """All train lines; empty unless `curves` was asked for."""
     validations: tuple[Logged[Validated], ...] = ()
     """All validations; empty unless `curves` was asked for."""
+    speeches: tuple[Logged[Spoke], ...] = ()
+    """All checks in which the model spoke; empty unless `curves` was asked for."""
 
     @property
     def from_step(self) -> int:
@@ -97,6 +102,7 @@ class Attempt:
             "heard": self.heard,
             "train": self.train.to_json() if self.train else None,
             "validation": self.validation.to_json() if self.validation else None,
+            "speaking": self.speaking.to_json() if self.speaking else None,
             "checkpoint": self.checkpoint.to_json() if self.checkpoint else None,
         }
 
@@ -150,11 +156,13 @@ def _with_events(attempt: Attempt, events: Iterable[Logged[Event]], *, curves: b
         attempt,
         train=_last(train),
         validation=_last(validations),
+        speaking=_last(told[Spoke]),
         checkpoint=_last(checkpoints),
         committed_step=checkpoints[-1].event.step if checkpoints else None,
         spent=tuple(told[TimeSpent]),
         train_lines=tuple(train) if curves else (),
         validations=tuple(validations) if curves else (),
+        speeches=tuple(told[Spoke]) if curves else (),
     )
     return _with_end(_with_begin(attempt, _last(told[AttemptStarted])), _last(told[AttemptEnded]))
 

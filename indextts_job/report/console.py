@@ -16,12 +16,14 @@ from indextts_job.report.events import (
     Committed,
     Event,
     Notice,
+    Spoke,
     StepDone,
     StopNoticed,
     TrainLine,
     Validated,
     ValidationProgress,
 )
+from indextts_job.report.speech import speech_text, verdict
 
 TOPIC_WIDTH = 11
 
@@ -70,6 +72,7 @@ class ConsoleReport:
         if describe:
             topic, message = describe(event)
             warning = isinstance(event, StopNoticed) or (isinstance(event, Notice) and event.warning)
+            warning = warning or (isinstance(event, Spoke) and bool(event.broken))
             self._line(topic, message, warning=warning)
 
     def _update_bar(self, event: Event) -> None:
@@ -142,6 +145,11 @@ def _validation_line(event: Validated) -> str:
     return f"step {event.step} | {_losses(event.losses)}{languages} | {took}{best}"
 
 
+def _spoken_line(event: Spoke) -> str:
+    languages = " | ".join(map(speech_text, event.languages))
+    return f"step {event.step} | {languages} | {event.seconds:.1f} s, {verdict(event)}"
+
+
 def _language(loss: LanguageLoss) -> str:
     rise = f" ({loss.rise:+.4f} ± {loss.rise_error:.4f})" if loss.rise is not None else ""
     return f"{loss.language or 'no language'} {loss.mel_loss:.4f}{rise}"
@@ -174,6 +182,7 @@ _LINES: dict[type[Event], Callable[[Any], tuple[str, str]]] = {
     Notice: lambda event: (event.topic, event.message),
     TrainLine: lambda event: ("train", _train_line(event)),
     Validated: lambda event: ("validation", _validation_line(event)),
+    Spoke: lambda event: ("speaking", _spoken_line(event)),
     Committed: lambda event: ("checkpoint", _checkpoint_line(event)),
     StopNoticed: lambda event: ("stop", _stop_line(event)),
     AttemptEnded: lambda event: ("end", _end_line(event)),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from indextts_job.bounds import Bounds
-from indextts_job.checkpoint.history import LanguageLoss, Losses
+from indextts_job.checkpoint.history import LanguageLoss, Losses, Speech
 from indextts_job.parsing import Count
 
 TRACKERS = ("wandb", "mlflow")
@@ -101,6 +101,25 @@ class Validated(Event):
     seconds: float
     languages: tuple[LanguageLoss, ...] = ()
     """Told apart where the guard keeps some of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spoke(Event):
+    """The model has spoken by itself, in a validation."""
+
+    whole: Speech
+    """Of all languages together."""
+    languages: tuple[Speech, ...]
+    broken: tuple[str, ...]
+    """Limits that are broken, in words."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures(Event):
+    """`validation.command` has printed figures of a checkpoint; they come later than its step."""
+
+    values: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,10 @@ from typing import TypeVar
 from indextts_job.report.attempts import Attempt
 from indextts_job.report.chart import Curve, StepAxis, chart
 from indextts_job.report.console import human_seconds
-from indextts_job.report.events import Event, Validated
+from indextts_job.report.events import Event, Spoke, Validated
 from indextts_job.report.goodput import PARTS, where_time_went
 from indextts_job.report.journal import Logged
+from indextts_job.report.speech import speech_values
 from indextts_job.report.standing import how_it_ended, lost_steps, standing
 
 E = TypeVar("E", bound=Event)
@@ -87,6 +88,7 @@ def _charts(rows: Sequence[Attempt]) -> list[str]:
 
     return [
         *_of_languages(validation, axis),
+        *_of_speech(_counting(rows, lambda row: row.speeches), axis),
         losses("Text loss", "text_loss"),
         losses("Mel loss", "mel_loss"),
         losses("Mel top-1", "mel_top1"),
@@ -103,6 +105,27 @@ def _of_languages(validation: Sequence[Validated], axis: StepAxis) -> Iterator[s
         curves = [Curve(name, _points(validation, name, key), marks=True) for name in named]
         if any(curve.points for curve in curves):
             yield chart(title, [curve for curve in curves if curve.points], axis)
+
+
+_SPOKEN = {
+    "agreement": "Spoken codes: agreement with the reference",
+    "length_ratio": "Spoken codes: length over that of the reference",
+    "no_stop": "Spoken codes: share of records without a stop",
+    "distinct": "Spoken codes: distinct outputs over distinct texts",
+}
+"""Charts of what the model spoke by itself."""
+
+
+def _of_speech(spoken: Sequence[Spoke], axis: StepAxis) -> Iterator[str]:
+    """What a free-running check has measured; nothing in a run without one."""
+    for figure, title in _SPOKEN.items():
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for event in spoken:
+            for speech in event.languages:
+                if (value := speech_values(speech).get(figure)) is not None:
+                    curves.setdefault(speech.language, []).append((event.step, value))
+        if curves:
+            yield chart(title, [Curve(name, curves[name], marks=True) for name in sorted(curves)], axis)
 
 
 def _points(validation: Sequence[Validated], language: str, key: str) -> list[tuple[int, float]]:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from indextts_job.checkpoint.history import LanguageLoss, Losses
-from indextts_job.report.events import Event, TrainLine, Validated
+from indextts_job.report.events import Event, Figures, Spoke, TrainLine, Validated
+from indextts_job.report.speech import by_language, speech_values
 
 
 def points_of(event: Event) -> dict[str, float]:
@@ -15,11 +16,13 @@ def points_of(event: Event) -> dict[str, float]:
         for loss in event.languages:
             points |= _of_language(loss)
         return points
-    return {}
+    if isinstance(event, Figures):
+        return {f"command/{name}": value for name, value in event.values.items()}
+    return _of_speech(event) if isinstance(event, Spoke) else {}
 
 
 def kind_of(points: Mapping[str, float]) -> str:
-    """The kind of the points of an event: `train` or `val`."""
+    """The kind of the points of an event: `train`, `val`, `speaking` or `command`."""
     return next(iter(points)).partition("/")[0]
 
 
@@ -33,6 +36,14 @@ def _of_line(line: TrainLine) -> dict[str, float]:
 def _of_language(loss: LanguageLoss) -> dict[str, float]:
     points = {f"val/{loss.language}/mel_loss": loss.mel_loss}
     return points if loss.rise is None else {**points, f"val/{loss.language}/rise": loss.rise}
+
+
+def _of_speech(event: Spoke) -> dict[str, float]:
+    return {
+        f"speaking/{language}/{name}": value
+        for language, speech in by_language(event).items()
+        for name, value in speech_values(speech).items()
+    }
 
 
 def _losses(kind: str, losses: Losses) -> dict[str, float]:

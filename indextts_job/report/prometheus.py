@@ -13,7 +13,17 @@ from prometheus_client.core import GaugeMetricFamily
 
 from indextts_job.checkpoint.history import Losses
 from indextts_job.errors import ConfigError
-from indextts_job.report.events import AttemptEnded, AttemptStarted, Committed, Event, TimeSpent, TrainLine, Validated
+from indextts_job.report.events import (
+    AttemptEnded,
+    AttemptStarted,
+    Committed,
+    Event,
+    Spoke,
+    TimeSpent,
+    TrainLine,
+    Validated,
+)
+from indextts_job.report.speech import by_language, speech_values
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +46,8 @@ HELP = {
     "tokens_per_second": "Training rate in packed tokens.",
     "mfu": "Model FLOPs utilisation, where the card's peak is known.",
     "eta_seconds": "Time until the run is complete, at this rate.",
+    "speaking": "Figures of the codes that the model speaks by itself, by language; language all is all of them.",
+    "speaking_limits_broken": "Limits of these that the last checkpoint breaks.",
     "checkpoint_step": "Step of the last committed checkpoint.",
     "checkpoint_timestamp_seconds": "When it was committed.",
     "save_seconds": "How long its save took.",
@@ -47,6 +59,7 @@ LABELS = {
     "language_loss": ("language", "kind"),
     "language_rise": ("language",),
     "mel_top1": ("set",),
+    "speaking": ("language", "figure"),
     "spent_seconds": ("part",),
 }
 """Labels in addition to `run`."""
@@ -107,6 +120,8 @@ class PrometheusFile:
                 self._note_train_line(event)
             case Validated():
                 self._note_validation(event)
+            case Spoke():
+                self._note_speech(event)
             case Committed():
                 self._note_checkpoint(event)
             case TimeSpent():
@@ -129,6 +144,12 @@ class PrometheusFile:
             mfu=event.mfu,
         )
         self._set_losses("train", event.losses)
+
+    def _note_speech(self, event: Spoke) -> None:
+        self._set(speaking_limits_broken=len(event.broken))
+        for language, speech in by_language(event).items():
+            for name, value in speech_values(speech).items():
+                self._note("speaking", value, language, name)
 
     def _note_validation(self, event: Validated) -> None:
         self._set_losses("validation", event.losses)

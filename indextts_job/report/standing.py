@@ -37,6 +37,9 @@ class Standing:
     validation_total: float | None
     validation_step: int | None
     validation_is_best: bool | None
+    speaking_step: int | None
+    speaking_broken: Sequence[str] | None
+    """Limits that the model broke when it last spoke by itself, in words."""
     samples_per_second: float | None
     """This value and the next two are known only while an attempt runs."""
     tokens_per_second: float | None
@@ -66,6 +69,7 @@ class Standing:
             "step": self._step(),
             "losses": self._losses(),
             "validation": self._validation(),
+            "speaking": self._speaking(),
             "rate": self._rate(),
             "checkpoint": self._checkpoint(),
             "attempts": f"{self.attempts}, {self.steps_done_again} steps done again",
@@ -90,6 +94,12 @@ class Standing:
             return ""
         best = " (the best so far)" if self.validation_is_best else ""
         return f"{self.validation_total:.4f} at step {self.validation_step}{best}"
+
+    def _speaking(self) -> str:
+        if self.speaking_broken is None:
+            return ""
+        verdict = f"breaks limits: {'; '.join(self.speaking_broken)}" if self.speaking_broken else "inside all limits"
+        return f"{verdict}, at step {self.speaking_step}"
 
     def _rate(self) -> str:
         if self.left_seconds is None:
@@ -134,6 +144,7 @@ def standing(rows: Sequence[Attempt], now: datetime, *, running: bool | None = N
         **_training_values(rows),
         **_rate_values(rows, live=not last.outcome and running is not False),
         **_validation_values(rows),
+        **_speaking_values(rows),
         **_checkpoint_values(rows, now),
         model=last.record.model or None,
         attempts=len(rows),
@@ -173,6 +184,13 @@ def _validation_values(rows: Sequence[Attempt]) -> dict[str, Any]:
     if last is None:
         return dict.fromkeys(("validation_total", "validation_step", "validation_is_best"))
     return {"validation_total": last.losses.total, "validation_step": last.step, "validation_is_best": last.best}
+
+
+def _speaking_values(rows: Sequence[Attempt]) -> dict[str, Any]:
+    last = next((row.speaking.event for row in reversed(rows) if row.speaking), None)
+    if last is None:
+        return dict.fromkeys(("speaking_step", "speaking_broken"))
+    return {"speaking_step": last.step, "speaking_broken": list(last.broken)}
 
 
 def _checkpoint_values(rows: Sequence[Attempt], now: datetime) -> dict[str, Any]:

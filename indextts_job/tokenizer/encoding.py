@@ -33,6 +33,19 @@ def stock_ids(tokenizer: Tokenizer, text: str, language: str) -> list[int] | Non
     return encode(tokenizer, prepared) if prepared else None
 
 
+def called_ids(tokenizer: Tokenizer, text: str, name: str) -> list[int] | None:
+    """The ids that inference gives a text when it is called with a name, whatever that is; None as for `stock_ids`.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The text.
+        name: The language that inference is called with. One that it does not know has no token of its own.
+    """
+    name = name.lower()
+    prepared = _stock_text(text, name) if tokenizer.ranks is None else stock_text.prepare_called(text, name)
+    return encode(tokenizer, prepared) if prepared else None
+
+
 def ids_as_spelt(tokenizer: Tokenizer, text: str, language: str) -> list[int]:
     """The ids of a text whose numbers and abbreviations stay as they are written; none for a text without letters.
 

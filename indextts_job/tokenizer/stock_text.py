@@ -50,7 +50,16 @@ def prepare(text: str, language: str) -> str | None:
     Raises:
         ValueError: There is no such language or slot; names what there is.
     """
-    slot = language_of(language).slot if language else ""
+    return prepare_called(text, language_of(language).slot if language else "")
+
+
+def prepare_called(text: str, slot: str) -> str | None:
+    """The same for the code that inference is called with, which it takes as it is: unknown ones too.
+
+    Args:
+        text: The text.
+        slot: The code, in lower case; empty = no prefix.
+    """
     spoken = _spoken(map_marks(text), slot)
     return None if spoken is None or not spoken.strip() else _finished(spoken, slot)
 

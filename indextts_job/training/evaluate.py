@@ -46,7 +46,7 @@ def evaluate(
     """
 
     def of(batch: PackedBatch) -> tuple[LossSums, PackedBatch]:
-        return engine.model(_on_device(engine, batch)), batch
+        return engine.model(on_device(engine, batch)), batch
 
     found = _of_each(engine, batches, interrupted, of)
     if found is None:
@@ -101,7 +101,7 @@ def _of_each(
     found: list[T] = []
     samples = 0
     out_of_memory = False
-    with _evaluating(engine):
+    with evaluating(engine):
         for batch in batches:
             # Asked by all ranks in every turn, also by those without samples or memory: the answer is agreed between
             # them, and a rank that did not ask would leave the others waiting.
@@ -158,7 +158,7 @@ def evaluate_samples(
     """
 
     def of(batch: PackedBatch) -> tuple[list[_SampleLoss], int, Sequence[str]]:
-        text, mel, hits = engine.model.target_losses(_on_device(engine, batch))
+        text, mel, hits = engine.model.target_losses(on_device(engine, batch))
         return list(_by_sample(batch, text, mel)), int(hits), batch.sample_ids
 
     found = _of_each(engine, batches, interrupted, of)
@@ -227,8 +227,8 @@ def begin_evaluation(engine: Engine, batch: PackedBatch) -> Callable[[], tuple[f
     """
     sums: LossSums | None = None
     # Without the memory only the caller can decide: other ranks may have it.
-    with _evaluating(engine), contextlib.suppress(torch.OutOfMemoryError):
-        sums = engine.model(_on_device(engine, batch))
+    with evaluating(engine), contextlib.suppress(torch.OutOfMemoryError):
+        sums = engine.model(on_device(engine, batch))
     if sums is None:
         return None
     values = added([sums], engine.device)
@@ -241,7 +241,7 @@ def begin_evaluation(engine: Engine, batch: PackedBatch) -> Callable[[], tuple[f
 
 
 @contextlib.contextmanager
-def _evaluating(engine: Engine) -> Iterator[None]:
+def evaluating(engine: Engine) -> Iterator[None]:
     """The model without dropout and gradients, in the precision of the training."""
     engine.model.eval()
     try:
@@ -251,7 +251,8 @@ def _evaluating(engine: Engine) -> Iterator[None]:
         engine.model.train()
 
 
-def _on_device(engine: Engine, batch: PackedBatch) -> DeviceBatch:
+def on_device(engine: Engine, batch: PackedBatch) -> DeviceBatch:
+    """A batch on the model's device, in the precision of its weights."""
     return to_device(batch, engine.device, next(engine.model.parameters()).dtype)
 
 

@@ -13,12 +13,14 @@ from typing import Annotated, Literal
 from indextts_job.bounds import Bounds
 from indextts_job.checkpoint.history import Baseline, GuardHistory, History, LanguageLoss, LanguageResult, Losses
 from indextts_job.errors import ConfigError, GoalMissedError
+from indextts_job.speaking.rule import SpeakingRule
 
 ERRORS = 2.0
 """Standard errors by which a rise has to exceed the bound."""
 NO_RECORDS: Mapping[str, str] = MappingProxyType({})
 TIE = 1e-3
 """Target losses that differ by less than this share are equal."""
+NOTHING_SPOKEN = SpeakingRule()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,32 +190,42 @@ def last_good(history: GuardHistory, config: GuardConfig) -> int | None:
     return next((result.step for result in reversed(history.results) if inside(result, config)), None)
 
 
-def beats(candidate: LanguageResult, incumbent: LanguageResult | None, config: GuardConfig) -> bool:
+def beats(
+    candidate: LanguageResult,
+    incumbent: LanguageResult | None,
+    config: GuardConfig,
+    spoken: SpeakingRule = NOTHING_SPOKEN,
+) -> bool:
     """Whether a validation is better than the best so far.
 
     One inside the bounds beats one that is not. Of two inside, the lower code loss of the target languages, counted
     by languages and not by samples; of equal ones the lower largest rise, then the earlier. Of two outside, the lower
-    largest rise.
+    largest rise. A step that breaks a limit of speaking is outside too; by its settings agreement comes before loss.
     """
     if incumbent is None:
         return True
-    bad, bad_before = violated(candidate, config), violated(incumbent, config)
+    bad, bad_before = (violated(one, config) or spoken.fails(one.step) for one in (candidate, incumbent))
     if bad != bad_before:
         return bad_before
     rise, rise_before = largest_rise(candidate, config), largest_rise(incumbent, config)
     if bad:
         return rise < rise_before
+    preferred = spoken.preferred(candidate.step, incumbent.step)
+    if preferred is not None:
+        return preferred
     loss, loss_before = target_loss(candidate, config), target_loss(incumbent, config)
     if abs(loss - loss_before) <= TIE * loss_before:
         return rise < rise_before
     return loss < loss_before
 
 
-def best_of(results: Sequence[LanguageResult], config: GuardConfig) -> int | None:
+def best_of(
+    results: Sequence[LanguageResult], config: GuardConfig, spoken: SpeakingRule = NOTHING_SPOKEN
+) -> int | None:
     """Step of the best of some validations; None without one."""
     best: LanguageResult | None = None
     for result in results:
-        best = result if beats(result, best, config) else best
+        best = result if beats(result, best, config, spoken) else best
     return best.step if best else None
 
 
@@ -282,6 +294,7 @@ def after_validation(
     found: tuple[Losses, Mapping[str, SampleSums]],
     overfitting_validations: int,
     config: GuardConfig,
+    spoken: SpeakingRule = NOTHING_SPOKEN,
 ) -> History:
     """The history with a validation whose languages are told apart.
 
@@ -291,12 +304,13 @@ def after_validation(
         found: Losses over all samples, and sums by language.
         overfitting_validations: See `History.after_validation`.
         config: The languages to keep.
+        spoken: What speaking has to say, this validation included.
     """
     losses, by_language = found
     assert history.guard is not None  # noqa: S101  # the base was measured before
     guard = judged(history.guard, step, by_language, config)
     before = {one.step: one for one in guard.results}
     incumbent = before.get(history.best.step) if history.best else None
-    improved = beats(guard.results[-1], incumbent, config)
+    improved = beats(guard.results[-1], incumbent, config, spoken)
     after = history.after_validation(step, losses, overfitting_validations, improved=improved)
     return replace(after, guard=guard)

@@ -26,6 +26,12 @@ class ValidationConfig:
     overfitting_validations: Annotated[int, Bounds(0, 10**6)] = 3
     """Validations in a row that are worse than the best one, while the training loss is better than it was then, that
     count as overfitting: a warning, and a mark in the history; 0 = do not look."""
+    command: tuple[str, ...] = ()
+    """Program and arguments that are run on an export of each validated checkpoint, beside the training; {export} and
+    {step} are replaced. The last line of its output that is a JSON object gives curves; a failure is a warning. Taken
+    from a file of this machine or the command line only."""
+    command_seconds: Annotated[float, Bounds(0, 1e6)] = 600.0
+    """Limit for the export and the command together."""
     stop_unless: tuple[str, ...] = ()
     """Goals like `text_loss < 3.0 by 5000`: from the first validation at or after that step on, a run that has never
     reached the goal stops, committed, with exit code 79. Of text_loss, mel_loss, total and mel_top1. `by +5000` counts

@@ -49,6 +49,9 @@ class SlowStorage:
     def validate(self, interrupted: Callable[[int], bool]) -> Losses | None:
         return LOSSES
 
+    def speak(self, step: int, interrupted: Callable[[int], bool]) -> None:
+        raise AssertionError("nothing is to be spoken")
+
     def validate_by_language(self, interrupted: Callable[[int], bool], *, base: bool) -> ByLanguage | None:
         raise NotImplementedError
 

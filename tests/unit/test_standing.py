@@ -79,6 +79,8 @@ def test_programs_get_values() -> None:
         "validation_total": 3.9,
         "validation_step": 100,
         "validation_is_best": True,
+        "speaking_step": None,
+        "speaking_broken": None,
         "samples_per_second": 12.34,
         "tokens_per_second": 5000.4,
         "left_seconds": 3700.0,
