@@ -36,6 +36,7 @@ from indextts_job.report.attempts import attempts
 from indextts_job.report.events import Emit
 from indextts_job.report.journal import Journal, SampleLog
 from indextts_job.report.liveness import pid_namespace
+from indextts_job.report.notify import NotifyCommand
 from indextts_job.report.progress import progress_readers
 from indextts_job.report.tensorboard import TensorBoardCurves
 from indextts_job.report.trackers import tracked_run, tracker_readers
@@ -115,6 +116,9 @@ def run_readers(config: RunConfig, storage: RunStorage, attempt: int, train_set:
         readers.append(PrometheusFile(Path(report.prometheus_file), config.run))
     if report.sample_log:
         readers.append(SampleLog(storage, attempt, train_set.id_of))
+
+    if report.command:
+        readers.append(NotifyCommand(report.command, report.command_seconds, redacted(config.run)))
 
     def tracked() -> Tracked:
         settings = redacted_values(flatten(config.to_json()))

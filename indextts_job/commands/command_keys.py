@@ -10,7 +10,7 @@ from indextts_job.config import flatten
 from indextts_job.errors import ConfigError
 from indextts_job.redaction import redacted
 
-COMMAND_KEYS = ("validation.command",)
+COMMAND_KEYS = ("validation.command", "report.command")
 
 
 def without_commands(where: str, recorded: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -27,6 +27,12 @@ class ReportConfig:
     environment variables. All attempts of a run are one run there."""
     tracker_project: str = "indextts-job"
     """Project of Weights & Biases, experiment of MLflow."""
+    command: tuple[str, ...] = ()
+    """Program and arguments that are run when an attempt is complete, stopped or failed, and on a warning of guard,
+    speaking check or overfitting, with a JSON object on standard input: event, run, step, attempt, total_steps,
+    message, exit_code. Taken from a file of this machine or the command line only."""
+    command_seconds: Annotated[float, Bounds(0, 3600)] = 20.0
+    """Seconds after which it is ended."""
     prometheus_file: str = ""
     """Local file for the run's numbers, read by node_exporter's textfile collector; empty = none."""
 
