@@ -39,7 +39,7 @@ def read_prepare_config(job: Job) -> tuple[str, PrepareConfig]:
     """The same of the configuration of a preparation."""
     path, overrides = _split(job)
     text = _read_text(path)
-    return text, prepare_config(parse_yaml(text, path), path, overrides)
+    return text, prepare_config(with_variables(parse_yaml(text, path), os.environ, path), path, overrides)
 
 
 def check_config(job: Job) -> None:

@@ -74,6 +74,7 @@ def _prepare(given: argparse.Namespace) -> int:
 
 def _config(settings: list[str]) -> "PrepareConfig":
     """The checked configuration; the storage is set up with it."""
+    from indextts_job.commands.run_file import read_run_file
     from indextts_job.config import split_settings, storage_config
     from indextts_job.prepare.config import prepare_config
     from indextts_job.storage import files
@@ -84,7 +85,8 @@ def _config(settings: list[str]) -> "PrepareConfig":
     # The file itself may lie in a bucket that only the command line says how to reach.
     files.configure_object_stores(storage_config(dict(overrides)))
     where = paths[0] if paths else "command line"
-    document = files.read_yaml(where, "configuration of the preparation", "the command line") if paths else None
+    what = "configuration of the preparation"
+    document = read_run_file(where, what=what).document if paths else None
     config = prepare_config(document, where, overrides)
     files.configure_object_stores(config.storage)
     return config

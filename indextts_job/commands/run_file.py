@@ -22,17 +22,18 @@ class RunFile:
     """Places as they stand in the file, by dotted key: those with variables."""
 
 
-def read_run_file(path: str, key: str = "the command line") -> RunFile:
-    """Read a run.yaml.
+def read_run_file(path: str, key: str = "the command line", what: str = "run configuration") -> RunFile:
+    """Read a run.yaml, or another file of settings.
 
     Args:
         path: Path or URL.
         key: Where the path comes from, for messages.
+        what: What it is, for messages.
 
     Raises:
         ConfigError: It is not there, no mapping, a model's config.yaml, or it names a variable that is not set.
     """
-    document = files.read_yaml(path, "run configuration", key)
+    document = files.read_yaml(path, what, key)
     if document is None:
         return RunFile({})
     if not isinstance(document, Mapping):

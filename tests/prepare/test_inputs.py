@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from indextts_job.commands.prepare import WORKER_VARIABLES, worker_of
-from indextts_job.errors import ConfigError, DataError
+from indextts_job.errors import EXIT_CONFIG, EXIT_OK, ConfigError, DataError
 from indextts_job.prepare.config import prepare_config
 from indextts_job.prepare.encoders.encoders import load_encoders
 from indextts_job.prepare.run import read_work_list
@@ -216,3 +216,14 @@ def test_a_worker_has_the_name_that_its_launcher_gives(
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
     assert worker_of(given) == name
+
+
+def test_environment_variables_are_those_of_a_run_yaml(
+    voices: Voices, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = voices.settings(tmp_path / "out")
+    settings["output"] = "${OUT}/prepared"
+    assert run(settings, "--plan") == EXIT_CONFIG
+    assert "the environment variable OUT is not set" in capsys.readouterr().err
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert run(settings, "--plan") == EXIT_OK
