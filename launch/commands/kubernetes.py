@@ -11,6 +11,7 @@ from indextts_job import terminal
 from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, ConfigError
 from indextts_job.redaction import redacted
 
+from ..kubernetes.jobset import as_jobset
 from ..kubernetes.manifest import KubernetesOptions, render
 from ..kubernetes.remote_run import name_of_run, remote_config
 from ..kubernetes.spot import spot
@@ -71,6 +72,8 @@ def _add_submit(actions: Parsers) -> None:
         ("--pull-secret", "an existing Secret with the credentials of the image's registry"),
     ):
         submit.add_argument(name, default="", metavar="NAME", help=text)
+    jobset = "with --dry-run and --nodes: a JobSet, whose nodes start again together"
+    submit.add_argument("--jobset", action="store_true", help=jobset)
     submit.add_argument(
         "--env", action="append", default=[], metavar="NAME=VALUE", help="variable of the container; not for secrets"
     )
@@ -101,6 +104,10 @@ def _submit(given: argparse.Namespace) -> int:
         # `spot` sets the grace of the cloud; a grace that the user gave has precedence.
         job = job if given.grace_seconds is None else replace(job, grace_seconds=given.grace_seconds)
     manifest = render(job, options)
+    if given.jobset:
+        if not given.dry_run:
+            raise ConfigError("--jobset prints a manifest: add --dry-run, and pipe it to kubectl apply -f -.")
+        manifest = as_jobset(manifest)
     if given.dry_run:
         print(manifest, end="")  # noqa: T201
         return 0
