@@ -1,0 +1,102 @@
+"""The check inside a validation: what the history gets, what is told, and one warning when it takes too long."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from indextts_job.checkpoint.history import History, SpeakingResult, Speech
+from indextts_job.loop.speaking import Speaker
+from indextts_job.report.events import Event, Notice, Spoke
+from indextts_job.speaking.config import SpeakingConfig
+
+ON = SpeakingConfig(mode="greedy")
+GOOD = Speech(
+    language="am",
+    records=32,
+    no_stop=0,
+    early_stop=0,
+    loops=0,
+    silence=0,
+    special=0,
+    length_ratio=1.0,
+    length_p5=0.9,
+    length_p95=1.1,
+    longest_run_s=0.2,
+    distinct=1.0,
+    prefix_same=0.1,
+    entropy=2.0,
+)
+
+
+class Voice:
+    """Speaks for some seconds of a clock that only it moves."""
+
+    def __init__(self, seconds: float, speech: Speech = GOOD) -> None:
+        self.now_s = 0.0
+        self.steps: list[int] = []
+        self._seconds, self._speech = seconds, speech
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def speak(self, step: int, interrupted: Callable[[int], bool]) -> tuple[str, SpeakingResult] | None:
+        self.steps.append(step)
+        self.now_s += self._seconds
+        result = SpeakingResult(step=step, whole=replace(self._speech, language=""), languages=(self._speech,))
+        return None if interrupted(0) else ("records", result)
+
+
+def never(_done: int) -> bool:
+    return False
+
+
+def spoken_at(voice: Voice, config: SpeakingConfig, *times_s: float) -> tuple[History, list[Event]]:
+    told: list[Event] = []
+    speaker, history = Speaker(config, (), voice, told.append, voice.clock), History()
+    for step, time_s in enumerate(times_s, start=1):
+        voice.now_s = time_s
+        after = speaker.spoken(history, step, never)
+        assert after is not None
+        history = after
+    return history, told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "times_s", "warnings"),
+    [
+        (2.0, (0.0, 100.0, 200.0), 0),  # 2 of 100
+        (2.1, (0.0, 100.0, 200.0, 300.0), 1),
+        (50.0, (0.0,), 0),  # nothing before it to compare with
+        (1.0, (0.0, 300.0, 310.0), 1),
+    ],
+)
+def test_a_check_beyond_its_budget_is_one_warning(seconds: float, times_s: tuple[float, ...], warnings: int) -> None:
+    history, told = spoken_at(Voice(seconds), ON, *times_s)
+    notices = [event for event in told if isinstance(event, Notice)]
+    assert len(notices) == warnings
+    assert all(event.warning and "speaking.budget is 2.0%" in event.message for event in notices)
+    assert history.speaking is not None
+    assert len(history.speaking.results) == len(times_s), "no record is left out for it"
+
+
+def test_what_is_broken_is_told_by_language() -> None:
+    _, told = spoken_at(Voice(1.0, replace(GOOD, no_stop=32)), ON, 0.0)
+    (event,) = (event for event in told if isinstance(event, Spoke))
+    assert event.seconds == 1.0
+    assert [text.partition(",")[0] for text in event.broken] == ["am: no_stop 32 of 32"]
+
+
+def test_nothing_is_spoken_where_the_check_is_off() -> None:
+    voice = Voice(1.0)
+    history, told = spoken_at(voice, SpeakingConfig(), 0.0, 10.0)
+    assert history == History()
+    assert voice.steps == []
+    assert told == []
+
+
+def test_an_interrupted_check_leaves_nothing() -> None:
+    told: list[Event] = []
+    voice = Voice(1.0)
+    assert Speaker(ON, (), voice, told.append, voice.clock).spoken(History(), 1, lambda _done: True) is None
+    assert told == []
