@@ -57,7 +57,9 @@ def _jobset(job: dict[str, Any]) -> dict[str, Any]:
             "failurePolicy": {
                 "maxRestarts": limit,
                 # Codes that no restart helps (65, 77, 78, 79) fail the Job by its policy, and the set with it.
-                "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+                "rules": [
+                    {"name": "noRestartHelps", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+                ],
             },
             "replicatedJobs": [{"name": REPLICATED, "replicas": 1, "template": template}],
         },

@@ -35,6 +35,8 @@ def test_a_jobset_has_the_pods_of_the_job(tmp_path: Path, capsys: pytest.Capture
     assert before.pop("subdomain") == spec["network"]["subdomain"] == name
     assert pod == before
     assert spec["failurePolicy"]["maxRestarts"] == job["spec"]["backoffLimit"]
+    (rule,) = spec["failurePolicy"]["rules"]
+    assert set(rule) == {"name", "action", "onJobFailureReasons"}  # all that the schema of JobSet 0.10 demands
     assert inner["backoffLimit"] == 0
 
 
