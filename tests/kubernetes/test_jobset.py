@@ -36,7 +36,7 @@ def test_a_jobset_has_the_pods_of_the_job(tmp_path: Path, capsys: pytest.Capture
     assert pod == before
     assert spec["failurePolicy"]["maxRestarts"] == job["spec"]["backoffLimit"]
     (rule,) = spec["failurePolicy"]["rules"]
-    assert set(rule) == {"name", "action", "onJobFailureReasons"}  # all that the schema of JobSet 0.10 demands
+    assert set(rule) == {"name", "action", "onJobFailureReasons"}  # what its schema demands
     assert inner["backoffLimit"] == 0
 
 
