@@ -121,14 +121,13 @@ def _dispatch(arguments: Sequence[str], stop: StopSignals, guard: "ExitGuard | N
     parser = build_parser()
     given, rest = parser.parse_known_args(flags.normalise(arguments))
     # argparse accepts positional arguments in one place only, but settings may be anywhere among the flags.
-    unknown = [argument for argument in rest if argument.startswith("-") or given.command != "train"]
+    unknown = [argument for argument in rest if argument.startswith("-") or given.command not in STOPPABLE]
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
     given.parser = parser
-    given.stop = stop
-    if given.command == "train":
+    given.stop, given.guard = stop, guard
+    if given.command in STOPPABLE:
         given.settings += rest
-        given.guard = guard
         given.raw = list(arguments)
     return int(given.act(given))
 

@@ -32,22 +32,29 @@ def converted(hint: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a
         # Of a variable only the text is known: `steps: ${STEPS}` is a number, and a path may look like one.
         value = str(value) if hint in (str, tuple[str, ...]) else parse_yaml(value, where)
     if typing.get_origin(hint) is typing.Literal:
-        choices = typing.get_args(hint)
-        if isinstance(value, str) and value in choices:
-            return value
-        raise ConfigError(f"{where} is {shown(value)}, expected one of {', '.join(map(str, choices))}.")
+        return _choice(typing.get_args(hint), value, where)
     entry = next(iter(typing.get_args(hint)), None)
     if is_dataclass(hint):
         return section(hint, value, where)
     if is_dataclass(entry):
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where} is {shown(value)}, expected a list of entries with keys.")
-        return tuple(section(entry, one, f"{where}[{number}]") for number, one in enumerate(value))
+        return _sections(entry, value, where)
     convert, expected = _SCALARS.get(hint, (_texts, "a list of strings"))
     try:
         return convert(value)
     except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{where} is {shown(value)}, expected {expected}.") from None
+
+
+def _choice(choices: Sequence[str], value: object, where: str) -> str:
+    if isinstance(value, str) and value in choices:
+        return value
+    raise ConfigError(f"{where} is {shown(value)}, expected one of {', '.join(map(str, choices))}.")
+
+
+def _sections(kind: Any, value: object, where: str) -> tuple[Any, ...]:  # noqa: ANN401  # a dataclass
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where} is {shown(value)}, expected a list of entries with keys.")
+    return tuple(section(kind, one, f"{where}[{number}]") for number, one in enumerate(value))
 
 
 def section(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401  # a dataclass, and a value of it

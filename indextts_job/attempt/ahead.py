@@ -6,7 +6,7 @@ from indextts_job.attempt.copies import copies_of_inputs, copies_of_run
 from indextts_job.background import begin
 from indextts_job.checkpoint.ahead import ObjectsAhead
 from indextts_job.config import RunConfig
-from indextts_job.data.manifest import is_manifest, parse_source
+from indextts_job.data.manifest_source import is_manifest, parse_source
 from indextts_job.data.named_sources import training_arguments
 from indextts_job.data.shard_index import INDEX
 from indextts_job.errors import IndexTTSJobError

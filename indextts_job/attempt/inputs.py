@@ -14,7 +14,7 @@ from indextts_job.attempt.mixture_report import mixture_lines
 from indextts_job.checkpoint.values import OrderRecord, SourceRecord, WeightsRecord
 from indextts_job.config import RunConfig
 from indextts_job.data.dataset import Dataset, Limits
-from indextts_job.data.manifest import parse_source
+from indextts_job.data.manifest_source import parse_source
 from indextts_job.data.mixture import Mixture
 from indextts_job.data.named_sources import NamedSources, named_sources
 from indextts_job.data.order import SampleOrder

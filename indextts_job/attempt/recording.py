@@ -69,8 +69,8 @@ class Recording:
     record: Record
     ended: Callable[[str, int, str], None]
     """Called once with outcome, exit code, and a message that is empty unless the attempt failed."""
-    trained: Callable[[], None]
-    """Called when training has ended: waits for what runs beside it."""
+    trained: Callable[[Callable[[], bool]], None]
+    """Called when training has ended, with whether a stop is requested: waits for what runs beside it, or ends it."""
 
 
 def other_rank(parts: Parts) -> Recording:
@@ -121,11 +121,10 @@ def rank_zero(parts: Parts, laps: Laps) -> Recording:
     reference = partial(start.reference.begun, start.engine)
     saver = BackgroundSaver(store, _publisher(parts, fence), parts.saver_group, emit, parts.stop, reference)
     recorder = ValuesRecorder(values, start.engine, inputs.order)
-    waits = partial(command.finish, lambda: parts.stop() is not None) if command else _nothing
-    return Recording(saver, recorder, partial(_end, parts), waits)
+    return Recording(saver, recorder, partial(_end, parts), command.finish if command else _nothing)
 
 
-def _nothing() -> None:
+def _nothing(_stopped: Callable[[], bool]) -> None:
     """Nothing runs beside the training."""
 
 

@@ -242,7 +242,7 @@ def _recorded(parts: Parts, recording: Recording) -> int:
     with parts.guard.training():
         try:
             outcome = _train(parts, recording)
-            recording.trained()
+            recording.trained(lambda: parts.stop() is not None)
         except BaseException as error:
             # Any other exception is an error of the program.
             code = getattr(error, "exit_code", EXIT_SOFTWARE)
@@ -251,6 +251,7 @@ def _recorded(parts: Parts, recording: Recording) -> int:
                 # A save in flight holds finished steps, so it is completed whatever the error of the training is.
                 recording.saver.finished(wait_s=math.inf)
             finally:
+                recording.trained(lambda: True)
                 recording.ended(outcome, code, f"{type(error).__name__}: {error}")
             raise
         code = EXIT_OK if outcome == "complete" else EXIT_STOPPED

@@ -95,7 +95,7 @@ class Speech:
     longest_run_s: float
     """Longest run of one code, in seconds."""
     distinct: float
-    """Distinct outputs over distinct texts."""
+    """Distinct outputs over distinct pairs of text and output: 1 unless different texts sound alike."""
     prefix_same: float
     """Mean common prefix of the outputs of two different texts, over the mean length."""
     entropy: float

@@ -12,7 +12,7 @@ from indextts_job.checkpoint.retention import BEST
 from indextts_job.commands.storage_options import configure
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from indextts_job.checkpoint.manifest import CheckpointManifest
     from indextts_job.checkpoint.retention import CheckpointName
@@ -136,17 +136,40 @@ def act(given: argparse.Namespace) -> int:
         return errors.EXIT_OK
     if rows:
         terminal.console().print(terminal.Listing(columns, rows, [spoken.failures(step) for step, *_ in rows]))
-        for reason in spoken.passed_over(newest.values.history):
+        for reason in _reasons(newest, best.step):
             terminal.say(reason)
     print(path)  # noqa: T201
     return errors.EXIT_OK
+
+
+def _reasons(newest: "CheckpointManifest", best: int) -> "Iterator[str]":
+    """Why other validations are not the best one, and what there is to know about the one that is.
+
+    Args:
+        newest: The newest checkpoint: its settings count.
+        best: Step of the best one.
+    """
+    from indextts_job.config import RunConfig
+    from indextts_job.training.guard import passed_over
+
+    history, spoken = newest.values.history, _rule(newest, newest)
+    config = RunConfig.from_json(newest.values.config, "the checkpoint").guard
+    yield from passed_over(history, best, config, spoken)
+    if spoken.heard_any and spoken.at(best) is None:
+        yield f"step {best}, the best one, was never heard: speaking.mode was off at its validation"
+    now = _best_step_of(newest, {one.step for one in history.validations})
+    if now not in {best, None}:
+        yield (
+            f"by the present settings step {now} would be the best one. The best one is not chosen anew when settings "
+            f"change: step {best} stays until a validation beats it"
+        )
 
 
 def _table(manifest: "CheckpointManifest", best: "CheckpointName") -> "tuple[Sequence[str], list[Row]]":
     """Headings and rows: what each validation has shown."""
     spoken = _rule(manifest, manifest)
     columns, rows = _losses(manifest, best)
-    if not any(spoken.at(step) for step, *_ in rows):
+    if not spoken.heard_any:
         return columns, rows
     with_speech = [(*row[:-1], *spoken.columns(row[0]), row[-1]) for row in rows]
     return (*columns[:-1], "speaking", "agreement", columns[-1]), with_speech

@@ -74,7 +74,7 @@ def _known(language: str, version: "ModelVersion") -> str:
     Raises:
         ConfigError: It is none that the model, or a manifest, can name.
     """
-    from indextts_job.data.manifest import language_pattern
+    from indextts_job.data.manifest_source import language_pattern
     from indextts_job.model.languages import language_of
 
     if not version.language_rows:
@@ -145,7 +145,8 @@ def _records(place: str, version: "ModelVersion") -> str:
     """How many records a manifest has, in which languages."""
     from collections import Counter
 
-    from indextts_job.data.manifest import ManifestSource, Rules, is_manifest, parse_records
+    from indextts_job.data.manifest import Rules, parse_records
+    from indextts_job.data.manifest_source import ManifestSource, is_manifest
     from indextts_job.storage import files
 
     if not is_manifest(place):

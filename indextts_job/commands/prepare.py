@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415  # imports inside functions: a command pays for its own only
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
@@ -46,7 +47,16 @@ def add(commands: Commands) -> None:
     prepare.set_defaults(act=_prepare)
 
 
+CUT_OFF = "the batch in work was not done in it. Finished units are committed; the same command goes on with the rest."
+
+
 def _prepare(given: argparse.Namespace) -> int:
+    # A batch may take longer than the guard leaves a command with nothing to end.
+    with given.guard.working(CUT_OFF) if given.guard else contextlib.nullcontext():
+        return _prepared(given)
+
+
+def _prepared(given: argparse.Namespace) -> int:
     from indextts_job.prepare.run import assemble, prepare, read_work_list
     from indextts_job.report.console import ConsoleReport
     from indextts_job.report.events import Notice

@@ -15,10 +15,11 @@ from indextts_job.commands.parser import Commands, at_least
 from indextts_job.commands.storage_options import add_storage_options, configure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from indextts_job.checkpoint.manifest import CheckpointManifest
     from indextts_job.checkpoint.store import CheckpointStore
+    from indextts_job.model.versions import ModelVersion
     from indextts_job.speaking.config import SpeakingConfig
     from indextts_job.speaking.script import Script, Source
 
@@ -122,15 +123,33 @@ def _script(given: argparse.Namespace, source: "Source") -> "tuple[Script, Speak
     return make_script(source, config), config
 
 
+def _demand_recordable(given: argparse.Namespace, version: "ModelVersion", paths: "Sequence[Path]") -> None:
+    """Refuse, before gigabytes are written, what the package could not speak or what would be overwritten."""
+    from indextts_job.model.languages import CODES
+    from indextts_job.speaking.voice import demand_release
+
+    if not Path(given.prompt).is_file():
+        raise errors.ConfigError(f"--prompt {given.prompt}: no such file. Give audio of the voice.")
+    demand_release(Path(given.release))
+    if version.language_rows and given.language.lower() not in CODES:
+        raise errors.ConfigError(
+            f"--language {given.language!r}: inference does not know it, and would speak it as common, in silence. "
+            "Give a code as in `am`."
+        )
+    if there := [str(path) for path in paths if path.exists()]:
+        raise errors.ConfigError(f"{', '.join(there)} would be overwritten. Move it, or give another --output-dir.")
+
+
 def _record(given: argparse.Namespace, store: "CheckpointStore", manifest: "CheckpointManifest") -> None:
     """Export, and let the published package speak; prints what it is and the files."""
     from indextts_job.model.versions import VERSIONS
     from indextts_job.speaking.voice import Recording, complete_export, record
 
     output = Path(given.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
     paths = [output / f"step-{manifest.name.step:08d}-{number}.wav" for number in range(len(given.text))]
     version = next((one for one in VERSIONS if str(one) == manifest.values.model), VERSIONS[0])
+    _demand_recordable(given, version, paths)
+    output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         write_whole(Path(folder), store, manifest)
         complete_export(Path(folder), Path(given.release))

@@ -56,6 +56,8 @@ def _status(given: argparse.Namespace) -> int:
 
     storage = open_output(given)
     if FILE in storage.list(""):
+        if given.html:
+            raise errors.ConfigError("--html shows the attempts of a training; a preparation has none. Leave it out.")
         return _show_preparation(storage, as_json=given.json)
     demand_run(storage, given.run)
     # Curves of long runs are megabytes; only the page draws them.

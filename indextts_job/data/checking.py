@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from indextts_job.data.array_files import RELEASED_IDS, Progress, of_released_tokenizer
 from indextts_job.data.dataset import USES, Column, Limits, SkippedSample, Use
-from indextts_job.data.manifest import ManifestSource, PairRecord, each_record
+from indextts_job.data.manifest import PairRecord, each_record
+from indextts_job.data.manifest_source import ManifestSource
 from indextts_job.data.plausibility import Evidence, suspicions
 from indextts_job.data.seen_files import SeenFiles, check_files
 from indextts_job.data.texts import Bytes, GrowingPaths, GrowingTexts, Paths, Texts, distinct

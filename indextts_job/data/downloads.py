@@ -231,9 +231,9 @@ class Downloads:
 
     def _next_task(self) -> Callable[[], None] | None:
         """The next part to request, or the next whole shard to finish; None if there is nothing to do."""
-        whole = [download for download in self._running.values() if download.whole and not download.finishing]
+        whole = self._whole()
         # One at a time: hashing takes the time of a processor, and training needs them.
-        may_finish = bool(whole) and not any(download.finishing for download in self._running.values())
+        may_finish = bool(whole) and not self._finishing()
         urgent = may_finish and sum(download.shard.size_bytes for download in whole) >= MEMORY_BYTES // 2
         if not urgent and (part := self._next_part()):
             return part
@@ -241,6 +241,12 @@ class Downloads:
             whole[0].finishing = True
             return partial(self._finish, whole[0])
         return None
+
+    def _whole(self) -> list[_Download]:
+        return [download for download in self._running.values() if download.whole and not download.finishing]
+
+    def _finishing(self) -> bool:
+        return any(download.finishing for download in self._running.values())
 
     def _next_part(self) -> Callable[[], None] | None:
         for download in self._running.values():

@@ -10,7 +10,7 @@ from indextts_job.data.archives import Reader
 from indextts_job.data.array_files import read_array
 from indextts_job.data.checking import CheckedManifest
 from indextts_job.data.dataset import USES, Arrays, Limits, Owner, Part, Use, language_rows, verified
-from indextts_job.data.manifest import ManifestSource
+from indextts_job.data.manifest_source import ManifestSource
 from indextts_job.data.texts import Bytes
 from indextts_job.storage import files
 

@@ -9,29 +9,24 @@ import json
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from indextts_job.bounds import Bounds
 from indextts_job.data.archives import archive_of, member_of
-from indextts_job.data.mixture_config import DatasetConfig, WeightsConfig, millionths
+from indextts_job.data.manifest_source import ManifestSource
+from indextts_job.data.mixture_config import DatasetConfig, WeightsConfig
 from indextts_job.errors import DataError, findings_message
 from indextts_job.model.languages import code_of, language_of
 from indextts_job.model.versions import V2_0, V2_5, ModelVersion
 from indextts_job.redaction import redacted
-from indextts_job.storage.urls import file_path, resolved
+from indextts_job.storage.urls import resolved
 
-_LANGUAGE_CODE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
-_LANGUAGE_NAME = re.compile(r"[A-Za-z][A-Za-z -]*[A-Za-z](\s*:\s*[A-Za-z][A-Za-z -]*[A-Za-z])?")
-"""After `::` there is room for an English name, and for a slot that is borrowed: `az:tt`."""
-_WEIGHT = re.compile(r"[0-9]{1,6}(\.[0-9]{0,99})?|\.[0-9]{1,99}")
 _WHOLE = re.compile(r"\s*(\d{1,15})(\.0*)?\s*")
 """A length as some programs write it: pandas makes `5.0` or `"5"` of an integer column with missing values."""
 _MOST_TOKENS = 10**15
 _UNENCODABLE = re.compile("[\x00\ud800-\udfff]")
 """NUL, which no path may have, and halves of surrogate pairs, which have no UTF-8."""
-SUFFIXES = (".jsonl", ".json")
-"""Endings of manifests; a sharded dataset is a folder."""
 LONGEST_SHOWN = 200
 LONGEST_CLIP_S = 1e6
 """A longer duration is a wrong value, and is treated as unknown."""
@@ -65,22 +60,6 @@ class DataConfig:
     """Local folder for copies of remote shards; empty = one below the temporary folder."""
     cache_free_ratio: Annotated[float, Bounds(0, 1, below=True)] = 0.0
     """Share of its disk that the copies leave free, at least 1 GiB. The kubelet evicts pods below 0.1."""
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestSource:
-    """A manifest and the language that its argument gives."""
-
-    url: str
-    language: str
-    """Language in lower case, with the slot that it borrows behind a colon; empty if the argument gives none."""
-    weight: int | None = None
-    """Share of a mixture, in millionths; None if the argument gives none."""
-
-    @property
-    def shown(self) -> str:
-        """The URL for messages, without the secrets of a signed link."""
-        return redacted(self.url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,54 +109,6 @@ _SINGLE = {
     "features": "target_features and prompt_features",
 }
 """The keys of single utterances, and those that a pair has instead."""
-
-
-def parse_source(argument: str, exists: Callable[[str], bool]) -> ManifestSource:
-    """Split `path`, `path::am`, `path::az:tt`, `path@am` or `path=am`, and these with `@0.15`, into their parts.
-
-    Args:
-        argument: The argument of the user.
-        exists: Whether a path or URL exists; called only where an argument can be several things.
-    """
-    rest, _, number = argument.rpartition("@")
-    if rest and _WEIGHT.fullmatch(number):
-        source = _without_weight(rest, exists)
-        # A number is a weight only behind something that exists: `s3://bucket/run@2` is a path. The end of a signed
-        # link belongs to its query, unless a language stands between.
-        said = source.language and source.url == rest.rpartition("::")[0]
-        plain = file_path(argument) == argument and not exists(argument)
-        if (said or plain) and exists(source.url):
-            return replace(source, weight=millionths(number, f"the weight of {redacted(argument)}"))
-    return _without_weight(argument, exists)
-
-
-def language_pattern(text: str) -> bool:
-    """Whether a text can be a language behind `::`: a code, a name, or one that borrows a slot."""
-    return bool(_LANGUAGE_NAME.fullmatch(text.strip()) or _LANGUAGE_CODE.fullmatch(text.strip()))
-
-
-def _without_weight(argument: str, exists: Callable[[str], bool]) -> ManifestSource:
-    # Each separator is looked for from the right. The suffix has to look like a language code, and after `@` or `=`
-    # the whole argument must not exist: `data/lang=am/train.jsonl` and `s3://bucket/run@v2` are paths. The query of a
-    # signed link is full of `=`, so there only `::` counts.
-    separators = ("::", "@", "=") if file_path(argument) == argument else ("::",)
-    for separator in separators:
-        path, _, suffix = argument.rpartition(separator)
-        if not path or not _language_behind(separator, suffix.strip()):
-            continue
-        if separator != "::" and exists(argument):
-            break
-        return ManifestSource(path, suffix.strip().lower())
-    return ManifestSource(argument, "")
-
-
-def _language_behind(separator: str, suffix: str) -> bool:
-    return language_pattern(suffix) if separator == "::" else bool(_LANGUAGE_CODE.fullmatch(suffix))
-
-
-def is_manifest(url: str) -> bool:
-    """Whether a path or URL names a manifest by its ending, signed links included."""
-    return file_path(url).endswith(SUFFIXES)
 
 
 @dataclass(slots=True)
@@ -271,12 +202,9 @@ def _scan_line(  # the line, and what reading it needs
     """Parse one line; hand its record over, or add it to the list that it belongs to."""
     origin, number = place
     try:
-        document = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        scanned.malformed.append(f"{origin}: not JSON ({error})")
-        return
-    if not isinstance(document, dict):
-        scanned.malformed.append(f"{origin}: a JSON {type(document).__name__}, expected an object")
+        document = _object(line)
+    except (ValueError, TypeError) as error:
+        scanned.malformed.append(f"{origin}: {error}")
         return
     style = next((key for key in STYLES if key in document), "")
     single = next((key for key in _SINGLE if key in document), "")
@@ -291,6 +219,16 @@ def _scan_line(  # the line, and what reading it needs
         scanned.malformed.append(f"{origin}{named}: {error.args[0]}")
         return
     keep(record, document)
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise TypeError(f"a JSON {type(document).__name__}, expected an object")
+    return document
 
 
 def _demand_style(style: str, first: str, version: ModelVersion) -> str:

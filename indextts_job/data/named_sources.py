@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from indextts_job.data.manifest import DataConfig, ManifestSource, language_pattern, parse_source
+from indextts_job.data.manifest import DataConfig
+from indextts_job.data.manifest_source import ManifestSource, language_pattern, parse_source
 from indextts_job.data.mixture import BLOCK, Change, Mixture
 from indextts_job.data.mixture_config import MILLIONTHS, DatasetConfig, WeightsConfig, millionths
 from indextts_job.data.order import Order, SampleOrder
@@ -111,16 +112,8 @@ def named_sources(data: DataConfig, exists: Callable[[str], bool]) -> NamedSourc
     """
     arguments = training_arguments(data)
     weights = _weights(data, exists)
-    if len(weights) < 2:  # one source has no share to choose
-        if data.mixture_from_step:
-            raise ConfigError(
-                "data.mixture_from_step changes the weights of a mixture, but there is one source. Give its sources "
-                "as data.datasets, or their weights as path@weight."
-            )
-        if weights == [0]:
-            raise ConfigError(
-                f"{redacted(arguments[0])} has the weight 0 and is the only source. Leave the weight out."
-            )
+    if len(weights) < 2:
+        _demand_no_shares(data, weights, arguments)
         return NamedSources(arguments=arguments)
     changes = (Change(0, tuple(weights)), *(_change(change, len(weights)) for change in data.mixture_from_step))
     _demand_possible(changes)
@@ -129,6 +122,17 @@ def named_sources(data: DataConfig, exists: Callable[[str], bool]) -> NamedSourc
         raise ConfigError("data.datasets: a manifest ends with @weight. Give the weight as its key: weight: 15.")
     named = [dataset.name for dataset in data.datasets] or [""] * len(arguments)
     return NamedSources(arguments=arguments, names=_names(sources, named), changes=changes)
+
+
+def _demand_no_shares(data: DataConfig, weights: Sequence[int], arguments: Sequence[str]) -> None:
+    """One source has no share to choose."""
+    if data.mixture_from_step:
+        raise ConfigError(
+            "data.mixture_from_step changes the weights of a mixture, but there is one source. Give its sources "
+            "as data.datasets, or their weights as path@weight."
+        )
+    if 0 in weights:
+        raise ConfigError(f"{redacted(arguments[0])} has the weight 0 and is the only source. Leave the weight out.")
 
 
 def _weights(data: DataConfig, exists: Callable[[str], bool]) -> list[int]:

@@ -20,7 +20,7 @@ import safetensors
 from indextts_job.data.checking import CheckedManifest
 from indextts_job.data.containers import arrays_of, header_of, written
 from indextts_job.data.dataset import DIGEST_BYTES, USES, Column, Limits, SkippedSample
-from indextts_job.data.manifest import ManifestSource
+from indextts_job.data.manifest_source import ManifestSource
 from indextts_job.data.texts import Paths, stored_texts
 from indextts_job.errors import IndexTTSJobError
 from indextts_job.storage import files

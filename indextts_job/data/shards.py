@@ -22,7 +22,7 @@ from indextts_job.data.dataset import (
     language_rows,
     verified,
 )
-from indextts_job.data.manifest import is_manifest
+from indextts_job.data.manifest_source import is_manifest
 from indextts_job.data.shard_index import (
     INDEX,
     KINDS,

@@ -10,7 +10,7 @@ from indextts_job.data.cache import shard_reader
 from indextts_job.data.checking import check_manifest
 from indextts_job.data.dataset import Dataset, Limits, Part, SkippedSample
 from indextts_job.data.file_source import file_part
-from indextts_job.data.manifest import ManifestSource, parse_source
+from indextts_job.data.manifest_source import ManifestSource, parse_source
 from indextts_job.data.plausibility import uneven_sources
 from indextts_job.data.remembered import Memory, key_of, recalled, remember
 from indextts_job.data.shards import is_sharded, open_shards

@@ -37,7 +37,7 @@ def examine_codes(pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]:
     if padded:
         yield _padded(padded, known)
     if short:
-        yield data_finding("short codes", "warning", f"{len(short)} of {known} lack codes", "Encode them again.", short)
+        yield _lacking(short, known)
     # Equal lengths are the weaker sign of the same fault, of use where durations show nothing. With 25 codes a second
     # they are too common; there equal codes at the end are the sign.
     equal = [] if padded or found.limits.model.version.ranks else _equal_neighbours(targets, found)
@@ -61,6 +61,10 @@ def _probably_padded(equal: Sequence[str], targets: int) -> Finding:
         "They look like batches that were padded to their longest clip. Give durations, or encode one clip at a time."
     )
     return data_finding("code tails", "warning", text, advice, equal)
+
+
+def _lacking(short: Sequence[str], known: int) -> Finding:
+    return data_finding("short codes", "warning", f"{len(short)} of {known} lack codes", "Encode them again.", short)
 
 
 def _padded(padded: Sequence[str], known: int) -> Finding:

@@ -17,7 +17,8 @@ import numpy as np
 
 from indextts_job.data.archives import LARGEST_ARCHIVE_BYTES, archive_of
 from indextts_job.data.checking import wrong_language
-from indextts_job.data.manifest import ManifestSource, PairRecord, parse_source, scan_manifest
+from indextts_job.data.manifest import PairRecord, scan_manifest
+from indextts_job.data.manifest_source import ManifestSource, parse_source
 from indextts_job.doctor.findings import Finding, data_finding
 from indextts_job.doctor.repairs import Change, Changes, Repair, Row, changes_of
 from indextts_job.doctor.survey import Survey

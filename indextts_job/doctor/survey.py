@@ -14,7 +14,8 @@ from indextts_job.data.archives import Reader, archive_of
 from indextts_job.data.array_files import BadArrayError, Ids, Progress, Vector, check_array
 from indextts_job.data.checking import FoundIds, array_uses, record_fault
 from indextts_job.data.dataset import Limits, Use
-from indextts_job.data.manifest import PairRecord, parse_source, scan_manifest
+from indextts_job.data.manifest import PairRecord, scan_manifest
+from indextts_job.data.manifest_source import parse_source
 from indextts_job.data.shards import is_sharded
 from indextts_job.errors import DataError
 from indextts_job.hardware.facts import usable_cpus

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from indextts_job.checkpoint.history import History, Losses
 from indextts_job.checkpoint.retention import FINAL, PREEMPTED
 from indextts_job.data.order import SampleOrder
-from indextts_job.errors import ConfigError, DataError
+from indextts_job.errors import ConfigError, DataError, DeviceMemoryError
 from indextts_job.loop.checkpointing import Checkpointing, CheckpointingSettings, Record, Saver
 from indextts_job.loop.speaking import Speaker, Speaks
 from indextts_job.loop.timekeeping import Timekeeper
@@ -114,7 +114,7 @@ class TrainingLoop:
         self._pace = settings.pace
         self._time = Timekeeper(clock)
         self._stop_announced = False
-        self._speaker = Speaker(settings.speaking, settings.guard.keep, work, emit, clock)
+        self._speaker = Speaker(settings.speaking, settings.guard, work, emit, clock)
         self._saves = Checkpointing(
             settings.checkpointing,
             saver,
@@ -233,7 +233,9 @@ class TrainingLoop:
         with self._time.spending("validation"):
             try:
                 after = self._validated(before, state.step)
-            except DataError:  # the records are bad, or the weights; the steps since the last save are not lost for it
+            # Bad records or weights, or too little memory. The steps since the last save are not lost for it, and the
+            # next attempt validates here again, so it decides as another one would.
+            except (DataError, DeviceMemoryError):
                 self._saves.commit_now(state, PREEMPTED)
                 raise
         if after is None:
@@ -328,13 +330,9 @@ class TrainingLoop:
     def _complete(self, state: TrainState) -> bool:
         patience = self._settings.validation.early_stopping_patience
         if patience and state.history.validations_without_improvement >= patience:
-            self._emit(
-                Notice(
-                    step=state.step,
-                    topic="early stop",
-                    message=f"{patience} validations in a row without improvement",
-                )
-            )
+            text = f"{patience} validations in a row without improvement"
+            message = "; ".join([text, *self._speaker.why_not_better(state.history)])
+            self._emit(Notice(step=state.step, topic="early stop", message=message))
             return True
         return state.step >= self._settings.total_steps
 

@@ -8,6 +8,7 @@ from indextts_job.checkpoint.history import History, SpeakingResult
 from indextts_job.report.events import Emit, Notice, Spoke
 from indextts_job.speaking.config import SpeakingConfig
 from indextts_job.speaking.rule import SpeakingRule, after_speaking
+from indextts_job.training.guard import GuardConfig, passed_over
 
 
 class Speaks(Protocol):
@@ -21,9 +22,9 @@ class Speaker:
     """Does the check at validations, and judges the steps of a history by it."""
 
     def __init__(
-        self, config: SpeakingConfig, keep: tuple[str, ...], work: Speaks, emit: Emit, clock: Callable[[], float]
+        self, config: SpeakingConfig, guard: GuardConfig, work: Speaks, emit: Emit, clock: Callable[[], float]
     ) -> None:
-        self._config, self._keep = config, keep
+        self._config, self._guard = config, guard
         self._work = work
         self._emit = emit
         self._clock = clock
@@ -32,7 +33,15 @@ class Speaker:
 
     def rule(self, history: History) -> SpeakingRule:
         """Judges the steps of a history."""
-        return SpeakingRule(history.speaking, self._config, self._keep)
+        return SpeakingRule(history.speaking, self._config, self._guard.keep)
+
+    def why_not_better(self, history: History) -> list[str]:
+        """Why validations behind the best one, whose loss is lower, are not better: they count as no improvement."""
+        if history.best is None:
+            return []
+        later = tuple(one for one in history.validations if one.step >= history.best.step)
+        since = replace(history, validations=later)
+        return passed_over(since, history.best.step, self._guard, self.rule(history))
 
     def spoken(self, history: History, step: int, interrupted: Callable[[int], bool]) -> History | None:
         """The history with what the model speaks at a step; the same where the check is off.
@@ -57,6 +66,9 @@ class Speaker:
         seconds = self._clock() - began_s
         broken = tuple(self.rule(after).failures(step))
         self._emit(Spoke(step=step, whole=result.whole, languages=result.languages, broken=broken, seconds=seconds))
+        if broken:  # a notice too, as warnings are what `report.command` hears of
+            message = f"breaks limits, so it is not the best checkpoint while another passes: {'; '.join(broken)}"
+            self._emit(Notice(step=step, topic="speaking", message=message, warning=True))
         self._demand_budget(step, seconds, began_s)
         return after
 

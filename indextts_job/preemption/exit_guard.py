@@ -75,7 +75,8 @@ class ExitGuard:
         self._stop = stop
         self._end = end
         self._clock = clock
-        self._training = False
+        self._working = False
+        self._cut_off = ""
         self._leaving: _Leaving | None = None
         self._dismissed = False
 
@@ -104,19 +105,30 @@ class ExitGuard:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """The phase in which there is something to save."""
-        self._training = True
+        """The phase of a training in which there is something to save."""
+        stands = "The last committed checkpoint stands; the next attempt goes on from there."
+        with self.working(f"the last save was not done in it. {stands}"):
+            yield
+
+    @contextmanager
+    def working(self, cut_off: str) -> Iterator[None]:
+        """A phase in which the time up to the deadline is needed to end well.
+
+        Args:
+            cut_off: What it means when that time was too short, as the end of a sentence about the time that is over.
+        """
+        self._working, self._cut_off = True, cut_off
         try:
             yield
         finally:
-            self._training = False
+            self._working = False
 
     def bound_s(self, request: StopRequest) -> float:
         """The instant at which the guard ends the process, if the main thread has not ended it before."""
         soon_s = request.requested_at_s + LEAVE_S
         if self._leaving:
             return max(soon_s, self._leaving.since_s + LEAVE_S)
-        if self._training:
+        if self._working:
             return max(soon_s, request.deadline_at_s - BEFORE_DEADLINE_S)
         return soon_s
 
@@ -147,9 +159,8 @@ class ExitGuard:
         code = EXIT_STOPPED
         if self._leaving:
             code = self._leaving.code
-        elif self._training:
-            _say(f"stopped: the time after {request.reason} is over, and the last save was not done in it. The last "
-                 "committed checkpoint stands; the next attempt goes on from there.")  # fmt: skip
+        elif self._working:
+            _say(f"stopped: the time after {request.reason} is over, and {self._cut_off}")
         else:
             _say(f"stopped: {request.reason} before training began: nothing to save, the last checkpoint stands.")
         self._end(code)

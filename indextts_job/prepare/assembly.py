@@ -5,6 +5,7 @@ one write, after everything that it names; several workers that assemble write t
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from indextts_job.errors import DataError, findings_message
 from indextts_job.hashing import identity_hash
 from indextts_job.prepare.config import PrepareConfig
 from indextts_job.prepare.index import IndexParts, Numbers, Pair, Utterances, Vectors, candidate_of, index_bytes
+from indextts_job.prepare.ownership import is_prepared
 from indextts_job.prepare.pairing import pair
 from indextts_job.prepare.records import StoredObject, UnitRecord
 from indextts_job.prepare.split import split_of
@@ -26,12 +28,14 @@ from indextts_job.prepare.unit_store import UnitStore
 from indextts_job.prepare.units import Making, Unit
 from indextts_job.prepare.utterances import Utterance
 from indextts_job.prepare.verdicts import Ids, Refused, Taken, Verdicts, judge
+from indextts_job.redaction import redacted
 from indextts_job.tokenizer.encoding import ids_as_spelt
 from indextts_job.tokenizer.loading import Tokenizer
 from indextts_job.version import program_version
 
 REFUSED_FILE, SUMMARY_FILE = "refused.jsonl", "prepared.json"
 UNKNOWN_PIECE = "<unk>"
+logger = logging.getLogger(__name__)
 LONE = "no prompt: its speaker has no other utterance of 2 s or more with another text in this split"
 SPLITS = ("train", "val")
 
@@ -92,6 +96,11 @@ class Assembly:
         assembled = Assembled(summary, verdicts.refused, sum(len(unit.utterances) for unit in self.units))
         if not pairs["train"]:
             assembled.demand_enough(self.config.max_refused)
+            if pairs["val"]:
+                raise DataError(
+                    f"no pairs to train on: all {len(pairs['val'])} pairs are kept for validation. Lower "
+                    f"validation.ratio, which is {self.config.validation.ratio:g}, or correct the `split` of records."
+                )
             raise DataError(
                 f"no pairs to train on: {len(verdicts.taken)} utterances taken, {len(verdicts.refused)} refused, "
                 f"{len(lone)} without a prompt. A target needs another utterance of its speaker; {REFUSED_FILE} lists "
@@ -141,7 +150,7 @@ class Assembly:
         left_out = f"{len(verdicts.refused)} utterances were refused and {len(lone)} have no prompt: {REFUSED_FILE}"
         for split in reversed(SPLITS):  # the one to train on comes last: its presence says that all is there
             if not pairs[split]:
-                self.store.storage.delete(f"{split}.{INDEX}")  # of an earlier split
+                self._remove_index(f"{split}.{INDEX}")
                 continue
             parts = IndexParts(
                 pairs=pairs[split],
@@ -154,6 +163,16 @@ class Assembly:
                 notes=(left_out,) if split == "train" and (verdicts.refused or lone) else (),
             )
             self.store.storage.write(f"{split}.{INDEX}", index_bytes(parts))
+
+    def _remove_index(self, name: str) -> None:
+        """Remove the index of an earlier split; one that no preparation wrote stays."""
+        if name not in self.store.objects():
+            return
+        if is_prepared(self.store.storage, name):
+            self.store.storage.delete(name)
+        else:
+            where = redacted(self.store.storage.url)
+            logger.warning("%s/%s was not written by a preparation: it is left as it is.", where, name)
 
     def _write_ids(
         self,
@@ -191,7 +210,7 @@ class Assembly:
     def _prepared_by(self) -> dict[str, Any]:
         config = self.config
         # Without places: every worker writes the same bytes, wherever its manifest lies.
-        fields = ("id", "audio", "text", "speaker", "language", "duration_s", "split")
+        fields = ("id", "reference", "text", "speaker", "language", "duration_s", "split")
         manifest = [[getattr(one, name) for name in fields] for unit in self.units for one in unit.utterances]
         return {
             "encoders": dict(self.making.encoders),
@@ -231,8 +250,8 @@ def _refused_lines(refused: Sequence[Refused], lone: Sequence[Taken]) -> bytes:
     entries = [(one.utterance, one.reason, "refused") for one in refused]
     entries += [(one.utterance, LONE, "dropped") for one in lone]
     lines = [
-        json.dumps({"id": one.id, "audio": one.audio, "status": status, "reason": reason, "origin": one.origin},
-                   ensure_ascii=False)
+        json.dumps({"id": one.id, "audio": one.reference, "status": status, "reason": redacted(reason),
+                    "origin": one.origin}, ensure_ascii=False)
         for one, reason, status in entries
     ]  # fmt: skip
     return "".join(f"{line}\n" for line in lines).encode()

@@ -21,8 +21,10 @@ from indextts_job.storage import files
 
 Samples = npt.NDArray[np.float32]
 LARGEST_FILE_BYTES = 2**31
-LONGEST_DECODED_S = 4 * 3600
-"""A file that decodes to more is refused before its samples are held in memory."""
+ESTIMATE_RATIO, ESTIMATE_S = 1.02, 0.2
+"""Headers of compressed files estimate: one that says more than this over the limit is refused before decoding."""
+NOT_FOUND = "file not found"
+"""The reason of a file that is not there."""
 UNKNOWN_SIZE = 0x7FFF0000
 """Sizes in a WAV header from here on say that it was not known: ffmpeg writes 0xFFFFFFFF, espeak-ng 0x7FFFF000."""
 CANCELLED_RATIO = 0.05
@@ -34,6 +36,10 @@ FULL_SCALE_DB = -200.0
 
 class RefusedAudioError(Exception):
     """An audio file that cannot be used; the message is the reason."""
+
+
+class MissingAudioError(RefusedAudioError):
+    """There is no such file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +66,13 @@ def read_clip(url: str, min_seconds: float, max_seconds: float) -> Clip:
 
     Raises:
         RefusedAudioError: The file is bad, or there is none.
+        AccessRefusedError: The file may not be read.
         UnavailableError: The storage cannot be reached; a file that cannot be reached is never a bad one.
     """
     try:
         content = files.read_bytes(url, LARGEST_FILE_BYTES)
     except FileNotFoundError:
-        raise RefusedAudioError("file not found") from None
+        raise MissingAudioError(NOT_FOUND) from None
     except (DataError, ConfigError) as error:  # no regular file, too large, or no possible path
         raise RefusedAudioError(str(error)) from None
     return clip_of(content, min_seconds, max_seconds)
@@ -76,7 +83,7 @@ def clip_of(content: bytes, min_seconds: float, max_seconds: float) -> Clip:
     if not content:
         raise RefusedAudioError("the file is empty")
     _demand_whole(content)
-    channels, rate = _decoded(content)
+    channels, rate = _decoded(content, (min_seconds, max_seconds))
     seconds = len(channels) / rate
     _demand_duration(seconds, min_seconds, max_seconds)
     if not np.isfinite(channels).all():
@@ -92,14 +99,22 @@ def clip_of(content: bytes, min_seconds: float, max_seconds: float) -> Clip:
     )
 
 
-def _decoded(content: bytes) -> tuple[npt.NDArray[np.float32], int]:
-    """Samples [frames, channels] and their rate."""
+def _decoded(content: bytes, limits: tuple[float, float]) -> tuple[npt.NDArray[np.float32], int]:
+    """Samples [frames, channels] and their rate.
+
+    Args:
+        content: Content of the file.
+        limits: Least and largest duration. A file whose header says that it is much longer is not decoded: a compressed
+            one of some megabytes may hold gigabytes of samples.
+    """
     library = soundfile_library()
     try:
         with library.SoundFile(io.BytesIO(content)) as file:
             rate, frames = int(file.samplerate), int(file.frames)
-            if not 0 < rate <= HIGHEST_RATE or frames > LONGEST_DECODED_S * rate:
+            if not 0 < rate <= HIGHEST_RATE:
                 raise RefusedAudioError(f"{frames} samples at {rate} Hz, expected a clip")
+            if frames > (ESTIMATE_RATIO * limits[1] + ESTIMATE_S) * rate:
+                _demand_duration(frames / rate, *limits)
             samples = file.read(dtype="float32", always_2d=True)
     except (library.LibsndfileError, RuntimeError) as error:
         # The text begins with the address of an object in memory, which differs each time; records must not.

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,15 +13,19 @@ from indextts_job.data.containers import written
 from indextts_job.data.dataset import content_digest
 from indextts_job.data.shard_index import Kind, Shard
 from indextts_job.data.sharding import container
+from indextts_job.errors import AccessRefusedError
 from indextts_job.hashing import integrity_digest
 from indextts_job.model.config import GPTConfig
-from indextts_job.prepare.audio import Clip, RefusedAudioError, read_clip
+from indextts_job.prepare.audio import Clip, MissingAudioError, RefusedAudioError, read_clip
+from indextts_job.prepare.audio_files import AudioFiles, place_of
+from indextts_job.prepare.changed_audio import nothing_there
 from indextts_job.prepare.frames import codes_of
 from indextts_job.prepare.loudness import warnings_of
 from indextts_job.prepare.records import OK, REFUSED, StoredObject, UnitRecord, UtteranceRecord
 from indextts_job.prepare.unit_store import object_name, sha256_of
 from indextts_job.prepare.units import Making, Unit
 from indextts_job.prepare.utterances import Utterance
+from indextts_job.redaction import redacted
 from indextts_job.waiting import result
 
 ONE_CODE_RATIO = 0.5
@@ -58,6 +62,7 @@ class Settings:
     batch_frames: int
     threads: int
     worker: str
+    audio: AudioFiles = field(default_factory=AudioFiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +84,15 @@ def make(unit: Unit, encoders: Encode, settings: Settings, check: Check) -> Made
         check: Called between files, batches and clips.
 
     Raises:
+        DataError: Not one of several audio files is there.
+        AccessRefusedError: Not one of them may be read.
         UnavailableError: Audio could not be reached. No utterance is refused for that.
     """
     began_at_s = time.monotonic()
     found = _read(unit.utterances, settings, check)
-    good = [row for row, one in enumerate(found) if isinstance(one, Clip)]
-    clips = [one.samples for one in found if isinstance(one, Clip)]
+    _demand_some(unit.utterances, found)
+    good = [row for row, one in enumerate(found) if one.clip]
+    clips = [one.clip.samples for one in found if one.clip]
     arrays = dict(zip(good, encoders.encode(clips, settings.batch_frames, check), strict=True))
     records = [_recorded(utterance, found[row], arrays.get(row)) for row, utterance in enumerate(unit.utterances)]
     made = _objects(len(records), arrays, settings.model)
@@ -99,40 +107,79 @@ def make(unit: Unit, encoders: Encode, settings: Settings, check: Check) -> Made
     return replace(made, record=record)
 
 
-def _read(utterances: Sequence[Utterance], settings: Settings, check: Check) -> list[Clip | str]:
-    """The clip of each utterance, or the reason why it is refused; several files are read at a time."""
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What reading the audio of an utterance gave."""
+
+    version: str | None
+    """Of the file, known before it was opened: one that is replaced meanwhile is read again by the next preparation."""
+    clip: Clip | None = None
+    error: Exception | None = None
+    """Why there is none."""
+
+    @property
+    def missing(self) -> bool:
+        """Whether the file was not there, or not readable at that time."""
+        denied = isinstance(self.error, AccessRefusedError) and not self.version
+        return denied or isinstance(self.error, MissingAudioError)
+
+
+def _demand_some(utterances: Sequence[Utterance], found: Sequence[_Read]) -> None:
+    """Refuse a unit of which nothing is there: a wrong folder, or a share that is not mounted."""
+    kinds = {type(one.error) for one in found}
+    if len(found) > 1 and kinds == {MissingAudioError}:
+        raise nothing_there([one.url for one in utterances])
+    if kinds == {AccessRefusedError} and found[0].error:
+        raise found[0].error
+
+
+def _read(utterances: Sequence[Utterance], settings: Settings, check: Check) -> list[_Read]:
+    """The clip of each utterance, or why it is refused; several files are read at a time."""
     making = settings.making
 
-    def read(utterance: Utterance) -> Clip | str:
+    def read(utterance: Utterance) -> _Read:
+        version = settings.audio.version(utterance.url)
         try:
             clip = read_clip(utterance.url, making.min_seconds, making.max_seconds)
-        except RefusedAudioError as error:
-            return str(error)
+        except (RefusedAudioError, AccessRefusedError) as error:
+            return _Read(version, error=error)
         codes = codes_of(len(clip.samples), settings.model.version.codes_per_second)
-        most = making.most_codes
-        return clip if 0 < codes <= most else f"has {codes} codes, the model's limit is {most}"
+        if not 0 < codes <= making.most_codes:
+            reason = f"has {codes} codes, the model's limit is {making.most_codes}"
+            return _Read(version, error=RefusedAudioError(reason))
+        return _Read(version, clip)
 
     pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="audio")
     try:
-        futures: list[Future[Clip | str]] = [pool.submit(read, utterance) for utterance in utterances]
+        futures: list[Future[_Read]] = [pool.submit(read, utterance) for utterance in utterances]
         return [result(future, check) for future in futures]
     finally:
         # Not waited for: a read that hangs must not hold up a stop.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _recorded(utterance: Utterance, found: Clip | str, arrays: Encoded | None) -> UtteranceRecord:
-    if not isinstance(found, Clip) or arrays is None:
-        return UtteranceRecord(id=utterance.id, status=REFUSED, reason=str(found))
+def _recorded(utterance: Utterance, found: _Read, arrays: Encoded | None) -> UtteranceRecord:
+    clip, place, version = found.clip, place_of(utterance.url), found.version or ""
+    if clip is None or arrays is None:
+        return UtteranceRecord(
+            id=utterance.id,
+            status=REFUSED,
+            reason=redacted(str(found.error)),
+            place=place,
+            audio_version=version,
+            missing=found.missing,
+        )
     return UtteranceRecord(
         id=utterance.id,
         status=OK,
-        audio_sha256=found.sha256,
-        sample_rate=found.sample_rate,
-        seconds=found.seconds,
+        place=place,
+        audio_version=version,
+        audio_sha256=clip.sha256,
+        sample_rate=clip.sample_rate,
+        seconds=clip.seconds,
         codes=len(arrays.codes),
-        levels=found.levels,
-        warnings=(*warnings_of(found.levels, found.sample_rate), *_of_codes(arrays.codes)),
+        levels=clip.levels,
+        warnings=(*warnings_of(clip.levels, clip.sample_rate), *_of_codes(arrays.codes)),
         condition_digest=content_digest(arrays.condition).hex(),
         emotion_digest=content_digest(arrays.emotion).hex(),
     )

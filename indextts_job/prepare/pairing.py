@@ -5,8 +5,10 @@ would see the answer. It lasts as long as published inference expects of a promp
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from indextts_job.prepare.config import PairsConfig
 
@@ -93,8 +95,14 @@ def _drawn(
 
 
 def _suits(prompt: Candidate, target: Candidate, taken: set[str]) -> bool:
-    differs = prompt.id != target.id and prompt.audio_sha256 != target.audio_sha256 and prompt.text != target.text
-    return differs and prompt.id not in taken
+    differs = prompt.id != target.id and prompt.audio_sha256 != target.audio_sha256
+    return differs and prompt.id not in taken and _read_out(prompt.text) != _read_out(target.text)
+
+
+@lru_cache(maxsize=2**16)
+def _read_out(text: str) -> str:
+    """A text without what is not heard: another form of the same characters, capitals, spaces."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def _share(seed: int, target: str, number: int) -> float:

@@ -5,6 +5,7 @@ Loads no model and opens no audio.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from indextts_job.prepare.split import split_of
 from indextts_job.prepare.text_checks import Spoken, refusal, usual_scripts, warnings
 from indextts_job.prepare.utterances import Utterance
 from indextts_job.prepare.worker import FEWEST_UNITS_OF_WORKER
+from indextts_job.redaction import redacted
+from indextts_job.storage import files
 from indextts_job.tokenizer.encoding import ids_as_spelt
 from indextts_job.tokenizer.loading import Tokenizer
 
@@ -39,11 +42,7 @@ def plan_lines(
         workers: Number of workers that will share the work.
     """
     known = [one.duration_s for one in utterances if one.duration_s is not None]
-    splits = Counter(split_of(one, config.validation) for one in utterances)
-    languages = Counter(one.language or "no language" for one in utterances)
-    shown = ", ".join(f"{name} {count}" for name, count in sorted(languages.items()))
-    parts = f"{splits['train']} to train and {splits['val']} to validate"
-    yield f"{len(utterances)} utterances ({shown}), {parts}", False
+    yield f"{len(utterances)} utterances ({_languages(utterances)}), {_splits(utterances, config)}", False
     if known:
         yield from _cost(float(np.mean(known)) * len(utterances), model)
     if len(known) < len(utterances):
@@ -51,6 +50,44 @@ def plan_lines(
             f"{len(utterances) - len(known)} records without a duration: a clip cut short looks like a whole one",
             True,
         )
+    yield from _units(utterances, config, model, workers)
+    yield from _outside(known, config)
+    yield from _missing(config)
+    yield from _speakers(utterances)
+    yield from _texts(utterances, model, tokenizer)
+
+
+def _languages(utterances: Sequence[Utterance]) -> str:
+    counts = Counter(one.language or "no language" for one in utterances)
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+
+
+def _splits(utterances: Sequence[Utterance], config: PrepareConfig) -> str:
+    counts = Counter(split_of(one, config.validation) for one in utterances)
+    return f"{counts['train']} to train and {counts['val']} to validate"
+
+
+def _outside(known: Sequence[float], config: PrepareConfig) -> Iterator[tuple[str, bool]]:
+    """Durations of the manifests that will be refused."""
+    least, most = config.audio.min_seconds, config.audio.max_seconds
+    outside = sum(not least <= seconds <= most for seconds in known)
+    if outside:
+        yield f"{outside} records last less than {least:g} or more than {most:g} s, and will be refused", True
+
+
+def _missing(config: PrepareConfig) -> Iterator[tuple[str, bool]]:
+    """Files of the encoders that are not there."""
+    named = {f"encoders.{key}": str(value) for key, value in asdict(config.encoders).items() if key != "hidden_state"}
+    named["encoders.w2v_bert"] = f"{config.encoders.w2v_bert.rstrip('/')}/model.safetensors"
+    named["model.base_checkpoint"] = config.model.base_checkpoint
+    for key in filter(named.get, named):
+        if not files.exists(named[key]):
+            yield f"{key}: {redacted(named[key])} is not there", True
+
+
+def _units(
+    utterances: Sequence[Utterance], config: PrepareConfig, model: GPTConfig, workers: int
+) -> Iterator[tuple[str, bool]]:
     units = -(-len(utterances) // config.unit)
     yield (
         f"{units} units of {config.unit}, {_bytes(len(utterances), model) / 2**30:.2f} GiB of conditions and emotions",
@@ -61,8 +98,6 @@ def plan_lines(
             f"{units / workers:.0f} units for each of {workers} workers: many will wait at the end; lower `unit`",
             True,
         )
-    yield from _speakers(utterances)
-    yield from _texts(utterances, model, tokenizer)
 
 
 def _cost(seconds: float, model: GPTConfig) -> Iterator[tuple[str, bool]]:

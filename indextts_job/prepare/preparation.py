@@ -1,20 +1,18 @@
 """What a preparation says of itself on its storage, and where it stands: for `--assemble`, `--plan` and `status`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from indextts_job.errors import ConfigError, DataError
 from indextts_job.parsing import Count, parsed, plain
 from indextts_job.prepare.records import OK
-from indextts_job.prepare.unit_store import FOLDER
+from indextts_job.prepare.unit_store import FOLDER, READERS
 from indextts_job.redaction import redacted
-from indextts_job.storage.run_storage import RunStorage
+from indextts_job.storage.run_storage import RunStorage, StoredFile
 
 FILE = "preparation.json"
-READERS = 32
-"""Records read at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +46,8 @@ class Standing:
     seconds_left: float | None
     """At that pace."""
     assembled: bool
+    older: bool
+    """Whether units were finished after the dataset was assembled."""
 
 
 def write_preparation(storage: RunStorage, preparation: Preparation) -> None:
@@ -82,9 +82,8 @@ def read_preparation(storage: RunStorage) -> Preparation:
 def standing(storage: RunStorage) -> Standing:
     """Where a preparation stands."""
     preparation = read_preparation(storage)
-    there = storage.list(FOLDER)
-    finished = [name for name in preparation.units if f"{name}.json" in there]
-    ages = sorted(there[f"{name}.json"].age_s for name in finished)
+    there, dataset = storage.list(FOLDER), storage.list("").get("train.index.safetensors")
+    finished, ages = _finished(preparation, there)
     counts = _counts(storage, finished)
     left, unit_s = len(preparation.units) - len(finished), _unit_s(ages)
     return Standing(
@@ -95,8 +94,20 @@ def standing(storage: RunStorage) -> Standing:
         seen=sum(seen for _, seen in counts),
         units_per_hour=3600 / unit_s if unit_s else None,
         seconds_left=None if unit_s is None and left else left * (unit_s or 0.0),
-        assembled=any(name.endswith("train.index.safetensors") for name in storage.list("")),
+        assembled=dataset is not None,
+        older=_older(dataset, ages),
     )
+
+
+def _finished(preparation: Preparation, there: Mapping[str, StoredFile]) -> tuple[list[str], list[float]]:
+    """Names of the finished units, and their ages, the youngest first."""
+    names = [name for name in preparation.units if f"{name}.json" in there]
+    return names, sorted(there[f"{name}.json"].age_s for name in names)
+
+
+def _older(dataset: StoredFile | None, ages: Sequence[float]) -> bool:
+    """Whether a dataset is older than the youngest unit."""
+    return dataset is not None and min(ages, default=dataset.age_s) < dataset.age_s
 
 
 RECENT_UNITS = 64
@@ -123,6 +134,8 @@ def standing_lines(standing: Standing) -> list[tuple[str, str]]:
     ]
     if standing.finished < standing.units:
         rows += [("pace", _pace(standing.units_per_hour)), ("left", left)]
+    if standing.older:
+        return [*rows, ("dataset", "older than the units: it is assembled again when all of them are finished")]
     return [*rows, ("dataset", "assembled" if standing.assembled else "not assembled yet")]
 
 

@@ -42,6 +42,12 @@ class UtteranceRecord:
     status: Literal["ok", "refused"]
     reason: str = ""
     """Why it was refused."""
+    place: str = ""
+    """Where its audio lay: the path or URL without what signs a link; empty in records of earlier releases."""
+    audio_version: str = ""
+    """Size and time or hash of the audio file, as they are known without opening it; empty if they are not."""
+    missing: bool = False
+    """Whether it was refused because its audio was not there, or not readable at that time."""
     audio_sha256: str = ""
     sample_rate: Count = 0
     """Of the file."""

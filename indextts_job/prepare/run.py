@@ -1,5 +1,6 @@
 """A preparation from configuration to exit code: work list → encoders → units → dataset."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -9,9 +10,12 @@ from indextts_job.hardware.facts import read_facts
 from indextts_job.model.config import GPTConfig
 from indextts_job.preemption.deadline import Stop
 from indextts_job.prepare.assembly import Assembled, Assembly
+from indextts_job.prepare.audio_files import AudioFiles
+from indextts_job.prepare.changed_audio import counted, outdated
 from indextts_job.prepare.claims import Claims
 from indextts_job.prepare.compute import Settings
 from indextts_job.prepare.config import PrepareConfig
+from indextts_job.prepare.ownership import demand_own
 from indextts_job.prepare.preparation import Preparation, read_preparation, write_preparation
 from indextts_job.prepare.unit_store import UnitStore
 from indextts_job.prepare.units import ALGORITHM, Making, Unit, cut
@@ -20,9 +24,12 @@ from indextts_job.prepare.worker import Tell, Worker
 from indextts_job.redaction import redacted
 from indextts_job.storage import files
 from indextts_job.storage.remote_storage import open_storage
+from indextts_job.storage.urls import absolute
 from indextts_job.tokenizer.limits import limits_of, model_of, version_of
 from indextts_job.tokenizer.loading import Tokenizer, load_tokenizer
 from indextts_job.version import program_version
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,20 +90,17 @@ def prepare(config: PrepareConfig, work: WorkList, worker: str, stop: Stop, tell
 
     device = read_facts(config.device).device
     encoders = load_encoders(config.encoders, config.model.base_checkpoint, work.model, device)
-    if encoders.model.version != work.model.version:
-        raise ConfigError(
-            f"{redacted(config.model.base_checkpoint)} is of {encoders.model.version}, but "
-            f"{redacted(config.model.tokenizer)} is a tokenizer of {work.model.version}. Give files of one release."
-        )
     making = making_of(config, work.model, encoders.fingerprints)
     units = cut(work.utterances, config.unit, making)
     storage = open_storage(config.output, config.storage)
-    write_preparation(storage, _described(config, units, making))
     store, claims = UnitStore(storage), Claims(storage, worker)
-    claims.demand_alone()
+    demand_own(store, units)
+    write_preparation(storage, _described(config, units, making))
+    claims.keep_apart()
     settings = Settings(
-        model=work.model, making=making, batch_frames=config.batch_frames, threads=config.threads, worker=worker
+        model=work.model, making=making, batch_frames=config.batch_frames, threads=config.threads, worker=claims.worker
     )
+    _make_outdated_again(store, units, settings.audio)
     works = Worker(store=store, claims=claims, encoders=encoders, settings=settings, stop=stop, tell=tell)
     works.run(units)
     records = store.records(units)
@@ -109,6 +113,14 @@ def prepare(config: PrepareConfig, work: WorkList, worker: str, stop: Stop, tell
     return assembly.run(records)
 
 
+def _make_outdated_again(store: UnitStore, units: Sequence[Unit], audio: AudioFiles) -> None:
+    again = outdated(store.finished(units), audio)
+    if again:
+        logger.warning("%d of %d units are made again: %s.", len(again), len(units), ", ".join(counted(again)))
+    for name in again:
+        store.make_again(name)
+
+
 def assemble(config: PrepareConfig, work: WorkList, stop: Stop) -> Assembled:
     """Assemble the dataset of finished units: with other texts, tokenizer, split or pairs. No audio is read.
 
@@ -117,7 +129,7 @@ def assemble(config: PrepareConfig, work: WorkList, stop: Stop) -> Assembled:
     """
     storage = open_storage(config.output, config.storage)
     recorded = read_preparation(storage)
-    if recorded.files != _files(config):
+    if {key: _placed(key, value) for key, value in recorded.files.items()} != _files(config):
         raise ConfigError(
             f"{redacted(config.output)} was made with other encoder files than the configuration names. Run "
             "`indextts-job prepare` without --assemble: it makes the units again if the encoders differ."
@@ -164,9 +176,14 @@ def _assembly(  # what a preparation consists of
 
 
 def _files(config: PrepareConfig) -> dict[str, str]:
-    """The files that the encoders come from."""
+    """The files that the encoders come from, with absolute paths: the command may be given in another folder."""
     named = {key: str(value) for key, value in asdict(config.encoders).items()}
-    return {key: redacted(value) for key, value in {**named, "base_checkpoint": config.model.base_checkpoint}.items()}
+    named["base_checkpoint"] = config.model.base_checkpoint
+    return {key: _placed(key, redacted(value)) for key, value in named.items()}
+
+
+def _placed(key: str, value: str) -> str:
+    return value if key == "hidden_state" or not value else absolute(value)
 
 
 def _described(config: PrepareConfig, units: Sequence[Unit], making: Making) -> Preparation:

@@ -7,8 +7,10 @@ so the unit exists once in either case.
 
 import contextlib
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from indextts_job.errors import DataError
 from indextts_job.hashing import Buffer
@@ -21,6 +23,8 @@ from indextts_job.storage.run_storage import RunStorage, StoredFile
 FOLDER = "units"
 LEFT_BEHIND_S = 3600.0
 """A temporary file that is older belongs to a worker that was killed."""
+READERS = 32
+"""Records read at a time."""
 HASH_DIGITS = 32
 """Of the hash in the name of an object: 128 bits."""
 
@@ -82,9 +86,28 @@ class UnitStore:
 
         What is damaged is removed, so that the next look finds the unit unfinished.
         """
-        there = self.objects()
-        records = [self._record(unit, there) for unit in units]
-        return [record for record in records if record] if all(records) else None
+        found = self.finished(units)
+        return [record for _, record in found] if len(found) == len(units) else None
+
+    def finished(self, units: Sequence[Unit]) -> list[tuple[Unit, UnitRecord]]:
+        """The finished units with their records; what is damaged is removed, as by `records`."""
+        there, listed = self.objects(), self.storage.list(FOLDER)
+        named = [unit for unit in units if f"{unit.name}.json" in listed]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="records") as pool:
+            records = list(pool.map(lambda unit: self._record(unit, there), named))
+        return [(unit, record) for unit, record in zip(named, records, strict=True) if record]
+
+    def ids_of(self, name: str) -> list[str]:
+        """The ids in the record of a unit; none if there is no record, or a damaged one."""
+        try:
+            return [str(one["id"]) for one in json.loads(self.storage.read(f"{FOLDER}/{name}.json"))["utterances"]]
+        except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
+            return []
+
+    def make_again(self, name: str) -> None:
+        """Remove the record of a unit, so that it is unfinished; its objects stay, a dataset may be using them."""
+        with contextlib.suppress(FileNotFoundError):
+            self.storage.delete(f"{FOLDER}/{name}.json")
 
     def tidy(self) -> None:
         """Remove what killed workers left half-written, some time ago: a young file may be in work."""

@@ -65,5 +65,5 @@ def cut(utterances: Sequence[Utterance], size: int, making: Making) -> list[Unit
 
 
 def _key(utterances: Sequence[Utterance], identity: str) -> str:
-    references = [(utterance.id, utterance.audio) for utterance in utterances]
+    references = [(utterance.id, utterance.reference) for utterance in utterances]
     return identity_hash(json.dumps([identity, references]).encode())[:KEY_DIGITS]

@@ -6,19 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from indextts_job.data.manifest import (
-    ManifestSource,
-    duration_of,
-    language_of_record,
-    parse_source,
-    text_of_record,
-)
+from indextts_job.data.manifest import duration_of, language_of_record, text_of_record
+from indextts_job.data.manifest_source import ManifestSource, parse_source
 from indextts_job.errors import DataError, findings_message
 from indextts_job.model.versions import ModelVersion
 from indextts_job.prepare.config import PrepareConfig
+from indextts_job.redaction import redacted
 from indextts_job.storage import files
 from indextts_job.storage.manifest_text import manifest_lines
-from indextts_job.storage.urls import file_path, resolved
+from indextts_job.storage.urls import file_path, is_local, resolved
 
 Split = Literal["train", "val", ""]
 AUDIO_KEYS = ("audio", "audio_path")
@@ -51,6 +47,14 @@ class Utterance:
     """As the manifest says; empty if it does not."""
     origin: str
     """`file:line`, for messages."""
+
+    @property
+    def reference(self) -> str:
+        """The audio file as the manifest names it, without what signs a link: that is secret, and another each time."""
+        if is_local(self.url):
+            return self.audio
+        plain = self.audio.partition("?")[0]
+        return redacted(plain) if "://" in plain else plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,7 @@ def _utterance(line: str, origin: str, source: ManifestSource, reading: Reading)
         text=_optional(document, "text"),
         speaker=_optional(document, "speaker") or _named(audio, reading),
         language=language_of_record(document, source, reading.version),
-        duration_s=duration_of(document),
+        duration_s=_duration(document),
         split=_split(document),
         origin=origin,
     )
@@ -122,6 +126,13 @@ def _optional(document: Mapping[str, object], key: str) -> str:
     value = document.get(key)
     empty = value is None or (isinstance(value, str) and not value.strip())
     return "" if empty else text_of_record(document, key).strip()
+
+
+def _duration(document: Mapping[str, object]) -> float | None:
+    value, seconds = document.get("duration"), duration_of(document)
+    if value is not None and seconds is None:
+        raise ValueError(f"duration is {value!r:.40}, expected a positive number of seconds, or no duration")
+    return seconds
 
 
 def _named(audio: str, reading: Reading) -> str:

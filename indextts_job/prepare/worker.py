@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from indextts_job.errors import StoppedError
+from indextts_job.errors import AccessRefusedError, DataError, StoppedError
 from indextts_job.preemption.deadline import Stop
 from indextts_job.prepare.claims import Claims
 from indextts_job.prepare.compute import Encode, Settings, make
@@ -43,17 +43,21 @@ class Worker:
         by_number = {unit.number: unit for unit in units}
         try:
             self._work(units, by_number)
-        except StoppedError:
+        except (StoppedError, DataError, AccessRefusedError):
             self.claims.release()  # nobody has to wait until it is old
             raise
 
     def _work(self, units: Sequence[Unit], by_number: Mapping[int, Unit]) -> None:
+        told = False
         while unfinished := self.store.unfinished(units):
             self.check()
             self.tell(len(units) - len(unfinished), len(units))
             number = self.claims.take(unfinished)
             if number is None:
                 # All are claimed by others. One of them may die, and then its unit is this worker's.
+                if not told:
+                    logger.warning("waiting for %s.", self.claims.holders(unfinished))
+                    told = True
                 pause(LOOK_S, self.stop)
                 continue
             self._finish(by_number[number])

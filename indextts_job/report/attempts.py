@@ -57,6 +57,8 @@ class Attempt:
     outcome: str = ""
     """Its end: `complete`, `stopped` or `failed`; empty while it runs, and after a kill."""
     exit_code: int | None = None
+    message: str = ""
+    """What it said at its end."""
     train_lines: tuple[Logged[TrainLine], ...] = ()
     """All train lines; empty unless `curves` was asked for."""
     validations: tuple[Logged[Validated], ...] = ()
@@ -181,7 +183,8 @@ def _with_begin(attempt: Attempt, began: Logged[AttemptStarted] | None) -> Attem
 def _with_end(attempt: Attempt, ended: Logged[AttemptEnded] | None) -> Attempt:
     if ended is None:
         return attempt
-    return replace(attempt, ended=ended.time, outcome=ended.event.outcome, exit_code=ended.event.exit_code)
+    end = ended.event
+    return replace(attempt, ended=ended.time, outcome=end.outcome, exit_code=end.exit_code, message=end.message)
 
 
 def _side_record(storage: RunStorage, key: str) -> bytes:

@@ -2,11 +2,11 @@
 
 import json
 import logging
-import subprocess
 from collections.abc import Sequence
 from typing import Any
 
 from indextts_job.background import begin
+from indextts_job.programs import run_program
 from indextts_job.report.events import AttemptEnded, AttemptStarted, Event, Notice
 
 logger = logging.getLogger(__name__)
@@ -46,16 +46,11 @@ class NotifyCommand:
 
     def _tell(self, document: str) -> None:
         try:
-            done = subprocess.run(
-                self._command,
-                input=document,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=self._limit_s,
-                check=False,
-            )
-            if done.returncode:
-                logger.warning("report.command ended with %d: %s", done.returncode, done.stderr[-1000:].strip())
-        except (OSError, subprocess.TimeoutExpired) as error:
-            logger.warning("report.command failed, nobody was told: %s", error)
+            ended = run_program(self._command, self._limit_s, told=document)
+        except OSError as error:
+            logger.warning("report.command cannot be started, nobody was told: %s", error)
+            return
+        if ended.code:
+            logger.warning("report.command ended with %d: %s", ended.code, ended.output[-1000:].strip())
+        elif ended.why:
+            logger.warning("report.command was ended: %s", ended.why)

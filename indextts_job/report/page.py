@@ -111,7 +111,7 @@ _SPOKEN = {
     "agreement": "Spoken codes: agreement with the reference",
     "length_ratio": "Spoken codes: length over that of the reference",
     "no_stop": "Spoken codes: share of records without a stop",
-    "distinct": "Spoken codes: distinct outputs over distinct texts",
+    "distinct": "Spoken codes: distinct outputs over distinct pairs of text and output",
 }
 """Charts of what the model spoke by itself."""
 

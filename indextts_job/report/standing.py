@@ -26,6 +26,8 @@ class Standing:
     last attempt: `complete`, `stopped`, `failed`, …"""
     exit_code: int | None
     """Exit code of the last attempt, once it has ended."""
+    message: str | None
+    """What the last attempt said at its end; None while it runs, and after a good end."""
     since_seconds: float | None
     """Time since its end, or since its last event."""
     step: int
@@ -65,6 +67,7 @@ class Standing:
         """A name and a text for each line; values that are not known have no line."""
         lines = {
             "state": self._state(),
+            "why": self.message or "",
             "model": self.model or "",
             "step": self._step(),
             "losses": self._losses(),
@@ -137,6 +140,7 @@ def standing(rows: Sequence[Attempt], now: datetime, *, running: bool | None = N
     return Standing(
         state=last.outcome or _state_of_silence(last, now, running),
         exit_code=last.exit_code,
+        message=last.message or None,
         # The end of an attempt is exact; without one the last event is the best that is known.
         since_seconds=_seconds_since(last.ended if last.outcome else last.heard, now),
         step=last.last_step,

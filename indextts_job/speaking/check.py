@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from indextts_job.checkpoint.history import SpeakingResult, Speech
+from indextts_job.errors import MAX_FINDINGS_SHOWN, DataError, DeviceMemoryError
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.speaking.choice import GREEDY, Choice, sampled
 from indextts_job.speaking.config import SpeakingConfig
@@ -18,10 +20,13 @@ from indextts_job.speaking.decoder import Place, Positions, Spoken, speak
 from indextts_job.speaking.metrics import Heard, Scale, figures, has_loop, longest_run
 from indextts_job.speaking.script import Line, Script
 
-MOST_TOGETHER = 64
-"""Utterances of a group. A row of the released model takes 123 kB of cache in 16 bit, so 64 of 700 rows take 5 GiB."""
+TOGETHER = 32
+"""Utterances of a group. A row of the released model takes 246 kB of cache, so 32 of 700 rows take 5 GiB. Groups are
+those of the script, however many ranks share them: a product may be rounded otherwise in a batch of another shape."""
 STEPS_PER_TURN = 8
 """Codes between two looks for a stop request: 16 to 32 ms on a GPU. A look is a collective call of all ranks."""
+WHOLE = ""
+"""Name of the figures of all languages together."""
 
 Interrupted = Callable[[int], bool]
 """Asked by all ranks together with the utterances that are done; True gives up."""
@@ -94,28 +99,56 @@ class SpeakingCheck:
             interrupted: Asked before every turn.
 
         Raises:
-            torch.OutOfMemoryError: A rank cannot speak even one utterance.
+            DeviceMemoryError: A rank cannot speak even one utterance.
+            DataError: A score was not finite.
         """
-        mine = self.script.lines[ranks.rank :: ranks.world_size]
-        recital = _Recital(partial(speak, model, place=place), mine)
+        lines = self.script.lines
+        groups = [lines[first : first + TOGETHER] for first in range(0, len(lines), TOGETHER)]
+        recital = _Recital(partial(speak, model, place=place), groups[ranks.rank :: ranks.world_size])
         steps = chain(recital.of(self._choice, "inference"), recital.of(GREEDY, "training") if self._both else ())
-        if not _to_the_end(steps, recital, ranks, interrupted):
-            return None
+        # In 16 bit the rounding of a batch would decide between codes, and with them about the best checkpoint.
+        with torch.autocast(model.mel_head.weight.device.type, enabled=False):
+            if not _to_the_end(steps, recital, ranks, interrupted):
+                return None
         if ranks.any_rank(recital.out_of_memory):
-            raise torch.OutOfMemoryError("out of memory while speaking one utterance, on this or another rank")
+            raise DeviceMemoryError(
+                "out of memory while the model speaks a single record, on this or another rank. "
+                "speaking.mode=off goes on without this check; a device with more memory goes on with it."
+            )
+        _demand_finite(chain.from_iterable(ranks.all_gather(recital.not_finite())))
         parts = ranks.all_gather(list(recital.heard()))
-        # Back into the order of the script: rank r has its lines r, r + ranks, …
-        heard = [parts[number % len(parts)][number // len(parts)] for number in range(len(self.script.lines))]
+        # Back into the order of the script: rank r has its groups r, r + ranks, …
+        by_rank = [iter(part) for part in parts]
+        heard = [next(by_rank[number // TOGETHER % len(parts)]) for number in range(len(lines))]
         if not self._greedy:  # agreement is a figure of the likeliest codes; what is drawn differs by chance
             heard = [replace(one, reference=None) for one in heard]
-        return Outcome(self._result(step, heard), tuple(heard), self._scale)
+        result = self._result(step, heard, interrupted)
+        return Outcome(result, tuple(heard), self._scale) if result else None
 
-    def _result(self, step: int, heard: Sequence[Heard]) -> SpeakingResult:
+    def _result(self, step: int, heard: Sequence[Heard], interrupted: Interrupted) -> SpeakingResult | None:
         by_language: dict[str, list[Heard]] = {}
         for one in heard:
             by_language.setdefault(one.language, []).append(one)
-        languages: list[Speech] = [figures(name, by_language[name], self._scale) for name in sorted(by_language)]
-        return SpeakingResult(step=step, whole=figures("", heard, self._scale), languages=tuple(languages))
+        found: list[Speech] = []
+        for name, some in (*sorted(by_language.items()), (WHOLE, heard)):
+            # Figures of thousands of records take seconds. All ranks have the same records, so they ask as often.
+            if interrupted(len(heard)):
+                return None
+            found.append(figures(name, some, self._scale))
+        *languages, whole = found
+        return SpeakingResult(step=step, whole=whole, languages=tuple(languages))
+
+
+def _demand_finite(keys: Iterable[str]) -> None:
+    """Refuse scores that were not finite, on all ranks alike: whether this checkpoint is the best cannot be said."""
+    if bad := sorted(set(keys)):
+        shown = ", ".join(bad[:MAX_FINDINGS_SHOWN]) + (" …" if len(bad) > MAX_FINDINGS_SHOWN else "")
+        raise DataError(
+            f"scores are not finite while the model speaks. Records: {shown}. Look at these records "
+            "of data.validation_manifests (an emotion or conditioning array with absurd values, say); if there "
+            "is nothing wrong with them, go on from an earlier checkpoint with a lower schedule.learning_rate. "
+            "speaking.mode=off goes on without this check."
+        )
 
 
 def _to_the_end(steps: Iterable[None], recital: "_Recital", ranks: Ranks, interrupted: Interrupted) -> bool:
@@ -134,10 +167,12 @@ _Speak = Callable[..., Generator[None, None, list[Spoken]]]
 
 
 class _Recital:
-    """One rank's part of the script. Groups are halved where the memory is short, which changes no code."""
+    """One rank's part of the script. Groups are halved where the memory is short."""
 
-    def __init__(self, speak_group: _Speak, lines: Sequence[Line]) -> None:
-        self._speak, self._lines = speak_group, lines
+    def __init__(self, speak_group: _Speak, groups: Sequence[Sequence[Line]]) -> None:
+        self._speak, self._groups = speak_group, groups
+        self._lines = list(chain.from_iterable(groups))
+        self._most = TOGETHER
         self._spoken: dict[Positions, list[Spoken]] = {"inference": [], "training": []}
         self.out_of_memory = False
 
@@ -148,16 +183,27 @@ class _Recital:
 
     def of(self, choice: Choice, positions: Positions) -> Iterator[None]:
         """Speak all lines step by step."""
-        spoken, size = self._spoken[positions], MOST_TOGETHER
-        while len(spoken) < len(self._lines) and not self.out_of_memory:
-            group = self._lines[len(spoken) : len(spoken) + size]
+        speak_group = partial(self._speak, choice=choice, positions=positions)
+        for group in self._groups:
+            yield from self._of_group(speak_group, group, self._spoken[positions])
+
+    def _of_group(self, speak_group: _Speak, group: Sequence[Line], spoken: list[Spoken]) -> Iterator[None]:
+        left = list(group)
+        while left and not self.out_of_memory:
+            part = left[: self._most]
             found: list[Spoken] = []
             with contextlib.suppress(torch.OutOfMemoryError):
-                found = yield from self._speak([line.utterance for line in group], choice=choice, positions=positions)
+                found = yield from speak_group([line.utterance for line in part])
             spoken += found
-            size = size if found else len(group) // 2
+            left = left[len(found) :]
+            self._most = self._most if found else len(part) // 2
             # Told to the others at the end: they wait for this rank in their turns.
-            self.out_of_memory = not size
+            self.out_of_memory = not self._most
+
+    def not_finite(self) -> list[str]:
+        """Keys of the lines at which a score was not finite."""
+        told = (zip(self._lines, spoken, strict=False) for spoken in self._spoken.values())
+        return [line.key for line, spoken in chain.from_iterable(told) if not math.isfinite(spoken.entropy)]
 
     def heard(self) -> Iterator[Heard]:
         """What was spoken, in the order of the lines."""
@@ -176,5 +222,6 @@ def _heard(line: Line, spoken: Spoken, other: Spoken | None) -> Heard:
         entropy=spoken.entropy,
         expected=line.expected,
         reference=line.reference,
+        may_stop=line.expected < line.utterance.limit,
         in_training=None if other is None else other.codes,
     )

@@ -68,8 +68,12 @@ def penalised(scores: Tensor, history: Tensor, penalty: float) -> Tensor:
 
 
 def highest(scores: Tensor) -> Tensor:
-    """[utterances] the code with the highest score, of equal ones the lowest: `argmax` may take any of them."""
+    """[utterances] the code with the highest score, of equal ones the lowest: `argmax` may take any of them.
+
+    A score that is not a number is below all others. It is a code in every case: no table is read beyond its end.
+    """
     ids = torch.arange(scores.shape[1], device=scores.device)
+    scores = torch.where(scores.isnan(), -torch.inf, scores)
     is_highest = scores == scores.amax(1, keepdim=True)
     return torch.where(is_highest, ids, scores.shape[1]).amin(1)
 

@@ -39,7 +39,7 @@ class SpeakingLimits:
     length_ratio_most: Annotated[float, Bounds(0, 1e3)] = 1.25
     """Largest one."""
     distinct: Annotated[float, Bounds(0, 1)] = 0.95
-    """Least number of distinct outputs, relative to distinct texts."""
+    """Least number of distinct outputs, relative to distinct pairs of text and output."""
     prefix_same: Annotated[float, Bounds(0, 1)] = 0.3
     """Largest mean common beginning of outputs of different texts, relative to their mean length."""
 
@@ -50,8 +50,9 @@ class SpeakingConfig:
 
     mode: Literal["off", "greedy", "sampled"] = "off"
     """greedy: the likeliest code each time, no penalty; sampled: as inference draws codes, but with one beam."""
-    records: Annotated[int, Bounds(1, 10**5)] = 32
-    """Validation records that are spoken, of each language the first ones by id; fixed for the run."""
+    records: Annotated[int, Bounds(1, 4096)] = 32
+    """Validation records that are spoken, of each language the first ones by id with different targets; fixed for the
+    run."""
     rank: Literal["loss", "agreement"] = "loss"
     """What decides among checkpoints inside the limits: the loss, or how much the codes agree with the references."""
     budget: Annotated[float, Bounds(0, 1)] = 0.02

@@ -2,8 +2,8 @@
 
 Published inference gives generated code n (from 1) the position n + 1, so that position 1 is never used, while training
 gives it n. A check of what users will hear has to do the same. Utterances of a group are computed together and do not
-see each other, so the size of a group changes no code. Source: `gpt/model_v2.py` of the releases; the codes of
-`tests/unit/test_decoder.py` are those of its own generation.
+see each other, so the size of a group changes a code only where rounding decides between two. Source: `gpt/model_v2.py`
+of the releases; the codes of `tests/unit/test_decoder.py` are those of its own generation.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -48,7 +48,8 @@ class Spoken:
     stopped: bool
     """Whether the stop code came within the limit."""
     entropy: float
-    """Mean entropy of the scores over the steps, in nats, before penalty and temperature."""
+    """Mean entropy of the scores over the steps, in nats, before penalty and temperature. Not a number where a score
+    was none, or infinite: the codes then say nothing."""
 
 
 Speaking = Generator[None, None, list[Spoken]]
@@ -226,7 +227,8 @@ class _Voices:
         scores = self._scores(hidden)
         chosen = self._chosen(penalised(scores, self._history, self._choice.penalty), number)
         speaking = [self._speaks(index) for index in range(len(self._limits))]
-        self._entropies += _entropies(scores) * torch.tensor(speaking, device=scores.device)
+        # Not multiplied by 0: nobody judges the scores of those that have ended, and NaN times 0 is NaN.
+        self._entropies += torch.where(torch.tensor(speaking, device=scores.device), _entropies(scores), 0.0)
         # Not `scatter_`, for which torch sorts on a GPU.
         self._history |= self._ids == chosen[:, None]
         for index, code in enumerate(chosen.tolist()):
@@ -260,6 +262,6 @@ class _Voices:
 
 
 def _entropies(scores: Tensor) -> Tensor:
-    """[utterances] entropy of the scores in nats, float64."""
-    logs = scores.double().log_softmax(1)
-    return -(logs.exp() * logs).sum(1)
+    """[utterances] entropy of the scores in nats, float64; a code whose score is -inf adds nothing to it."""
+    entropies: Tensor = torch.special.entr(scores.double().softmax(1)).sum(1)
+    return entropies

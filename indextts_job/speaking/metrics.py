@@ -17,6 +17,8 @@ LONGEST_LOOP = 8
 LEAST_REPEATS = 4
 LOOP_S = 1.0
 """A loop lasts at least so long."""
+ENTROPY_DIGITS = 4
+"""Of the mean entropy, in nats. It is in the history, and float32 is exact to about two digits more."""
 SILENCE_S = 1.5
 """One code for longer than this is silence, or a tone."""
 
@@ -36,6 +38,8 @@ class Heard:
     expected: float
     """Codes of the reference; of a free text, as many as its source has for a text of this length."""
     reference: tuple[int, ...] | None = None
+    may_stop: bool = True
+    """Whether the reference with its stop fits into the limit of codes: else a model that speaks so cannot stop."""
     in_training: tuple[int, ...] | None = None
     """The codes with training's positions; None where they were not tried."""
 
@@ -69,7 +73,7 @@ def figures(language: str, heard: Sequence[Heard], scale: Scale) -> Speech:
     return Speech(
         language=language,
         records=len(heard),
-        no_stop=count(lambda one: not one.stopped),
+        no_stop=count(lambda one: one.may_stop and not one.stopped),
         early_stop=count(lambda one: len(one.codes) < EARLY * one.expected),
         loops=count(lambda one: has_loop(one.codes, rate)),
         silence=count(lambda one: longest_run(one.codes) > SILENCE_S * rate),
@@ -80,7 +84,7 @@ def figures(language: str, heard: Sequence[Heard], scale: Scale) -> Speech:
         longest_run_s=max(longest_run(one.codes) for one in heard) / rate,
         distinct=_distinct(heard),
         prefix_same=prefix_same([(one.text, one.codes) for one in heard]),
-        entropy=math.fsum(one.entropy for one in heard) / len(heard),
+        entropy=round(math.fsum(one.entropy for one in heard) / len(heard), ENTROPY_DIGITS),
         agreement=_mean(_agreements(heard, lambda one: one.codes)),
         agreement_training_positions=_mean(_agreements(heard, lambda one: one.in_training)),
         tail_codes=_tail_codes(heard, scale.tails),
@@ -100,8 +104,12 @@ def _agreements(heard: Sequence[Heard], codes_of: Callable[[Heard], tuple[int, .
 
 
 def _distinct(heard: Sequence[Heard]) -> float:
-    texts = {(one.language, one.text) for one in heard}
-    return len({(one.language, one.codes) for one in heard}) / len(texts)
+    """Distinct outputs over distinct pairs of text and output: 1 unless different texts sound alike.
+
+    Several voices speak one text, alike or not. Counted against texts, their differences would hide a collapse.
+    """
+    pairs = {(one.language, one.text, one.codes) for one in heard}
+    return len({(language, codes) for language, _, codes in pairs}) / len(pairs)
 
 
 def _tail_codes(heard: Sequence[Heard], tails: frozenset[int]) -> float | None:
@@ -171,13 +179,34 @@ def prefix_same(spoken: Sequence[tuple[Sequence[int], Sequence[int]]]) -> float:
     Returns:
         0 where there are no two texts.
     """
-    pairs = [
-        common_prefix(first, second)
-        for (text, first), (other, second) in itertools.combinations(spoken, 2)
-        if tuple(text) != tuple(other)
-    ]
+    by_text: dict[tuple[int, ...], list[Sequence[int]]] = {}
+    for text, codes in spoken:
+        by_text.setdefault(tuple(text), []).append(codes)
+    groups = list(by_text.values())
+    pairs = math.comb(len(spoken), 2) - sum(math.comb(len(group), 2) for group in groups)
+    common = _common_prefixes([codes for _, codes in spoken]) - sum(map(_common_prefixes, groups))
     length = sum(len(codes) for _, codes in spoken) / max(1, len(spoken))
-    return sum(pairs) / len(pairs) / length if pairs and length else 0.0
+    return common / pairs / length if pairs and length else 0.0
+
+
+def _common_prefixes(outputs: Sequence[Sequence[int]]) -> int:
+    """Sum of the common prefixes of all pairs.
+
+    In sorted order, that of two outputs is the least of those of the neighbours between them. So the sum over all pairs
+    that end at an output follows from that of the one before, and no pair is looked at by itself.
+    """
+    ordered = sorted(map(tuple, outputs))
+    whole = total = 0
+    lows: list[tuple[int, int]] = []  # rising common prefixes with the present output, and how many have each
+    for one, other in itertools.pairwise(ordered):
+        common, count = common_prefix(one, other), 1
+        while lows and lows[-1][0] >= common:
+            low, with_it = lows.pop()
+            total, count = total - low * with_it, count + with_it
+        lows.append((common, count))
+        total += common * count
+        whole += total
+    return whole
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

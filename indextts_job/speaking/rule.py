@@ -12,6 +12,8 @@ from indextts_job.checkpoint.history import History, Losses, SpeakingHistory, Sp
 from indextts_job.speaking.config import SpeakingConfig
 from indextts_job.speaking.limits import broken
 
+NOT_HEARD = "not heard"
+
 
 @dataclass(frozen=True, slots=True)
 class SpeakingRule:
@@ -25,6 +27,11 @@ class SpeakingRule:
     def at(self, step: int) -> SpeakingResult | None:
         """What was spoken at a step; None where nothing was, or the check is off."""
         return next((one for one in self._results() if one.step == step), None)
+
+    @property
+    def heard_any(self) -> bool:
+        """Whether the check is on, and something was spoken."""
+        return bool(self._results())
 
     def _results(self) -> Sequence[SpeakingResult]:
         return self.history.results if self.history and self.config.mode != "off" else ()
@@ -60,22 +67,33 @@ class SpeakingRule:
     def columns(self, step: int) -> tuple[str, str]:
         """For a table: whether a step passes, and its agreement."""
         if self.at(step) is None:
-            return "", ""
+            return NOT_HEARD, ""
         agreement = self.agreement(step)
         return "fails" if self.fails(step) else "passes", "" if agreement is None else f"{agreement:.3f}"
 
-    def passed_over(self, history: History) -> list[str]:
-        """Steps with a lower loss than the best one that speaking has dropped or put behind it, with the reason."""
-        lower = [(one, self._reason(one.step)) for one in _lower(history)]
-        return [
-            f"step {one.step} has a lower loss ({one.losses.total:.4f}) but {reason}" for one, reason in lower if reason
-        ]
+    def passed_over(self, history: History, best: int) -> list[str]:
+        """Steps with a lower loss than the best one, in a run that keeps no languages, and why they are not the best.
 
-    def _reason(self, step: int) -> str:
-        if failures := self.failures(step):
-            return f"speaks badly: {'; '.join(failures)}"
-        agreement = self.agreement(step) if self.config.rank == "agreement" else None
-        return "" if agreement is None else f"agrees less with the references: {agreement:.3f}"
+        Args:
+            history: All validations.
+            best: Step of the best one.
+        """
+        bound = next((one.losses.total for one in history.validations if one.step == best), -math.inf)
+        lower = [one for one in history.validations if one.losses.total < bound]
+        return [passed_over_text(one.step, one.losses.total, self.against(one.step, best)) for one in lower]
+
+    def against(self, step: int, best: int) -> str:
+        """Why a step with a lower loss is not the best one; empty where speaking is not the reason."""
+        if self.fails(step):
+            return "" if self.fails(best) else self.speaks_badly(step)
+        if self.fails(best) or self.preferred(step, best) is not False:
+            return ""
+        return f"agrees less with the references: {self.agreement(step):.3f} against {self.agreement(best):.3f}"
+
+    def speaks_badly(self, step: int) -> str:
+        """The limits that a step breaks, in one sentence; empty where it breaks none."""
+        failures = self.failures(step)
+        return f"speaks badly: {'; '.join(failures)}" if failures else ""
 
     def improves(self, history: History, step: int, losses: Losses) -> bool:
         """Whether a validation is the best so far, in a run that keeps no languages.
@@ -91,7 +109,8 @@ class SpeakingRule:
         fails, failed = self.fails(step), self.fails(best.step)
         if fails != failed:
             return failed
-        preferred = self.preferred(step, best.step)
+        # Among those that fail agreement says nothing: a voice that never stops may agree well.
+        preferred = None if fails else self.preferred(step, best.step)
         return losses.total < best.losses.total if preferred is None else preferred
 
     def best_of(self, validations: Sequence[Validation]) -> int | None:
@@ -103,10 +122,16 @@ class SpeakingRule:
         return history.best.step if history.best else None
 
 
-def _lower(history: History) -> list[Validation]:
-    """Validations with a lower loss than the best one."""
-    bound = history.best.losses.total if history.best else -math.inf
-    return [one for one in history.validations if one.losses.total < bound]
+def passed_over_text(step: int, loss: float, reason: str) -> str:
+    """That a step with a lower loss is not the best one, and why.
+
+    Args:
+        step: The step.
+        loss: Its loss.
+        reason: What the present settings have against it; empty for nothing.
+    """
+    known = reason or "was passed over by the settings of its time, and the best one stays until a better one comes"
+    return f"step {step} has a lower loss ({loss:.4f}) but {known}"
 
 
 def after_speaking(history: History, records: str, result: SpeakingResult) -> SpeakingHistory:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from indextts_job.checkpoint.values import VocabularyRecord
-from indextts_job.errors import ConfigError
+from indextts_job.errors import EXIT_CONFIG, ConfigError, IndexTTSJobError, UnavailableError
 from indextts_job.model.config import GPTConfig
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.model.versions import ModelVersion
@@ -20,11 +20,19 @@ from indextts_job.model.vocabulary import Vocabulary
 LONGEST_S = 3600
 """Limit for the published package, which loads gigabytes first."""
 SHOWN_CHARACTERS = 2000
+_ADVICE = (
+    "Install the package where --python points, and name its checkpoints folder with --release; without --prompt only "
+    "codes are spoken."
+)
 # It calls the package's public class, and needs nothing of this project: the package may have another environment.
 _PROGRAM = """
 import importlib, importlib.metadata, json, sys
 given = json.load(sys.stdin)
-module = importlib.import_module(given["module"])
+try:
+    module = importlib.import_module(given["module"])
+except ImportError as error:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    sys.exit(given["absent"])
 voice = module.IndexTTS2(cfg_path=given["config"], model_dir=given["folder"])
 for text, path in given["texts"]:
     voice.infer(spk_audio_prompt=given["prompt"], text=text, output_path=path, **given["more"])
@@ -64,14 +72,23 @@ class Recording:
     version: ModelVersion
 
 
+def demand_release(release: Path) -> None:
+    """Refuse a release that is not there.
+
+    Raises:
+        ConfigError: There is no such folder.
+    """
+    if not release.is_dir():
+        raise ConfigError(f"--release {release}: no such folder. Give the checkpoints folder of the release.")
+
+
 def complete_export(folder: Path, release: Path) -> None:
     """Link the files of a release that an export does not hold into its folder.
 
     Raises:
         ConfigError: There is no such release.
     """
-    if not release.is_dir():
-        raise ConfigError(f"--release {release}: no such folder. Give the checkpoints folder of the release.")
+    demand_release(release)
     for path in release.iterdir():
         target = folder / path.name
         if not target.exists():
@@ -86,7 +103,9 @@ def record(what: Recording, python: str = sys.executable) -> dict[str, Any]:
         python: The interpreter that has the package.
 
     Raises:
-        ConfigError: The package is not there, or it failed; with the end of its output.
+        ConfigError: The package is not there.
+        IndexTTSJobError: It failed; with the end of its output.
+        UnavailableError: It did not end in time.
     """
     given = {
         "module": "indextts.infer_v2_5" if what.version.language_rows else "indextts.infer_v2",
@@ -94,22 +113,49 @@ def record(what: Recording, python: str = sys.executable) -> dict[str, Any]:
         "folder": str(what.folder),
         "prompt": str(what.prompt),
         "texts": [(text, str(path)) for text, path in what.texts],
+        "absent": EXIT_CONFIG,
         "more": {"lang": what.language} if what.version.language_rows else {},
     }
+    done = _done(python, json.dumps(given))
+    if done.returncode:
+        raise _failure(done, f"the published package did not speak ({given['module']} by {python})")
+    missing = [str(path) for _, path in what.texts if not path.is_file()]
+    if missing:
+        raise IndexTTSJobError(f"the published package has ended without {', '.join(missing)}. {_end_of(done)}")
+    return _told(done.stdout)
+
+
+def _done(python: str, given: str) -> "subprocess.CompletedProcess[str]":
+    """The program, ended in any way but by the limit of time."""
+    command = [python, "-c", _PROGRAM]
     try:
-        done = subprocess.run(
-            [python, "-c", _PROGRAM],
-            input=json.dumps(given),
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=LONGEST_S,
+        return subprocess.run(
+            command, input=given, capture_output=True, text=True, errors="replace", check=False, timeout=LONGEST_S
         )
-    except (OSError, subprocess.SubprocessError) as error:
-        said = str(getattr(error, "stderr", "") or error)[-SHOWN_CHARACTERS:]
-        raise ConfigError(
-            f"the published package did not speak ({given['module']} by {python}): {said}. Install it where "
-            "--python points, and name its checkpoints folder with --release; without --prompt only codes are spoken."
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError(
+            f"the published package has not ended in {LONGEST_S} s. Speak fewer texts, or look what {python} waits for."
         ) from error
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except OSError as error:
+        raise ConfigError(f"--python {python} cannot be run: {error}. {_ADVICE}") from error
+
+
+def _failure(done: "subprocess.CompletedProcess[str]", what: str) -> IndexTTSJobError:
+    if done.returncode == EXIT_CONFIG:
+        return ConfigError(f"{what}: {_end_of(done)}. {_ADVICE}")
+    return IndexTTSJobError(f"{what}, it ended with code {done.returncode}: {_end_of(done)}")
+
+
+def _end_of(done: "subprocess.CompletedProcess[str]") -> str:
+    return (done.stderr or done.stdout).strip()[-SHOWN_CHARACTERS:]
+
+
+def _told(output: str) -> dict[str, Any]:
+    """The last line of the program's output. What the package prints itself stands before it."""
+    try:
+        told: dict[str, Any] = json.loads(output.rstrip().rpartition("\n")[2])
+    except ValueError as error:
+        raise IndexTTSJobError(
+            f"the published package spoke, but what it is cannot be told: {output[-SHOWN_CHARACTERS:]}"
+        ) from error
     return told

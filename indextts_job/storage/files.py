@@ -4,6 +4,7 @@ Only regular files of an expected size are read. The size is checked before memo
 not hang a run and a sparse file does not use up the machine's memory.
 """
 
+import errno
 import os
 import re
 import stat
@@ -41,6 +42,7 @@ __all__ = [
     "read_manifest",
     "read_yaml",
     "sizes",
+    "versions",
 ]
 
 READ_PATIENCE_S = 60.0
@@ -106,6 +108,25 @@ def sizes(folder: str) -> dict[str, int]:
     except FileNotFoundError:
         return {}
     return {entry["name"].rpartition("/")[2]: int(entry["size"] or 0) for entry in found}
+
+
+_VERSION_MARKS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
+"""Names under which stores list what tells versions of a file apart; the first one counts."""
+
+
+def versions(folder: str) -> dict[str, str]:
+    """What tells versions of the remote files directly in a folder apart, by name, of one listing; empty without it."""
+    filesystem, root = RemoteFileSystem.of(folder)
+    try:
+        found = patiently(f"listing {folder}", lambda: filesystem.list(root), READ_PATIENCE_S)
+    except FileNotFoundError:
+        return {}
+    return {entry["name"].rpartition("/")[2]: _version_of(entry) for entry in found if entry.get("type") != "directory"}
+
+
+def _version_of(entry: dict[str, Any]) -> str:
+    mark = next((str(entry[key]) for key in _VERSION_MARKS if entry.get(key)), "")
+    return f"{int(entry['size'] or 0)} {mark}".rstrip()
 
 
 # A global, because the first reader of an input does not know who asks for it later. Each entry is taken out when read.
@@ -241,7 +262,12 @@ def _read_large(reader: RemoteReader, url: str, limit_bytes: int, known: dict[st
 
 def _read_local(path: Path, limit_bytes: int) -> bytes:
     # Opening a pipe without O_NONBLOCK waits for a writer that may never come.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise DataError(f"{path} is a socket or a device, expected a regular file.") from error
     try:
         # Of the open file, not of the path: the path may name another file a moment later.
         status = os.fstat(descriptor)

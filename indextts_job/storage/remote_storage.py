@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError
@@ -151,7 +151,11 @@ class RemoteStorage:
     def _abort_old(self, path: str, older_than_s: float) -> None:
         bucket, _, prefix = path.partition("/")
         # Not `clear_multipart_uploads`: it aborts the uploads of everybody in the bucket, also those in progress.
-        for upload in self._filesystem.call("list_multipart_uploads", bucket):
+        # Some servers answer "no such upload" where a bucket has none.
+        uploads: Sequence[Mapping[str, Any]] = ()
+        with contextlib.suppress(FileNotFoundError):
+            uploads = self._filesystem.call("list_multipart_uploads", bucket)
+        for upload in uploads:
             old = time.time() - upload["Initiated"].timestamp() > older_than_s
             if old and upload["Key"].startswith(f"{prefix}/"):
                 named = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
-from indextts_job.data.manifest import is_manifest, parse_source
+from indextts_job.data.manifest_source import is_manifest, parse_source
 from indextts_job.errors import DataError, findings_message
 from indextts_job.redaction import redacted
 from indextts_job.storage import files

@@ -5,7 +5,7 @@ same records, so their difference has a much smaller error than either: that of 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from indextts_job.bounds import Bounds
 from indextts_job.checkpoint.history import Baseline, GuardHistory, History, LanguageLoss, LanguageResult, Losses
 from indextts_job.errors import ConfigError, GoalMissedError
-from indextts_job.speaking.rule import SpeakingRule
+from indextts_job.speaking.rule import SpeakingRule, passed_over_text
 
 ERRORS = 2.0
 """Standard errors by which a rise has to exceed the bound."""
@@ -204,7 +204,7 @@ def beats(
     """
     if incumbent is None:
         return True
-    bad, bad_before = (violated(one, config) or spoken.fails(one.step) for one in (candidate, incumbent))
+    bad, bad_before = (_is_outside(one, config, spoken) for one in (candidate, incumbent))
     if bad != bad_before:
         return bad_before
     rise, rise_before = largest_rise(candidate, config), largest_rise(incumbent, config)
@@ -217,6 +217,58 @@ def beats(
     if abs(loss - loss_before) <= TIE * loss_before:
         return rise < rise_before
     return loss < loss_before
+
+
+def passed_over(history: History, best: int, config: GuardConfig, spoken: SpeakingRule = NOTHING_SPOKEN) -> list[str]:
+    """Steps whose loss is lower than that of the best one, and why they are not the best.
+
+    Args:
+        history: All validations.
+        best: Step of the best one.
+        config: The languages to keep; with some, the loss is that of the others.
+        spoken: What speaking has to say.
+    """
+    if not (history.guard and config.keep):
+        return spoken.passed_over(history, best)
+    by_step = {result.step: result for result in history.guard.results}
+    return list(_passed_over(by_step, by_step[best], config, spoken)) if best in by_step else []
+
+
+def _passed_over(
+    results: Mapping[int, LanguageResult], best: LanguageResult, config: GuardConfig, spoken: SpeakingRule
+) -> Iterator[str]:
+    bound = target_loss(best, config)
+    for step, result in results.items():
+        loss = target_loss(result, config)
+        if loss < bound:
+            yield passed_over_text(step, loss, _against(result, best, config, spoken))
+
+
+def _against(result: LanguageResult, best: LanguageResult, config: GuardConfig, spoken: SpeakingRule) -> str:
+    """Why `beats` prefers the best one to a result with a lower loss; empty where it does not."""
+    if beats(result, best, config, spoken):
+        return ""
+    if _is_outside(best, config, spoken):
+        return _risen_more(result, best, config)
+    if _is_outside(result, config, spoken):
+        return "; ".join(filter(None, (_outside_text(result, config), spoken.speaks_badly(result.step))))
+    return spoken.against(result.step, best.step) or _risen_more(result, best, config)
+
+
+def _risen_more(result: LanguageResult, best: LanguageResult, config: GuardConfig) -> str:
+    rises = f"{largest_rise(result, config):+.4f} against {largest_rise(best, config):+.4f} nats per code"
+    return f"a kept language has risen more: {rises}"
+
+
+def _outside_text(result: LanguageResult, config: GuardConfig) -> str:
+    if not violated(result, config):
+        return ""
+    above = [f"{loss.language} {loss.rise:+.4f}" for loss in _above(result, config)]
+    return f"is outside guard.bound: {', '.join(above) or 'a kept language was not measured'}"
+
+
+def _is_outside(result: LanguageResult, config: GuardConfig, spoken: SpeakingRule) -> bool:
+    return violated(result, config) or spoken.fails(result.step)
 
 
 def best_of(

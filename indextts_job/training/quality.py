@@ -22,7 +22,8 @@ class ValidationConfig:
     max_samples: Annotated[int, Bounds(0, 10**9)] = 3200
     """Validation samples used, the first ones of the manifests; 0 = all."""
     early_stopping_patience: Annotated[int, Bounds(0, 10**6)] = 0
-    """Validations in a row without improvement after which the run is complete; 0 = never."""
+    """Validations in a row without improvement after which the run is complete; 0 = never. What does not become the
+    best checkpoint, for a guard or for what it speaks, is no improvement even with a lower loss."""
     overfitting_validations: Annotated[int, Bounds(0, 10**6)] = 3
     """Validations in a row that are worse than the best one, while the training loss is better than it was then, that
     count as overfitting: a warning, and a mark in the history; 0 = do not look."""

@@ -11,6 +11,7 @@ from indextts_job import terminal
 from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, ConfigError
 from indextts_job.redaction import redacted
 
+from ..job import Job
 from ..kubernetes.jobset import as_jobset
 from ..kubernetes.manifest import KubernetesOptions, render
 from ..kubernetes.remote_run import name_of_run, remote_config
@@ -92,6 +93,19 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
 
 
 def _submit(given: argparse.Namespace) -> int:
+    if given.jobset and not given.dry_run:
+        raise ConfigError("--jobset prints a manifest: add --dry-run, and pipe it to kubectl apply -f -.")
+    job, options = _described(given)
+    manifest = render(job, options)
+    if given.dry_run:
+        print(as_jobset(manifest) if given.jobset else manifest, end="")  # noqa: T201
+        return 0
+    _cluster(given).submit(manifest)
+    say(f"follow it with: indextts-launch kubernetes logs --follow {job.name}")
+    return 0
+
+
+def _described(given: argparse.Namespace) -> tuple[Job, KubernetesOptions]:
     job, options = job_of(given), _options_of(given)
     if given.arguments or not given.dry_run:  # a dry run without arguments prints an example to edit
         config, run = remote_config(job)
@@ -103,17 +117,7 @@ def _submit(given: argparse.Namespace) -> int:
         job, options = spot(given.spot, job, options)
         # `spot` sets the grace of the cloud; a grace that the user gave has precedence.
         job = job if given.grace_seconds is None else replace(job, grace_seconds=given.grace_seconds)
-    manifest = render(job, options)
-    if given.jobset:
-        if not given.dry_run:
-            raise ConfigError("--jobset prints a manifest: add --dry-run, and pipe it to kubectl apply -f -.")
-        manifest = as_jobset(manifest)
-    if given.dry_run:
-        print(manifest, end="")  # noqa: T201
-        return 0
-    _cluster(given).submit(manifest)
-    say(f"follow it with: indextts-launch kubernetes logs --follow {job.name}")
-    return 0
+    return job, options
 
 
 def _options_of(given: argparse.Namespace) -> KubernetesOptions:

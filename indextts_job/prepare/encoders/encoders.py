@@ -175,13 +175,18 @@ def load_encoders(files: EncoderFiles, checkpoint: str, model: GPTConfig, device
         device: `cpu` or `cuda`.
 
     Raises:
-        ConfigError: A file is missing, or is not named though the version needs it.
+        ConfigError: A file is missing, is not named though the version needs it, or is of another version.
         DataError: A file is damaged, or does not fit.
     """
     place = torch.device(device)
     _demand_exact()
     config, conditioning, of_checkpoint = load_conditioning_encoders(checkpoint, model, place)
-    # Before the large files are read.
+    # Before the large files are read, and before a codec is compared with a model of the wrong version.
+    if config.version != model.version:
+        raise ConfigError(
+            f"{redacted(checkpoint)} is of {config.version}, but the tokenizer, model.tokenizer, is one of "
+            f"{model.version}. Give files of one release."
+        )
     if config.version.speaker_width and not files.campplus:
         raise ConfigError(f"encoders.campplus is not set. {config.version} needs it: give campplus_cn_common.bin.")
     codec, of_codec = load_codec(files.codec, config, place)

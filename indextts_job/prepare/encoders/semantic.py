@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from indextts_job.errors import ConfigError, DataError
+from indextts_job.errors import ConfigError, DataError, findings_message
+from indextts_job.hashing import identity_hash
 from indextts_job.model.config import CONFORMER_INPUT_WIDTH
 from indextts_job.model.fingerprint import fingerprint
 from indextts_job.prepare.encoders.weights import load_strictly, read_tensors
@@ -93,6 +94,7 @@ def load_semantic(folder: str, statistics: str, layers: int, device: torch.devic
     library = _transformers()
     folder = folder.rstrip("/")
     model = _skeleton(library, f"{folder}/{CONFIG}", layers)
+    settings = _settings_hash(model.config)
     tensors = read_tensors(f"{folder}/{MODEL}", "model.safetensors of w2v-BERT", "encoders.w2v_bert")
 
     def unused(name: str) -> bool:
@@ -105,27 +107,79 @@ def load_semantic(folder: str, statistics: str, layers: int, device: torch.devic
         extractor=library.SeamlessM4TFeatureExtractor(padding_value=1.0),
         mean=mean.to(device),
         deviation=variance.sqrt().to(device),
-        fingerprints={"w2v_bert": fingerprint(used), "statistics": fingerprint({"mean": mean, "var": variance})},
+        fingerprints={
+            "w2v_bert": _with_settings(fingerprint(used), settings),
+            "statistics": fingerprint({"mean": mean, "var": variance}),
+        },
     )
 
 
 def _skeleton(library: Any, url: str, layers: int) -> Any:  # noqa: ANN401  # classes of transformers
     """The model without weights."""
-    config = library.Wav2Vec2BertConfig(**_settings(url, layers))
+    settings = _settings(url, layers)
+    try:
+        config = library.Wav2Vec2BertConfig(**settings)
+        with torch.device("meta"):
+            model = library.Wav2Vec2BertModel(config)
+        uneven = config.hidden_size % config.num_attention_heads
+    except Exception as error:  # the library's releases check values with classes of their own
+        raise _wrong(library, url, settings, str(error)) from error
     if config.hidden_size != CONFORMER_INPUT_WIDTH:
         raise DataError(
             f"{redacted(url)}: hidden_size is {config.hidden_size}, the conditioning encoders read "
             f"{CONFORMER_INPUT_WIDTH}. Expected facebook/w2v-bert-2.0."
         )
-    with torch.device("meta"):
-        return library.Wav2Vec2BertModel(config)
+    if uneven:
+        raise _wrong(library, url, settings, "hidden_size is no multiple of num_attention_heads")
+    return model
+
+
+def _wrong(library: Any, url: str, settings: dict[str, Any], what: str) -> DataError:  # noqa: ANN401
+    """The error for settings that cannot be used: names all that are not the published ones."""
+    published = library.Wav2Vec2BertConfig().to_dict()
+    others = [f"{key} is {value!r:.40}, in the release {published[key]!r}" for key, value in settings.items()
+              if key in published and key not in _WANTED and value != published[key]]  # fmt: skip
+    first = " ".join(redacted(what).split())[:200]
+    headline = f"{redacted(url)} is no configuration of w2v-BERT ({first}); its own values are"
+    return DataError(findings_message(headline, others, "Take the config.json of facebook/w2v-bert-2.0."))
+
+
+_CHANGING = (
+    "hidden_act",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "position_embeddings_type",
+    "rotary_embedding_base",
+    "conv_depthwise_kernel_size",
+    "left_max_position_embeddings",
+    "right_max_position_embeddings",
+    "max_source_positions",
+    "output_hidden_size",
+)
+"""Settings that change hidden states and may leave names and shapes of all tensors as they are."""
+
+
+def _settings_hash(config: Any) -> str:  # noqa: ANN401  # a class of transformers
+    """What identifies the settings with which the tensors are used; those of the release give an empty text."""
+    published = type(config)()
+    changed = {
+        key: value for key in _CHANGING if (value := getattr(config, key, None)) != getattr(published, key, None)
+    }
+    return identity_hash(json.dumps(changed, sort_keys=True, default=str).encode()) if changed else ""
+
+
+def _with_settings(tensors: str, settings: str) -> str:
+    # Fingerprints of the published settings stay those of their tensors, so that nothing is made again for them.
+    return identity_hash(f"{tensors} {settings}".encode()) if settings else tensors
 
 
 def _settings(url: str, layers: int) -> dict[str, Any]:
     content = files.read_input(url, "config.json of w2v-BERT", "encoders.w2v_bert", LARGEST_CONFIG_BYTES)
     try:
         document = json.loads(content)
-        there = int(document["num_hidden_layers"])
+        there = document["num_hidden_layers"]
+        if type(there) is not int:
+            raise TypeError(f"num_hidden_layers is {there!r:.40}, expected a whole number")
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(f"{redacted(url)}: no configuration of w2v-BERT ({error}).") from error
     if there < layers:
@@ -136,8 +190,11 @@ def _settings(url: str, layers: int) -> dict[str, Any]:
     others = {
         key: value for key, value in document.items() if key not in ("architectures", "auto_map", "_name_or_path")
     }
-    wanted = {"num_hidden_layers": layers, "add_adapter": False, "mask_time_prob": 0.0, "mask_feature_prob": 0.0}
-    return {**others, **wanted}
+    return {**others, **_WANTED, "num_hidden_layers": layers}
+
+
+_WANTED = {"num_hidden_layers": 0, "add_adapter": False, "mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+"""Settings that are ours, whatever a file says."""
 
 
 def _layer_of(name: str) -> int:

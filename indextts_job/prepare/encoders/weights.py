@@ -91,9 +91,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str, 
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     counters = {name for name in expected if name.endswith(_CACHED_STEPS)}
     given = {name: tensor for name, tensor in tensors.items() if not unused(name)}
-    if findings := _misfits(given, expected, counters):
-        advice = "Is it the file of this encoder, of the release that belongs to the model?"
-        raise DataError(findings_message(f"{where} does not fit its encoder", findings, advice))
+    _demand_fitting(given, expected, counters, where)
     # A copy: the tensors of a mapped file would change or vanish with it.
     filled = {name: value.to(_loaded_as(value), copy=True) for name, value in given.items()}
     zeros = {name: torch.zeros((), dtype=torch.int64) for name in counters - given.keys()}
@@ -103,6 +101,14 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str, 
 
 def _loaded_as(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.is_floating_point() else tensor.dtype
+
+
+def _demand_fitting(
+    given: Mapping[str, Tensor], expected: Mapping[str, Shape], optional: Collection[str], where: str
+) -> None:
+    if findings := _misfits(given, expected, optional):
+        advice = "Is it the file of this encoder, of the release that belongs to the model?"
+        raise DataError(findings_message(f"{where} does not fit its encoder", findings, advice))
 
 
 def _misfits(given: Mapping[str, Tensor], expected: Mapping[str, Shape], optional: Collection[str]) -> list[str]:
