@@ -5,6 +5,7 @@ Imports no torch, nor anything that does: most unit tests need none, and it take
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("minutes of one core by suite")
     for suite, spent in sorted(minutes.items(), key=lambda item: -item[1]):
         terminalreporter.write_line(f"{spent:7.1f}  {suite}")
+
+
+def pytest_sessionfinish() -> None:
+    """The trainer leaves by `os._exit`, pytest does not: a thread that is in torch then would abort the process."""
+    for thread in threading.enumerate():
+        if thread.name == "prefetch":
+            thread.join(timeout=10)
 
 
 @pytest.fixture(scope="session")
