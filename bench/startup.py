@@ -3,7 +3,9 @@
 Starts SeaweedFS on loopback. `bare` has an empty cache folder; `fresh` starts from the base checkpoint, `resume` from a
 checkpoint that an attempt left when it was preempted. The operating system's page cache stays warm: a node that has
 never imported torch takes longer. Rivals are what has to happen at least: the imports of the trainer, and one read of
-the bytes of base or checkpoint, which can happen beside them. Every attempt is stopped behind its first step.
+the bytes of base or checkpoint, which can happen beside them. On two cores that are the server's too they hold each
+other up, so both at once, in two processes, are measured as well: with the step itself that is the bound of a bare
+start on this machine. Every attempt is stopped behind its first step.
 
     python -m bench.startup [--rounds 5]
 """
@@ -18,6 +20,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fsspec
 import yaml
@@ -35,7 +38,12 @@ from indextts_job.storage.config import StorageConfig
 from indextts_job.storage.files import read_yaml
 from tests.support.servers import client_environment, running, seaweedfs
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 SAMPLES, WIDTH, LAYERS = 1000, 1280, 2
+BASE = "s3://bucket/world/checkpoints/gpt.pth"
+IMPORTS = "import indextts_job.attempt.run, s3fs"
 FREE_BYTES = 3 * 2**30
 """Memory that a start finds, and its server."""
 
@@ -46,7 +54,7 @@ def configuration(folder: Path, cache: Path) -> Path:
         "run": "s3://bucket/run",
         "inputs": {
             "model_config": "s3://bucket/world/checkpoints/config.yaml",
-            "base_checkpoint": "s3://bucket/world/checkpoints/gpt.pth",
+            "base_checkpoint": BASE,
             "tokenizer": "s3://bucket/world/tokenizers/extended_bpe.model",
         },
         "data": {"train_manifests": ["s3://bucket/shards"], "cache_folder": str(cache)},
@@ -94,14 +102,30 @@ def imports() -> float:
     """What the trainer imports, in a process of its own."""
     fault_in(FREE_BYTES)
     started_s = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import indextts_job.attempt.run, s3fs"], check=True)
+    subprocess.run([sys.executable, "-c", IMPORTS], check=True)
     return time.perf_counter() - started_s
 
 
 def one_read() -> float:
     """One read of the base checkpoint to memory."""
+    fault_in(FREE_BYTES)
     started_s = time.perf_counter()
-    files.read_bytes("s3://bucket/world/checkpoints/gpt.pth")
+    files.read_bytes(BASE)
+    return time.perf_counter() - started_s
+
+
+def imports_beside_read() -> float:
+    """The imports, and one read of the base checkpoint in a process of its own at the same time."""
+    read = (
+        "from indextts_job.storage import files\nfrom indextts_job.storage.config import StorageConfig\n"
+        f"files.configure_object_stores(StorageConfig())\nfiles.read_bytes({BASE!r})"
+    )
+    fault_in(FREE_BYTES)
+    started_s = time.perf_counter()
+    with subprocess.Popen([sys.executable, "-c", read]) as reading:
+        subprocess.run([sys.executable, "-c", IMPORTS], check=True)
+        if reading.wait():
+            raise RuntimeError("the read of the base checkpoint failed")
     return time.perf_counter() - started_s
 
 
@@ -131,27 +155,35 @@ def measure(folder: Path, rounds: int, size: int) -> None:
     """Take turns, print medians and the last account."""
     filesystem = fsspec.filesystem("s3")
     found: dict[str, list[Started]] = {}
-    importing, reading = [], []
+    least: dict[Callable[[], float], list[float]] = {imports: [], one_read: [], imports_beside_read: []}
     for turn in range(rounds):
         if filesystem.exists("bucket/run"):
             filesystem.rm("bucket/run", recursive=True)
-        importing.append(imports())
-        fault_in(FREE_BYTES)
-        reading.append(one_read())
+        for rival, seconds in least.items():
+            seconds.append(rival())
         bare, other = folder / f"cache-{turn}", folder / f"other-{turn}"
         found.setdefault("fresh, bare node", []).append(first_step(configuration(folder, bare)))
         found.setdefault("resume, warm node", []).append(first_step(configuration(folder, bare)))
         found.setdefault("resume, bare node", []).append(first_step(configuration(folder, other)))
+    alone, read, both = (statistics.median(seconds) for seconds in least.values())
     print(
-        f"{SAMPLES} samples, base checkpoint of {size / 2**20:.0f} MiB; imports {statistics.median(importing):.2f} s, "
-        f"one read of the base {statistics.median(reading):.2f} s"
+        f"{SAMPLES} samples, base checkpoint of {size / 2**20:.0f} MiB; imports {alone:.2f} s, one read of the base "
+        f"{read:.2f} s, both at once {both:.2f} s"
     )
-    print(f"{'':<20}{'first step':>12}{'/ max(imports, read)':>28}{'without the step / imports':>32}")
+    print(
+        f"{'':<20}{'first step':>12}{'/ max(imports, read)':>28}{'/ (both at once + step)':>28}"
+        f"{'without the step / imports':>32}"
+    )
     for name, starts in found.items():
-        whole = [one.seconds / max(least, read) for one, least, read in zip(starts, importing, reading, strict=True)]
-        ready = [(one.seconds - one.step_s) / least for one, least in zip(starts, importing, strict=True)]
-        seconds = statistics.median(one.seconds for one in starts)
-        print(f"{name:<20}{seconds:>10.2f} s{_spread(whole):>28}{_spread(ready):>32}  {starts[-1].account}")
+        rows = list(zip(starts, *least.values(), strict=True))
+        whole = [one.seconds / max(importing, reading) for one, importing, reading, _both in rows]
+        bound = [one.seconds / (together + one.step_s) for one, _importing, _reading, together in rows]
+        ready = [(one.seconds - one.step_s) / importing for one, importing, _reading, _both in rows]
+        median_s = statistics.median(one.seconds for one in starts)
+        print(
+            f"{name:<20}{median_s:>10.2f} s{_spread(whole):>28}{_spread(bound):>28}{_spread(ready):>32}  "
+            f"{starts[-1].account}"
+        )
 
 
 def _spread(ratios: list[float]) -> str:

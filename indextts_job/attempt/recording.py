@@ -1,11 +1,12 @@
 """Connects an attempt to its run: rank 0 takes the attempt's number, writes events and commits checkpoints (I5)."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from indextts_job.attempt.inputs import Inputs
+from indextts_job.attempt.inputs import Inputs, check_stop
 from indextts_job.attempt.records import (
     Laps,
     ValuesRecorder,
@@ -36,6 +37,7 @@ from indextts_job.resume.select import Selection
 from indextts_job.resume.shared_objects import Repaired
 from indextts_job.speaking.script import Script
 from indextts_job.training.distributed import ProcessGroup
+from indextts_job.waiting import result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,8 @@ class Parts:
     saver_group: ProcessGroup
     """A second group of the same ranks, for the thread that saves."""
     guard: ExitGuard
+    exclusive: Future[bool] | None
+    """`RunStorage.excludes_creators` of the run, on rank 0."""
     script: Script | None = None
     """What the model speaks at validations."""
 
@@ -138,7 +142,11 @@ def _fence(parts: Parts, laps: Laps) -> Fence:
         previous=previous_end(parts.store.storage),
         model=str(parts.inputs.model.version),
     )
-    return Fence(parts.store.storage, record)
+    return Fence(parts.store.storage, record, exclusive=_exclusive(parts))
+
+
+def _exclusive(parts: Parts) -> bool | None:
+    return result(parts.exclusive, partial(check_stop, parts.stop)) if parts.exclusive else None
 
 
 def _publisher(parts: Parts, fence: Fence) -> Publisher:

@@ -134,6 +134,8 @@ def run_attempt(  # noqa: PLR0913  # what a process has from its start
 
     # As late as possible: what fails before ends one rank with its own message instead of making the others wait.
     with _trusted(checks), joined(world, facts.device, tell) as group:
+        # Its three requests run while the model is built.
+        exclusive = None if group.rank else begin(store.storage.excludes_creators, "probe")
         selection = _agreed(group, selection, store, partial(decide, present=present, emit=emit))
         start = build(config, inputs, facts=facts, selection=selection, own=store, group=group, emit=emit)
         check_stop(stop)
@@ -157,11 +159,10 @@ def run_attempt(  # noqa: PLR0913  # what a process has from its start
             group=group,
             saver_group=group.new_group(),
             guard=guard or ExitGuard(stop),
+            exclusive=exclusive,
             script=script,
         )
         recording = other_rank(parts) if group.rank else rank_zero(parts, laps)
-        if facts.device == "cuda":
-            begin(partial(recording.saver.reserve, start.state), "memory of saves")
         code = _recorded(parts, recording)
         # A barrier: no rank ends before the last save. Launchers take the first end of a rank as that of all.
         group.any_rank(False)  # noqa: FBT003  # the value does not matter
@@ -262,6 +263,8 @@ def _recorded(parts: Parts, recording: Recording) -> int:
 def _train(parts: Parts, recording: Recording) -> str:
     inputs, start, group = parts.inputs, parts.start, parts.group
     settings = _loop_settings(parts)
+    if parts.facts.device == "cuda":
+        begin(partial(recording.saver.reserve, start.state), "memory of saves")
 
     allocate = allocator(start.engine.device)
 

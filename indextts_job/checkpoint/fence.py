@@ -25,14 +25,15 @@ _NAME = re.compile(r"(\d{4,})\.json")
 class Fence:
     """The right to write to a run, until another attempt takes the next number."""
 
-    def __init__(self, storage: RunStorage, record: AttemptRecord) -> None:
+    def __init__(self, storage: RunStorage, record: AttemptRecord, *, exclusive: bool | None = None) -> None:
         """Take the next attempt number.
 
         Args:
             record: What to write down about this attempt.
+            exclusive: `RunStorage.excludes_creators`, if it is known already; None = it is found out here.
         """
         self._storage = storage
-        self.exclusive = storage.excludes_creators()
+        self.exclusive = storage.excludes_creators() if exclusive is None else exclusive
         """Whether the store refuses to create a key twice. If it does not, `_take` reads the record back instead."""
         # Some S3-compatible stores accept If-None-Match and ignore it: the lock always succeeds there. Two writers are
         # then told apart when one of them sees the other's higher number.
