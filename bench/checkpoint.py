@@ -80,9 +80,14 @@ class Rival:
 class Measured:
     """Of one rival, one entry per round."""
 
-    stall_s: list[float] = dataclasses.field(default_factory=list)
+    stalls: list[float] = dataclasses.field(default_factory=list)
+    """In copies of the bytes, each copied immediately before: the server and what a rival has left slow copies too."""
     save_s: list[float] = dataclasses.field(default_factory=list)
     load_s: list[float] = dataclasses.field(default_factory=list)
+    cpu_s: list[float] = dataclasses.field(default_factory=list)
+    """Processor time of this process for a save: the training cannot have it."""
+    busy: list[float] = dataclasses.field(default_factory=list)
+    """Share of the machine's processors, the server included, that were busy during a save: near 1 nobody is faster."""
     memory_mib: list[float] = dataclasses.field(default_factory=list)
     """Highest memory while saving, above that before."""
 
@@ -322,11 +327,15 @@ def measure(rivals: list[Rival], state: TrainState, rounds: int, rest_s: float =
             gc.collect()
             os.sync()
             fault_in(FREE_COPIES * size)
+            copy_s = seconds_of_copy(tensors)
             before = peak_memory_from_here()
-            started_s = time.perf_counter()
+            idle_s, cpu_s, started_s = idle_seconds(), time.process_time(), time.perf_counter()
             wait = rival.save(tensors)
             stall_s = time.perf_counter() - started_s
-            save_s = wait() or time.perf_counter() - started_s
+            visible_s = wait()
+            ended_s = time.perf_counter() - started_s
+            idle_s, cpu_s = idle_seconds() - idle_s, time.process_time() - cpu_s
+            save_s = visible_s or ended_s
             memory = peak_memory_mib() - before
             gc.collect()
             if rest_s:
@@ -339,10 +348,19 @@ def measure(rivals: list[Rival], state: TrainState, rounds: int, rest_s: float =
             kept = found[rival.name]
             kept.memory_mib.append(memory)
             if turn:
-                kept.stall_s.append(stall_s)
+                kept.stalls.append(stall_s / copy_s)
                 kept.save_s.append(save_s)
                 kept.load_s.append(load_s)
+                kept.cpu_s.append(cpu_s)
+                kept.busy.append(1 - idle_s / ended_s / (os.cpu_count() or 1))
     return found
+
+
+def idle_seconds() -> float:
+    """Seconds that all processors of the machine have been idle so far, or waited for a disk."""
+    with Path("/proc/stat").open() as file:
+        ticks = file.readline().split()
+    return (int(ticks[4]) + int(ticks[5])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_memory_from_here() -> float:
@@ -374,23 +392,29 @@ def seconds_of_copy(tensors: Tensors) -> float:
     return statistics.median(seconds[1:])
 
 
-def report(title: str, found: dict[str, Measured], size: int, copy_s: float) -> None:
+def report(title: str, found: dict[str, Measured], size: int) -> None:
     """Medians: stalls as ratios to a copy, rates as ratios to the first row."""
     first = next(iter(found.values()))
     print(f"\n{title}, {size / MIB:.0f} MiB, rates relative to the first row, median (lowest … highest)")
-    print(f"{'':<32}{'stall / copy':>13}{'save':>21}{'load':>21}{'memory MiB':>12}")
+    print(f"{'':<32}{'stall / copy':>26}{'save':>21}{'load':>21}"
+          f"{'cpu s':>7}{'busy':>6}{'memory MiB':>12}")  # fmt: skip
     for name, measured in found.items():
         save = _ratios(first.save_s, measured.save_s)
         load = _ratios(first.load_s, measured.load_s)
-        stall = statistics.median(measured.stall_s) / copy_s
-        print(f"{name:<32}{stall:>13.2f}{save:>21}{load:>21}{max(measured.memory_mib):>12.0f}")
+        stall = _middle(measured.stalls)
+        print(f"{name:<32}{stall:>26}{save:>21}{load:>21}"
+              f"{statistics.median(measured.cpu_s):>7.2f}{statistics.median(measured.busy):>6.2f}"
+              f"{max(measured.memory_mib):>12.0f}")  # fmt: skip
     print(f"first row: save {size / MIB / statistics.median(first.save_s):.0f} MiB/s, "
           f"load {size / MIB / statistics.median(first.load_s):.0f} MiB/s")  # fmt: skip
 
 
 def _ratios(base: list[float], mine: list[float]) -> str:
-    ratios = sorted(one / other for one, other in zip(base, mine, strict=True))
-    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} … {ratios[-1]:.2f})"
+    return _middle([one / other for one, other in zip(base, mine, strict=True)])
+
+
+def _middle(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
 
 
 def main() -> None:
@@ -407,8 +431,7 @@ def main() -> None:
     state = state_of(made)
     tensors = tensors_of(state)
     size = sum(tensor.nbytes for tensor in tensors.values())
-    copy_s = seconds_of_copy(tensors)
-    print(f"one copy of {size / MIB:.0f} MiB: {copy_s * 1000:.0f} ms")
+    print(f"one copy of {size / MIB:.0f} MiB: {seconds_of_copy(tensors) * 1000:.0f} ms")
     with tempfile.TemporaryDirectory(prefix="bench-") as name, running(seaweedfs(Path(name))) as server:
         os.environ.update(client_environment(server))
         files.configure_object_stores(StorageConfig())
@@ -421,7 +444,7 @@ def main() -> None:
         ]
         wanted = tuple(given.only.split(","))
         rivals = [rival for rival in rivals if rival.name.startswith(wanted)]
-        report("SeaweedFS on loopback", measure(rivals, state, given.rounds, given.rest), size, copy_s)
+        report("SeaweedFS on loopback", measure(rivals, state, given.rounds, given.rest), size)
         last = ours.committed[-1]
         print(f"bytes written by a later save of ours: {last.bytes_written / size:.4f} of the changed ones")
         ours.save(tensors)()
@@ -433,7 +456,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         ours = Ours(f"{name}/ours", state, made)
         rivals = [Rival("indextts-job, fsynced", ours.save, ours.load), *local_rivals(Path(name).resolve(), tensors)]
-        report("local disk", measure(rivals, state, given.rounds), size, copy_s)
+        report("local disk", measure(rivals, state, given.rounds), size)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,8 @@ class BackgroundSaver:
         self._settled = threading.Event()
         """Set when the checkpoint is visible, or the save has failed."""
         self._cancelled = threading.Event()
+        self._beginning = threading.Lock()
+        """Held until the training goes on. A thread that computed at once would keep the interpreter for 5 ms."""
         self._error: Exception | None = None
         self._committed: CommitResult | None = None
         self._started_s = self._stall_s = self._ended_s = 0.0
@@ -132,7 +134,8 @@ class BackgroundSaver:
         later = self._reference(snapshot.copies) if publication else _nothing
         work = (snapshot, publication, later)
         self._thread = threading.Thread(target=self._save, args=work, name="save", daemon=True)
-        self._thread.start()
+        with self._beginning:
+            self._thread.start()
         self._stall_s = time.monotonic() - self._started_s
 
     def finished(self, *, wait_s: float) -> FinishedSave | None:
@@ -191,6 +194,8 @@ class BackgroundSaver:
 
     def _save(self, snapshot: Snapshot, publication: Publication | None, later: Later) -> None:
         """Body of the thread."""
+        with self._beginning:
+            pass
         try:
             snapshot.complete()
             # Beside the writing, which mostly waits for the storage.

@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -31,6 +32,27 @@ class Snapshot:
     """Returns when all of them are complete. Called by the thread that reads them."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """The objects of a save in the buffer, with their headers written."""
+
+    objects: Sequence[ObjectLayout]
+    buffer: Tensor
+    contents: Sequence[Tensor]
+    """Each [bytes of the object], uint8."""
+    views: Mapping[str, Tensor]
+    """The copies by full name."""
+
+    @classmethod
+    def of(cls, objects: Sequence[ObjectLayout], buffer: Tensor) -> Self:
+        contents = [buffer[begin:end] for begin, end in ranges(objects)]
+        views: dict[str, Tensor] = {}
+        for layout, content in zip(objects, contents, strict=True):
+            layout.write_header(content)
+            views |= {name: place.view(content) for name, place in layout.places.items()}
+        return cls(objects, buffer, contents, views)
+
+
 class HostCopies:
     """One buffer on the host, reused by every save: allocating fresh memory costs more than the copy itself.
 
@@ -43,6 +65,7 @@ class HostCopies:
         self._lock = threading.Lock()
         self._stream: torch.cuda.Stream | None = None
         self._planned: tuple[list[list[tuple[str, torch.dtype, torch.Size]]], list[ObjectLayout]] | None = None
+        self._places: _Places | None = None
 
     def reserve(self, groups: Sequence[Mapping[str, Tensor]]) -> None:
         """Allocate the buffer for copies of these tensors. To lock 6 GB of memory for a GPU takes seconds.
@@ -79,16 +102,20 @@ class HostCopies:
         changing = _changing(groups)
         objects = self._layouts(changing)
         self._allocate(groups, objects)
-        contents = [self._buffer[begin:end] for begin, end in ranges(objects)]
-        views: dict[str, Tensor] = {}
-        for layout, content in zip(objects, contents, strict=True):
-            layout.write_header(content)
-            views |= {name: place.view(content) for name, place in layout.places.items()}
-        complete = self._copied({name: value for group in changing for name, value in group.items()}, views, optimizer)
-        copied = [Draft(layout, _content(content)) for layout, content in zip(objects, contents, strict=True)]
+        places = self._placed(objects)
+        tensors = {name: value for group in changing for name, value in group.items()}
+        complete = self._copied(tensors, places.views, optimizer)
+        copied = [Draft(layout, _content(content)) for layout, content in zip(objects, places.contents, strict=True)]
         # Training never changes the base tensors, so the thread may read them directly.
         fixed = [{name: value for name, value in group.items() if name.startswith(BASE)} for group in groups]
-        return Snapshot([*copied, *drafts(fixed)], views, complete)
+        return Snapshot([*copied, *drafts(fixed)], places.views, complete)
+
+    def _placed(self, objects: Sequence[ObjectLayout]) -> _Places:
+        """The places of these objects; those of the save before where they are the same, which saves milliseconds."""
+        places, buffer = self._places, self._buffer
+        if places is None or places.objects is not objects or places.buffer is not buffer:
+            self._places = places = _Places.of(objects, buffer)
+        return places
 
     def _layouts(self, groups: Sequence[Mapping[str, Tensor]]) -> list[ObjectLayout]:
         """The objects of these tensors; planned again only when something but their values has changed."""
