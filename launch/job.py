@@ -131,10 +131,11 @@ def describe(exit_code: int) -> str:
         77: "access refused",
         78: "the configuration is wrong",
         79: "a rule of the run ended it, everything committed",
+        255: "ended with its node, which restarted",  # the trainer never ends with it
     }
     if exit_code in known:
         return known[exit_code]
     try:
         return f"killed by {signal.Signals(exit_code - 128).name}"
-    except ValueError:  # 128 + 127 is no signal: a node that rebooted leaves 255
+    except ValueError:
         return "failed"

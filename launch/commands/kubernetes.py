@@ -12,10 +12,12 @@ from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, ConfigError
 from indextts_job.redaction import redacted
 
 from ..job import Job
+from ..kubernetes.complete_run import complete_at
 from ..kubernetes.jobset import as_jobset
 from ..kubernetes.manifest import KubernetesOptions, render
 from ..kubernetes.remote_run import name_of_run, remote_config
 from ..kubernetes.spot import spot
+from ..run_config import read_config
 from .arguments import Parsers, add_job_arguments, job_of, say
 
 if TYPE_CHECKING:
@@ -99,10 +101,17 @@ def _submit(given: argparse.Namespace) -> int:
     manifest = render(job, options)
     if given.dry_run:
         print(as_jobset(manifest) if given.jobset else manifest, end="")  # noqa: T201
-        return 0
+        return EXIT_OK
+    if (step := _complete_at(job)) is not None:
+        say(f"the run is complete at step {step}: nothing to submit. To train on, give it a longer schedule")
+        return EXIT_OK
     _cluster(given).submit(manifest)
     say(f"follow it with: indextts-launch kubernetes logs --follow {job.name}")
-    return 0
+    return EXIT_OK
+
+
+def _complete_at(job: Job) -> int | None:
+    return complete_at(read_config(job)[1]) if job.command == "train" else None
 
 
 def _described(given: argparse.Namespace) -> tuple[Job, KubernetesOptions]:

@@ -207,7 +207,14 @@ class KubernetesCluster:
         self._say(f"job {name} is started anew in namespace {self._api.name}")
 
     def cancel(self, name: str) -> None:
-        """Delete a job and wait until it is gone; its trainer commits a checkpoint first."""
+        """Delete a job and wait until it is gone; its trainer commits a checkpoint first.
+
+        Of a job that has ended and was removed by the cluster since, what it leaves behind is removed.
+        """
+        job = self._jobs.find(name)
+        if job is None and self._inputs.remove_left(name):
+            self._say(f"job {name} has ended and was removed by the cluster; what was left of it is gone now")
+            return
         job = self._jobs.demand(name)
         self._jobs.delete(job)
         self._say(f"job {name} is being cancelled; its trainer has {grace_s(job)} s to commit a checkpoint")

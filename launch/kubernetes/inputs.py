@@ -6,7 +6,7 @@ import yaml
 
 from indextts_job.errors import UnavailableError
 
-from .api import Document, Namespace, Refusal
+from .api import Document, Method, Namespace, Refusal
 from .differences import config_map_of, differences
 from .manifest import APPLICATION, CONFIG_KEY
 
@@ -102,12 +102,29 @@ class JobInputs:
 
     def remove(self, job: Document) -> None:
         """Remove the objects of a Job that is gone, except those that this program did not create."""
-        core, name = self._api.core, job["metadata"]["name"]
-        for look, remove, called in (
-            (core.read_namespaced_config_map, core.delete_namespaced_config_map, config_map_of(job)),
-            (core.read_namespaced_service_account, core.delete_namespaced_service_account, name),
-            (core.read_namespaced_service, core.delete_namespaced_service, name),
-        ):
-            left = self._api.look(look, called) if called else None
-            if left and APPLICATION.items() <= (left["metadata"].get("labels") or {}).items():
-                self._api.remove(remove, called)
+        core, config = self._api.core, config_map_of(job)
+        if config:
+            self._remove_own(core.read_namespaced_config_map, core.delete_namespaced_config_map, config)
+        self.remove_left(job["metadata"]["name"])
+
+    def remove_left(self, name: str) -> bool:
+        """Remove what the cluster leaves of a Job that it removes after its time: account and Service.
+
+        Args:
+            name: Name of the Job, which has to be gone.
+
+        Returns:
+            Whether there was something.
+        """
+        core = self._api.core
+        account = self._remove_own(core.read_namespaced_service_account, core.delete_namespaced_service_account, name)
+        service = self._remove_own(core.read_namespaced_service, core.delete_namespaced_service, name)
+        return account or service
+
+    def _remove_own(self, look: Method, remove: Method, name: str) -> bool:
+        """Remove an object that this program has created; whether there was one."""
+        left = self._api.look(look, name)
+        if not left or not APPLICATION.items() <= (left["metadata"].get("labels") or {}).items():
+            return False
+        self._api.remove(remove, name)
+        return True

@@ -24,4 +24,6 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
         path.write_text(yaml.safe_dump(document), encoding="utf-8")
         monkeypatch.setenv("KUBECONFIG", str(path))
         monkeypatch.setenv("HOME", str(tmp_path))
+        # A launcher that looks at the run in its bucket finds no credentials, and does not search a cloud for some.
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         yield server

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from indextts_job.demo.world import World
 from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError
 from launch.cli import main
 from launch.kubernetes.cluster import KubernetesCluster
@@ -18,6 +19,8 @@ from launch.kubernetes.differences import comparable, config_map_of, differences
 from launch.kubernetes.replacement import pause_s, replacement_text
 from tests.kubernetes.api_server import ApiServer
 from tests.kubernetes.test_manifests import FOLDER, config_file
+from tests.support.attempts import attempt
+from tests.support.runs import config_for
 from tests.support.warm_parent import REPOSITORY
 
 NAME = "am"
@@ -133,6 +136,32 @@ def test_a_changed_configuration_is_a_difference(
     config_file(tmp_path)
     assert submit(settings=("recipe.seed=5",)) == 78
     assert "args: " in capsys.readouterr().err
+
+
+def test_a_run_that_is_complete_takes_no_gpu(
+    api: ApiServer, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.yaml"
+    config = config_for(
+        world,
+        f"file://{tmp_path}/run",
+        inputs__model_config=f"file://{world.model_config}",
+        inputs__base_checkpoint=f"file://{world.base_checkpoint}",
+        inputs__tokenizer=f"file://{world.tokenizer}",
+        data__train_manifests=[f"file://{world.train_manifest}"],
+        data__validation_manifests=[f"file://{world.validation_manifest}"],
+        schedule__max_steps=2,
+    )
+    path.write_text(yaml.safe_dump(config.to_json()), encoding="utf-8")
+
+    def submit(*settings: str) -> str:
+        assert main(["kubernetes", "submit", "--image", "r/i:1", "--", str(path), *settings]) == 0
+        return capsys.readouterr().out
+
+    assert attempt(config).code == 0
+    assert "the run is complete at step 2: nothing to submit" in submit()
+    assert left(api) == set()
+    assert "job run is submitted" in submit("schedule.max_steps=3")
 
 
 def test_an_option_that_was_dropped_is_a_difference_too(
@@ -392,7 +421,7 @@ def test_a_pod_that_ended_with_a_code_that_is_no_signal_is_shown(
 ) -> None:
     cluster.submit(manifest)
     api.cluster.end_pod(api.cluster.start_pod(NAME), 255)  # what a rebooted node leaves
-    assert cluster.status(NAME).pods[0].why == "exit code 255, failed"
+    assert cluster.status(NAME).pods[0].why == "exit code 255, ended with its node, which restarted"
 
 
 def test_a_pod_that_its_node_turned_away_is_told(api: ApiServer, cluster: KubernetesCluster, manifest: str) -> None:
@@ -697,6 +726,19 @@ def test_cancel_leaves_what_is_not_its_own(api: ApiServer, cluster: KubernetesCl
     cluster.submit(manifest)
     cluster.cancel(NAME)
     assert set(api.cluster.objects) == {("serviceaccounts", NAME)}
+
+
+def test_cancel_removes_what_the_cluster_leaves_of_a_job_that_it_removed(
+    api: ApiServer, cluster: KubernetesCluster, submit: Callable[..., int], said: Said
+) -> None:
+    assert submit("--nodes", "2") == 0
+    api.cluster.delete("jobs", NAME, {"propagationPolicy": "Foreground"})  # as its ttlSecondsAfterFinished does
+    assert left(api) == {("serviceaccounts", NAME), ("services", NAME)}
+    cluster.cancel(NAME)
+    assert left(api) == set()
+    assert "was removed by the cluster" in said[-1]
+    with pytest.raises(ConfigError, match=f"no job {NAME} in namespace lab"):
+        cluster.cancel(NAME)
 
 
 def test_several_nodes_are_submitted_followed_and_cancelled_as_one(

@@ -162,7 +162,8 @@ def test_the_rules_come_in_the_order_that_works(manifest: Documents) -> None:
         assert action(code, "DisruptionTarget") == "Ignore"  # an evicted pod has an exit code too
     for code in (EXIT_DATA, EXIT_REFUSED, EXIT_CONFIG):
         assert action(code) == "FailJob"
-    assert action(EXIT_STOPPED) == "Ignore"
+    for code in (EXIT_STOPPED, 255):  # a node that restarted leaves 255
+        assert action(code) == "Ignore"
     for code in (1, 69, 70, 137, 143):
         assert action(code) == "Count"
 
