@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indextts_job.data.dataset import Limits
-from indextts_job.data.manifest import parse_records, parse_source
+from indextts_job.data.manifest import parse_records
+from indextts_job.data.manifest_source import parse_source
 from indextts_job.data.npy import NpyFormatError, parse_npy
 from indextts_job.data.shard_index import parse_index
 from indextts_job.data.sharding import write_shards

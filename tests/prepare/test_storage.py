@@ -3,14 +3,16 @@
 import errno
 import json
 import os
-import socket
+import platform
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from indextts_job.errors import ConfigError, StoppedError
+from indextts_job.checkpoint.attempt_record import AttemptRecord
+from indextts_job.errors import StoppedError
 from indextts_job.preemption.deadline import StopRequest
 from indextts_job.prepare.claims import LEAST_AGE_S, Claims
 from indextts_job.prepare.compute import Settings, make
@@ -18,6 +20,7 @@ from indextts_job.prepare.encoders.encoders import load_encoders
 from indextts_job.prepare.run import making_of, prepare, read_work_list
 from indextts_job.prepare.unit_store import UnitStore
 from indextts_job.prepare.units import Unit, cut
+from indextts_job.report.liveness import pid_namespace
 from indextts_job.storage.local_storage import TEMPORARY_PREFIX
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.storage.run_storage import RunStorage, StoredFile
@@ -139,6 +142,9 @@ class Clocked:
     def delete(self, key: str) -> None:
         self.inner.delete(key)
 
+    def read(self, key: str) -> bytes:
+        return self.inner.read(key)
+
     def list(self, folder: str) -> dict[str, StoredFile]:
         age = {name: self.now_s - self.written[name] + self.skew_s for name in self.inner.list(folder)}
         return {name: StoredFile(0, max(0.0, seconds)) for name, seconds in age.items()}
@@ -172,22 +178,37 @@ def test_claims_keep_workers_apart_until_they_are_old(tmp_path: Path, skew_s: fl
     assert four.take(units) in {taken[1], taken[2]}
 
 
-def test_a_name_that_a_living_process_has_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_a_living_process_has_is_not_shared(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
-    parent, host = os.getppid(), socket.gethostname()
-    for content, lives in (
-        (f"{host} {parent}", True),
-        ("elsewhere 1", False),
-        (f"{host} {2**22 - 1}", False),
-        ("", False),
-    ):
-        storage.write("claims/00003-a", content.encode())
-        if lives:
-            with pytest.raises(ConfigError, match="another process of this machine works as a"):
-                Claims(storage, "a").demand_alone()
-            Claims(storage, "b").demand_alone()
-        else:
-            Claims(storage, "a").demand_alone()
+
+    def claimed_by(pid: int, node: str = platform.node()) -> str:
+        record = AttemptRecord(node=node, pid=pid, pid_namespace=pid_namespace(), launched="2200-01-01T00:00:00+00:00")
+        storage.write("claims/00003-a", json.dumps(record.to_json()).encode())
+        claims = Claims(storage, "a")
+        claims.keep_apart()
+        return claims.worker
+
+    assert claimed_by(os.getppid()) == f"a-{os.getpid()}"
+    assert claimed_by(os.getppid(), "elsewhere") == "a"
+    assert claimed_by(2**22 - 1) == "a"  # nobody has this number
+    assert claimed_by(os.getpid()) == "a"  # its own, from before
+    storage.write("claims/00003-a", b"")
+    claims = Claims(storage, "a")
+    claims.keep_apart()
+    assert claims.worker == "a"
+
+
+def test_a_claim_from_the_future_holds_a_unit_no_longer_than_others(tmp_path: Path) -> None:
+    storage, clock = open_storage(str(tmp_path)), [0.0]
+    other = Claims(storage, "other", lambda: clock[0])
+    assert other.take([Numbered(0)]) == 0
+    (path,) = (tmp_path / "claims").glob("00000-*")
+    os.utime(path, (time.time() + 86400, time.time() + 86400))
+    mine = Claims(storage, "mine", lambda: clock[0])
+    assert mine.take([Numbered(0)]) is None
+    assert mine.holders([Numbered(0)]) == "other on unit 0"
+    clock[0] += LEAST_AGE_S + 1
+    assert mine.take([Numbered(0)]) == 0
 
 
 def test_claims_of_long_units_are_kept_for_three_unit_times(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from indextts_job.data.archives import Reader
 from indextts_job.data.array_files import Ids, Vector
 from indextts_job.data.dataset import Arrays, Dataset, Limits, Use, content_digest
 from indextts_job.data.downloads import copy_path
-from indextts_job.data.manifest import ManifestSource
+from indextts_job.data.manifest_source import ManifestSource
 from indextts_job.data.remembered import WrittenLater, recalled
 from indextts_job.data.shard_index import INDEX, parse_index
 from indextts_job.data.sharding import write_shards

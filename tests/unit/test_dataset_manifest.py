@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from indextts_job.data.manifest import ManifestSource, is_manifest, parse_records, parse_source
+from indextts_job.data.manifest import parse_records
+from indextts_job.data.manifest_source import ManifestSource, is_manifest, parse_source
 from indextts_job.errors import DataError
 
 SOURCE = ManifestSource("data/pairs.jsonl", "am")

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from indextts_job.config import RunConfig, build_config
-from indextts_job.data.manifest import DataConfig, ManifestSource, parse_source
+from indextts_job.data.manifest import DataConfig
+from indextts_job.data.manifest_source import ManifestSource, parse_source
 from indextts_job.data.mixture import Change, Mixture
 from indextts_job.data.named_sources import NamedSources, named_sources, training_arguments
 from indextts_job.data.order import Order

@@ -9,6 +9,7 @@ from indextts_job.checkpoint.history import History, SpeakingResult, Speech
 from indextts_job.loop.speaking import Speaker
 from indextts_job.report.events import Event, Notice, Spoke
 from indextts_job.speaking.config import SpeakingConfig
+from indextts_job.training.guard import GuardConfig
 
 ON = SpeakingConfig(mode="greedy")
 GOOD = Speech(
@@ -53,7 +54,7 @@ def never(_done: int) -> bool:
 
 def spoken_at(voice: Voice, config: SpeakingConfig, *times_s: float) -> tuple[History, list[Event]]:
     told: list[Event] = []
-    speaker, history = Speaker(config, (), voice, told.append, voice.clock), History()
+    speaker, history = Speaker(config, GuardConfig(), voice, told.append, voice.clock), History()
     for step, time_s in enumerate(times_s, start=1):
         voice.now_s = time_s
         after = speaker.spoken(history, step, never)
@@ -98,5 +99,5 @@ def test_nothing_is_spoken_where_the_check_is_off() -> None:
 def test_an_interrupted_check_leaves_nothing() -> None:
     told: list[Event] = []
     voice = Voice(1.0)
-    assert Speaker(ON, (), voice, told.append, voice.clock).spoken(History(), 1, lambda _done: True) is None
+    assert Speaker(ON, GuardConfig(), voice, told.append, voice.clock).spoken(History(), 1, lambda _done: True) is None
     assert told == []

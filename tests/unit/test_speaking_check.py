@@ -1,14 +1,16 @@
 """The check on several ranks, in little memory, and interrupted: the same codes and figures, or none."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 
+from indextts_job.errors import DataError, DeviceMemoryError
 from indextts_job.model.batch import PackedBatch
 from indextts_job.model.unified_voice import DeviceBatch, UnifiedVoice
-from indextts_job.speaking.check import STEPS_PER_TURN, Outcome, Ranks, SpeakingCheck
+from indextts_job.speaking.check import STEPS_PER_TURN, TOGETHER, Outcome, Ranks, SpeakingCheck
 from indextts_job.speaking.config import SpeakingConfig
 from indextts_job.speaking.decoder import Utterance
 from indextts_job.speaking.metrics import Scale
@@ -44,7 +46,7 @@ def script(count: int = 9) -> Script:
         )
         for number, sample in enumerate(random_samples(count, 6, SMALL_2_5))
     ]
-    return Script(lines=tuple(lines), fingerprint="x", stored=0)
+    return Script(lines=tuple(lines), fingerprint="x", stored=Counter())
 
 
 def in_float64(batch: PackedBatch) -> DeviceBatch:
@@ -117,11 +119,30 @@ def test_no_memory_for_one_utterance_is_an_error_on_all_ranks(model: UnifiedVoic
         raise torch.OutOfMemoryError
 
     def on(group: Ranks) -> str:
-        with pytest.raises(torch.OutOfMemoryError, match="this or another rank"):
-            outcome(model, group, place=no_memory if group.rank == 1 else in_float64)
+        with pytest.raises(DeviceMemoryError, match="this or another rank"):
+            outcome(model, group, place=no_memory if group.rank == 1 else in_float64, count=TOGETHER + 1)
         return "raised"
 
     assert on_ranks(2, on) == ["raised", "raised"]
+
+
+def test_scores_that_are_not_finite_are_an_error_on_all_ranks_and_name_their_records(model: UnifiedVoice) -> None:
+    broken = random_samples(TOGETHER + 1, 6, SMALL_2_5)[-1].id  # of the group that the second rank speaks
+
+    def spoiled(batch: PackedBatch) -> DeviceBatch:
+        placed = in_float64(batch)
+        rows = [number for number, name in enumerate(batch.sample_ids) if name == broken]
+        placed.condition[rows] = torch.nan
+        return placed
+
+    def on(group: Ranks) -> str:
+        with pytest.raises(DataError) as raised:
+            outcome(model, group, place=spoiled, count=TOGETHER + 1)
+        return str(raised.value)
+
+    messages = on_ranks(2, on)
+    assert messages[0] == messages[1]
+    assert f"scores are not finite while the model speaks. Records: {broken}." in messages[0]
 
 
 @pytest.mark.parametrize("turns", [1, 2, 4])
