@@ -62,7 +62,7 @@ check: $(VENV)/ready-dev
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell
 	$(BIN)/hadolint Dockerfile
-	$(BIN)/shellcheck .ci/run image/report.sh slurm/train.sbatch
+	$(BIN)/shellcheck .ci/run image/report.sh slurm/train.sbatch tests/slurm/other_release.sh
 	$(BIN)/python -m tests.support.complexity
 
 lint: check

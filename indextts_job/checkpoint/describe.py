@@ -1,12 +1,12 @@
 """Checkpoints for people and programs: rows of a list, and everything about one of them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from indextts_job.checkpoint import retention
-from indextts_job.checkpoint.history import Losses
+from indextts_job.checkpoint.history import Losses, Validation
 from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name, parse_file_name
 from indextts_job.checkpoint.objects import DamagedCheckpointError
 from indextts_job.checkpoint.retention import BEST, FINAL, CheckpointName
@@ -149,6 +149,7 @@ def summary(store: CheckpointStore, described: Described) -> dict[str, Any]:
         # By the order of samples instead of the history, which holds the count of the newest step only.
         "attempt_started_at_epoch": values.epoch_at(started_at),
         "best_validation": plain(history.best),
+        "best_checkpoint": _best_file(retention.current(store.names()), history.best),
         "last_validation": plain(history.validations[-1]) if history.validations else None,
         "validations_without_improvement": history.validations_without_improvement,
         "overfitting_since_step": history.overfitting_since,
@@ -161,6 +162,11 @@ def summary(store: CheckpointStore, described: Described) -> dict[str, Any]:
         "updated": newest.created,
         "checkpoints": _described(store, described),
     }
+
+
+def _best_file(names: Sequence[CheckpointName], best: Validation | None) -> str | None:
+    """Name of the best checkpoint; None where it is not stored yet."""
+    return next((file_name(name) for name in names if best and BEST in name.tags and name.step == best.step), None)
 
 
 def _described(store: CheckpointStore, described: Described) -> list[Mapping[str, Any]]:

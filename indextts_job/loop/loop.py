@@ -16,6 +16,7 @@ from indextts_job.data.order import SampleOrder
 from indextts_job.errors import ConfigError, DataError, DeviceMemoryError
 from indextts_job.loop.checkpointing import Checkpointing, CheckpointingSettings, Record, Saver
 from indextts_job.loop.speaking import Speaker, Speaks
+from indextts_job.loop.spike import SpikeWatch
 from indextts_job.loop.timekeeping import Timekeeper
 from indextts_job.model.batch import PackedBatch
 from indextts_job.preemption.deadline import Pace, Stop, StopDecision, StopRequest
@@ -114,6 +115,7 @@ class TrainingLoop:
         self._pace = settings.pace
         self._time = Timekeeper(clock)
         self._stop_announced = False
+        self._spikes = SpikeWatch()
         self._speaker = Speaker(settings.speaking, settings.guard, work, emit, clock)
         self._saves = Checkpointing(
             settings.checkpointing,
@@ -390,4 +392,6 @@ class TrainingLoop:
                 eta_s=(self._settings.total_steps - state.step) * seconds_per_step,
             )
         )
+        if told := self._spikes.after(state.history.interval.mean().total):
+            self._emit(Notice(step=state.step, topic="loss", message=told, warning=True))
         state.history = state.history.after_line()
