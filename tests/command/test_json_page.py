@@ -36,6 +36,14 @@ def test_the_summary_has_the_documented_keys(run: Path) -> None:
     assert set(summary["checkpoints"][0]) <= set(re.findall(r"`(\w+)`", checkpoints))
 
 
+def test_the_summary_names_the_best_checkpoint(world: World, tmp_path: Path) -> None:
+    assert attempt(config_for(world, tmp_path / "run", schedule__max_steps=11)).code == 0
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    best = next(row for row in summary["checkpoints"] if row["name"] == summary["best_checkpoint"])
+    assert best["step"] == summary["best_validation"]["step"]
+    assert "best" in best["tags"]
+
+
 def test_the_status_has_the_documented_keys(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(run), "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
