@@ -82,16 +82,21 @@ def test_audio_is_spoken_by_the_package_with_the_export_and_the_release(
     for name in ("codec.pth", "gpt.pth"):
         (release / name).write_text("of the release")
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
-    arguments = ["--language", "am", "--text", "ሰላም", "--prompt", "voice.wav", "--release", str(release)]
+    voice = tmp_path / "voice.wav"
+    voice.touch()
+    arguments = ["--language", "am", "--text", "ሰላም", "--prompt", str(voice), "--release", str(release)]
     capsys.readouterr()
     assert main(["speak", str(run), *arguments, "--last", "--output-dir", str(tmp_path / "out")]) == EXIT_OK
     told = capsys.readouterr()
     (path,) = told.out.splitlines()
     assert "indextts.infer_v2_5 unknown" in told.err
     prompt, text, language, files = json.loads(Path(path).read_text())
-    assert (prompt, text, language) == ("voice.wav", "ሰላም", "am")
+    assert (prompt, text, language) == (str(voice), "ሰላም", "am")
     assert {"codec.pth", "gpt.pth", "config.yaml"} <= set(files)
     assert (release / "gpt.pth").read_text() == "of the release", "the export's own is spoken, the release stays"
+    # A recording is somebody's work.
+    assert main(["speak", str(run), *arguments, "--last", "--output-dir", str(tmp_path / "out")]) == EXIT_CONFIG
+    assert f"{path} would be overwritten" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -99,8 +104,13 @@ def test_audio_is_spoken_by_the_package_with_the_export_and_the_release(
     [
         (["--text", "ሰላም"], "has no language"),
         (["--text", "ሰላም", "--language", "am", "--record", "nobody"], "'nobody' is the id of no"),
-        (["--text", "ሰላም", "--language", "am", "--prompt", "v.wav", "--release", "nowhere"], "no such folder"),
-        (["--text", "ሰላም", "--language", "am", "--prompt", "v.wav", "--release", "."], "did not speak"),
+        (["--text", "ሰላም", "--language", "am", "--prompt", "v.wav", "--release", "."], "--prompt v.wav: no such file"),
+        (["--text", "ሰላም", "--language", "am", "--prompt", __file__, "--release", "nowhere"], "no such folder"),
+        (["--text", "ሰላም", "--language", "am", "--prompt", __file__, "--release", "."], "did not speak"),
+        (
+            ["--text", "ሰላም", "--language", "oromo", "--prompt", __file__, "--release", "."],
+            "inference does not know it",
+        ),
     ],
 )
 def test_what_cannot_be_spoken_is_one_message(

@@ -44,7 +44,7 @@ def test_it_gets_an_export_and_its_figures_become_curves(world: World, tmp_path:
     ("program", "keys", "message"),
     [
         ("import sys; print('no model'); sys.exit(3)", {}, "the command ended with 3:"),
-        ("while True: pass", {"validation__command_seconds": 4.0}, "was ended, after 4 s or by a stop"),
+        ("while True: pass", {"validation__command_seconds": 4.0}, " s are over"),
     ],
     ids=["a failure", "the time limit"],
 )

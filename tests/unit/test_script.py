@@ -11,6 +11,7 @@ import pytest
 from indextts_job.data.dataset import Dataset
 from indextts_job.data.sources import load_dataset
 from indextts_job.demo.world import World, make_world
+from indextts_job.errors import ConfigError
 from indextts_job.model.languages import row_of, row_when_called
 from indextts_job.model.versions import V2_5
 from indextts_job.speaking.config import FreeText, SpeakingConfig
@@ -67,7 +68,7 @@ def test_the_first_records_by_id_are_spoken_whatever_their_order(world: World) -
     assert [line.key for line in one.lines] == sorted(record["id"] for record in records(backwards))[:5]
     assert [line.key for line in two.lines] == [line.key for line in one.lines]
     assert one.fingerprint == two.fingerprint
-    assert one.stored == 0
+    assert not one.stored
 
 
 def test_ids_are_made_from_the_text_and_not_read(world: World) -> None:
@@ -129,22 +130,25 @@ def test_free_texts_are_spoken_by_a_voice_and_judged_by_the_rate_of_the_source(w
     assert line.expected == pytest.approx(4 * len(ids_of(line)))
     sample = next(line for line in script(source).lines if line.key == voice).utterance.sample
     assert np.array_equal(line.utterance.sample.condition, sample.condition)
-    *_, other = script(source, texts=(replace(free, language="Oromo"),)).lines
-    assert (other.language, other.utterance.sample.language_row) == ("Oromo", 105)
+    unknown = replace(free, language="Oromo")
+    with pytest.raises(ConfigError, match=r"speaking\.texts\[0\]: inference knows no language 'Oromo'"):
+        script(source, texts=(unknown,))
+    *_, other = script(source, texts=(unknown,), names=("am=Oromo",)).lines
+    assert (other.language, other.utterance.sample.language_row) == ("am", 105), "by that name, on purpose"
 
 
 def test_records_that_cannot_be_encoded_here_are_spoken_by_their_stored_ids(world: World) -> None:
     textless = changed(world, "textless.jsonl", {"target_text": ""}, stop=2)
     found = script(source_of(world, [textless]))
-    assert found.stored == 2
-    assert "2 by their stored ids" in found.described()
+    assert found.stored == {"the text is absent": 2}
+    assert "2 by their stored ids (2 as the text is absent): wrong ids do not show there" in found.described()
     stored = np.load(world.validation_manifest.parent / records(textless)[0]["target_text_ids_path"])
     assert ids_of(found.lines[0]) == stored.tolist()
     numbers = script(source_of(world), names=("am=en",))
-    assert numbers.stored == 0
+    assert not numbers.stored
     # Numbers of English are spelt out by a tool of the release.
     spelt = changed(world, "spelt.jsonl", {"target_text": "in 1999"}, stop=3)
-    assert script(source_of(world, [spelt]), names=("am=en",)).stored == 3
+    assert script(source_of(world, [spelt]), names=("am=en",)).stored.total() == 3
 
 
 def test_a_manifest_that_has_changed_since_gives_no_wrong_texts(world: World) -> None:
@@ -155,7 +159,7 @@ def test_a_manifest_that_has_changed_since_gives_no_wrong_texts(world: World) ->
     write_records(path, [{**found[1], "target_text": "ዓለም"}, *found[1:4]])
     path.write_text(path.read_text(encoding="utf-8") + "no json\n" + json.dumps(5) + "\n", encoding="utf-8")
     spoken = script(source)
-    assert spoken.stored == len(found) - 3
+    assert spoken.stored == {"the text is absent": len(found) - 3}
     assert ids_of(spoken.lines[0]) != encode(source.tokenizer, "<|am|> ዓለም")
 
 

@@ -70,6 +70,7 @@ def test_programs_get_values() -> None:
     assert standing(rows, NOW).to_json() == {
         "state": "training",
         "exit_code": None,
+        "message": None,
         "since_seconds": 5.0,
         "step": 120,
         "total_steps": 400,
