@@ -24,6 +24,7 @@ from indextts_job.training.guard import (
     inside,
     judged,
     last_good,
+    passed_over,
     violated,
 )
 from indextts_job.training.quality import overfitting_text
@@ -231,6 +232,11 @@ def test_the_history_keeps_the_best_one_and_explains_it() -> None:
         (30, "2.5000", "+0.2000", "no", ""),
         (40, "3.5000", "+0.0000", "yes", ""),
     ]
+    (why,) = passed_over(found, found.best.step, CONFIG)
+    assert why == "step 30 has a lower loss (2.5000) but is outside guard.bound: en +0.2000"
+    # By settings that allow more it would have been the best one.
+    (why,) = passed_over(found, found.best.step, replace(CONFIG, bound=1.0))
+    assert "was passed over by the settings of its time, and the best one stays until a better one comes" in why
 
 
 def test_sums_are_means_over_targets() -> None:
