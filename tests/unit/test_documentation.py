@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from bench import costs
 from indextts_job.cli import build_parser
 from indextts_job.config import RunConfig, flatten
 from indextts_job.legacy import flags
@@ -102,8 +101,3 @@ def test_every_promise_names_tests_that_exist() -> None:
         assert tests
         for path in tests:
             assert (REPOSITORY / path).exists(), path
-
-
-def test_estimates_of_times_are_those_of_the_bench() -> None:
-    page = (REPOSITORY / "docs/costs.md").read_text(encoding="utf-8")
-    assert "\n".join(costs.rows(20, 10, costs.MFU)) in page

@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import costs
 from indextts_job.hardware.peak import peak_flops
 from indextts_job.hardware.plan import HardwareFacts
 from indextts_job.model.flops import training_flops
 from indextts_job.training.step import TargetCounts, accumulate
 from tests.support.models import SMALL, engine, micro_batches, random_samples, small_model
+from tests.support.warm_parent import REPOSITORY
 
 CARD = HardwareFacts(device="cuda", name="NVIDIA A100-SXM4-80GB", memory_bytes=1, bfloat16=True, cpus=1)
 
@@ -51,3 +53,8 @@ def test_a_card_is_known_by_its_whole_name(name: str, tflops: float) -> None:
 def test_no_peak_no_share() -> None:
     assert peak_flops(CARD, "float32") == 0
     assert peak_flops(replace(CARD, device="cpu"), "bfloat16") == 0
+
+
+def test_the_page_of_costs_has_the_estimates_of_the_bench() -> None:
+    page = (REPOSITORY / "docs/costs.md").read_text(encoding="utf-8")
+    assert "\n".join(costs.rows(20, 10, costs.MFU)) in page
