@@ -27,6 +27,8 @@ ARG EXTRA_PACKAGES=""
 ARG LOCK=image/requirements.lock
 ARG CONSTRAINTS=constraints.txt
 COPY constraints*.txt pyproject.toml image/requirements.lock /build/
+# At the end goes what no training runs: tests, torch's test programs, the data server of TensorBoard's page. Bytecode
+# stays: the root file system is read-only, so every start would compile it again.
 RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/python -c "import tomllib; print(*tomllib.load(open('/build/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > /build/requirements.txt \
     && if [ -n "${LOCK}" ] && [ -z "${EXTRA_PACKAGES}" ]; then \
@@ -35,7 +37,9 @@ RUN python3 -m venv /opt/venv \
          /opt/venv/bin/pip install --no-cache-dir ${PIP_OPTIONS} -c "/build/${CONSTRAINTS}" torch \
          && /opt/venv/bin/pip install --no-cache-dir ${PIP_OPTIONS} -c "/build/${CONSTRAINTS}" -r /build/requirements.txt ${EXTRA_PACKAGES}; \
        fi \
-    && /opt/venv/bin/pip uninstall --quiet --yes pip
+    && /opt/venv/bin/pip uninstall --quiet --yes tensorboard-data-server pip \
+    && find /opt/venv -depth -type d \( -name tests -o -path "*/torch/test" \) -exec rm -rf {} + \
+    && find /opt/venv -path "*/torch/bin/*" -type f ! -name torch_shm_manager -delete
 
 FROM dependencies AS package
 ARG PIP_OPTIONS=""

@@ -157,6 +157,12 @@ def remember(memory: Memory, key: str, checked: CheckedManifest, source: Manifes
     memory.write(key, written(header, arrays))
 
 
+def _leads_away(folder: str, manifest: str) -> bool:
+    """Whether a manifest could not name files of a folder; those of a local one may be any local files."""
+    # The folder of a manifest that was given by a relative path is relative too, but to the working directory.
+    return resolved(folder, manifest) != folder and not files.is_local(manifest)
+
+
 def _checked(
     header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], source: ManifestSource
 ) -> CheckedManifest:
@@ -164,7 +170,7 @@ def _checked(
     names = stored_texts(arrays["name_values"], arrays["name_offsets"], "names")
     folders, languages = _texts(header["folders"]), _texts(header["languages"])
     # A file of the run must not lead to files that the manifest could not name.
-    if any(resolved(folder, source.url) != folder for folder in folders) or b"/" in arrays["name_values"].tobytes():
+    if any(_leads_away(folder, source.url) for folder in folders) or b"/" in arrays["name_values"].tobytes():
         raise ValueError("a path leads away from its manifest")
     samples, count = len(ids), len(names)
     digests = arrays["digests"]

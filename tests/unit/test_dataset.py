@@ -253,6 +253,18 @@ def test_a_memory_leads_to_no_file_that_its_manifest_could_not_name(
         assert (recalled(memory, key, ManifestSource("s3://bucket/data/m.jsonl", "")) is not None) == fits
 
 
+def test_a_manifest_with_a_relative_path_is_remembered_too(
+    world: World, limits: Limits, tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = copied(world, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    memory = LocalStorage("run")
+    first = load(str(manifest.relative_to(tmp_path)), limits, memory=memory)
+    reads.clear()
+    assert load(str(manifest.relative_to(tmp_path)), limits, memory=memory).fingerprint == first.fingerprint
+    assert reads == []
+
+
 def test_a_file_that_changed_behind_a_remembered_check_is_an_error(
     world: World, limits: Limits, tmp_path: Path
 ) -> None:
