@@ -1,8 +1,9 @@
-"""docs/json.md names the keys that programs get, and no others."""
+"""docs/json.md names the keys that programs get, and no others; and the lines of Python beside the format work."""
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,8 @@ from indextts_job.demo.world import World
 from tests.support.attempts import attempt
 from tests.support.runs import config_for
 
-PAGE = (Path(__file__).parents[2] / "docs/json.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "json.md").read_text(encoding="utf-8")
 
 
 def documented(heading: str) -> set[str]:
@@ -51,3 +53,12 @@ def test_the_status_has_the_documented_keys(run: Path, capsys: pytest.CaptureFix
     assert {*status, *status["standing"]} == documented("status --json")
     spent = next(line for line in PAGE.splitlines() if line.startswith("| `spent_seconds`"))
     assert set(status["spent_seconds"]) == set(re.findall(r"`([\w -]+)`", spent)) - {"spent_seconds"}
+
+
+def test_the_lines_of_python_of_the_format_page_work(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (DOCS / "checkpoint-format.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(block.replace("runs/amharic", str(run)), found)  # noqa: S102  # our own page
+    assert "4 1 ('best', 'final')" in capsys.readouterr().out
+    assert set(found["weights"]) == {name for name in found["newest"].tensors if name.startswith("model/")}
