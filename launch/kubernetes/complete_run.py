@@ -11,7 +11,7 @@ from indextts_job.config import RunConfig
 from indextts_job.errors import IndexTTSJobError
 from indextts_job.storage import files
 from indextts_job.storage.remote_storage import open_storage
-from indextts_job.waiting import settled
+from indextts_job.waiting import result, settled
 
 LOOK_S = 15.0
 """Longest look. The bucket may be for the pods of the cluster only."""
@@ -29,7 +29,7 @@ def complete_at(config: RunConfig) -> int | None:
     if not settled(looked, LOOK_S):
         return None
     with contextlib.suppress(IndexTTSJobError):
-        return looked.result()
+        return result(looked)
     return None
 
 

@@ -58,9 +58,13 @@ def test_every_exit_code_has_words(code: int) -> None:
     assert describe(code)
 
 
-@pytest.mark.parametrize("code", [1, 3, 127, 128, 168, 255])
+@pytest.mark.parametrize("code", [1, 3, 127, 128, 168, 254])
 def test_a_code_that_is_no_signal_is_a_failure(code: int) -> None:
     assert describe(code) == "failed"
+
+
+def test_a_restarted_node_leaves_a_code_of_its_own() -> None:
+    assert describe(255) == "ended with its node, which restarted"
 
 
 def test_failures_count_in_a_row_without_a_new_checkpoint() -> None:
