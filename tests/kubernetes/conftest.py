@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from s3fs import S3FileSystem
 
 from tests.kubernetes.api_server import ApiServer, running
 
@@ -27,3 +28,5 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
         # A launcher that looks at the run in its bucket finds no credentials, and does not search a cloud for some.
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         yield server
+        # What was made without credentials would be found again by tests that have some.
+        S3FileSystem.clear_instance_cache()
