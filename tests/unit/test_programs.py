@@ -36,7 +36,7 @@ def test_one_that_prints_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_its_children_end_with_it(tmp_path: Path) -> None:
-    child = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+    child = "import signal; signal.signal(15, signal.SIG_IGN); print('up', flush=True); signal.pause()"
     source = (
         "import pathlib, subprocess, sys\n"
         f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"
