@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -37,8 +38,9 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
 def pid_of_rank(process: "subprocess.Popen[str]", rank: int) -> int:
     """The process of a rank, found among the children."""
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        if f"RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes().replace(b"LOCAL_RANK", b""):
-            return int(child)
+        with suppress(OSError):  # a child that has ended since it was listed
+            if f"RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes().replace(b"LOCAL_RANK", b""):
+                return int(child)
     raise LookupError(f"no rank {rank}")
 
 
