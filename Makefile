@@ -93,6 +93,7 @@ pictures: $(VENV)/ready-dev
 
 goldens: $(VENV)/ready-dev
 	$(BIN)/python -m tests.support.goldens
+	$(BIN)/ruff format --quiet indextts_job/troubleshooting.py
 
 constraints: $(VENV)/ready-dev
 	@$(BIN)/pip freeze --exclude-editable

@@ -80,7 +80,11 @@ def main(
 def _explain(error: Exception) -> int:
     """Print the error that ended a command; returns the exit code."""
     if isinstance(error, errors.IndexTTSJobError):
-        _tell(f"{'stopped' if isinstance(error, errors.StoppedError) else 'error'}: {error}")
+        from indextts_job.troubleshooting import entry_of
+
+        entry = entry_of(str(error))
+        more = f"\nMore in {entry}" if entry else ""
+        _tell(f"{'stopped' if isinstance(error, errors.StoppedError) else 'error'}: {error}{more}")
         return error.exit_code
     if isinstance(error, BrokenPipeError):
         from indextts_job.terminal import silence

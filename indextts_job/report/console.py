@@ -24,6 +24,7 @@ from indextts_job.report.events import (
     ValidationProgress,
 )
 from indextts_job.report.speech import speech_text, verdict
+from indextts_job.troubleshooting import entry_of
 
 TOPIC_WIDTH = 11
 
@@ -73,7 +74,8 @@ class ConsoleReport:
             topic, message = describe(event)
             warning = isinstance(event, StopNoticed) or (isinstance(event, Notice) and event.warning)
             warning = warning or (isinstance(event, Spoke) and bool(event.broken))
-            self._line(topic, message, warning=warning)
+            entry = entry_of(message) if warning else None
+            self._line(topic, f"{message} More in {entry}" if entry else message, warning=warning)
 
     def _update_bar(self, event: Event) -> None:
         if isinstance(event, AttemptStarted):

@@ -2,8 +2,10 @@
 
 import ast
 import inspect
+import json
 import re
 import textwrap
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
@@ -36,6 +38,33 @@ def events_table() -> str:
             told = "; ".join(f"`{name}`{': ' + meanings[name] if name in meanings else ''}" for name in names)
             rows.append(f"| `{kind.__name__}` | {_sentence(kind.__doc__ or '')} | {told} |")
     return "\n".join(rows)
+
+
+def entries() -> dict[str, tuple[tuple[str, ...], ...]]:
+    """Anchors of the troubleshooting page, and for each the messages that it explains, by the words in them."""
+    found = {}
+    for row in (DOCS / "troubleshooting.md").read_text(encoding="utf-8").splitlines():
+        if cell := re.match(r'\| <a id="([^"]+)"></a>(.*?) \| ', row):
+            # `a` … `b` is one message with both, `a`, `b` are two messages.
+            messages = re.split(r"(?<=`), (?=`)", cell[2])
+            found[cell[1]] = tuple(tuple(re.findall(r"`([^`]+)`", message)) for message in messages)
+    return found
+
+
+def with_entries(source: str) -> str:
+    """`indextts_job/troubleshooting.py` with the entries of the page."""
+
+    def written(parts: Iterable[str]) -> str:
+        several = list(parts)
+        return f"({several[0]},)" if len(several) == 1 else f"({', '.join(several)})"
+
+    rows = [
+        f'    "{anchor}": {written(written(json.dumps(words) for words in message) for message in messages)},'
+        for anchor, messages in entries().items()
+    ]
+    head, _, rest = source.partition("ENTRIES: ")
+    kind, _, rest = rest.partition(" = {")
+    return "\n".join([f"{head}ENTRIES: {kind} = {{", *rows, "}" + rest.partition("}")[2]])
 
 
 def with_table(text: str, marker: str) -> str:

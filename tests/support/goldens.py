@@ -8,11 +8,12 @@ import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from indextts_job import troubleshooting
 from indextts_job.checkpoint.manifest import FORMAT_VERSION, file_name
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.cli import main
 from indextts_job.storage.remote_storage import open_storage
-from tests.support.documented import DOCS, TABLES, with_table
+from tests.support.documented import DOCS, TABLES, with_entries, with_table
 from tests.support.stores import save
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
@@ -44,3 +45,5 @@ if __name__ == "__main__":
     for document, marker in TABLES.items():
         path = DOCS / document
         path.write_text(with_table(path.read_text(encoding="utf-8"), marker), encoding="utf-8")
+    source = Path(troubleshooting.__file__)
+    source.write_text(with_entries(source.read_text(encoding="utf-8")), encoding="utf-8")

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from indextts_job import troubleshooting
 from indextts_job.cli import build_parser
 from indextts_job.config import RunConfig, flatten
 from indextts_job.legacy import flags
+from indextts_job.troubleshooting import ENTRIES, PAGE, entry_of
 from launch.cli import build_parser as build_launcher
-from tests.support.documented import DOCS, TABLES, with_table
+from tests.support.documented import DOCS, TABLES, entries, with_table
 from tests.support.warm_parent import REPOSITORY
 
 PAGES = sorted(
@@ -38,6 +40,8 @@ def messages() -> str:
     texts = []
     for folder in ("indextts_job", "launch"):
         for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            if path == Path(troubleshooting.__file__):
+                continue  # it repeats the page
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):
                     parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
@@ -84,6 +88,17 @@ def test_messages_of_the_troubleshooting_page_are_real() -> None:
     assert len(quoted) > 25
     missing = [text for text in quoted if text not in messages()]
     assert missing == []
+
+
+def test_a_message_leads_to_its_entry_on_the_page() -> None:
+    assert entries() == ENTRIES, "make goldens"
+    assert (REPOSITORY / PAGE).is_file()
+    assert (
+        entry_of("run.yaml: unknown key schedule.max_step. Did you mean schedule.max_steps?") == f"{PAGE}#unknown-key"
+    )
+    assert entry_of("lost the others: no rank answers") == f"{PAGE}#lost-rank"
+    assert entry_of("none of its checkpoints") is None  # the other half of the message is missing
+    assert entry_of("") is None
 
 
 @pytest.mark.parametrize(("document", "marker"), TABLES.items())
