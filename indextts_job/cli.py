@@ -82,9 +82,8 @@ def _explain(error: Exception) -> int:
     if isinstance(error, errors.IndexTTSJobError):
         from indextts_job.troubleshooting import entry_of
 
-        entry = entry_of(str(error))
-        more = f"\nMore in {entry}" if entry else ""
-        _tell(f"{'stopped' if isinstance(error, errors.StoppedError) else 'error'}: {error}{more}")
+        kind = "stopped" if isinstance(error, errors.StoppedError) else "error"
+        _tell(f"{kind}: {error}{entry_of(str(error))}")
         return error.exit_code
     if isinstance(error, BrokenPipeError):
         from indextts_job.terminal import silence

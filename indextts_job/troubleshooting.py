@@ -59,9 +59,10 @@ ENTRIES: dict[str, tuple[tuple[str, ...], ...]] = {
 source; `make goldens` writes this table."""
 
 
-def entry_of(message: str) -> str | None:
-    """The entry that explains a message, as a link into the documentation; None when no entry does."""
-    for anchor, alternatives in ENTRIES.items():
-        if any(all(words in message for words in phrases) for phrases in alternatives):
-            return f"{PAGE}#{anchor}"
-    return None
+def entry_of(message: str) -> str:
+    """A sentence that leads to the entry that explains a message, to be put behind it; empty when no entry does."""
+    explained = ((anchor, phrases) for anchor, alternatives in ENTRIES.items() for phrases in alternatives)
+    for anchor, phrases in explained:
+        if all(words in message for words in phrases):
+            return f" More in {PAGE}#{anchor}"
+    return ""

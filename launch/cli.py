@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from indextts_job import errors, terminal
 from indextts_job.commands.parser import Parser, ShowVersion
 from indextts_job.redaction import redacted
+from indextts_job.troubleshooting import entry_of
 
 from .commands import kubernetes, local, slurm
 
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Flush here, where a closed pipe is handled below. At interpreter exit Python would report it with code 120.
         sys.stdout.flush()
     except errors.IndexTTSJobError as error:
-        terminal.say(f"error: {terminal.lines(redacted(str(error)))}", sys.stderr)
+        terminal.say(f"error: {terminal.lines(redacted(str(error)))}{entry_of(str(error))}", sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # The program that reads our output has closed the pipe (`… | head`), which is no error.

@@ -27,7 +27,7 @@ from indextts_job.model.memory import Recompute, Sizes
 from indextts_job.model.unified_voice import UnifiedVoice
 from indextts_job.preemption.deadline import Pace
 from indextts_job.report.console import human_bytes
-from indextts_job.report.events import Emit, Notice
+from indextts_job.report.events import MEMORY, Emit, Notice
 from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.engine import Engine
 from indextts_job.training.probe import CudaMeter, measured_line
@@ -154,13 +154,13 @@ def measured_capacity(
         compiled = ", compiled" if model.gpt.compiled else ""
         what = f"{engine.precision}, dropout {engine.recipe.dropout:g}, {moments}{compiled}, torch {torch.__version__}"
         if message := capacity.measure(what, measured):
-            emit(Notice(step=step, topic="memory", message=message))
+            emit(Notice(step=step, topic=MEMORY, message=message))
     # Every rank cuts every step by itself, so all need the same capacity.
     capacity.tokens = group.all_reduce_min(capacity.tokens)
     capacity.recompute = most_recomputed(capacity.recompute, group)
     model.gpt.recompute = capacity.recompute
     if capacity.limited:
-        emit(Notice(step=step, topic="memory", message=capacity.limited))
+        emit(Notice(step=step, topic=MEMORY, message=capacity.limited))
     return capacity
 
 

@@ -22,6 +22,7 @@ from indextts_job.checkpoint.values import (
     DatasetRecord,
     Environment,
     Lineage,
+    ManifestRecord,
     ParametersRecord,
     TokenizerRecord,
     VocabularyRecord,
@@ -176,6 +177,7 @@ def constant_values(
             languages=inputs.train_set.languages,
             codes=int(inputs.train_set.code_lengths.sum()),
             skipped_samples=tuple(sample.id for sample in inputs.train_set.skipped),
+            files=_manifests(inputs),
         ),
         tokenizer=TokenizerRecord(pieces=inputs.tokenizer.pieces, fingerprint=inputs.tokenizer.fingerprint()),
         vocabulary=VocabularyRecord(
@@ -189,6 +191,22 @@ def constant_values(
         environment=machine,
         history=History(),
         scaler=None,
+    )
+
+
+def _manifests(inputs: Inputs) -> tuple[ManifestRecord, ...]:
+    """Totals of each manifest of the training set."""
+    train_set, rate = inputs.train_set, inputs.model.version.codes_per_second
+    named = zip(inputs.sources.arguments, train_set.parts, train_set.part_fingerprints, strict=True)
+    return tuple(
+        ManifestRecord(
+            manifest=redacted(argument),
+            samples=len(part),
+            languages=part.language_counts,
+            hours=round(int(part.code_lengths.sum()) / rate / 3600, 4),
+            fingerprint=fingerprint,
+        )
+        for argument, part, fingerprint in named
     )
 
 

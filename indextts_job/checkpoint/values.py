@@ -49,6 +49,20 @@ class OrderRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestRecord:
+    """One manifest or sharded dataset of the training set, for people."""
+
+    manifest: str
+    samples: AtLeastOne
+    languages: Mapping[str, int]
+    """Samples by language."""
+    hours: float
+    """Duration of its codes."""
+    fingerprint: str
+    """SHA-256 over the ids and the content of its samples."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetRecord:
     """The training set, for people."""
 
@@ -59,6 +73,8 @@ class DatasetRecord:
     """Semantic codes of all samples together."""
     skipped_samples: tuple[str, ...]
     """Ids of samples that were left out because they are bad."""
+    files: tuple[ManifestRecord, ...] = ()
+    """Each of `manifests`; empty in checkpoints of earlier releases."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +240,7 @@ _LEFT_OUT = (
     ("", "epochs"),
     ("history", "guard"),
     ("history", "speaking"),
+    ("dataset", "files"),
     ("order", "sources"),
     ("order", "weights"),
 )

@@ -132,6 +132,12 @@ class Part:
             digests = [self.source.digests(use, start, stop) for use in USES]
             yield identity_bytes(*self.ids.between(start, stop), np.concatenate(digests, axis=1))
 
+    @property
+    def language_counts(self) -> dict[str, int]:
+        """Number of samples by language, in the order in which a reader of the manifest would meet them."""
+        numbers, first, found = np.unique(self.language, return_index=True, return_counts=True)
+        return {self.languages[numbers[place]]: int(found[place]) for place in np.argsort(first)}
+
     def owner(self, index: int) -> str:
         """A sample for messages."""
         return f"sample {self.ids[index]}, {self.source.origin(index)}"
@@ -219,11 +225,8 @@ class Dataset:
         """Number of samples by language; the empty key stands for no language."""
         counts: dict[str, int] = {}
         for part in self.parts:
-            # In the order in which they occur, as a reader of the manifest would meet them.
-            numbers, first, found = np.unique(part.language, return_index=True, return_counts=True)
-            for place in np.argsort(first):
-                name = part.languages[numbers[place]]
-                counts[name] = counts.get(name, 0) + int(found[place])
+            for name, count in part.language_counts.items():
+                counts[name] = counts.get(name, 0) + count
         return counts
 
     def tokens(self, config: GPTConfig, indices: npt.NDArray[np.integer] | slice = slice(None)) -> list[int]:

@@ -17,7 +17,7 @@ from indextts_job.model.adapter import disabled
 from indextts_job.model.batch import Allocate, PackedBatch, collate
 from indextts_job.model.config import GPTConfig
 from indextts_job.preemption.deadline import Stop
-from indextts_job.report.events import Emit, Notice
+from indextts_job.report.events import MEMORY, Emit, Notice
 from indextts_job.training.engine import Engine, allocator
 from indextts_job.training.evaluate import ByLanguage, evaluate, evaluate_samples, in_order, shares
 from indextts_job.training.step import Discarded, Updated, reset_step, train_step
@@ -131,7 +131,7 @@ class StepWork:
     def _lower(self, doing: str, step: int) -> None:
         message = self.capacity.lower(doing)
         self.engine.model.gpt.recompute = self.capacity.recompute
-        self.emit(Notice(step=step, topic="memory", message=message, warning=True))
+        self.emit(Notice(step=step, topic=MEMORY, message=message, warning=True))
 
 
 def _validation_batch(

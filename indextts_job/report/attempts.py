@@ -11,10 +11,12 @@ from indextts_job.checkpoint.attempt_record import AttemptRecord, parse_record
 from indextts_job.checkpoint.fence import FOLDER
 from indextts_job.errors import IndexTTSJobError
 from indextts_job.report.events import (
+    MEMORY,
     AttemptEnded,
     AttemptStarted,
     Committed,
     Event,
+    Notice,
     Spoke,
     TimeSpent,
     TrainLine,
@@ -52,6 +54,8 @@ class Attempt:
     """The last checkpoint."""
     spent: tuple[Logged[TimeSpent], ...] = ()
     """All sums of its time, one for each save and one at the end."""
+    out_of_memory: int = 0
+    """How often it did something again in smaller pieces, because the device had too little memory."""
     ended: str = ""
     """Time of its end; empty while it runs, and after a kill."""
     outcome: str = ""
@@ -102,6 +106,7 @@ class Attempt:
             "trained": self.trained,
             "spent": [one.to_json() for one in self.spent],
             "heard": self.heard,
+            "out_of_memory": self.out_of_memory,
             "train": self.train.to_json() if self.train else None,
             "validation": self.validation.to_json() if self.validation else None,
             "speaking": self.speaking.to_json() if self.speaking else None,
@@ -162,6 +167,7 @@ def _with_events(attempt: Attempt, events: Iterable[Logged[Event]], *, curves: b
         checkpoint=_last(checkpoints),
         committed_step=checkpoints[-1].event.step if checkpoints else None,
         spent=tuple(told[TimeSpent]),
+        out_of_memory=sum(one.event.topic == MEMORY and one.event.warning for one in told[Notice]),
         train_lines=tuple(train) if curves else (),
         validations=tuple(validations) if curves else (),
         speeches=tuple(told[Spoke]) if curves else (),

@@ -74,8 +74,7 @@ class ConsoleReport:
             topic, message = describe(event)
             warning = isinstance(event, StopNoticed) or (isinstance(event, Notice) and event.warning)
             warning = warning or (isinstance(event, Spoke) and bool(event.broken))
-            entry = entry_of(message) if warning else None
-            self._line(topic, f"{message} More in {entry}" if entry else message, warning=warning)
+            self._line(topic, message + entry_of(message) if warning else message, warning=warning)
 
     def _update_bar(self, event: Event) -> None:
         if isinstance(event, AttemptStarted):

@@ -54,6 +54,10 @@ class AttemptStarted(Event):
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+MEMORY = "memory"
+"""Topic of notices about the device's memory; a warning says that something is done again in smaller pieces."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice(Event):
     """A message for the user; `topic` is the heading of its line."""

@@ -50,6 +50,10 @@ class Standing:
     checkpoint_age_seconds: float | None
     attempts: int
     steps_done_again: int
+    failed_attempts: int
+    """Attempts that ended with an error."""
+    out_of_memory: int
+    """How often work was done again in smaller pieces, because a device had too little memory."""
     goodput: float | None
     """Share of the time spent on steps that count."""
     goodput_words: str
@@ -75,7 +79,7 @@ class Standing:
             "speaking": self._speaking(),
             "rate": self._rate(),
             "checkpoint": self._checkpoint(),
-            "attempts": f"{self.attempts}, {self.steps_done_again} steps done again",
+            "attempts": self._attempts(),
             "goodput": self.goodput_words,
         }
         return [(name, text) for name, text in lines.items() if text]
@@ -109,6 +113,11 @@ class Standing:
             return ""
         rate = f"{self.samples_per_second:.1f} samples/s, {self.tokens_per_second:.0f} tokens/s"
         return f"{rate}, left {human_seconds(self.left_seconds)}"
+
+    def _attempts(self) -> str:
+        failed = f", {self.failed_attempts} failed" if self.failed_attempts else ""
+        memory = f", {self.out_of_memory} times out of memory" if self.out_of_memory else ""
+        return f"{self.attempts}, {self.steps_done_again} steps done again{failed}{memory}"
 
     def _checkpoint(self) -> str:
         if self.checkpoint_age_seconds is None:
@@ -151,8 +160,7 @@ def standing(rows: Sequence[Attempt], now: datetime, *, running: bool | None = N
         **_speaking_values(rows),
         **_checkpoint_values(rows, now),
         model=last.record.model or None,
-        attempts=len(rows),
-        steps_done_again=sum(lost_steps(rows)),
+        **_counts(rows),
         goodput=spent["steps"] / total_s if total_s else None,
         goodput_words=goodput_text(rows),
     )
@@ -202,6 +210,15 @@ def _checkpoint_values(rows: Sequence[Attempt], now: datetime) -> dict[str, Any]
     if last is None:
         return dict.fromkeys(("checkpoint_step", "checkpoint_age_seconds"))
     return {"checkpoint_step": last.event.step, "checkpoint_age_seconds": _seconds_since(last.time, now)}
+
+
+def _counts(rows: Sequence[Attempt]) -> dict[str, Any]:
+    return {
+        "attempts": len(rows),
+        "steps_done_again": sum(lost_steps(rows)),
+        "failed_attempts": sum(row.outcome == "failed" for row in rows),
+        "out_of_memory": sum(row.out_of_memory for row in rows),
+    }
 
 
 def _state_of_silence(row: Attempt, now: datetime, running: bool | None) -> str:  # noqa: FBT001  # private

@@ -46,6 +46,26 @@ def test_the_summary_names_the_best_checkpoint(world: World, tmp_path: Path) -> 
     assert "best" in best["tags"]
 
 
+def test_the_summary_has_totals_of_every_manifest_and_of_all_updates(world: World, tmp_path: Path) -> None:
+    manifests = [f"{world.train_manifest}::am", str(world.validation_manifest)]
+    config = config_for(world, tmp_path / "run", schedule__max_steps=2, data__train_manifests=manifests)
+    assert attempt(config).code == 0
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    one, other = summary["training_set"]
+    assert [one["manifest"], other["manifest"]] == manifests
+    for found, manifest in ((one, world.train_manifest), (other, world.validation_manifest)):
+        assert found["languages"] == {"am": found["samples"]}
+        assert found["samples"] == len(Path(manifest).read_text().splitlines())
+        assert len(found["fingerprint"]) == 64
+    assert one["fingerprint"] != other["fingerprint"]
+    codes = json.loads((tmp_path / "run/checkpoints" / summary["checkpoints"][0]["name"]).read_text())
+    hours = codes["values"]["dataset"]["codes"] / 50 / 3600
+    assert one["hours"] + other["hours"] == pytest.approx(hours, abs=1e-4)
+    assert summary["samples"] == 2 * config.recipe.global_batch_samples
+    assert summary["tokens"] > summary["samples"]
+    assert summary["scaler_skips"] == 0
+
+
 def test_the_status_has_the_documented_keys(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(run), "--json"]) == 0
     status = json.loads(capsys.readouterr().out)

@@ -12,6 +12,7 @@ import torch
 
 from indextts_job.checkpoint.tensor_names import WEIGHTS
 from indextts_job.demo.world import World
+from indextts_job.report.attempts import attempts
 from tests.gpu_stand_in.attempts import CARDS, TRAIN, ended, wait_until_written, written
 from tests.gpu_stand_in.cards import A100, Card
 from tests.gpu_stand_in.environment import CONTEXT_MIB, StandIn, started
@@ -82,6 +83,8 @@ def test_a_step_that_runs_out_of_memory_is_done_again_smaller(
         code, output = ended(child)
     assert code == 0, output
     assert "ran out of memory with micro-batches of up to 3600 tokens; done again with 2880" in output
+    (found,) = attempts(store_of(run).storage)
+    assert found.out_of_memory == output.count("ran out of memory") > 0
     assert newest(run).name.step == 6
     assert sorted(samples(run)) == list(range(1, 7))
     assert_unchanged(run, wide_world)

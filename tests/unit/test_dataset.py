@@ -151,6 +151,11 @@ def test_several_sources_follow_one_another(dataset: Dataset, limits: Limits, wo
     assert both.origin_of(len(dataset)) == f"{world.validation_manifest}:1"
     assert both.origin_of(0) == f"{tmp_path}/index.safetensors, pair 0"
     assert both.text_lengths.tolist()[:40] == dataset.text_lengths.tolist()
+    # Each source has the fingerprint and the counts that it has alone.
+    alone = [load_dataset([argument], limits, skip_bad_samples=False) for argument in arguments]
+    assert both.part_fingerprints == tuple(one.fingerprint for one in alone)
+    assert [part.language_counts for part in both.parts] == [one.languages for one in alone]
+    assert alone[0].part_fingerprints == (alone[0].fingerprint,)
     write_shards(both, str(tmp_path / "both"), nothing)
     sharded = load(tmp_path / "both", limits)
     assert sharded.fingerprint == both.fingerprint

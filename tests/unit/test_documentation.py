@@ -93,12 +93,10 @@ def test_messages_of_the_troubleshooting_page_are_real() -> None:
 def test_a_message_leads_to_its_entry_on_the_page() -> None:
     assert entries() == ENTRIES, "make goldens"
     assert (REPOSITORY / PAGE).is_file()
-    assert (
-        entry_of("run.yaml: unknown key schedule.max_step. Did you mean schedule.max_steps?") == f"{PAGE}#unknown-key"
-    )
-    assert entry_of("lost the others: no rank answers") == f"{PAGE}#lost-rank"
-    assert entry_of("none of its checkpoints") is None  # the other half of the message is missing
-    assert entry_of("") is None
+    assert entry_of("unknown key schedule.max_step. Did you mean schedule.max_steps?") == f" More in {PAGE}#unknown-key"
+    assert entry_of("lost the others: no rank answers").endswith("#lost-rank")
+    assert entry_of("none of its checkpoints") == ""  # the other half of the message is missing
+    assert entry_of("") == ""
 
 
 @pytest.mark.parametrize(("document", "marker"), TABLES.items())

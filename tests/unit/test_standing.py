@@ -62,6 +62,17 @@ def test_what_is_lost_shows_from_the_last_attempt_that_knew() -> None:
     assert found["attempts"] == "2, 10 steps done again"
 
 
+def test_troubles_are_counted_over_all_attempts() -> None:
+    rows = [
+        row(outcome="failed", exit_code=70, last_step=60, out_of_memory=2),
+        row(outcome="failed", exit_code=69, from_step=60, last_step=60, out_of_memory=1),
+        row(from_step=60, last_step=90, train=TRAIN, total_steps=400),
+    ]
+    found = standing(rows, NOW)
+    assert (found.failed_attempts, found.out_of_memory) == (2, 3)
+    assert dict(found.lines())["attempts"] == "3, 0 steps done again, 2 failed, 3 times out of memory"
+
+
 def test_programs_get_values() -> None:
     rows = [
         row(outcome="stopped", exit_code=75, last_step=60, total_steps=400),
@@ -89,6 +100,8 @@ def test_programs_get_values() -> None:
         "checkpoint_age_seconds": 120.0,
         "attempts": 2,
         "steps_done_again": 10,
+        "failed_attempts": 0,
+        "out_of_memory": 0,
         "goodput": None,
         "model": None,
     }
@@ -97,7 +110,8 @@ def test_programs_get_values() -> None:
 def test_what_is_not_known_yet_has_no_value() -> None:
     values = standing([row()], NOW).to_json()
     known = {key for key, value in values.items() if value is not None}
-    assert known == {"state", "since_seconds", "step", "attempts", "steps_done_again"}
+    counts = {"attempts", "steps_done_again", "failed_attempts", "out_of_memory"}
+    assert known == {"state", "since_seconds", "step", *counts}
 
 
 def test_a_process_that_is_gone_was_killed() -> None:
