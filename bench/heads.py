@@ -33,7 +33,7 @@ def main() -> None:
     targets = torch.randint(0, given.classes, (given.rows,), generator=generator)
 
     def ours() -> None:
-        loss, _ = head_loss(hidden, HeadTables(weight, bias), targets)
+        loss, *_ = head_loss(hidden, HeadTables(weight, bias), targets)
         loss.backward()  # type: ignore[no-untyped-call]
 
     def fused() -> None:

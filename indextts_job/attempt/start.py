@@ -39,6 +39,7 @@ from indextts_job.training.distributed import ProcessGroup
 from indextts_job.training.engine import Engine
 from indextts_job.training.gradients import GradientSum
 from indextts_job.training.schedule import RATE_FACTOR, learning_rate
+from indextts_job.training.source_losses import Sources
 from indextts_job.training.state import Carried, RowFactors, TrainState, count_parameters, owners_of
 
 
@@ -104,6 +105,7 @@ def build(  # noqa: PLR0913  # all by name
         group=group,
         owners=sharded,
         gradients=gradients,
+        sources=_sources(inputs),
     )
     may_recompute = config.hardware.recompute == "auto"
     capacity = Capacity(plan, inputs.longest, own.storage, facts, may_recompute=may_recompute)
@@ -146,6 +148,11 @@ def build(  # noqa: PLR0913  # all by name
         pace=recorded_pace(values, facts, group.world_size),
         trained_languages=trained_languages(origin, inputs),
     )
+
+
+def _sources(inputs: Inputs) -> Sources | None:
+    names = inputs.sources.names
+    return Sources(names, inputs.train_set.part_of) if names else None
 
 
 def _set_last_rate(state: TrainState, config: RunConfig, total_steps: int) -> None:

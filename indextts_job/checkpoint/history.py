@@ -4,6 +4,7 @@ The history is small and deterministic. It holds no instant and no duration, so 
 have equal histories.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -160,6 +161,20 @@ class IntervalSums:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSums:
+    """Sums over the code targets of one source of a mixture."""
+
+    source: str
+    mel: float
+    """Cross entropy in nats."""
+    targets: Count
+
+    def plus(self, other: Self) -> Self:
+        """The sums of both."""
+        return replace(self, mel=self.mel + other.mel, targets=self.targets + other.targets)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class History:
     """Counters and validation results up to a step."""
 
@@ -171,6 +186,8 @@ class History:
     """Tries of a step that float16 overflowed and that were repeated with a smaller scale."""
     interval: IntervalSums = field(default_factory=IntervalSums)
     """Since the last train line."""
+    sources: tuple[SourceSums, ...] = ()
+    """Code losses of the sources of a mixture since the last train line; empty where all samples are one source."""
     last_line: Losses | None = None
     """Means that the last train line showed. Directly after a line the interval is empty, and these stand in for it."""
     since_validation: IntervalSums = field(default_factory=IntervalSums)
@@ -184,17 +201,24 @@ class History:
     speaking: SpeakingHistory | None = None
     """None in a run whose model has not spoken."""
 
-    def after_step(self, losses: Losses, grad_norm: float) -> Self:
-        """The history with the losses of one more step."""
+    def after_step(self, losses: Losses, grad_norm: float, sources: Sequence[SourceSums] = ()) -> Self:
+        """The history with the losses of one more step.
+
+        Args:
+            losses: Of the whole step.
+            grad_norm: Norm of its gradient before clipping.
+            sources: Its code losses by source, in a mixture.
+        """
         return replace(
             self,
+            sources=_merged(self.sources, sources),
             interval=self.interval.plus(losses, grad_norm),
             since_validation=self.since_validation.plus(losses, grad_norm),
         )
 
     def after_line(self) -> Self:
         """The history behind a train line."""
-        return replace(self, interval=IntervalSums(), last_line=self.interval.mean())
+        return replace(self, interval=IntervalSums(), sources=(), last_line=self.interval.mean())
 
     def after_validation(
         self, step: int, losses: Losses, overfitting_validations: int = 0, *, improved: bool | None = None
@@ -254,3 +278,11 @@ class History:
     def improved_at(self, step: int) -> bool:
         """Whether the validation at a step was the best one so far."""
         return self.best is not None and self.best.step == step
+
+
+def _merged(before: Sequence[SourceSums], step: Sequence[SourceSums]) -> tuple[SourceSums, ...]:
+    """Sums by source: a step need not have samples of each."""
+    found = {one.source: one for one in before}
+    for one in step:
+        found[one.source] = found[one.source].plus(one) if one.source in found else one
+    return tuple(found.values())

@@ -240,6 +240,7 @@ _LEFT_OUT = (
     ("", "epochs"),
     ("history", "guard"),
     ("history", "speaking"),
+    ("history", "sources"),
     ("dataset", "files"),
     ("order", "sources"),
     ("order", "weights"),
@@ -252,7 +253,10 @@ _SECTIONS = {"config": ("recipe", "schedule", "data", "hardware"), "model_config
 """Parts of the recorded documents that readers rely on."""
 _CLOSED = ("history", "vocabulary", "pace")
 """Training resumes from these: an unknown key would be lost with the next save, a missing one would begin at 0."""
-_OPTIONAL = ("since_validation", "last_line", "overfitting_since", "train_total", "inserted_at", "guard", "speaking")
+_OPTIONAL = (
+    *("since_validation", "last_line", "overfitting_since", "train_total", "inserted_at"),
+    *("guard", "speaking", "sources"),
+)
 """Keys of these that earlier checkpoints may lack."""
 
 

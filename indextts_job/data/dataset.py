@@ -302,6 +302,10 @@ class Dataset:
             found[number] = iter(self.parts[number].samples(inside, int(self._starts[number])))
         return [next(found[part]) for part, _ in places]
 
+    def part_of(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The parts of samples, as places among `parts`, by their places in the dataset."""
+        return np.searchsorted(self._starts, indices, side="right") - 1
+
     def place(self, index: int) -> tuple[Part, int]:
         """The part of a sample, and its place there."""
         number, place = self._place(index)

@@ -201,7 +201,7 @@ def _heads(case: _Case) -> str:
 def _head_with_gradients(hidden: Tensor, weight: Tensor, targets: Tensor) -> list[Tensor]:
     hidden.requires_grad_()
     weight.requires_grad_()
-    loss, _ = head_loss(hidden, HeadTables(weight, torch.zeros_like(weight[:, 0])), targets)
+    loss, *_ = head_loss(hidden, HeadTables(weight, torch.zeros_like(weight[:, 0])), targets)
     return [loss.detach(), *torch.autograd.grad(loss, (hidden, weight))]
 
 

@@ -220,7 +220,7 @@ class TrainingLoop:
             samples=state.history.samples + len(outcome.samples),
             tokens=state.history.tokens + outcome.tokens,
             scaler_skips=state.history.scaler_skips + outcome.scaler_skips,
-        ).after_step(outcome.losses, outcome.grad_norm)
+        ).after_step(outcome.losses, outcome.grad_norm, outcome.sources)
         self._emit(StepDone(step=state.step, samples=outcome.samples, tokens=outcome.tokens, seconds=seconds))
         self._time.step_done(outcome, seconds)
         # By the step, not by time: lines of interrupted and undisturbed runs then stand at the same steps.
@@ -389,6 +389,7 @@ class TrainingLoop:
                 samples_per_s=samples_per_s,
                 tokens_per_s=tokens_per_s,
                 mfu=tokens_per_s / peak if peak else None,
+                sources={one.source: one.mel / one.targets for one in state.history.sources},
                 eta_s=(self._settings.total_steps - state.step) * seconds_per_step,
             )
         )

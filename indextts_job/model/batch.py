@@ -105,6 +105,16 @@ class PackedBatch:
         return {name: getattr(self, name) for name in ARRAYS}
 
     @property
+    def text_sizes(self) -> Integers:
+        """[samples] text targets of each sample: one fewer than it has text rows."""
+        return _sizes(self.text_positions) - 1
+
+    @property
+    def code_sizes(self) -> Integers:
+        """[samples] code targets of each sample."""
+        return _sizes(self.code_positions)
+
+    @property
     def num_tokens(self) -> int:
         """Rows of the packed sequence."""
         return int(self.cu_seqlens[-1])
@@ -113,6 +123,11 @@ class PackedBatch:
     def num_samples(self) -> int:
         """Samples in the packed sequence."""
         return len(self.sample_indices)
+
+
+def _sizes(positions: Integers) -> Integers:
+    """Rows of each sample, from positions that begin at 0 in each of them."""
+    return np.diff(np.append(np.flatnonzero(positions == 0), len(positions)))
 
 
 def pageable(size: int) -> Bytes:

@@ -71,8 +71,8 @@ def row_losses(hidden: Tensor, tables: HeadTables, columns: Tensor) -> tuple[Ten
         return losses, correct
 
 
-def head_loss(hidden: Tensor, tables: HeadTables, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross entropy of a head, and the number of right arg-maxes.
+def head_loss(hidden: Tensor, tables: HeadTables, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed cross entropy of a head, the number of right arg-maxes, and the cross entropy of each row.
 
     Args:
         hidden: [rows, dim], in the type that the products are computed in.
@@ -80,13 +80,14 @@ def head_loss(hidden: Tensor, tables: HeadTables, columns: Tensor) -> tuple[Tens
         columns: [rows] the right logit of each row, counted as in `tables`.
 
     Returns:
-        Two scalars: the sum in nats in float32, or float64 if the inputs are, with a gradient; the count without one.
+        Two scalars and [rows]: the sum in nats in float32, or float64 if the inputs are, with a gradient; the count and
+        the rows without one.
     """
     # The table is cast here, once for all chunks; autocast would cast it for each of them.
     with torch.autocast(hidden.device.type, enabled=False):
         if not torch.is_grad_enabled():
             return _loss(hidden, tables, columns, None)
-        found: tuple[Tensor, Tensor] = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+        found: tuple[Tensor, Tensor, Tensor] = _HeadLoss.apply(  # type: ignore[no-untyped-call]
             hidden, tables.weight, tables.bias, tables, columns
         )
         return found
@@ -103,16 +104,16 @@ class _HeadLoss(torch.autograd.Function):
         bias: Tensor,
         tables: HeadTables,
         columns: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         gradients = _Gradients.of(hidden, weight, bias)
-        loss, correct = _loss(hidden, tables, columns, gradients)
+        loss, correct, rows = _loss(hidden, tables, columns, gradients)
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
-        ctx.mark_non_differentiable(correct)
-        return loss, correct
+        ctx.mark_non_differentiable(correct, rows)
+        return loss, correct, rows
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _of_count: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor, *_of_others: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         hidden, weight, bias = ctx.saved_tensors
         # In place: they have no other use, and the one of a large table is not worth a copy.
         return hidden.mul_(grad), weight.mul_(grad), bias.mul_(grad), None, None
@@ -147,12 +148,15 @@ class _Gradients:
         self.bias.add_(trained.sum(0, dtype=self.bias.dtype))
 
 
-def _loss(hidden: Tensor, tables: HeadTables, columns: Tensor, gradients: _Gradients | None) -> tuple[Tensor, Tensor]:
-    """Sum and count of all chunks; fills the gradients too, if they are wanted."""
+def _loss(
+    hidden: Tensor, tables: HeadTables, columns: Tensor, gradients: _Gradients | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum, count and rows of all chunks; fills the gradients too, if they are wanted."""
     table = _joined(tables, hidden.dtype)
     biases = _joined_bias(tables, len(table), _wide(hidden))
     loss = torch.zeros((), dtype=biases.dtype, device=hidden.device)
     correct = torch.zeros((), dtype=torch.long, device=hidden.device)
+    of_rows = [hidden.new_empty((0, 1), dtype=biases.dtype)]
     for rows in _chunks(len(hidden), len(table)):
         right = columns[rows, None]
         logits = _product(hidden[rows], table.T).add_(biases)
@@ -160,9 +164,10 @@ def _loss(hidden: Tensor, tables: HeadTables, columns: Tensor, gradients: _Gradi
         log_probabilities = logits.log_softmax(1)
         found = log_probabilities.gather(1, right)
         loss -= found.sum()
+        of_rows.append(found)
         if gradients:
             gradients.add(rows, hidden[rows], table, _logit_gradient(log_probabilities, found, right, hidden.dtype))
-    return loss, correct
+    return loss, correct, torch.cat(of_rows)[:, 0].neg_()
 
 
 def _wide(hidden: Tensor) -> torch.dtype:

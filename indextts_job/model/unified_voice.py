@@ -32,6 +32,8 @@ class LossSums:
     """Scalar, nats."""
     mel_correct: Tensor
     """Scalar, number of code targets that the arg-max hits."""
+    mel_rows: Tensor
+    """[code targets] nats, without a gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +127,11 @@ class UnifiedVoice(nn.Module):
     def forward(self, batch: DeviceBatch) -> LossSums:
         """Loss sums of one packed micro-batch."""
         texts, codes = self._predicting(batch)
-        text_sum, _ = head_loss(texts, self.text_head.tables(), self.text_head.columns(batch.text_targets))
-        mel_sum, mel_correct = head_loss(
+        text_sum, *_ = head_loss(texts, self.text_head.tables(), self.text_head.columns(batch.text_targets))
+        mel_sum, mel_correct, mel_rows = head_loss(
             codes, head_tables(self.mel_head.weight, self.mel_head.bias), batch.code_targets
         )
-        return LossSums(text_sum, mel_sum, mel_correct)
+        return LossSums(text_sum, mel_sum, mel_correct, mel_rows)
 
     def target_losses(self, batch: DeviceBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Losses of every text target and of every code target, and how many codes the arg-max hits; for validation."""

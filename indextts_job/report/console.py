@@ -132,10 +132,11 @@ def _recent(event: TrainLine) -> str:
 
 def _train_line(event: TrainLine) -> str:
     mfu = f" | MFU {event.mfu:.1%}" if event.mfu is not None else ""
+    sources = "".join(f" | {name} {loss:.4f}" for name, loss in event.sources.items())
     return (
-        f"epoch {event.epoch:.2f} | step {event.step} | {_losses(event.losses)} | lr {event.learning_rate:.3g} | "
-        f"{event.samples_per_s:.1f} samples/s | {event.tokens_per_s:.0f} tokens/s{mfu} | "
-        f"left {human_seconds(event.eta_s)}"
+        f"epoch {event.epoch:.2f} | step {event.step} | {_losses(event.losses)}{sources} | "
+        f"lr {event.learning_rate:.3g} | {event.samples_per_s:.1f} samples/s | {event.tokens_per_s:.0f} tokens/s{mfu}"
+        f" | left {human_seconds(event.eta_s)}"
     )
 
 

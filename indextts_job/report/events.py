@@ -91,6 +91,8 @@ class TrainLine(Event):
     eta_s: float
     mfu: float | None = None
     """Model FLOPs utilisation: share of the hardware's peak; None when the peak is not known."""
+    sources: Mapping[str, float] = field(default_factory=dict)
+    """Code loss of each source of a mixture; empty where all samples are one source."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ def _of_line(line: TrainLine) -> dict[str, float]:
     points = _losses("train", line.losses)
     points |= {"train/lr": line.learning_rate, "train/grad_norm": line.grad_norm}
     points |= {"train/samples_per_s": line.samples_per_s, "train/tokens_per_s": line.tokens_per_s}
+    points |= {f"train/{source}/mel_loss": loss for source, loss in line.sources.items()}
     return points if line.mfu is None else {**points, "train/mfu": line.mfu}
 
 

@@ -16,6 +16,7 @@ from indextts_job.model.unified_voice import DeviceBatch, LossSums, UnifiedVoice
 from indextts_job.training.distributed import ProcessGroup, SingleProcess
 from indextts_job.training.gradients import GradientSum
 from indextts_job.training.recipe import RecipeConfig
+from indextts_job.training.source_losses import Sources
 from indextts_job.training.step_clock import StepClock, clock_of
 
 AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,6 +39,8 @@ class Engine:
     """For each parameter the rank that updates it and holds its moments; empty = every rank updates all."""
     gradients: GradientSum = field(default_factory=GradientSum)
     """Adds up the gradients of all ranks; made with the same group and owners."""
+    sources: Sources | None = None
+    """Told apart in the losses of steps; None where all samples are one source."""
     clock: StepClock = field(init=False)
     """Measures the parts of a step as the device computes them."""
 

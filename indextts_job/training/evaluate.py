@@ -14,7 +14,7 @@ from torch import Tensor
 
 from indextts_job.checkpoint.history import Losses
 from indextts_job.errors import MAX_FINDINGS_SHOWN, DataError
-from indextts_job.model.batch import Integers, PackedBatch
+from indextts_job.model.batch import PackedBatch
 from indextts_job.model.unified_voice import DeviceBatch, LossSums
 from indextts_job.training.engine import Engine, added, autocast, host_values, mean_losses, to_device
 from indextts_job.training.guard import SampleSums
@@ -192,9 +192,7 @@ def _by_language(samples: Iterable[_SampleLoss], language_of: Callable[[int], st
 
 
 def _by_sample(batch: PackedBatch, text: Tensor, mel: Tensor) -> Iterator[_SampleLoss]:
-    # A sample has one text target fewer than text rows, and as many code targets as code rows.
-    text_targets = _sizes(batch.text_positions) - 1
-    mel_targets = _sizes(batch.code_positions)
+    text_targets, mel_targets = batch.text_sizes, batch.code_sizes
     # In float64 on the host: sums on a device may be added up in any order.
     text_sums, mel_sums = (
         np.add.reduceat(losses.double().cpu().numpy(), np.cumsum(counts) - counts)
@@ -203,11 +201,6 @@ def _by_sample(batch: PackedBatch, text: Tensor, mel: Tensor) -> Iterator[_Sampl
     columns = (batch.sample_indices, text_sums, mel_sums, text_targets, mel_targets)
     for row in zip(*(column.tolist() for column in columns), strict=True):
         yield _SampleLoss(*row)
-
-
-def _sizes(positions: Integers) -> Integers:
-    """Rows of each sample, from positions that begin at 0 in each of them."""
-    return np.diff(np.append(np.flatnonzero(positions == 0), len(positions)))
 
 
 def _sums(samples: Sequence[_SampleLoss]) -> SampleSums:

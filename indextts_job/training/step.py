@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from indextts_job.checkpoint.history import Losses
+from indextts_job.checkpoint.history import Losses, SourceSums
 from indextts_job.data.order import derive_seed
 from indextts_job.errors import MAX_FINDINGS_SHOWN, DeviceMemoryError, NonFiniteError
 from indextts_job.model.batch import PackedBatch
@@ -22,12 +24,12 @@ from indextts_job.training.engine import (
     Engine,
     added,
     autocast,
-    host_values,
     losses_of,
     to_device,
     weights_cast_once,
 )
 from indextts_job.training.schedule import RATE_FACTOR
+from indextts_job.training.source_losses import source_sums
 
 SMALLEST_SCALE = 1.0
 """At this scale gradients are not scaled. If they overflow even then, the step itself is not finite."""
@@ -49,6 +51,8 @@ class Updated:
     """Mean duration of a micro-batch."""
     update_s: float
     """Duration of the exchange of gradients, norm and update; see `StepClock.update_s`."""
+    sources: tuple[SourceSums, ...] = ()
+    """Code losses of the sources of a mixture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,8 @@ class _Tried:
     losses: Losses
     grad_norm: float
     finite: bool
+    mel_rows: npt.NDArray[np.float64]
+    """[code targets of this rank] their losses, in a mixture; else empty."""
     computed_s: float
     """Duration of all micro-batches."""
     update_s: float
@@ -149,8 +155,10 @@ def _tried(
         engine.gradients.finish()
         norm = _unscaled_norm(engine)
         # The only wait for the device in a step: a GPU that is waited for twice stands still twice.
-        *own, grad_norm = host_values(torch.cat([added(sums, engine.device), norm.double()[None]]))
-        losses = losses_of(own, counts.text, counts.mel, engine)
+        mel_rows = [part.mel_rows.double() for part in sums] if engine.sources else []
+        found = torch.cat([added(sums, engine.device), norm.double()[None], *mel_rows]).cpu().numpy()
+        grad_norm = float(found[3])
+        losses = losses_of(found[:3].tolist(), counts.text, counts.mel, engine)
         # Both are equal on all ranks (reduced gradients, summed losses), so the ranks decide alike without asking.
         finite = math.isfinite(grad_norm) and math.isfinite(losses.total)
         if finite:
@@ -161,6 +169,7 @@ def _tried(
         losses=losses,
         grad_norm=grad_norm,
         finite=finite,
+        mel_rows=found[4:],
         computed_s=engine.clock.computed_s(),
         update_s=engine.clock.update_s(),
     )
@@ -211,6 +220,8 @@ def _updated(
         scaler_skips=skips,
         micro_batch_s=tried.computed_s / len(batches),
         update_s=tried.update_s,
+        # Behind the update, which the device computes meanwhile.
+        sources=source_sums(engine.sources, batches, tried.mel_rows, engine.group) if engine.sources else (),
     )
 
 
@@ -229,7 +240,7 @@ def accumulate(engine: Engine, batch: PackedBatch, counts: TargetCounts) -> Loss
     loss = recipe.text_loss_weight * sums.text / counts.text + recipe.mel_loss_weight * sums.mel / counts.mel
     engine.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     # Detached, and still on the device: the graph is freed, and nothing waits for the values yet.
-    return LossSums(sums.text.detach(), sums.mel.detach(), sums.mel_correct)
+    return LossSums(sums.text.detach(), sums.mel.detach(), sums.mel_correct, sums.mel_rows)
 
 
 @contextlib.contextmanager

@@ -89,6 +89,27 @@ def test_the_run_says_what_its_mixture_means(finished: Path) -> None:
     assert "2.67 epochs of 6" in said[0]
 
 
+def test_lines_have_the_loss_of_each_source_also_across_a_stop(
+    world: World, sources: Sources, tmp_path: Path, finished: Path
+) -> None:
+    def lines(run: Path) -> dict[int, object]:
+        return {line["step"]: line["sources"] for line in events(run, "TrainLine")}
+
+    # Stopped between two lines: the sums of the steps before are in the checkpoint.
+    keys = {"report__log_interval_steps": 8, "schedule__max_steps": 16}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert attempt(mixture_config(world, whole, sources, **keys)).code == 0
+    assert attempt(mixture_config(world, stopped, sources, **keys), stop_at=11).code == 75
+    assert len(newest(stopped).values.history.sources) == 3
+    output = attempt(mixture_config(world, stopped, sources, **keys)).output
+    assert lines(stopped) == lines(whole)
+    assert set(lines(whole)) == {8, 16}
+    (line,) = [text for text in output.splitlines() if " | step 16 | " in text and text.startswith("train")]
+    for source, loss in lines(whole)[16].items():  # type: ignore[attr-defined]
+        assert f" | {source} {loss:.4f}" in line
+    assert newest(stopped).values.history.sources == ()  # behind a line
+
+
 def test_a_replay_source_that_repeats_often_is_warned_of(world: World, sources: Sources, tmp_path: Path) -> None:
     weights = [{**source, "weight": weight} for source, weight in zip(sources, (10, 1, 90), strict=True)]
     config = mixture_config(world, tmp_path / "run", weights, schedule__max_steps=0, schedule__epochs=1)

@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from indextts_job.model import head
-from indextts_job.model.head import HeadTables, head_loss
+from indextts_job.model.head import HeadTables, head_loss, row_losses
 
 SHAPES = {"hidden": (100, 8), "weight": (30, 8), "bias": (30,), "frozen_weight": (7, 8), "frozen_bias": (7,)}
 WIDTH = int(os.environ.get("HEAD_WIDTH", "128"))
@@ -35,7 +35,10 @@ def computed(
         loss, correct = F.cross_entropy(logits, targets, reduction="sum"), (logits.argmax(1) == targets).sum()
     else:
         kept = (own["frozen_weight"], own["frozen_bias"]) if frozen else (None, None)
-        loss, correct = head_loss(hidden, HeadTables(weight, bias, *kept), targets)
+        loss, correct, rows = head_loss(hidden, HeadTables(weight, bias, *kept), targets)
+        assert not rows.requires_grad
+        assert torch.allclose(rows, row_losses(hidden.detach(), HeadTables(weight, bias, *kept), targets)[0])
+        assert rows.sum().item() == pytest.approx(loss.item())
     (3 * loss).backward()
     gradients = {name: value.grad for name, value in own.items() if value.grad is not None}
     return loss.detach(), correct, gradients
@@ -63,7 +66,7 @@ def test_without_gradients_the_sums_are_the_same() -> None:
     values, targets = given(torch.float32), torch.arange(100) % 30
     tables = HeadTables(values["weight"], values["bias"])
     with torch.no_grad():
-        loss, correct = head_loss(values["hidden"], tables, targets)
+        loss, correct, _ = head_loss(values["hidden"], tables, targets)
     expected = computed(values, targets, frozen=False, plain=True)
     assert not loss.requires_grad
     assert loss.item() == pytest.approx(expected[0].item(), rel=1e-6)
@@ -73,9 +76,10 @@ def test_without_gradients_the_sums_are_the_same() -> None:
 def test_a_rank_without_rows_has_a_loss_of_zero_and_gradients_of_zero() -> None:
     values = given(torch.float32)
     weight = values["weight"].requires_grad_()
-    loss, correct = head_loss(
+    loss, correct, rows = head_loss(
         values["hidden"][:0], HeadTables(weight, values["bias"]), torch.empty(0, dtype=torch.long)
     )
+    assert rows.shape == (0,)
     loss.backward()
     assert (loss.item(), correct.item()) == (0.0, 0)
     assert weight.grad is not None
@@ -93,7 +97,7 @@ def test_sixteen_bit_inputs_cost_their_own_rounding_and_no_more(dtype: torch.dty
     tables = HeadTables(weight, torch.zeros(columns))
     targets = torch.randint(0, columns, (rows,), generator=generator)
     with torch.no_grad():
-        loss, _ = head_loss(hidden, tables, targets)
+        loss, *_ = head_loss(hidden, tables, targets)
         parts = zip(hidden.float().split(2000), targets.split(2000), strict=True)
         expected = sum(float(F.cross_entropy(some @ weight.T, wanted, reduction="sum")) for some, wanted in parts)
     assert loss.dtype == torch.float32
