@@ -1,5 +1,6 @@
 """The curves: every value of a train line and of a validation under its tag."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,14 @@ def test_every_value_has_a_curve(tmp_path: Path) -> None:
     values |= {f"train/{name}": getattr(TRAIN, name) for name in ("grad_norm", "samples_per_s", "tokens_per_s")}
     values |= {"train/lr": TRAIN.learning_rate}
     assert found == {tag: [(TRAIN.step, pytest.approx(value))] for tag, value in values.items()}
+
+
+def test_each_source_of_a_mixture_has_a_curve(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    curves = TensorBoardCurves(storage, "run", 1, 0)
+    curves(replace(TRAIN, sources={"am": 3.5, "zh": 1.25}))
+    storage.flush()
+    reader = EventAccumulator(str(tmp_path / "logs/run"))
+    reader.Reload()
+    for source, loss in (("am", 3.5), ("zh", 1.25)):
+        assert [(one.step, one.value) for one in reader.Scalars(f"train/{source}/mel_loss")] == [(TRAIN.step, loss)]
