@@ -25,7 +25,7 @@ from unittest.mock import MagicMock
 import fsspec
 import numpy as np
 
-from bench.checkpoint import installed
+from bench.savers import installed
 from indextts_job.data.dataset import Dataset, Limits
 from indextts_job.data.order import Order
 from indextts_job.data.shard_index import INDEX, Shard, parse_index
