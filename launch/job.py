@@ -131,7 +131,7 @@ def describe(exit_code: int) -> str:
         77: "access refused",
         78: "the configuration is wrong",
         79: "a rule of the run ended it, everything committed",
-        255: "ended with its node, which restarted",  # the trainer never ends with it
+        255: "its node restarted, or the container could not start",  # the trainer never ends with it
     }
     if exit_code in known:
         return known[exit_code]

@@ -2,42 +2,65 @@
 
 import os
 import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from indextts_job.config import RunConfig, build_config, split_settings
+from indextts_job.commands.train import settings_in
+from indextts_job.config import RunConfig, build_config, flatten, split_settings
 from indextts_job.errors import ConfigError
 from indextts_job.prepare.config import PrepareConfig, prepare_config
 from indextts_job.storage.urls import local_path
 from indextts_job.strict_yaml import LARGEST_BYTES, parse_yaml
-from indextts_job.variables import with_variables
+from indextts_job.variables import with_variables, written_places
 
 from .job import Job
 
 ADVICE = "Give the run's configuration: … -- RUN.yaml"
 
 
+@dataclass(frozen=True, slots=True)
+class RunFile:
+    """A local configuration of a training, and what the job's arguments make of it."""
+
+    text: str
+    """As it stands in the file."""
+    config: RunConfig
+    """With the flags and the `key=value` settings of the job."""
+    written: Mapping[str, object] = field(default_factory=dict)
+    """Places with environment variables as they stand in the file, by dotted key."""
+
+
 def config_argument(job: Job) -> str:
-    """The configuration file among the arguments of the command; empty if there is none."""
-    return _split(job)[0]
+    """The configuration file among the arguments of the command; empty if there is none.
+
+    Raises:
+        ConfigError: The command would refuse the arguments.
+    """
+    settings, _ = _arguments(job)
+    return _split(settings)[0]
 
 
-def read_config(job: Job) -> tuple[str, RunConfig]:
+def read_config(job: Job) -> RunFile:
     """Read the job's local configuration file.
-
-    Returns:
-        The text of the file, and the configuration with the job's `key=value` settings applied.
 
     Raises:
         ConfigError: The file is missing, or it is no valid configuration.
     """
-    path, overrides = _split(job)
+    settings, flag_keys = _arguments(job)
+    path, overrides = _split(settings)
     text = _read_text(path)
-    document = with_variables(parse_yaml(text, path), os.environ, path)
-    return text, build_config(document, path, [("command line", dict(overrides))])
+    document = parse_yaml(text, path)
+    layers = [("command line flags", flag_keys), ("command line", dict(overrides))]
+    config = build_config(with_variables(document, os.environ, path), path, layers)
+    given = {**flag_keys, **dict(overrides)}
+    places = written_places(flatten(document)) if isinstance(document, Mapping) else {}
+    return RunFile(text, config, {key: value for key, value in places.items() if key not in given})
 
 
 def read_prepare_config(job: Job) -> tuple[str, PrepareConfig]:
-    """The same of the configuration of a preparation."""
-    path, overrides = _split(job)
+    """The text of the configuration of a preparation, and the configuration."""
+    settings, _ = _arguments(job)
+    path, overrides = _split(settings)
     text = _read_text(path)
     return text, prepare_config(with_variables(parse_yaml(text, path), os.environ, path), path, overrides)
 
@@ -54,11 +77,17 @@ def check_config(job: Job) -> None:
         read_config(job)
 
 
-def _split(job: Job) -> tuple[str, list[tuple[str, object]]]:
+def _arguments(job: Job) -> tuple[list[str], dict[str, object]]:
+    """Files and `key=value` settings, and the keys that flags set."""
+    if job.command == "train":
+        return settings_in(job.arguments)
+    # Options of `prepare` are neither, and set no keys.
+    return [argument for argument in job.arguments if not argument.startswith("-")], {}
+
+
+def _split(settings: list[str]) -> tuple[str, list[tuple[str, object]]]:
     """The path of the configuration (empty if there is none) and the `key=value` settings."""
-    # Options of `indextts-job train` begin with a dash and are neither.
-    positional = [argument for argument in job.arguments if not argument.startswith("-")]
-    paths, overrides = split_settings(positional, os.path.exists)
+    paths, overrides = split_settings(settings, os.path.exists)
     return next(iter(paths), ""), overrides
 
 

@@ -46,12 +46,12 @@ class Fence:
         self._chain = record.chain
         # Two attempts may write equal records in the same second. This makes each record unique, so that reading it
         # back shows whose create came last on a store that ignores the condition.
-        document = json.dumps({**record.to_json(), "unique": uuid.uuid4().hex}, indent=1).encode()
+        self._document = json.dumps({**record.to_json(), "unique": uuid.uuid4().hex}, indent=1).encode()
         # A listing followed by a create would race on its own; the create decides. The listing only saves useless
         # tries.
         first = _highest(storage) + 1
         for number in range(first, first + MOST_TRIES):
-            if self._take(number, document):
+            if self._take(number):
                 self.attempt = number
                 return
         raise UnavailableError(
@@ -59,14 +59,14 @@ class Fence:
             "Something there refuses new files, or very many attempts start at the same time."
         )
 
-    def _take(self, number: int, document: bytes) -> bool:
-        key = f"{FOLDER}/{number:04d}.json"
+    def _take(self, number: int) -> bool:
         try:
-            self._storage.create(key, document)
+            self._storage.create(_key(number), self._document)
         except FileExistsError:
             return False
         # Where the store ignores the condition, the later of two creators overwrites the record and keeps the number.
-        return self.exclusive or self._storage.read(key) == document
+        # It may do so behind this read; then `check` sees it.
+        return self.exclusive or self._storage.read(_key(number)) == self._document
 
     def check(self) -> None:
         """Pass while this attempt is the newest.
@@ -76,7 +76,7 @@ class Fence:
             ConfigError: The newer attempt belongs to another submitted job, so this job must not be started again.
         """
         newest = _highest(self._storage)
-        if newest > self.attempt:
+        if newest > self.attempt or self._overwritten():
             other = self._record(newest).chain
             # A requeued job has the chain of its predecessor: then exit code 75 makes its launcher start it again. Two
             # different jobs would supersede each other for ever, so the loser ends for good.
@@ -85,16 +85,30 @@ class Fence:
                     f"two jobs were started for the run {self._storage.url}: {other}, which goes on as attempt "
                     f"{newest}, and {self._chain}, which ends here without writing. Nothing is lost."
                 )
+            mine = f"attempt {self.attempt}" if newest > self.attempt else "another one of the same number"
             raise SupersededError(
-                f"attempt {newest} of {self._storage.url} has started; this is attempt {self.attempt} and it stops "
+                f"attempt {newest} of {self._storage.url} has started; this is {mine} and it stops "
                 "without writing, so that one run has one writer. Nothing is lost: the newer attempt goes on."
             )
 
+    def _overwritten(self) -> bool:
+        """Whether another attempt, on a store that ignores the condition, has taken this number too."""
+        if self.exclusive:
+            return False
+        try:
+            return self._storage.read(_key(self.attempt)) != self._document
+        except FileNotFoundError:  # removed, by a user say
+            return False
+
     def _record(self, number: int) -> AttemptRecord:
         try:
-            return parse_record(self._storage.read(f"{FOLDER}/{number:04d}.json"))
+            return parse_record(self._storage.read(_key(number)))
         except FileNotFoundError:  # the record is lost, and only the name of a checkpoint has the number
             return AttemptRecord()
+
+
+def _key(number: int) -> str:
+    return f"{FOLDER}/{number:04d}.json"
 
 
 def _highest(storage: RunStorage) -> int:

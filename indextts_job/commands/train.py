@@ -15,7 +15,7 @@ from indextts_job.attempt import processes
 from indextts_job.attempt.nodes import read_nodes, wanted_processes
 from indextts_job.background import begin
 from indextts_job.commands import checkpoints, doctor
-from indextts_job.commands.parser import Commands
+from indextts_job.commands.parser import Commands, Parser
 from indextts_job.legacy import flags
 from indextts_job.preemption.exit_guard import ExitGuard
 from indextts_job.preemption.signals import StopSignals
@@ -31,6 +31,30 @@ def add(commands: Commands) -> None:
         help="train, or resume the run at its newest checkpoint",
         description="Train, or resume the run: the same command again continues an interrupted run.",
     )
+    _add_arguments(train)
+    train.set_defaults(act=_train)
+
+
+def settings_in(arguments: Sequence[str]) -> tuple[list[str], dict[str, object]]:
+    """What a command line says, for launchers: its files and `key=value` settings, and the keys that its flags set.
+
+    Args:
+        arguments: Arguments of `indextts-job train`.
+
+    Raises:
+        ConfigError: The command would refuse them.
+    """
+    parser = Parser(prog="indextts-job train")
+    _add_arguments(parser)
+    given, rest = parser.parse_known_args(flags.normalise(arguments))
+    if unknown := [argument for argument in rest if argument.startswith("-")]:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    # Without the environment: the job has another one.
+    keys, _ = flags.overrides(given, {})
+    return [*given.settings, *rest], keys | _own_flags(given)
+
+
+def _add_arguments(train: Parser) -> None:
     train.add_argument(
         "settings",
         nargs="*",
@@ -48,7 +72,6 @@ def add(commands: Commands) -> None:
         "--dry-run", action="store_true", help="do everything up to the first step and change nothing (doctor run)"
     )
     flags.add_flags(train)
-    train.set_defaults(act=_train)
 
 
 def _train(given: argparse.Namespace) -> int:

@@ -102,16 +102,33 @@ def _submit(given: argparse.Namespace) -> int:
     if given.dry_run:
         print(as_jobset(manifest) if given.jobset else manifest, end="")  # noqa: T201
         return EXIT_OK
-    if (step := _complete_at(job)) is not None:
-        say(f"the run is complete at step {step}: nothing to submit. To train on, give it a longer schedule")
+    if (step := _complete_at(job, options)) is not None:
+        say(
+            f"the run is complete at step {step}: nothing to submit. To train on, give it a longer schedule "
+            "(schedule.epochs, schedule.max_steps)"
+        )
         return EXIT_OK
     _cluster(given).submit(manifest)
     say(f"follow it with: indextts-launch kubernetes logs --follow {job.name}")
     return EXIT_OK
 
 
-def _complete_at(job: Job) -> int | None:
-    return complete_at(read_config(job)[1]) if job.command == "train" else None
+def _complete_at(job: Job, options: KubernetesOptions) -> int | None:
+    """The step at which the job's run is complete; None when it goes on, or cannot be seen from here."""
+    if job.command != "train":
+        return None
+    file = read_config(job)
+    # The store of the pods, not one of the same name elsewhere.
+    storage, place = file.config.storage, _endpoint(options)
+    config = replace(file.config, storage=replace(storage, endpoint_url=storage.endpoint_url or place))
+    say(f"looking whether {redacted(config.run)} is complete already")
+    return complete_at(config, file.written)
+
+
+def _endpoint(options: KubernetesOptions) -> str:
+    """Endpoint of the pods' object store; empty where this machine's own settings decide."""
+    given = options.environment
+    return options.endpoint_url or given.get("AWS_ENDPOINT_URL_S3", "") or given.get("AWS_ENDPOINT_URL", "")
 
 
 def _described(given: argparse.Namespace) -> tuple[Job, KubernetesOptions]:

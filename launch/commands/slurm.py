@@ -71,10 +71,8 @@ def _submit(given: argparse.Namespace) -> int:
 
 
 def _has_local_config(job: Job) -> bool:
-    # The flags of the old trainer take file names as values, which look like a configuration.
-    has_flags = any(argument.startswith("-") for argument in job.arguments)
     path = config_argument(job)
-    return bool(path) and not has_flags and "://" not in path
+    return bool(path) and "://" not in path
 
 
 def _status(given: argparse.Namespace) -> int:

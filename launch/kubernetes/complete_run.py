@@ -1,40 +1,46 @@
 """Whether a run is complete already, as far as this machine can see: a Job for it would take a GPU for nothing."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from indextts_job.background import begin
-from indextts_job.checkpoint.manifest import MANIFESTS, CheckpointManifest, file_name, parse_file_name, parse_manifest
+from indextts_job.checkpoint.manifest import MANIFESTS, file_name, parse_file_name, parse_manifest
 from indextts_job.checkpoint.retention import FINAL, current
-from indextts_job.config import RunConfig
+from indextts_job.config import RunConfig, recorded_config
+from indextts_job.redaction import redacted_values
 from indextts_job.storage import files
 from indextts_job.storage.remote_storage import open_storage
 from indextts_job.waiting import result, settled
 
 LOOK_S = 15.0
 """Longest look. The bucket may be for the pods of the cluster only."""
-DECISIVE = ("schedule", "data", "recipe", "resume")
-"""Sections that say what a complete run is. With another length, or other data, there is something to train."""
+WITHOUT_EFFECT = ("run", "checkpoint", "hardware", "preemption", "report", "storage")
+"""Keys and sections that do not say what a complete run is. With another length, other data, or another patience, say,
+there may be something to train, or something to refuse; the trainer decides that."""
 
 
-def complete_at(config: RunConfig) -> int | None:
+def complete_at(config: RunConfig, written: Mapping[str, object]) -> int | None:
     """The step at which the run of this configuration is complete.
+
+    Args:
+        config: The configuration.
+        written: Places that its file names with environment variables, as they stand there, by dotted key.
 
     Returns:
         The step; None when it goes on, or when its storage cannot be read from here.
     """
-    looked = begin(lambda: _final_step(config), "look at the run")
+    looked = begin(lambda: _final_step(config, recorded_config(config, written)), "look at the run")
     if not settled(looked, LOOK_S):
         return None
-    with contextlib.suppress(
-        Exception
-    ):  # whatever hinders this machine: the pods have a bucket and rights of their own
+    # Whatever hinders this machine: the pods have a bucket and rights of their own.
+    with contextlib.suppress(Exception):
         return result(looked)
     return None
 
 
-def _final_step(config: RunConfig) -> int | None:
+def _final_step(config: RunConfig, document: Mapping[str, Any]) -> int | None:
     files.configure_object_stores(config.storage)
     storage = open_storage(config.run, replace(config.storage, retry_seconds=0))
     found = (parse_file_name(name) for name in storage.list(MANIFESTS))
@@ -43,8 +49,8 @@ def _final_step(config: RunConfig) -> int | None:
         return None
     key = f"{MANIFESTS}/{file_name(newest)}"
     manifest = parse_manifest(storage.read(key), key)
-    return newest.step if _same(manifest, config.to_json()) else None
+    return newest.step if _decisive(manifest.values.config) == _decisive(redacted_values(dict(document))) else None
 
 
-def _same(manifest: CheckpointManifest, document: dict[str, Any]) -> bool:
-    return all(manifest.values.config_section(name) == document[name] for name in DECISIVE)
+def _decisive(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in document.items() if name not in WITHOUT_EFFECT}

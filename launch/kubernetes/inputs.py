@@ -117,9 +117,24 @@ class JobInputs:
             Whether there was something.
         """
         core = self._api.core
-        account = self._remove_own(core.read_namespaced_service_account, core.delete_namespaced_service_account, name)
+        account = not self._has_users(name) and self._remove_own(
+            core.read_namespaced_service_account, core.delete_namespaced_service_account, name
+        )
         service = self._remove_own(core.read_namespaced_service, core.delete_namespaced_service, name)
         return account or service
+
+    def _has_users(self, account: str) -> bool:
+        """Whether a Job of the namespace names an account: its next pod could not start without it."""
+        jobs = self._api.call(self._api.batch.list_namespaced_job, "list jobs")["items"]
+        users = [
+            job["metadata"]["name"]
+            for job in jobs
+            if job["spec"]["template"]["spec"].get("serviceAccountName") == account
+            and job["metadata"]["name"] != account
+        ]
+        if users:
+            self._api.say(f"service account {account} stays: job {', '.join(users)} uses it")
+        return bool(users)
 
     def _remove_own(self, look: Method, remove: Method, name: str) -> bool:
         """Remove an object that this program has created; whether there was one."""

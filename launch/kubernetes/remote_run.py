@@ -40,8 +40,8 @@ def _read(job: Job) -> tuple[str, str, list[tuple[str, str]]]:
     if job.command == "prepare":
         text, preparation = read_prepare_config(job)
         return text, preparation.output, list(_paths_of_preparation(preparation))
-    text, config = read_config(job)
-    return text, config.run, list(_paths(config))
+    file = read_config(job)
+    return file.text, file.config.run, list(_paths(file.config))
 
 
 def _paths_of_preparation(config: PrepareConfig) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """The launcher against the API over HTTP, with the real client."""
 
+import contextlib
 import shutil
 import subprocess
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from indextts_job.cli import main as indextts_job
 from indextts_job.demo.world import World
 from indextts_job.errors import AccessRefusedError, ConfigError, UnavailableError
 from launch.cli import main
@@ -154,14 +156,46 @@ def test_a_run_that_is_complete_takes_no_gpu(
     )
     path.write_text(yaml.safe_dump(config.to_json()), encoding="utf-8")
 
-    def submit(*settings: str) -> str:
-        assert main(["kubernetes", "submit", "--image", "r/i:1", "--", str(path), *settings]) == 0
-        return capsys.readouterr().out
+    def submit(*arguments: str) -> str:
+        assert main(["kubernetes", "submit", "--image", "r/i:1", "--", str(path), *arguments]) == 0
+        output = capsys.readouterr().out
+        for kind, name in list(api.cluster.objects):
+            api.cluster.objects.pop((kind, name))
+        return output
 
     assert attempt(config).code == 0
     assert "the run is complete at step 2: nothing to submit" in submit()
+    # What decides nothing about a complete run, and what the trainer has to decide.
+    assert "nothing to submit" in submit("--save-interval", "7", "storage.retry_seconds=9")
+    for changed in (
+        ("schedule.max_steps=3",),
+        ("--max-steps=3",),
+        ("--max-steps", "3"),
+        ("--output-dir", f"file://{tmp_path}/other", "--resume", f"file://{tmp_path}/run", "--no-load-optimizer"),
+        ("validation.early_stopping_patience=4",),
+        ("adapter.rank=4",),
+        ("inputs.base_checkpoint=file:///another.pth",),
+    ):
+        assert " is submitted" in submit(*changed), changed
+
+
+def test_a_complete_run_is_known_by_what_its_file_says(
+    api: ApiServer, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints record variables as they are written, so that another place of the data is the same run."""
+    monkeypatch.setenv("DATA", f"file://{world.folder}")
+    written = "${DATA}" + str(world.train_manifest).removeprefix(str(world.folder))
+    config = config_for(world, f"file://{tmp_path}/run", schedule__max_steps=2)
+    document = config.to_json()
+    document["data"] |= {"train_manifests": [written], "validation_manifests": []}
+    document["inputs"] = {key: f"file://{value}" for key, value in document["inputs"].items()}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    assert indextts_job(["train", str(path)]) == 0
+    capsys.readouterr()
+    assert main(["kubernetes", "submit", "--image", "r/i:1", "--", str(path)]) == 0
+    assert "the run is complete at step 2" in capsys.readouterr().out
     assert left(api) == set()
-    assert "job run is submitted" in submit("schedule.max_steps=3")
 
 
 def test_an_option_that_was_dropped_is_a_difference_too(
@@ -421,7 +455,7 @@ def test_a_pod_that_ended_with_a_code_that_is_no_signal_is_shown(
 ) -> None:
     cluster.submit(manifest)
     api.cluster.end_pod(api.cluster.start_pod(NAME), 255)  # what a rebooted node leaves
-    assert cluster.status(NAME).pods[0].why == "exit code 255, ended with its node, which restarted"
+    assert cluster.status(NAME).pods[0].why == "exit code 255, its node restarted, or the container could not start"
 
 
 def test_a_pod_that_its_node_turned_away_is_told(api: ApiServer, cluster: KubernetesCluster, manifest: str) -> None:
@@ -739,6 +773,23 @@ def test_cancel_removes_what_the_cluster_leaves_of_a_job_that_it_removed(
     assert "was removed by the cluster" in said[-1]
     with pytest.raises(ConfigError, match=f"no job {NAME} in namespace lab"):
         cluster.cancel(NAME)
+
+
+def test_an_account_that_another_job_uses_stays(
+    api: ApiServer, cluster: KubernetesCluster, submit: Callable[..., int], said: Said
+) -> None:
+    assert submit() == 0
+    assert submit("--name", "de", "--service-account", NAME) == 0
+    api.cluster.delete("jobs", NAME, {"propagationPolicy": "Foreground"})
+    with pytest.raises(ConfigError, match=f"no job {NAME}"):
+        cluster.cancel(NAME)
+    assert f"service account {NAME} stays: job de uses it" in said.text
+    assert ("serviceaccounts", NAME) in left(api)
+    cluster.cancel("de")
+    assert ("serviceaccounts", NAME) in left(api)  # de has not created it
+    with contextlib.suppress(ConfigError):
+        cluster.cancel(NAME)
+    assert left(api) == set()
 
 
 def test_several_nodes_are_submitted_followed_and_cancelled_as_one(

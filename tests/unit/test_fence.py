@@ -134,6 +134,10 @@ def test_a_number_that_another_takes_in_the_same_moment_is_left_to_it(tmp_path: 
     assert [parse_record(inner.read(f"{FOLDER}/000{number}.json")).node for number in (1, 2, 3)] == ["", "", "mine"]
 
 
+def nothing(_number: int, _verb: str, _key: str) -> None:
+    """No fault."""
+
+
 class Careless(FaultyStorage):
     """A store that ignores the condition of a write: the last one wins."""
 
@@ -156,6 +160,30 @@ def test_a_store_that_keeps_nobody_out_is_told_of_and_looked_at_again(
         f"{inner.url} ignores conditional writes: two attempts that start in the same moment may both believe to be "
         "the only one. Start one job per run, or use a store that honours If-None-Match."
     ]
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "error"), [("7", "8", ConfigError), ("7", "7", SupersededError), ("", "", SupersededError)]
+)
+def test_of_two_attempts_with_one_number_the_overwritten_one_leaves(
+    tmp_path: Path, mine: str, other: str, error: type[IndexTTSJobError]
+) -> None:
+    """Each has read back its own record before the other one wrote: both believe to be the only one."""
+    inner = open_storage(str(tmp_path))
+    first = Fence(Careless(inner, nothing), of_job(mine))
+    first.check()
+    record = inner.read(f"{FOLDER}/0001.json")
+    inner.delete(f"{FOLDER}/0001.json")
+    first.check()  # no record at all is nobody else's
+    second = Fence(Careless(inner, nothing), of_job(other))
+    assert inner.read(f"{FOLDER}/0001.json") != record
+    assert first.attempt == second.attempt == 1
+    second.check()
+    with pytest.raises(error) as caught:
+        first.check()
+    if error is SupersededError:
+        assert "attempt 1 of" in str(caught.value)
+        assert "another one of the same number" in str(caught.value)
 
 
 def test_an_exclusive_store_is_not_complained_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -22,9 +22,34 @@ def test_a_path_with_an_equals_sign_is_the_configuration(tmp_path: Path) -> None
     path.write_text(MINIMAL, encoding="utf-8")
     given = job(str(path), "schedule.max_steps=7", "--skip-bad-samples")
     assert config_argument(given) == str(path)
-    text, config = read_config(given)
-    assert text == MINIMAL
-    assert config.schedule.max_steps == 7
+    file = read_config(given)
+    assert file.text == MINIMAL
+    assert file.config.schedule.max_steps == 7
+    assert file.config.data.skip_bad_samples
+
+
+@pytest.mark.parametrize("epochs", [("--epochs", "9"), ("--epochs=9",), ("--num_epochs", "9")])
+def test_flags_count_as_they_do_in_the_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("STORE", "s3://b")
+    monkeypatch.setenv("INDEXTTS_RUN_NAME", "of this machine")  # the job has another environment
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL + "run: ${STORE}/run\nschedule: {epochs: 2}\n", encoding="utf-8")
+    given = job("--output-dir", "s3://b/other", str(path), *epochs, "--no-load-optimizer", "recipe.seed=3")
+    assert config_argument(given) == str(path)
+    config = read_config(given).config
+    assert (config.run, config.schedule.epochs, config.recipe.seed) == ("s3://b/other", 9, 3)
+    assert config.resume.weights_only
+    assert config.report.run_name != "of this machine"
+    assert read_config(given).written == {}  # what the command line overrides is not what the file says
+    assert read_config(job(str(path))).written == {"run": "${STORE}/run"}
+
+
+def test_a_flag_that_the_trainer_does_not_have_is_not_queued(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(MINIMAL, encoding="utf-8")
+    with pytest.raises(ConfigError, match="--epoch"):
+        read_config(job(str(tmp_path / "run.yaml"), "--epoch", "3"))
 
 
 @pytest.mark.parametrize(
