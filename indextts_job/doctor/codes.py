@@ -31,6 +31,12 @@ def examine_codes(pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]:
         found: The content of their arrays.
     """
     targets = {pair.record.codes_path: pair for pair in pairs}
+    yield from _lengths(targets, pairs, found)
+    yield from _outliers(targets, found)
+
+
+def _lengths(targets: Targets, pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]:
+    """Lengths beside durations, and the tails that padded batches leave."""
     known = sum(pair.duration_s is not None for pair in targets.values())
     padded = [str(tail) for tail in padded_tails(pairs, found).values()]
     short = _short_codes(targets, found)
@@ -45,7 +51,6 @@ def examine_codes(pairs: Sequence[Pair], found: Survey) -> Iterator[Finding]:
         yield _probably_padded(equal, len(targets))
     elif not padded and not short:
         yield _good_lengths(len(targets), known)
-    yield from _outliers(targets, found)
 
 
 def _good_lengths(targets: int, known: int) -> Finding:

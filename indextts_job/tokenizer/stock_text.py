@@ -100,6 +100,11 @@ def _spoken(text: str, slot: str) -> str | None:
         return None
     if slot not in _PROTECTED:
         return text if _left_alone(text) else None
+    return _spoken_around_marks(text)
+
+
+def _spoken_around_marks(text: str) -> str | None:
+    """The same of a text whose marks of pronunciation stay as they are."""
     between = _PRONUNCIATION.split(text)[::3]
     if not all(map(_left_alone, between)):
         return None
