@@ -134,7 +134,7 @@ def summary(store: CheckpointStore, described: Described) -> dict[str, Any]:
     """
     newest = store.newest()
     if newest is None:
-        return {"checkpoints": []}
+        return {"schema": SCHEMA, "checkpoints": []}
     values, history, started_at = newest.values, newest.values.history, newest.name.attempt_start
     return {
         "schema": SCHEMA,
@@ -165,6 +165,17 @@ def summary(store: CheckpointStore, described: Described) -> dict[str, Any]:
         "updated": newest.created,
         "checkpoints": _described(store, described),
     }
+
+
+def write_summary(store: CheckpointStore, described: Described | None = None) -> None:
+    """Write `summary.json`: after a commit, and after a person has tagged or removed a checkpoint.
+
+    Args:
+        store: The run's checkpoints.
+        described: As for `summary`; None = none are known.
+    """
+    document = summary(store, {} if described is None else described)
+    store.storage.write(SUMMARY, json.dumps(document, indent=1).encode())
 
 
 def _best_file(names: Sequence[CheckpointName], best: Validation | None) -> str | None:

@@ -8,7 +8,7 @@ from indextts_job.checkpoint.manifest import MANIFESTS, OBJECTS, SHARED, is_obje
 from indextts_job.checkpoint.retention import CheckpointName
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.errors import DataError
-from indextts_job.storage.run_storage import StoredFile
+from indextts_job.storage.run_storage import PROBES, StoredFile
 
 FURTHER_FOLDERS = ("attempts", "hardware")
 """Other folders of a run in which killed writers may leave temporary files."""
@@ -61,7 +61,7 @@ def size_of(store: CheckpointStore, name: CheckpointName) -> int:
     return sum(sizes.get(key, 0) for key in own)
 
 
-FOLDERS_OF_RUN = (MANIFESTS, OBJECTS, SHARED, "events", "samples", "data", "hardware", "speaking", "attempts")
+FOLDERS_OF_RUN = (MANIFESTS, OBJECTS, SHARED, "events", "samples", "data", "hardware", "speaking", PROBES, "attempts")
 """Folders of a run, in the order in which they are removed: a kill in between leaves no manifest that lies, and the
 numbers of the attempts go last."""
 FILES_OF_RUN = ("summary.json", "checkpoint_log.json")
@@ -136,6 +136,10 @@ def collect_orphans(store: CheckpointStore) -> int:
     """
     for folder in ("", MANIFESTS, OBJECTS, SHARED, *FURTHER_FOLDERS):
         store.storage.remove_temporary(folder, SAFE_AGE_S)
+    # Of attempts that ended while they found out whether the store refuses to create a key twice.
+    for file, info in _files(store, PROBES):
+        if info.age_s > SAFE_AGE_S:
+            store.storage.delete(f"{PROBES}/{file}")
     # Objects are listed before manifests: an object that a save adds in between is not in the list, and a manifest that
     # a save adds in between protects its objects.
     stored = {

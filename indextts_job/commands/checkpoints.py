@@ -212,6 +212,7 @@ def _delete(given: argparse.Namespace) -> int:
 
 
 def _keep(given: argparse.Namespace) -> int:
+    from indextts_job.checkpoint.describe import write_summary
     from indextts_job.checkpoint.manifest import file_name
     from indextts_job.resume.points import locate
 
@@ -219,4 +220,5 @@ def _keep(given: argparse.Namespace) -> int:
     if name is None:
         raise errors.ConfigError(f"{given.checkpoint} is a run. Give the .json of one of its checkpoints.")
     print(f"kept as {file_name(store.keep(name))}")  # noqa: T201
+    write_summary(store)
     return errors.EXIT_OK

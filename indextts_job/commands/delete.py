@@ -34,6 +34,7 @@ def act(given: argparse.Namespace) -> int:
 
 def _delete_checkpoint(given: argparse.Namespace, store: "CheckpointStore", name: "CheckpointName") -> int:
     from indextts_job.checkpoint import retention
+    from indextts_job.checkpoint.describe import write_summary
     from indextts_job.checkpoint.removal import delete, size_of
     from indextts_job.report.console import human_bytes
 
@@ -43,6 +44,7 @@ def _delete_checkpoint(given: argparse.Namespace, store: "CheckpointStore", name
     then = f"the run goes on from step {left[0].step}" if left else "the run has no other: it would begin anew"
     _ask(given, f"{what}; then {then}")
     delete(store, [name])
+    write_summary(store)
     terminal.say(f"deleted {given.name}")
     return errors.EXIT_OK
 

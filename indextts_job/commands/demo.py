@@ -30,6 +30,13 @@ def add(commands: Commands) -> None:
 
 
 def _demo(given: argparse.Namespace) -> int:
+    from indextts_job.demo.stage import ended_by_sigterm
+
+    with ended_by_sigterm():
+        return _run(given)
+
+
+def _run(given: argparse.Namespace) -> int:
     from indextts_job.demo import forgetting, interruptions, preparation, speaking
     from indextts_job.model.versions import VERSIONS
 

@@ -1,10 +1,12 @@
 """What all demos need: a folder of their own, headings, and processes whose output is shown."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +36,54 @@ def demand_own_folder(folder: Path) -> None:
     """Make an empty folder of it: remove an earlier demo, refuse anything else."""
     # Only a folder that a demo has marked as its own may be emptied.
     mark = folder / ".indextts-job-demo"
-    if folder.exists() and any(folder.iterdir()):
-        if not mark.exists():
-            raise ConfigError(f"{folder} is not empty and not an earlier demo. Give another one: --folder PATH.")
-        # In reverse order the content of a folder comes before the folder.
-        for path in sorted(folder.rglob("*"), reverse=True):
-            if path.is_dir():
-                path.rmdir()
-            else:
-                path.unlink()
     try:
+        if folder.exists() and any(folder.iterdir()):
+            if not mark.exists():
+                raise ConfigError(f"{folder} is not empty and not an earlier demo. Give another one: --folder PATH.")
+            _empty(folder)
         folder.mkdir(parents=True, exist_ok=True)
         mark.touch()
     except OSError as error:
+        # Not empty again: a process of an earlier demo is still writing there.
         raise ConfigError(f"--folder {folder}: {error.strerror}. Give another one.") from error
 
 
+def _empty(folder: Path) -> None:
+    # In reverse order the content of a folder comes before the folder.
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
+
+
 def shown(console: Console, arguments: Sequence[str]) -> int:
-    """Run a program and show its output line by line, set off from the demo's own; returns its exit code."""
+    """Run a program and show its output line by line, set off from the demo's own; returns its exit code.
+
+    Whatever ends the demo meanwhile ends the program too.
+    """
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
-        for line in process.stdout or ():
-            console.print(f"  [dim]|[/] {escape(line.rstrip())}")
+        try:
+            for line in process.stdout or ():
+                console.print(f"  [dim]|[/] {escape(line.rstrip())}")
+        except BaseException:
+            process.terminate()
+            raise
     return process.returncode
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM ends the demo as Ctrl+C does: with its programs. By default they would run on."""
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)  # as shells report it
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def trained(console: Console, folder: Path, document: Mapping[str, Any], module: str = "indextts_job") -> int:

@@ -150,8 +150,7 @@ class Publisher:
     def _write_summary(self) -> None:
         if self._described is None:
             self._described = describe.described_in(self._side_record(describe.SUMMARY))
-        document = describe.summary(self._store, self._described)
-        self._store.storage.write(describe.SUMMARY, json.dumps(document, indent=1).encode())
+        describe.write_summary(self._store, self._described)
 
     def _append_to_log(self, manifest: CheckpointManifest) -> None:
         """Write the log again with one more entry: object stores cannot append, and a write is all or nothing."""

@@ -21,11 +21,8 @@ from indextts_job.storage.errors import patiently
 from indextts_job.storage.local_storage import LocalStorage
 from indextts_job.storage.reader import RemoteReader
 from indextts_job.storage.remote_files import Bytes
-from indextts_job.storage.run_storage import RunStorage, StoredFile, safe_key
+from indextts_job.storage.run_storage import PROBES, RunStorage, StoredFile, safe_key
 from indextts_job.waiting import pause
-
-PROBES = "probes"
-"""Folder of short-lived keys that are created to find out what a store can do."""
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -9,6 +9,8 @@ from indextts_job.errors import DataError
 from indextts_job.hashing import Buffer
 from indextts_job.storage.remote_files import Bytes
 
+PROBES = "probes"
+"""Folder of short-lived keys that are created to find out what a store can do."""
 _KEY = re.compile(r"(?!\.\.?/)(?:[^/\\\x00-\x1f]+/)*[^/\\\x00-\x1f]*")
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from indextts_job.cli import main
 from indextts_job.commands import status
+from indextts_job.demo.stage import demand_own_folder
 from indextts_job.demo.world import World
 from indextts_job.errors import DataError
 from indextts_job.model.base_checkpoint import load_base_checkpoint
@@ -25,6 +26,7 @@ from indextts_job.storage.remote_storage import open_storage
 from indextts_job.training.engine import to_device
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, events, newest, state_of, store_of
+from tests.support.waiting import is_gone, wait_until
 from tests.support.warm_parent import REPOSITORY
 
 
@@ -380,6 +382,32 @@ def test_the_demo_proves_itself(tmp_path: Path) -> None:
     (precious / "thesis.txt").write_text("years of work")
     assert main(["demo", "--folder", str(precious)]) == 78
     assert (precious / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_demo_that_is_stopped_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    process = start("demo", "--folder", str(tmp_path / "demo"))
+    wait_for(tmp_path / "demo/undisturbed/samples/attempt-0001.jsonl", process)
+    trainer = json.loads((tmp_path / "demo/undisturbed/attempts/0001.json").read_bytes())["pid"]
+    process.send_signal(number)  # to it alone, as `kill` does; Ctrl+C goes to the whole group
+    process.communicate(timeout=60)
+    assert process.returncode == (143 if number == signal.SIGTERM else 130)
+    wait_until(lambda: is_gone(trainer), "the trainer is gone")
+    # What it left is an earlier demo's, so the next one may take the folder.
+    demand_own_folder(tmp_path / "demo")
+
+
+def test_a_folder_that_a_demo_cannot_have_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    demand_own_folder(tmp_path / "demo")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/mine").write_text("mine")
+    (tmp_path / "demo/link").symlink_to(tmp_path / "elsewhere")
+    demand_own_folder(tmp_path / "demo")
+    assert (tmp_path / "elsewhere/mine").exists()
+    assert not (tmp_path / "demo/link").is_symlink()
+    assert main(["demo", "--folder", str(tmp_path / "file")]) == 78
+    assert "Give another one" in capsys.readouterr().err
 
 
 def test_version_and_help() -> None:

@@ -1,10 +1,13 @@
 """`checkpoints delete`: what it removes, what it leaves, and when it refuses."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from indextts_job.checkpoint.describe import SCHEMA
 from indextts_job.checkpoint.manifest import file_name
 from indextts_job.cli import main
 from indextts_job.demo.world import World
@@ -44,6 +47,27 @@ def test_one_checkpoint_goes_with_what_no_other_needs(run: Path, capsys: pytest.
     assert set((run / "objects").iterdir()) < before
     for name in store_of(run).names():
         store_of(run).verify(store_of(run).manifest(name))
+
+
+def test_the_summary_names_what_is_there(run: Path) -> None:
+    def summary() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((run / "summary.json").read_text())
+        assert {row["name"] for row in found.get("checkpoints", [])} == {
+            path.name for path in (run / "checkpoints").iterdir()
+        }
+        return found
+
+    assert summary()["best_checkpoint"] == manifest_of(run, 8).name
+    assert main(["checkpoints", "keep", str(manifest_of(run, 8))]) == EXIT_OK
+    assert summary()["best_checkpoint"] == manifest_of(run, 8).name
+    assert "keep" in manifest_of(run, 8).name
+    assert main(["checkpoints", "delete", str(manifest_of(run, 8)), "--yes"]) == EXIT_OK
+    found = summary()
+    assert (found["step"], found["complete"]) == (6, False)
+    assert found["best_checkpoint"] == manifest_of(run, found["best_validation"]["step"]).name
+    for path in sorted((run / "checkpoints").iterdir()):
+        assert main(["checkpoints", "delete", str(path), "--yes"]) == EXIT_OK
+    assert summary() == {"schema": SCHEMA, "checkpoints": []}
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y", EXIT_OK), ("n", EXIT_CONFIG), ("", EXIT_CONFIG)])

@@ -8,7 +8,7 @@ import pytest
 
 from indextts_job import programs
 from indextts_job.programs import Ended, run_program
-from tests.support.waiting import wait_until
+from tests.support.waiting import is_gone, wait_until
 
 
 def run(source: str, limit_s: float = 60.0, **keys: object) -> Ended:
@@ -46,15 +46,8 @@ def test_its_children_end_with_it(tmp_path: Path) -> None:
     )
     ended = run(source, stopped=(tmp_path / "pid").exists)
     assert (ended.code, ended.why) == (None, "the training stops")
-    status = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
-
-    def is_gone() -> bool:
-        try:
-            return status.read_text().rpartition(")")[2].split()[0] in {"Z", "X"}
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-
-    wait_until(is_gone, "the child of a program that was ended is gone")
+    child_pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: is_gone(child_pid), "the child of a program that was ended is gone")
 
 
 def test_a_child_that_holds_the_output_does_not_hold_the_training(tmp_path: Path) -> None:

@@ -570,9 +570,12 @@ def test_an_orphan_goes_when_it_is_older_than_any_save(tmp_path: Path) -> None:
     store = CheckpointStore(storage)
     manifest = store.manifest(save(store, 1))
     store.write(drafts([{"model/lost": torch.ones(3)}, {"model/lost too": torch.ones(4)}]))
+    storage.write("probes/of-an-attempt-that-was-killed", b"first")
     assert collect_orphans(store) == 0
+    assert storage.list("probes")
     storage.age_s += 1
     assert collect_orphans(store) == 2
+    assert not storage.list("probes")
     store.verify(manifest)
     assert objects_in(storage) == set(manifest.objects)
     folders = ("", "checkpoints", "objects", "shared", "attempts", "hardware")
