@@ -3,10 +3,11 @@
 An estimate for every other card, and one from above: slower memory, fewer utterances in a micro-batch and activations
 that are computed again lower the share. The log of a run has the true rate after a few steps.
 
-    python -m bench.costs [--hours 20] [--epochs 10] [--mfu 0.36]
+    python -m bench.costs [--hours 20] [--epochs 10] [--mfu 0.37]
 """
 
 import argparse
+import math
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from bench.workload import FULL, utterances
 from indextts_job.hardware.peak import TENSOR_TFLOPS
 from indextts_job.model.flops import training_flops
 
-MFU = 0.36
+MFU = 0.37
 """Of one H200, 64 utterances a step, not compiled (docs/gpus.md)."""
 CARDS = ("T4", "L4", "RTX 4090", "A100", "L40S", "H100")
 CLIPS = 10_000
@@ -39,12 +40,20 @@ def rows(hours: float, epochs: float, mfu: float) -> list[str]:
     return found
 
 
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text}, expected a number above 0")
+    return value
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hours", type=float, default=20, help="hours of speech")
-    parser.add_argument("--epochs", type=float, default=10)
-    parser.add_argument("--mfu", type=float, default=MFU, help="share of the peak")
+    parser.add_argument("--hours", type=positive, default=20, help="hours of speech")
+    parser.add_argument("--epochs", type=positive, default=10)
+    parser.add_argument("--mfu", type=positive, default=MFU, help="share of the peak")
     given = parser.parse_args()
     print(f"| card | utterances/s | {given.hours:g} h of speech, {given.epochs:g} epochs |")
     print("| --- | --- | --- |")

@@ -54,6 +54,7 @@ ENTRIES: dict[str, tuple[tuple[str, ...], ...]] = {
     "no-run-here-it-holds-no-attempts": (("no run here; it holds no attempts and no checkpoints",),),
     "the-next-pod-starts": (("the next pod starts ",),),
     "does-not-answer-pod": ((" does not answer. Pod ",),),
+    "the-training-loss-has-been-more": (("the training loss has been more than",),),
 }
 """Anchors of the page, and the messages that each explains: a message has all the words of one tuple. The page is the
 source; `make goldens` writes this table."""

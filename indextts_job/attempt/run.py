@@ -25,7 +25,15 @@ from indextts_job.config import RunConfig, recorded_config
 from indextts_job.data.loader import Prefetcher, step_batches
 from indextts_job.data.packing import Cut
 from indextts_job.data.remembered import WrittenLater
-from indextts_job.errors import EXIT_OK, EXIT_SOFTWARE, EXIT_STOPPED, ConfigError, DataError, UnavailableError
+from indextts_job.errors import (
+    EXIT_OK,
+    EXIT_SOFTWARE,
+    EXIT_STOPPED,
+    AccessRefusedError,
+    ConfigError,
+    DataError,
+    UnavailableError,
+)
 from indextts_job.hardware.facts import read_facts
 from indextts_job.hardware.peak import peak_flops
 from indextts_job.legacy.discovery import is_old_checkpoint
@@ -350,4 +358,6 @@ def _demand_writable(run: str) -> None:
     if not existing.is_dir():
         raise ConfigError(f"run: {existing} is a file, expected a folder for the run. Choose another (--output-dir).")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"run: {existing} is not writable. Choose another folder (--output-dir) or its permissions.")
+        raise AccessRefusedError(
+            f"run: {existing} is not writable. Choose another folder (--output-dir) or its permissions."
+        )

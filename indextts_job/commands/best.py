@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Row = tuple[Any, ...]
 """A row of a table about validations; the step comes first."""
+_NUMBERS = ("total", "target mel_loss", "agreement")
+"""Columns that hold numbers, written out."""
 
 
 def tagged(source: str, names: "Sequence[CheckpointName]", tag: str) -> "CheckpointName":
@@ -129,7 +131,9 @@ def act(given: argparse.Namespace) -> int:
     if given.json:
         document = {
             "best": path,
-            "validations": [dict(zip(columns, row, strict=True)) for row in rows],
+            "validations": [
+                {column: _value(column, cell) for column, cell in zip(columns, row, strict=True)} for row in rows
+            ],
             "limits_broken": {step: failures for step, *_ in rows if (failures := spoken.failures(step))},
         }
         print(json.dumps(document, indent=1))  # noqa: T201
@@ -140,6 +144,13 @@ def act(given: argparse.Namespace) -> int:
             terminal.say(reason)
     print(path)  # noqa: T201
     return errors.EXIT_OK
+
+
+def _value(column: str, cell: Any) -> Any:  # noqa: ANN401  # of a row
+    """A cell of the table for programs: a number is one, and the mark of the best one is true or false."""
+    if column == "best":
+        return bool(cell)
+    return float(cell) if column in _NUMBERS and cell else cell
 
 
 def _reasons(newest: "CheckpointManifest", best: int) -> "Iterator[str]":

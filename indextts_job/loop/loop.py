@@ -115,7 +115,6 @@ class TrainingLoop:
         self._pace = settings.pace
         self._time = Timekeeper(clock)
         self._stop_announced = False
-        self._spikes = SpikeWatch()
         self._speaker = Speaker(settings.speaking, settings.guard, work, emit, clock)
         self._saves = Checkpointing(
             settings.checkpointing,
@@ -138,6 +137,7 @@ class TrainingLoop:
                 it came from another run or trainer.
         """
         self._saves.resumed(state, saved_tags)
+        self._spikes = SpikeWatch(state.history.last_line.total if state.history.last_line else None)
         outcome = self._run(state)
         self._emit(self._time.spent(state.step))
         return outcome

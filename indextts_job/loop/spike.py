@@ -13,8 +13,14 @@ USUAL = 10
 class SpikeWatch:
     """Looks at the losses of one attempt's lines. Only tells: what a run does never depends on the attempt."""
 
-    def __init__(self) -> None:
-        self._usual: deque[float] = deque(maxlen=USUAL)
+    def __init__(self, before: float | None = None) -> None:
+        """Without a line of this attempt.
+
+        Args:
+            before: Loss of the last line before a resume: a rise may begin right there. None in a fresh run.
+        """
+        known = () if before is None else (before,) * (USUAL // 2)
+        self._usual: deque[float] = deque(known, maxlen=USUAL)
         self._high: list[float] = []
 
     def after(self, loss: float) -> str:

@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from indextts_job.checkpoint.values import AdapterRecord, CheckpointValues
-from indextts_job.errors import ConfigError, UnavailableError
+from indextts_job.errors import AccessRefusedError, ConfigError, IndexTTSJobError, UnavailableError
 from indextts_job.model.base_checkpoint import BASE_PIECES, LANGUAGES, NEW_PIECES_AT, demand_fit
 from indextts_job.model.config import GPTConfig, carried_shapes, gpt_config, trained_shapes
 from indextts_job.model.languages import language_of
@@ -111,9 +111,7 @@ def write_export(
             with contextlib.suppress(OSError):  # the folder may be a file
                 path.unlink(missing_ok=True)
         if isinstance(error, OSError | RuntimeError):  # torch reports a full disk as RuntimeError
-            raise UnavailableError(
-                f"{folder}: the export failed ({error}). Free space or choose another folder."
-            ) from error
+            raise _failed(folder, error) from error
         raise
     return paths
 
@@ -141,10 +139,14 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
         for path, content in zip(paths, contents.values(), strict=True):
             path.write_bytes(content)
     except OSError as error:
-        raise UnavailableError(
-            f"{folder}: the export failed ({error}). Free space or choose another folder."
-        ) from error
+        raise _failed(folder, error) from error
     return paths
+
+
+def _failed(folder: Path, error: Exception) -> IndexTTSJobError:
+    if isinstance(error, PermissionError):  # a retry does not help
+        return AccessRefusedError(f"{folder}: the export was refused ({error}). Choose another --output-dir.")
+    return UnavailableError(f"{folder}: the export failed ({error}). Free space or choose another folder.")
 
 
 def _demand_free(folder: Path, paths: Sequence[Path]) -> None:

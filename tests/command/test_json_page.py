@@ -75,6 +75,25 @@ def test_the_status_has_the_documented_keys(run: Path, capsys: pytest.CaptureFix
     assert set(status["spent_seconds"]) == set(re.findall(r"`([\w -]+)`", spent)) - {"spent_seconds"}
 
 
+def test_the_other_commands_have_the_documented_keys(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*arguments: str) -> Any:
+        capsys.readouterr()
+        assert main([*arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    def row(command: str) -> set[str]:
+        line = next(line for line in PAGE.splitlines() if line.startswith(f"| `{command}"))
+        return set(re.findall(r"`(\w+)`", line.partition(" | ")[2]))
+
+    checkpoints = next(line for line in PAGE.splitlines() if line.startswith("| `checkpoints`"))
+    assert set(printed("checkpoints", "list", str(run))[0]) <= set(re.findall(r"`(\w+)`", checkpoints))
+    best = printed("checkpoints", "best", str(run))
+    assert set(best) == row("checkpoints best")
+    assert [type(one["total"]) for one in best["validations"]] == [float]
+    assert [one["best"] for one in best["validations"]] == [True]
+    assert set(printed("doctor", "checkpoint", str(run))[0]) == row("doctor") - {"ok", "warning", "error"}
+
+
 def test_the_lines_of_python_of_the_format_page_work(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = (DOCS / "checkpoint-format.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -22,6 +22,14 @@ def test_a_loss_that_stays_high_is_told_once(losses: list[float], told_at: list[
     assert [line for line, loss in enumerate(losses) if watch.after(loss)] == told_at
 
 
+def test_a_rise_that_begins_at_a_restart_is_told() -> None:
+    assert [line for line, loss in enumerate([3.5, 3.4, 3.6, 3.5]) if SpikeWatch().after(loss)] == []
+    watch = SpikeWatch(1.8)
+    assert [line for line, loss in enumerate([3.5, 3.4, 3.6, 3.5]) if watch.after(loss)] == [2]
+    calm = SpikeWatch(1.8)
+    assert not any(calm.after(loss) for loss in CALM)
+
+
 def test_it_says_from_where_to_where() -> None:
     watch = SpikeWatch()
     told = [watch.after(loss) for loss in (*CALM, 3.5, 3.4, 3.6)][-1]
