@@ -53,7 +53,9 @@ def configuration(settings: Sequence[str], flag_keys: Mapping[str, object]) -> C
     paths, overrides = config.split_settings(settings, os.path.exists)
     # Two files would need a rule which one wins; overrides already have one.
     if len(paths) > 1:
-        raise errors.ConfigError(f"{len(paths)} configuration files given ({', '.join(paths)}), expected one.")
+        raise errors.ConfigError(
+            f"{len(paths)} configuration files given ({', '.join(paths)}), expected one. Settings are key=value."
+        )
     dotted = dict(overrides)
     layers = [("command line flags", flag_keys), ("command line", dotted)]
     given = {**flag_keys, **dotted}

@@ -308,6 +308,8 @@ def read_input(url: str, what: str, key: str, limit_bytes: int = LARGEST_FILE_BY
     try:
         return read_bytes(url, limit_bytes)
     except FileNotFoundError:
+        if is_local(url) and local_path(url).is_dir():
+            raise ConfigError(f"{what}: {redacted(url)} is a folder (from {key}), expected a file.") from None
         raise ConfigError(
             f"{what} not found: {redacted(url)} (from {key}, seen from {Path.cwd()}). Give an existing path or URL."
         ) from None
