@@ -262,7 +262,7 @@ def test_a_bad_manifest_is_explained(
         (["second.yaml"], ["2 configuration files"]),
         (["run=gopher://x/y"], ["gopher"]),
         (["a.b"], ["2 configuration files", "Settings are key=value"]),
-        (["inputs.model_config=/tmp"], ["/tmp is a folder", "expected a file"]),
+        (["inputs.model_config=/usr"], ["/usr is a folder", "expected a file"]),
         (["data/lang=am/run.yaml"], ["2 configuration files"]),
         (["run="], ["run is None", "a text"]),
         (["run=''"], ["run is empty"]),
