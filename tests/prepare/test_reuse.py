@@ -185,3 +185,6 @@ def test_a_plan_opens_nothing(
     assert said.count("is not there") == 2
     assert bucket.taken() == []
     assert not (tmp_path / "out").exists()
+    # Settings may stand anywhere among the flags.
+    assert run(settings, "--plan", "unit=2") == 0
+    assert "7 units of 2, " in capsys.readouterr().out

@@ -226,6 +226,7 @@ def test_a_folder_without_a_single_file_of_a_unit_is_a_wrong_folder(clip: str) -
     assert f"the first is {name}. Check audio.folder" in str(found.value)
     # One that is there shows that the folder is right, and what was refused was not made from any file.
     assert reasons(*moved, (clip, taken("c", place="/before/clip.wav"))) == ["lies elsewhere now"]
+    assert reasons(moved[0], (clip, refused("c", place=clip, audio_version="5 7"))) == []
     assert reasons(*[(url, refused(url, place=f"/before/{url}")) for url in gone]) == []
     # Where it lies is as before: the files were removed after the unit was made.
     assert reasons(*[(url, taken(url, place=place_of(url))) for url in gone]) == []
