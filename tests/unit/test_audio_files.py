@@ -129,8 +129,8 @@ def test_a_place_is_without_links_and_without_secrets(tmp_path: Path, monkeypatc
     (tmp_path / "disk").mkdir()
     (tmp_path / "share").symlink_to("disk")
     assert place_of(f"{tmp_path}/share/a.wav") == place_of(f"file://{tmp_path}/disk/a.wav") == f"{tmp_path}/disk/a.wav"
-    monkeypatch.chdir(tmp_path)
-    assert place_of("a.wav") == f"{tmp_path}/a.wav"
+    monkeypatch.chdir(tmp_path.parent)
+    assert place_of(f"{tmp_path.name}/a.wav") == f"{tmp_path}/a.wav"
     assert place_of("/a.wav") == "/a.wav"
     assert place_of(f"https://host/x/a.wav?{SIGNED}") == "https://host/x/a.wav"
     assert place_of("https://user:word@host/a.wav") == "https://***@host/a.wav"
