@@ -206,21 +206,24 @@ def test_a_reference_that_does_not_fit_into_the_limit_is_not_missed_for_its_stop
 
 
 def test_a_stop_while_the_figures_are_computed_leaves_none(model: UnifiedVoice) -> None:
-    def asked_until(turn: int) -> tuple[Outcome | None, int]:
+    one_language = replace(script(), lines=tuple(replace(line, language="am") for line in script().lines))
+
+    def asked_until(turn: int, given: Script) -> tuple[Outcome | None, int]:
         asked: list[int] = []
 
         def interrupted(done: int) -> bool:
             asked.append(done)
             return len(asked) == turn
 
-        check = SpeakingCheck(script(), SpeakingConfig(mode="greedy"), SCALE, seed=11)
+        check = SpeakingCheck(given, SpeakingConfig(mode="greedy"), SCALE, seed=11)
         with torch.no_grad():
             return check(model, in_float64, SingleProcess(), 7, interrupted), len(asked)
 
-    whole, turns = asked_until(0)
+    whole, turns = asked_until(0, script())
     assert whole is not None
+    assert turns == asked_until(0, one_language)[1] + 1, "asked before the figures of each language"
     # Of each of the two languages and of the whole.
-    assert [asked_until(turn) for turn in (turns - 2, turns - 1, turns)] == [
+    assert [asked_until(turn, script()) for turn in (turns - 2, turns - 1, turns)] == [
         (None, turns - 2),
         (None, turns - 1),
         (None, turns),
