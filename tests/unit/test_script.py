@@ -148,6 +148,19 @@ def test_a_free_text_counts_for_the_label_that_is_called_so(world: World) -> Non
     assert label("fr") == "fr", "a language of the release that no record has"
 
 
+def test_a_free_text_in_a_borrowed_slot_counts_for_the_language_that_borrows_it(world: World) -> None:
+    unlabelled = [
+        {key: value for key, value in record.items() if key != "target_language"}
+        for record in records(world.validation_manifest)
+    ]
+    path = manifest(world, "borrowed.jsonl", *unlabelled)
+    source = source_of(world, [Path(f"{path}::gez:am")])
+    *_, line = script(source, texts=(FreeText(text="ሰላም", language="am"),)).lines
+    assert (line.language, line.utterance.sample.language_row) == ("gez:am", row_of("am"))
+    with pytest.raises(ConfigError, match="inference knows no language 'gez'"):
+        script(source, texts=(FreeText(text="ሰላም", language="gez"),))
+
+
 def test_texts_that_inference_would_cut_are_spoken_by_their_stored_ids(world: World) -> None:
     many = changed(world, "many.jsonl", {"target_text": "ሰላም " * 60}, stop=1)
     source = source_of(world, [many])
