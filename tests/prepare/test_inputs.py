@@ -171,6 +171,14 @@ def test_settings_of_w2v_bert_that_cannot_be_used_are_named_beside_the_published
     refuse(voices, w2v_bert(voices, tmp_path / "w2v", **changes), message)
 
 
+def test_settings_that_are_ours_or_the_published_ones_are_not_blamed(voices: Voices, tmp_path: Path) -> None:
+    given = w2v_bert(voices, tmp_path / "w2v", hidden_act="none", add_adapter=True, layer_norm_eps=1e-5)
+    with pytest.raises(DataError) as found:
+        load_semantic(str(given["w2v_bert"]), str(given["statistics"]), 1, torch.device("cpu"))
+    blamed = [line.split()[0] for line in str(found.value).splitlines() if ", in the release " in line]
+    assert blamed == ["intermediate_size", "hidden_act"]  # the former is that of the small model of these tests
+
+
 def fingerprint_of(voices: Voices, folder: Path, **changes: object) -> str:
     config = voices.config("out", encoders=w2v_bert(voices, folder, **changes)).encoders
     return load_semantic(config.w2v_bert, config.statistics, 1, torch.device("cpu")).fingerprints["w2v_bert"]
