@@ -182,13 +182,14 @@ def test_claims_keep_workers_apart_until_they_are_old(tmp_path: Path, skew_s: fl
 def test_a_name_that_a_living_process_has_is_not_shared(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
 
-    def claimed_by(pid: int, node: str = platform.node()) -> str:
+    def claimed_by(pid: int, node: str = platform.node(), name: str = "a") -> str:
         record = AttemptRecord(node=node, pid=pid, pid_namespace=pid_namespace(), launched="2200-01-01T00:00:00+00:00")
-        storage.write("claims/00003-a", json.dumps(record.to_json()).encode())
+        storage.write(f"claims/00003-{name}", json.dumps(record.to_json()).encode())
         claims = Claims(storage, "a")
         claims.keep_apart()
         return claims.worker
 
+    assert claimed_by(os.getppid(), name="b") == "a"
     assert claimed_by(os.getppid()) == f"a-{os.getpid()}"
     assert claimed_by(os.getppid(), "elsewhere") == "a"
     assert claimed_by(2**22 - 1) == "a"  # nobody has this number
