@@ -175,7 +175,8 @@ def test_groups_are_those_of_the_script_however_many_ranks_share_them(model: Uni
             sizes.add(batch.num_samples)
             return in_float64(batch)
 
-        outcome(model, group, place=counting, count=2 * TOGETHER + 3)
+        found = outcome(model, group, place=counting, count=2 * TOGETHER + 3)
+        assert [one.key for one in found.heard] == [line.key for line in script(2 * TOGETHER + 3).lines]
         return sizes
 
     assert sizes_on(SingleProcess()) == {TOGETHER, 3}
