@@ -122,6 +122,19 @@ def test_what_cannot_be_spoken_is_one_message(
     assert not output.exists() or message == "did not speak", "said before gigabytes are written"
 
 
+def test_a_version_that_is_not_called_with_a_language_takes_any(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(tmp_path / "world", replace(TINY, archives=False))
+    run = tmp_path / "run"
+    assert attempt(config_for(world, run, schedule__max_steps=5)).code == EXIT_OK
+    (tmp_path / "release").mkdir()
+    arguments = ["--last", "--text", "ሰላም", "--prompt", __file__, "--release", str(tmp_path / "release")]
+    assert main(["speak", str(run), *arguments, "--output-dir", str(tmp_path / "out")]) == EXIT_CONFIG
+    told = capsys.readouterr().err
+    assert "the published package did not speak (indextts.infer_v2 by" in told
+
+
 def test_each_recording_that_is_there_is_named_before_anything_is_written(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
