@@ -114,7 +114,38 @@ def test_audio_is_spoken_by_the_package_with_the_export_and_the_release(
     ],
 )
 def test_what_cannot_be_spoken_is_one_message(
-    run: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["speak", str(run), "--last", *arguments]) == EXIT_CONFIG
+    output = tmp_path / "out"
+    assert main(["speak", str(run), "--last", "--output-dir", str(output), *arguments]) == EXIT_CONFIG
     assert message in capsys.readouterr().err
+    assert not output.exists() or message == "did not speak", "said before gigabytes are written"
+
+
+def test_a_version_that_is_not_called_with_a_language_takes_any(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(tmp_path / "world", replace(TINY, archives=False))
+    run = tmp_path / "run"
+    assert attempt(config_for(world, run, schedule__max_steps=5)).code == EXIT_OK
+    (tmp_path / "release").mkdir()
+    arguments = ["--last", "--text", "ሰላም", "--prompt", __file__, "--release", str(tmp_path / "release")]
+    assert main(["speak", str(run), *arguments, "--output-dir", str(tmp_path / "out")]) == EXIT_CONFIG
+    told = capsys.readouterr().err
+    assert "the published package did not speak (indextts.infer_v2 by" in told
+
+
+def test_each_recording_that_is_there_is_named_before_anything_is_written(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = newest(run).name.step
+    there = [tmp_path / f"step-{step:08d}-{number}.wav" for number in (0, 2)]
+    for path in there:
+        path.write_text("somebody's work")
+    # Inference takes names of languages in any case.
+    arguments = ["--last", "--language", "AM", "--prompt", __file__, "--release", str(tmp_path)]
+    texts = ["--text", "ሰላም", "--text", "ቡና", "--text", "ሻይ"]
+    assert main(["speak", str(run), *arguments, *texts, "--output-dir", str(tmp_path)]) == EXIT_CONFIG
+    assert f"{there[0]}, {there[1]} would be overwritten" in " ".join(capsys.readouterr().err.split())
+    assert sorted(tmp_path.iterdir()) == there
+    assert {path.read_text() for path in there} == {"somebody's work"}

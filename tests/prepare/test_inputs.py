@@ -8,16 +8,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import safetensors.torch
 import torch
 
+from indextts_job.cli import main
 from indextts_job.commands.prepare import WORKER_VARIABLES, worker_of
 from indextts_job.errors import EXIT_CONFIG, EXIT_OK, ConfigError, DataError
+from indextts_job.model.fingerprint import fingerprint
+from indextts_job.preemption.deadline import StopRequest
+from indextts_job.preemption.exit_guard import BEFORE_DEADLINE_S, ExitGuard
+from indextts_job.preemption.signals import StopSignals
 from indextts_job.prepare.config import prepare_config
 from indextts_job.prepare.encoders.encoders import load_encoders
+from indextts_job.prepare.encoders.semantic import load_semantic
+from indextts_job.prepare.preparation import Preparation, write_preparation
 from indextts_job.prepare.run import read_work_list
+from indextts_job.storage.remote_storage import open_storage
 from tests.prepare.conftest import Run
+from tests.support.faulty_filesystem import FaultyFileSystem, fresh_run
 from tests.support.voices import Voices
 
 
@@ -63,6 +73,8 @@ def record(**changes: object) -> str:
         ([""], "no records"),
         ([record(split="tets")], "split is 'tets', expected train or val"),
         ([record(speaker="")], "1 utterances have no speaker"),
+        ([record(duration=-1)], "voices.jsonl:1: duration is -1, expected a positive number of seconds, or no"),
+        ([record(duration="long")], "voices.jsonl:1: duration is 'long', expected a positive number"),
     ],
 )
 def test_a_wrong_manifest_is_refused_by_line(
@@ -122,6 +134,72 @@ def refuse(voices: Voices, encoders: dict[str, object], message: str) -> None:
     with pytest.raises((DataError, ConfigError)) as found:
         load_encoders(config.encoders, config.model.base_checkpoint, read_work_list(config).model, "cpu")
     assert message in str(found.value)
+
+
+def w2v_bert(voices: Voices, folder: Path, **changes: object) -> dict[str, object]:
+    """The encoders with some settings of w2v-BERT changed, and the tensors as they are."""
+    there = Path(voices.config("out").encoders.w2v_bert)
+    folder.mkdir()
+    (folder / "model.safetensors").symlink_to(there / "model.safetensors")
+    document = {**json.loads((there / "config.json").read_text(encoding="utf-8")), **changes}
+    (folder / "config.json").write_text(json.dumps(document), encoding="utf-8")
+    encoders: dict[str, object] = voices.settings("out")["encoders"]
+    return encoders | {"w2v_bert": str(folder)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"num_hidden_layers": "2"},
+            "no configuration of w2v-BERT (num_hidden_layers is '2', expected a whole number)",
+        ),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True, expected a whole number"),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers is 2.5, expected a whole number"),
+        ({"num_attention_heads": 7}, "num_attention_heads is 7, in the release 16"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0, in the release 16"),
+        ({"hidden_act": "none"}, "hidden_act is 'none', in the release 'swish'"),
+        ({"conv_depthwise_kernel_size": 4}, "conv_depthwise_kernel_size is 4, in the release 31"),
+        ({"layer_norm_eps": "small"}, "layer_norm_eps is 'small', in the release 1e-05"),
+        ({"hidden_size": 512}, "hidden_size is 512, the conditioning encoders read 1024"),
+    ],
+    ids=str,
+)
+def test_settings_of_w2v_bert_that_cannot_be_used_are_named_beside_the_published_ones(
+    voices: Voices, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    refuse(voices, w2v_bert(voices, tmp_path / "w2v", **changes), message)
+
+
+def test_settings_that_are_ours_or_the_published_ones_are_not_blamed(voices: Voices, tmp_path: Path) -> None:
+    given = w2v_bert(voices, tmp_path / "w2v", hidden_act="none", add_adapter=True, layer_norm_eps=1e-5)
+    with pytest.raises(DataError) as found:
+        load_semantic(str(given["w2v_bert"]), str(given["statistics"]), 1, torch.device("cpu"))
+    blamed = [line.split()[0] for line in str(found.value).splitlines() if ", in the release " in line]
+    assert blamed == ["intermediate_size", "hidden_act"]  # the former is that of the small model of these tests
+
+
+def fingerprint_of(voices: Voices, folder: Path, **changes: object) -> str:
+    config = voices.config("out", encoders=w2v_bert(voices, folder, **changes)).encoders
+    return load_semantic(config.w2v_bert, config.statistics, 1, torch.device("cpu")).fingerprints["w2v_bert"]
+
+
+def test_settings_that_change_hidden_states_make_another_encoder(voices: Voices, tmp_path: Path) -> None:
+    """The names and shapes of all tensors stay, so only the settings tell that units have to be made again."""
+    tensors = safetensors.torch.load_file(Path(voices.config("out").encoders.w2v_bert) / "model.safetensors")
+    used = {name: tensor for name, tensor in tensors.items() if not name.startswith(("encoder.layers.1.", "masked_"))}
+    published = fingerprint_of(voices, tmp_path / "published")
+    assert published == fingerprint(used), "as in releases that did not look at the settings"
+    # Ours whatever a file says, or of no effect.
+    others = {"add_adapter": True, "mask_time_prob": 0.5, "num_hidden_layers": 2, "torch_dtype": "float16"}
+    assert fingerprint_of(voices, tmp_path / "others", **others) == published
+    changes: list[dict[str, object]] = [
+        {"layer_norm_eps": 1e-3},
+        {"hidden_act": "gelu"},
+        {"left_max_position_embeddings": 63, "right_max_position_embeddings": 9},
+    ]
+    found = {fingerprint_of(voices, tmp_path / str(number), **change) for number, change in enumerate(changes)}
+    assert len(found | {published}) == 4
 
 
 class Evil:
@@ -184,8 +262,6 @@ def test_a_job_that_has_asked_for_a_gpu_does_not_compute_on_a_cpu(
 def test_status_says_where_a_preparation_stands(
     voices: Voices, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from indextts_job.cli import main
-
     assert run(voices.settings(tmp_path / "out")) == 0
     next((tmp_path / "out/units").iterdir()).unlink()
     capsys.readouterr()
@@ -195,6 +271,66 @@ def test_status_says_where_a_preparation_stands(
     assert found["seconds_left"] > 0
     assert main(["status", str(tmp_path / "out")]) == 0
     assert "3 of 4 finished" in capsys.readouterr().out
+
+
+def test_status_of_a_preparation_has_no_page(
+    voices: Voices, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_preparation(
+        open_storage(str(tmp_path / "out")),
+        Preparation(utterances=1, units=("00000-0",), encoders={}, files={}, program="p"),
+    )
+    assert main(["status", str(tmp_path / "out"), "--html", str(tmp_path / "page.html")]) == EXIT_CONFIG
+    assert "a preparation has none. Leave it out." in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
+    assert main(["status", str(tmp_path / "out")]) == EXIT_OK
+
+
+def test_the_encoders_files_may_be_named_from_another_folder(
+    voices: Voices, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same files under a path that is relative to where the command is given are the same files."""
+    folder = voices.encoders.folder
+    settings = voices.settings(tmp_path / "out")
+    relative = {
+        key: str(Path(value).relative_to(folder)) if isinstance(value, str) else value
+        for key, value in settings["encoders"].items()
+    }
+    monkeypatch.chdir(folder)
+    assert run({**settings, "encoders": relative}) == EXIT_OK
+    monkeypatch.chdir(tmp_path)
+    assert run(settings, "--assemble") == EXIT_OK
+    assert run({**settings, "encoders": relative}, "--assemble") == EXIT_CONFIG, "there are none of that name here"
+    # As earlier releases recorded them.
+    path = tmp_path / "out/preparation.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["files"] |= {key: str(value) for key, value in relative.items()}
+    path.write_text(json.dumps(document), encoding="utf-8")
+    monkeypatch.chdir(folder)
+    assert run(settings, "--assemble") == EXIT_OK
+
+
+def test_a_batch_in_work_has_the_time_up_to_the_deadline(
+    voices: Voices, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch may take longer than the guard leaves a command that has nothing to end."""
+    guard = ExitGuard(StopSignals())
+    request = StopRequest("SIGTERM", 0.0, 120.0)
+    before_s, bounds_s = guard.bound_s(request), []
+    url = fresh_run()
+    for path in sorted((voices.folder / "audio").iterdir()):
+        fsspec.filesystem("memory").pipe_file(f"{url}/audio/{path.name}", path.read_bytes())
+
+    def looked(_verb: str, _path: str) -> None:
+        bounds_s.append(guard.bound_s(request))
+
+    monkeypatch.setattr(FaultyFileSystem, "fault", staticmethod(looked))
+    config = tmp_path / "prepare.yaml"
+    config.write_text(json.dumps(voices.settings(tmp_path / "out", audio={"folder": url})), encoding="utf-8")
+    assert main(["prepare", str(config)], StopSignals(), guard) == EXIT_OK
+    assert bounds_s
+    assert set(bounds_s) == {120.0 - BEFORE_DEADLINE_S}
+    assert guard.bound_s(request) == before_s < 60
 
 
 @pytest.mark.parametrize(

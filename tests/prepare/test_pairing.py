@@ -63,6 +63,17 @@ def test_new_speakers_change_nobodys_pairs(given: list[Candidate], more: list[Ca
     assert {name: after[name] for name in before} == before
 
 
+def test_a_text_that_is_read_out_alike_is_no_other_text() -> None:
+    """Another form of the same characters, capitals and spaces are not heard: such a prompt would hold the answer."""
+    texts = ("Él canta  ya", "él canta ya", " E\u0301L CANTA\tYA", "Straße", "STRASSE", "el canta ya")
+    given = [Candidate(0, str(number), "one", "es", text, str(number), 3.0) for number, text in enumerate(texts)]
+    found = {target.id: {prompt.id for prompt in prompts} for target, prompts in pair(given, PairsConfig(per_target=9))}
+    alike = [{"0", "1", "2"}, {"3", "4"}, {"5"}]
+    for group in alike:
+        for name in group:
+            assert found[name] == {"0", "1", "2", "3", "4", "5"} - group
+
+
 def crowd(speakers: int, each: int, languages: tuple[str, ...] = ("am",)) -> list[Candidate]:
     return [
         Candidate(0, f"{speaker}-{number}", str(speaker), languages[number % len(languages)], f"t{number}",

@@ -57,6 +57,13 @@ def test_an_impossible_rate_is_refused() -> None:
     assert "at 10000000 Hz" in refusal(bytes(content))
 
 
+def test_a_file_that_says_it_is_too_long_is_refused_before_it_is_decoded() -> None:
+    """A compressed file of some megabytes may hold gigabytes of samples."""
+    content = bytearray(encoded(CLEAN, "FLAC"))
+    content[22:26] = (3600 * RATE).to_bytes(4, "big")  # the low digits of the number of samples in STREAMINFO
+    assert refusal(bytes(content)) == "lasts 3600.00 s, expected 1 to 30 s"
+
+
 @pytest.mark.parametrize(
     ("kind", "subtype"),
     [("WAV", None), ("WAV", "FLOAT"), ("FLAC", None), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)],

@@ -170,14 +170,21 @@ def test_what_is_damaged_is_made_again(voices: Voices, bucket: Bucket, run: Run,
 def test_a_plan_opens_nothing(
     voices: Voices, bucket: Bucket, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = settings_of(
-        voices, bucket, tmp_path / "out", encoders={"w2v_bert": "a", "statistics": "b", "codec": "c"}
-    )
+    files = {"w2v_bert": "a/", "statistics": "b", "codec": str(voices.manifest)}
+    settings = settings_of(voices, bucket, tmp_path / "out", encoders=files)
+    settings["audio"] |= {"min_seconds": 2.2, "max_seconds": 2.5}
     assert run(settings, "--plan", "--workers", "4") == 0
     said = capsys.readouterr().out
     assert "14 utterances (am 14), " in said
     assert "4 units of 4, " in said
     assert "1 units for each of 4 workers: many will wait at the end" in said
     assert "3 speakers with 4 to 5 utterances" in said
+    assert "5 records last less than 2.2 or more than 2.5 s, and will be refused" in said
+    assert "encoders.w2v_bert: a/model.safetensors is not there" in said
+    assert "encoders.statistics: b is not there" in said
+    assert said.count("is not there") == 2
     assert bucket.taken() == []
     assert not (tmp_path / "out").exists()
+    # Settings may stand anywhere among the flags.
+    assert run(settings, "--plan", "unit=2") == 0
+    assert "7 units of 2, " in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Two finishers of one unit, storage that is away, and claims."""
 
 import errno
+import itertools
 import json
 import os
 import platform
@@ -181,13 +182,14 @@ def test_claims_keep_workers_apart_until_they_are_old(tmp_path: Path, skew_s: fl
 def test_a_name_that_a_living_process_has_is_not_shared(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
 
-    def claimed_by(pid: int, node: str = platform.node()) -> str:
+    def claimed_by(pid: int, node: str = platform.node(), name: str = "a") -> str:
         record = AttemptRecord(node=node, pid=pid, pid_namespace=pid_namespace(), launched="2200-01-01T00:00:00+00:00")
-        storage.write("claims/00003-a", json.dumps(record.to_json()).encode())
+        storage.write(f"claims/00003-{name}", json.dumps(record.to_json()).encode())
         claims = Claims(storage, "a")
         claims.keep_apart()
         return claims.worker
 
+    assert claimed_by(os.getppid(), name="b") == "a"
     assert claimed_by(os.getppid()) == f"a-{os.getpid()}"
     assert claimed_by(os.getppid(), "elsewhere") == "a"
     assert claimed_by(2**22 - 1) == "a"  # nobody has this number
@@ -209,6 +211,63 @@ def test_a_claim_from_the_future_holds_a_unit_no_longer_than_others(tmp_path: Pa
     assert mine.holders([Numbered(0)]) == "other on unit 0"
     clock[0] += LEAST_AGE_S + 1
     assert mine.take([Numbered(0)]) == 0
+
+
+def test_a_worker_that_writes_its_claim_again_lives_whatever_its_clock_says(tmp_path: Path) -> None:
+    storage = Clocked(open_storage(str(tmp_path)))
+    ahead, mine = claims_of(storage, "ahead"), claims_of(storage, "mine")
+    assert ahead.take([Numbered(0)]) == 0
+
+    def from_the_future() -> None:
+        storage.written["00000-ahead"] = storage.now_s + 86400
+
+    from_the_future()
+    assert mine.take([Numbered(0)]) is None
+    for _ in range(4):
+        storage.now_s += LEAST_AGE_S - 1
+        ahead.renew()
+        from_the_future()
+        assert mine.take([Numbered(0)]) is None
+    storage.now_s += LEAST_AGE_S + 1
+    assert mine.take([Numbered(0)]) == 0
+
+
+def test_a_claim_from_the_future_does_not_make_others_old(tmp_path: Path) -> None:
+    storage = Clocked(open_storage(str(tmp_path)))
+    storage.skew_s = 500.0
+    one, two, mine = (claims_of(storage, name) for name in ("one", "two", "mine"))
+    assert one.take([Numbered(0)]) == 0
+    assert two.take([Numbered(1)]) == 1
+    storage.written["00001-two"] = storage.now_s + 86400
+    assert mine.take([Numbered(0)]) is None
+
+
+def test_those_who_are_waited_for_are_named_and_many_are_counted(tmp_path: Path) -> None:
+    storage = Clocked(open_storage(str(tmp_path)))
+    units = [Numbered(number) for number in range(5)]
+    for unit in units:
+        assert claims_of(storage, f"w{unit.number}").take([unit]) == unit.number
+    mine = claims_of(storage, "mine")
+    assert mine.holders(units) == "w0 on unit 0, w1 on unit 1, w2 on unit 2 and 2 more"
+    assert mine.holders(units[:3]) == "w0 on unit 0, w1 on unit 1, w2 on unit 2"
+
+
+def test_a_worker_without_work_says_once_whom_it_waits_for(
+    voices: Voices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("indextts_job.prepare.worker.LOOK_S", 0.0)
+    config = voices.config(tmp_path / "out", unit=14)
+    work = read_work_list(config)
+    storage = open_storage(str(tmp_path / "out"))
+    assert Claims(storage, "other").take([Numbered(0)]) == 0
+    asked = itertools.count()
+
+    def stop() -> StopRequest | None:
+        return StopRequest("SIGTERM", 0.0, 30.0) if next(asked) > 9 else None
+
+    with pytest.raises(StoppedError):
+        prepare(config, work, "a", stop, lambda _done, _all: None)
+    assert caplog.messages == ["waiting for other on unit 0."]
 
 
 def test_claims_of_long_units_are_kept_for_three_unit_times(tmp_path: Path) -> None:

@@ -19,13 +19,18 @@ def finished(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_a_missed_goal_stops_the_run_committed_and_not_to_be_retried(world: World, tmp_path: Path) -> None:
+def test_a_missed_goal_stops_the_run_committed_and_not_to_be_retried(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     goal = {"validation__stop_unless": ["text_loss < 0.001 by 10"]}
     ended = attempt(config_for(world, run, **goal))
     assert ended.code == 79
     assert "the goal text_loss < 0.001 by step 10 is missed" in ended.error
     assert newest(run).name.step == 10
+    capsys.readouterr()
+    assert main(["status", str(run)]) == 0
+    assert "the goal text_loss < 0.001 by step 10 is missed" in " ".join(capsys.readouterr().out.split())
     # Started again it says so again, and trains nothing.
     assert attempt(config_for(world, run, **goal)).code == 79
     assert newest(run).name.step == 10

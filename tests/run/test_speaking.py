@@ -16,7 +16,7 @@ import yaml
 from indextts_job.checkpoint import retention
 from indextts_job.cli import main
 from indextts_job.demo.world import World, make_world
-from indextts_job.errors import EXIT_CONFIG, EXIT_OK, EXIT_STOPPED
+from indextts_job.errors import EXIT_CONFIG, EXIT_OK, EXIT_STOPPED, DeviceMemoryError
 from indextts_job.model.versions import V2_5
 from tests.support.archived import records, write_records
 from tests.support.attempts import Attempted, attempt
@@ -181,6 +181,71 @@ def test_the_check_may_be_switched_on_and_off_within_a_run(world: World, tmp_pat
     assert [one.step for one in history.speaking.results] == [10]
     keys = {"speaking__mode": "off", "schedule__max_steps": 15, "resume__accept": ["schedule.max_steps"]}
     assert train(world, tmp_path / "run", keys).code == EXIT_OK
+
+
+NO_LIMITS: dict[str, object] = {
+    **{f"speaking__limits__{name}": 1.0 for name in ("no_stop", "early_stop", "loops", "silence", "special")},
+    **{"speaking__limits__distinct": 0.0, "speaking__limits__prefix_same": 1.0},
+    **{"speaking__limits__length_ratio_least": 0.0, "speaking__limits__length_ratio_most": 1000.0},
+}
+
+
+def test_a_best_one_that_was_never_heard_stays_and_all_that_is_told(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    more: dict[str, object] = {"schedule__max_steps": 20, "speaking__limits__length_ratio_least": 1000.0}
+
+    def explained() -> str:
+        capsys.readouterr()
+        assert main(["checkpoints", "best", str(run), "--explain"]) == EXIT_OK
+        return " ".join(capsys.readouterr().out.split())
+
+    assert train(world, run, {**more, "speaking__mode": "off"}, stop_at=6).code == EXIT_STOPPED
+    assert "never heard" not in explained()
+    done = train(world, run, {**more, "validation__early_stopping_patience": 1})
+    assert done.code == EXIT_OK, done.error
+    reason = "step 10 has a lower loss"
+    (notice,) = (event for event in events(run, "Notice") if event["topic"] == "early stop")
+    assert notice["message"].startswith(f"1 validations in a row without improvement; {reason}")
+    assert "speaks badly: am: length_ratio" in notice["message"]
+    told = explained()
+    assert reason in told
+    assert "step 5, the best one, was never heard: speaking.mode was off at its validation" in told
+    assert "would be the best one" not in told
+    # Other limits do not choose it anew, so the advice is to know that.
+    assert train(world, run, {**more, **NO_LIMITS}, stop_at=12).code == EXIT_STOPPED
+    told = explained()
+    assert f"{reason}" in told
+    assert "was passed over by the settings of its time" in told
+    assert "by the present settings step 10 would be the best one" in told
+    assert "step 5 stays until a validation beats it" in told
+
+
+def test_too_little_memory_to_speak_loses_no_step(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def attended(query: Any, *given: Any, **named: Any) -> Any:
+        if query.shape[-2] == 1:  # one row for each utterance: only speaking has that
+            raise torch.OutOfMemoryError
+        return attention(query, *given, **named)
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attended)
+    done = train(world, run)
+    assert done.code == DeviceMemoryError.exit_code
+    assert "out of memory while the model speaks a single record" in done.error
+    assert "speaking.mode=off goes on without this check" in done.error
+    assert newest(run).name.step == 5
+    monkeypatch.undo()
+    # The next attempt validates there again, and decides as one that had the memory.
+    assert train(world, run).code == EXIT_OK
+    history = newest(run).values.history
+    assert history.speaking is not None
+    assert [one.step for one in history.speaking.results] == [5, 10]
+    assert [one.step for one in history.validations] == [5, 10]
 
 
 @pytest.mark.parametrize(

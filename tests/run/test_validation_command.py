@@ -11,7 +11,7 @@ import yaml
 from indextts_job.attempt.validation_command import figures_of
 from indextts_job.commands.settings import configuration
 from indextts_job.demo.world import World
-from indextts_job.errors import EXIT_OK, ConfigError
+from indextts_job.errors import EXIT_OK, EXIT_RULE, EXIT_STOPPED, ConfigError
 from tests.support.attempts import Attempted, attempt
 from tests.support.runs import config_for, curve, events, newest, state_of
 
@@ -25,7 +25,7 @@ print(json.dumps({"step": step, "bytes": (folder / "gpt.pth").stat().st_size, "w
 
 def train(world: World, run: Path, *command: str, **keys: object) -> Attempted:
     given = {"validation__command": list(command), "validation__interval_steps": 6, "schedule__max_steps": 6, **keys}
-    return attempt(config_for(world, run, checkpoint__interval_steps=0, **given))
+    return attempt(config_for(world, run, **{"checkpoint__interval_steps": 0, **given}))
 
 
 def test_it_gets_an_export_and_its_figures_become_curves(world: World, tmp_path: Path) -> None:
@@ -59,6 +59,26 @@ def test_its_end_is_a_warning_and_training_has_the_same_bits(
     assert not events(tmp_path / "run", "Figures")
     assert train(world, tmp_path / "plain").code == EXIT_OK
     assert state_of(newest(tmp_path / "run")) == state_of(newest(tmp_path / "plain"))
+
+
+HANGS = (sys.executable, "-c", "import signal; signal.pause()")
+
+
+def test_a_stop_ends_it(world: World, tmp_path: Path) -> None:
+    config = {"validation__interval_steps": 6, "validation__command": list(HANGS), "validation__command_seconds": 40.0}
+    done = attempt(config_for(world, tmp_path / "run", schedule__max_steps=12, **config), stop_at=7)
+    assert done.code == EXIT_STOPPED
+    assert "was ended: the training stops" in done.output
+
+
+def test_an_error_of_the_training_ends_it(world: World, tmp_path: Path) -> None:
+    goal = {"validation__stop_unless": ["text_loss < 0.001 by 12"], "validation__command_seconds": 40.0}
+    done = train(world, tmp_path / "run", *HANGS, schedule__max_steps=18, checkpoint__interval_steps=6, **goal)
+    assert done.code == EXIT_RULE
+    assert "was ended: the training stops" in done.output
+    # Told before the end of the attempt is, so it is in the journal.
+    (told,) = (event for event in events(tmp_path / "run", "Notice") if "training stops" in event["message"])
+    assert told["warning"]
 
 
 def test_a_program_that_is_not_there_is_a_warning(world: World, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from indextts_job.checkpoint.manifest import file_name
 from indextts_job.checkpoint.retention import FINAL
 from indextts_job.cli import main
 from indextts_job.demo.world import World
+from indextts_job.storage.remote_storage import open_storage
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, newest, state_of, store_of
 from tests.support.warm_parent import Interruption, WarmParent
@@ -42,6 +43,14 @@ def test_a_run_stops_goes_on_and_ends_with_the_same_bits(world: World, run: str,
     store_of(run).verify(last)
     assert main(["checkpoints", "list", run, "--verify"]) == 0
     assert main(["export", run, "--output-dir", str(tmp_path / "export")]) == 0
+
+
+def test_where_no_upload_is_unfinished_there_is_nothing_to_remove(run: str) -> None:
+    """Some stores answer that there is no such upload, as if one had been asked for."""
+    storage = open_storage(run)
+    storage.write("objects/a", b"1")
+    storage.remove_temporary("objects", older_than_s=-10)
+    assert storage.list("objects").keys() == {"a"}
 
 
 DAMAGES = ("removed", "emptied", "cut", "flipped", "null", "list")

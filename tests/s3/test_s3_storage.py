@@ -152,6 +152,21 @@ def test_unfinished_uploads_are_aborted_when_old(s3_run: str) -> None:
     assert not dangling()
 
 
+def test_a_listing_tells_versions_of_one_size_apart(s3_run: str) -> None:
+    """Audio that was replaced is read again, whatever the resolution of a store's time stamps is."""
+    storage = open_storage(s3_run)
+    assert files.versions(f"{s3_run}/audio") == {}
+    for name in ("a.wav", "b.wav", "below/c.wav"):
+        storage.write(f"audio/{name}", b"12345")
+    before = files.versions(f"{s3_run}/audio")
+    assert before.keys() == {"a.wav", "b.wav"}
+    assert all(version.startswith("5 ") for version in before.values())
+    storage.write("audio/a.wav", b"54321")
+    after = files.versions(f"{s3_run}/audio")
+    assert after["a.wav"] != before["a.wav"]
+    assert after["b.wav"] == before["b.wav"]
+
+
 def test_refused_credentials_are_not_retried(s3_run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     storage = open_storage(s3_run)

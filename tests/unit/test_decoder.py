@@ -1,5 +1,7 @@
 """The decoder speaks the codes that the releases' own generation speaks, with its positions and its penalty."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -133,6 +135,32 @@ def test_the_penalty_divides_what_is_positive_and_multiplies_what_is_not() -> No
 
 def test_of_equal_scores_the_lowest_code_is_taken() -> None:
     assert highest(torch.tensor([[0.0, 3.0, 3.0, 1.0], [5.0, 5.0, 5.0, 5.0]])).tolist() == [1, 0]
+
+
+def test_a_score_that_is_no_number_is_below_all_others_and_a_code_is_taken_in_every_case() -> None:
+    nan, infinite = torch.nan, torch.inf
+    assert highest(torch.tensor([[nan, 1.0, nan, 2.0], [nan, 1.0, 2.0, 1.0]])).tolist() == [3, 2]
+    assert highest(torch.tensor([[nan] * 4, [-infinite] * 4, [nan, -infinite, infinite, nan]])).tolist() == [0, 0, 2]
+
+
+@torch.no_grad()
+def test_a_code_that_is_never_spoken_adds_nothing_to_the_entropy() -> None:
+    model = lively(SMALL_2_5)
+    model.mel_head.bias[5] = -torch.inf
+    for one in spoken(model, utterances(random_samples(3, 1, SMALL_2_5), 10)):
+        assert 5 not in one.codes
+        assert 0 < one.entropy < math.log(34)
+
+
+@torch.no_grad()
+def test_what_comes_after_the_end_of_an_utterance_is_not_in_its_entropy() -> None:
+    """It is computed beside the others of its group until they end, and its scores may be anything then."""
+    model, samples = golden_model(SMALL_2_5).eval(), [golden_sample(5, 9, 0, SMALL_2_5)] * 2
+    model.mel_pos_embedding.emb.weight[12] = torch.nan
+    short, long = spoken(model, [Utterance(sample=samples[0], limit=3), Utterance(sample=samples[1], limit=20)])
+    alone = spoken(model, [Utterance(sample=samples[0], limit=3)])[0]
+    assert short.entropy == pytest.approx(alone.entropy)
+    assert math.isnan(long.entropy)
 
 
 def shares(scores: Tensor, sampling: Sampling, count: int = 4000) -> list[float]:

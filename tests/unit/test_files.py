@@ -1,6 +1,7 @@
 """Files from outside: regular ones of a fitting size are read, everything else is one message and no wait."""
 
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,16 @@ def sparse(folder: Path) -> str:
     return str(folder / "sparse")
 
 
+def unix_socket(folder: Path) -> str:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / "socket"))
+    return str(folder / "socket")
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (unix_socket, "is a socket or a device, expected a regular file"),
         (pipe, "is a pipe, expected a regular file"),
         (lambda _folder: "/dev/zero", "is a device, expected a regular file"),
         (lambda _folder: "/dev/null", "is a device"),

@@ -7,8 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from indextts_job.checkpoint.history import GuardHistory, History, LanguageLoss, LanguageResult, Losses
+from indextts_job.checkpoint.history import (
+    GuardHistory,
+    History,
+    LanguageLoss,
+    LanguageResult,
+    Losses,
+    SpeakingHistory,
+    SpeakingResult,
+    Speech,
+)
 from indextts_job.errors import ConfigError
+from indextts_job.speaking.config import SpeakingConfig
+from indextts_job.speaking.rule import SpeakingRule
 from indextts_job.training.guard import (
     GuardConfig,
     SampleSums,
@@ -237,6 +248,92 @@ def test_the_history_keeps_the_best_one_and_explains_it() -> None:
     # By settings that allow more it would have been the best one.
     (why,) = passed_over(found, found.best.step, replace(CONFIG, bound=1.0))
     assert "was passed over by the settings of its time, and the best one stays until a better one comes" in why
+
+
+ON = SpeakingConfig(mode="greedy")
+
+
+def heard(*no_stops: int, agreements: Sequence[float] = (), rank: str = "loss") -> SpeakingRule:
+    """What was spoken at the steps 10, 20, …: records without a stop, of 32."""
+    results = []
+    for number, no_stop in enumerate(no_stops):
+        speech = replace(SPEECH, no_stop=no_stop, agreement=agreements[number] if agreements else None)
+        results.append(SpeakingResult(step=10 * number + 10, whole=speech, languages=(speech,)))
+    config = replace(ON, rank=rank)  # type: ignore[arg-type]
+    return SpeakingRule(SpeakingHistory(records="x", results=tuple(results)), config, ("en",))
+
+
+SPEECH = Speech(
+    language="am", records=32, no_stop=0, early_stop=0, loops=0, silence=0, special=0, length_ratio=1.0, length_p5=0.9,
+    length_p95=1.1, longest_run_s=0.2, distinct=1.0, prefix_same=0.1, entropy=2.0,
+)  # fmt: skip
+OF_ITS_TIME = "was passed over by the settings of its time, and the best one stays until a better one comes"
+UNMEASURED = LanguageResult(step=20, languages=(LanguageLoss(language="am", samples=100, text_loss=1.0, mel_loss=3.0),))
+
+
+@pytest.mark.parametrize(
+    ("best", "other", "spoken", "reason"),
+    [
+        (result(10, 4.0, 0.01), result(20, 3.0, 0.2), heard(), "is outside guard.bound: en +0.2000"),
+        (result(10, 4.0, 0.01), UNMEASURED, heard(), "is outside guard.bound: a kept language was not measured"),
+        (result(10, 4.0, 0.01), result(20, 3.0, 0.01), heard(0, 32), "speaks badly: am: no_stop 32 of 32"),
+        (
+            result(10, 4.0, 0.01),
+            result(20, 3.0, 0.2),
+            heard(0, 32),
+            "is outside guard.bound: en +0.2000; speaks badly: am: no_stop 32 of 32",
+        ),
+        (
+            result(10, 4.0, 0.07),
+            result(20, 3.0, 0.2),
+            heard(),
+            "a kept language has risen more: +0.2000 against +0.0700 nats per code",
+        ),
+        (
+            result(10, 4.0, 0.01),
+            result(20, 3.999, 0.02),
+            heard(),
+            "a kept language has risen more: +0.0200 against +0.0100 nats per code",
+        ),
+        (
+            result(10, 4.0, 0.01),
+            result(20, 3.0, 0.01),
+            heard(0, 0, agreements=(0.4, 0.3), rank="agreement"),
+            "agrees less with the references: 0.300 against 0.400",
+        ),
+        (result(10, 4.0, 0.01), result(20, 3.0, 0.01), heard(), OF_ITS_TIME),
+    ],
+    ids=[
+        "outside the bound",
+        "not measured",
+        "speaks badly",
+        "outside, and speaks badly",
+        "both outside: the larger rise",
+        "a tie: the larger rise",
+        "agrees less",
+        "nothing against it",
+    ],
+)
+def test_why_a_lower_loss_beside_a_guard_is_not_the_best(
+    best: LanguageResult, other: LanguageResult, spoken: SpeakingRule, reason: str
+) -> None:
+    equal = replace(best, step=30)
+    found = History(guard=replace(baseline({"en": sums([2.0])}, CONFIG), results=(best, other, equal)))
+    (text,) = passed_over(found, 10, CONFIG, spoken)
+    loss = 3.999 if "0.0200" in reason else 3.0
+    assert text.startswith(f"step 20 has a lower loss ({loss:.4f}) but {reason}")
+    assert passed_over(found, 40, CONFIG, spoken) == [], "of a step that was not measured"
+
+
+def test_without_kept_languages_the_whole_loss_counts() -> None:
+    guard = replace(baseline({"en": sums([2.0])}, CONFIG), results=(result(10, 4.0, 0.01), result(20, 3.0, 0.2)))
+    found = History(guard=guard)
+    for step, total in ((10, 2.0), (20, 1.5)):
+        found = found.after_validation(step, replace(LOSSES, total=total), improved=step == 10)
+    (text,) = passed_over(found, 10, replace(CONFIG, keep=()), heard(0, 32))
+    assert text.startswith("step 20 has a lower loss (1.5000) but speaks badly")
+    (text,) = passed_over(replace(found, guard=None), 10, CONFIG, heard(0, 32))
+    assert text.startswith("step 20 has a lower loss (1.5000) but speaks badly")
 
 
 def test_sums_are_means_over_targets() -> None:

@@ -263,3 +263,15 @@ def test_a_missing_kubernetes_client_is_named_with_what_to_install() -> None:
     config = Path(__file__).parents[2] / "k8s/base/run.yaml"
     rendered = [*command, "submit", "--dry-run", "--image", "i", "--", str(config)]
     assert "kind: Job" in subprocess.run(rendered, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_jobset_is_printed_and_never_submitted(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(Path(__file__).parents[2] / "k8s/base/run.yaml")
+    submit = ["kubernetes", "submit", "--jobset", "--image", "i"]
+    # Said before anything else is looked at.
+    assert main([*submit, "--", "no-such-file.yaml"]) == EXIT_CONFIG
+    told = capsys.readouterr()
+    assert "--jobset prints a manifest: add --dry-run" in told.err
+    assert told.out == ""
+    assert main([*submit, "--dry-run", "--nodes", "2", "--", config]) == 0
+    assert "kind: JobSet\n" in capsys.readouterr().out

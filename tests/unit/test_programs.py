@@ -35,6 +35,27 @@ def test_one_that_prints_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -
     assert (ended.code, ended.why) == (None, "it has printed more than 1 MiB")
 
 
+def test_one_that_is_ended_may_clean_up(tmp_path: Path) -> None:
+    source = (
+        "import pathlib, signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit('cleaned up'))\n"
+        f"pathlib.Path({str(tmp_path / 'up')!r}).touch()\n"
+        "signal.pause()"
+    )
+    ended = run(source, stopped=(tmp_path / "up").exists)
+    assert ended == Ended(None, "cleaned up\n", "the training stops")
+
+
+def test_text_that_has_no_encoding_goes_in_and_out() -> None:
+    ended = run("import sys; sys.stdout.buffer.write(sys.stdin.buffer.read() + bytes([255]))", told="half \ud800")
+    assert ended == Ended(0, "half ?\ufffd")
+
+
+def test_it_has_a_session_of_its_own() -> None:
+    """A Ctrl+C at the terminal is meant for the training."""
+    assert run("import os; print(os.getsid(0) == os.getpid())").output == "True\n"
+
+
 def test_its_children_end_with_it(tmp_path: Path) -> None:
     child = "import signal; signal.signal(15, signal.SIG_IGN); print('up', flush=True); signal.pause()"
     source = (

@@ -58,6 +58,7 @@ def test_a_flag_that_the_trainer_does_not_have_is_not_queued(tmp_path: Path) -> 
         (MINIMAL + "run: a\nrun: b\n", "run stands in line 3 and again in line 4"),
         (MINIMAL + "optimizer: {epsilon: .inf}\n", "optimizer.epsilon is .inf"),
         (MINIMAL + "run: s3://\n", "names no bucket"),
+        (MINIMAL + "speaking: {records: 4097}\n", "speaking.records is 4097"),  # their figures would take minutes
         ("[" * 1000, "levels of nesting"),
     ],
 )

@@ -101,6 +101,98 @@ def test_a_name_that_inference_does_not_know_gets_the_common_row_and_a_prefix_in
     assert [row_when_called(name) for name in ("am", "AM", "xx", "", "common")] == [75, 75, 105, 105, 105]
 
 
+def manifest(world: World, name: str, *of: Record) -> Path:
+    path = world.validation_manifest.with_name(name)
+    write_records(path, list(of))
+    return path
+
+
+def test_targets_that_differ_are_spoken_before_one_target_with_several_prompts(world: World) -> None:
+    first, second, *_ = records(world.validation_manifest)
+    same = [{**first, "id": f"a{number}"} for number in range(3)]
+    # The text or the codes of another record make another target.
+    other_text = {**first, **{key: second[key] for key in ("target_text", "target_text_ids_path", "target_text_len")}}
+    other_codes = {**first, **{key: second[key] for key in ("target_codes_path", "target_code_len")}}
+    others = [{**other_text, "id": "b"}, {**other_codes, "id": "c"}, {**second, "id": "d"}]
+    source = source_of(world, [manifest(world, "prompts.jsonl", *same, *others)])
+
+    def keys(most: int) -> list[str]:
+        return [line.key for line in script(source, records=most).lines]
+
+    assert keys(1) == ["a0"]
+    assert keys(4) == ["a0", "b", "c", "d"]
+    assert keys(5) == ["a0", "a1", "b", "c", "d"], "in the order of ids"
+    assert keys(9) == ["a0", "a1", "a2", "b", "c", "d"]
+
+
+def of_two_languages(world: World) -> Source:
+    found = records(world.validation_manifest)[:3]
+    tokenizer, english = load_tokenizer(str(world.tokenizer)), []
+    for number, record in enumerate(found):
+        ids, path = encode(tokenizer, f"<|en|> {record['target_text']}"), f"text_ids/english_{number}.npy"
+        np.save(world.validation_manifest.parent / path, np.array(ids, np.int32))
+        more = {"target_language": "en", "target_text_ids_path": path, "target_text_len": len(ids)}
+        english.append({**record, "id": f"en_{record['id']}", **more})
+    return source_of(world, [manifest(world, "languages.jsonl", *found, *english)])
+
+
+def test_a_free_text_counts_for_the_label_that_is_called_so(world: World) -> None:
+    source = of_two_languages(world)
+
+    def label(language: str, *names: str) -> str:
+        return script(source, texts=(FreeText(text="ሰላም", language=language),), names=names).lines[-1].language
+
+    assert label("AM") == "am"
+    assert label("EN", "am=En") == "en", "of labels that are called alike, its own"
+    assert label("oromo", "am=Oromo") == "am"
+    assert label("fr") == "fr", "a language of the release that no record has"
+
+
+def test_a_free_text_in_a_borrowed_slot_counts_for_the_language_that_borrows_it(world: World) -> None:
+    unlabelled = [
+        {key: value for key, value in record.items() if key != "target_language"}
+        for record in records(world.validation_manifest)
+    ]
+    path = manifest(world, "borrowed.jsonl", *unlabelled)
+    source = source_of(world, [Path(f"{path}::gez:am")])
+    *_, line = script(source, texts=(FreeText(text="ሰላም", language="am"),)).lines
+    assert (line.language, line.utterance.sample.language_row) == ("gez:am", row_of("am"))
+    with pytest.raises(ConfigError, match="inference knows no language 'gez'"):
+        script(source, texts=(FreeText(text="ሰላም", language="gez"),))
+
+
+def test_texts_that_inference_would_cut_are_spoken_by_their_stored_ids(world: World) -> None:
+    many = changed(world, "many.jsonl", {"target_text": "ሰላም " * 60}, stop=1)
+    source = source_of(world, [many])
+    (line, *_) = script(source, records=1).lines
+    assert script(source, records=1).stored == {
+        "inference would cut the text, which has more than 120 tokens, into segments": 1
+    }
+    assert len(ids_of(line)) < 20
+    # The limit is that of inference, or of a model that takes fewer tokens.
+    longer = replace(source, model=replace(source.model, max_text_tokens=600))
+    assert script(longer, records=1).stored.total() == 1
+    shorter = replace(source_of(world), model=replace(source.model, max_text_tokens=6))
+    assert "inference would cut the text, which has more than 6 tokens, into segments" in script(shorter).stored
+    with pytest.raises(ConfigError, match=r"cannot be spoken as am: inference would cut the text, .* short enough"):
+        script(source, texts=(FreeText(text="ሰላም " * 60, language="am"),))
+
+
+def test_other_voices_are_another_script(world: World) -> None:
+    found = records(world.validation_manifest)[:2]
+
+    def fingerprint(**change: str) -> str:
+        path = manifest(world, "voices.jsonl", {**found[0], **change})
+        return script(source_of(world, [path])).fingerprint
+
+    keys = ("prompt_speaker_path", "target_emo_vec_path", "prompt_emo_vec_path")
+    own = fingerprint()
+    assert fingerprint() == own
+    condition, *emotions = (fingerprint(**{key: found[1][key]}) for key in keys)
+    assert condition != own
+    assert set(emotions) != {own}
+
+
 def test_what_decides_the_speech_is_in_the_fingerprint(world: World) -> None:
     source = source_of(world)
     free = FreeText(text="ሰላም", language="am")
@@ -138,7 +230,7 @@ def test_free_texts_are_spoken_by_a_voice_and_judged_by_the_rate_of_the_source(w
 
 
 def test_records_that_cannot_be_encoded_here_are_spoken_by_their_stored_ids(world: World) -> None:
-    textless = changed(world, "textless.jsonl", {"target_text": ""}, stop=2)
+    textless = changed(world, "textless.jsonl", {"target_text": " \t"}, stop=2)
     found = script(source_of(world, [textless]))
     assert found.stored == {"the text is absent": 2}
     assert "2 by their stored ids (2 as the text is absent): wrong ids do not show there" in found.described()

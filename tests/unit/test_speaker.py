@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from indextts_job.checkpoint.history import History, SpeakingResult, Speech
+from indextts_job.checkpoint.history import History, Losses, SpeakingResult, Speech
 from indextts_job.loop.speaking import Speaker
 from indextts_job.report.events import Event, Notice, Spoke
 from indextts_job.speaking.config import SpeakingConfig
@@ -37,6 +37,9 @@ class Voice:
         self.now_s = 0.0
         self.steps: list[int] = []
         self._seconds, self._speech = seconds, speech
+
+    def says(self, speech: Speech) -> None:
+        self._speech = speech
 
     def clock(self) -> float:
         return self.now_s
@@ -86,6 +89,27 @@ def test_what_is_broken_is_told_by_language() -> None:
     (event,) = (event for event in told if isinstance(event, Spoke))
     assert event.seconds == 1.0
     assert [text.partition(",")[0] for text in event.broken] == ["am: no_stop 32 of 32"]
+    # `report.command` hears of warnings alone.
+    (notice,) = (event for event in told if isinstance(event, Notice))
+    assert (notice.step, notice.topic, notice.warning) == (1, "speaking", True)
+    assert "it is not the best checkpoint while another passes: am: no_stop 32 of 32" in notice.message
+
+
+def test_a_stop_for_lack_of_improvement_tells_which_lower_losses_did_not_count() -> None:
+    voice, told = Voice(1.0), list[Event]()
+    speaker, history = Speaker(ON, GuardConfig(), voice, told.append, voice.clock), History()
+    assert speaker.why_not_better(history) == []
+    for step, (total, speech) in enumerate([(2.0, "bad"), (3.0, "good"), (2.5, "bad"), (4.0, "good")], start=1):
+        voice.says(GOOD if speech == "good" else replace(GOOD, no_stop=32))
+        history = speaker.spoken(history, step, never) or history
+        losses = Losses(text_loss=1.0, mel_loss=total, mel_top1=0.5, total=total)
+        better = speaker.rule(history).improves(history, step, losses)
+        history = history.after_validation(step, losses, improved=better)
+    assert history.best is not None
+    assert history.best.step == 2
+    # The first one came before the best one, so it is none of those that were waited for in vain.
+    (reason,) = speaker.why_not_better(history)
+    assert reason.startswith("step 3 has a lower loss (2.5000) but speaks badly: am: no_stop 32 of 32")
 
 
 def test_nothing_is_spoken_where_the_check_is_off() -> None:

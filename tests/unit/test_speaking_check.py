@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from indextts_job.errors import DataError, DeviceMemoryError
+from indextts_job.errors import MAX_FINDINGS_SHOWN, DataError, DeviceMemoryError
 from indextts_job.model.batch import PackedBatch
 from indextts_job.model.unified_voice import DeviceBatch, UnifiedVoice
 from indextts_job.speaking.check import STEPS_PER_TURN, TOGETHER, Outcome, Ranks, SpeakingCheck
@@ -110,7 +110,7 @@ def test_little_memory_makes_smaller_groups_and_the_same_codes(model: UnifiedVoi
         return in_float64(batch)
 
     found = outcome(model, SingleProcess(), place=short_of_memory)
-    assert sizes[:3] == [9, 4, 2]
+    assert sizes == [9, 4, 2, 2, 2, 2, 1, 2, 2, 2, 2, 1], "what did not fit is not tried again"
     assert [one.codes for one in found.heard] == [one.codes for one in outcome(model, SingleProcess()).heard]
 
 
@@ -143,6 +143,92 @@ def test_scores_that_are_not_finite_are_an_error_on_all_ranks_and_name_their_rec
     messages = on_ranks(2, on)
     assert messages[0] == messages[1]
     assert f"scores are not finite while the model speaks. Records: {broken}." in messages[0]
+
+
+def test_scores_that_are_not_finite_with_the_positions_of_training_alone_are_an_error_too() -> None:
+    voice = small_model(4, config=SMALL_2_5).double().eval()
+    with torch.no_grad():
+        voice.mel_pos_embedding.emb.weight[1] = torch.nan  # inference never uses this position
+    with pytest.raises(DataError, match="scores are not finite"):
+        outcome(voice, SingleProcess())
+
+
+def test_of_many_records_whose_scores_are_not_finite_the_first_are_named(model: UnifiedVoice) -> None:
+    def spoiled(batch: PackedBatch) -> DeviceBatch:
+        placed = in_float64(batch)
+        placed.condition[:] = torch.nan
+        return placed
+
+    with pytest.raises(DataError) as raised:
+        outcome(model, SingleProcess(), place=spoiled, count=MAX_FINDINGS_SHOWN + 1)
+    keys = sorted(line.key for line in script(MAX_FINDINGS_SHOWN + 1).lines)
+    assert f"Records: {', '.join(keys[:-1])} …. Look" in str(raised.value)
+
+
+def test_groups_are_those_of_the_script_however_many_ranks_share_them(model: UnifiedVoice) -> None:
+    """A product may be rounded otherwise in a batch of another shape, and the rounding would decide between codes."""
+
+    def sizes_on(group: Ranks) -> set[int]:
+        sizes = set()
+
+        def counting(batch: PackedBatch) -> DeviceBatch:
+            sizes.add(batch.num_samples)
+            return in_float64(batch)
+
+        found = outcome(model, group, place=counting, count=2 * TOGETHER + 3)
+        assert [one.key for one in found.heard] == [line.key for line in script(2 * TOGETHER + 3).lines]
+        return sizes
+
+    assert sizes_on(SingleProcess()) == {TOGETHER, 3}
+    assert on_ranks(2, sizes_on) == [{TOGETHER, 3}, {TOGETHER}]
+
+
+def test_the_precision_of_training_does_not_decide_between_codes() -> None:
+    """In 16 bit rounding would, and with the codes about the best checkpoint."""
+    voice = small_model(4, config=SMALL_2_5).float().eval()
+
+    def in_float32(batch: PackedBatch) -> DeviceBatch:
+        return to_device(batch, CPU, torch.float32)
+
+    plain = outcome(voice, SingleProcess(), place=in_float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = outcome(voice, SingleProcess(), place=in_float32)
+    assert [(one.codes, one.entropy) for one in mixed.heard] == [(one.codes, one.entropy) for one in plain.heard]
+
+
+def test_a_reference_that_does_not_fit_into_the_limit_is_not_missed_for_its_stop(model: UnifiedVoice) -> None:
+    lines = [replace(line, expected=float(LIMIT - number)) for number, line in enumerate(script(2).lines)]
+    given = Script(lines=tuple(lines), fingerprint="x", stored=Counter())
+    with torch.no_grad():
+        check = SpeakingCheck(given, SpeakingConfig(mode="greedy"), SCALE, seed=11)
+        found = check(model, in_float64, SingleProcess(), 7, lambda _done: False)
+    assert found is not None
+    assert [one.may_stop for one in found.heard] == [False, True]
+
+
+def test_a_stop_while_the_figures_are_computed_leaves_none(model: UnifiedVoice) -> None:
+    one_language = replace(script(), lines=tuple(replace(line, language="am") for line in script().lines))
+
+    def asked_until(turn: int, given: Script) -> tuple[Outcome | None, int]:
+        asked: list[int] = []
+
+        def interrupted(done: int) -> bool:
+            asked.append(done)
+            return len(asked) == turn
+
+        check = SpeakingCheck(given, SpeakingConfig(mode="greedy"), SCALE, seed=11)
+        with torch.no_grad():
+            return check(model, in_float64, SingleProcess(), 7, interrupted), len(asked)
+
+    whole, turns = asked_until(0, script())
+    assert whole is not None
+    assert turns == asked_until(0, one_language)[1] + 1, "asked before the figures of each language"
+    # Of each of the two languages and of the whole.
+    assert [asked_until(turn, script()) for turn in (turns - 2, turns - 1, turns)] == [
+        (None, turns - 2),
+        (None, turns - 1),
+        (None, turns),
+    ]
 
 
 @pytest.mark.parametrize("turns", [1, 2, 4])

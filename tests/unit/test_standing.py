@@ -55,6 +55,17 @@ def test_what_can_have_become_of_it() -> None:
     assert state(heard=(NOW + timedelta(hours=1)).isoformat()).startswith("training")  # clocks of two machines
 
 
+def test_why_it_ended_is_said_in_its_own_words() -> None:
+    failed = row(outcome="failed", exit_code=65, ended=ago(hours=1), message="DataError: 3 bad samples")
+    found = standing([failed], NOW)
+    assert found.lines()[:2] == [
+        ("state", "failed with exit code 65, 1:00:00 ago"),
+        ("why", "DataError: 3 bad samples"),
+    ]
+    assert found.to_json()["message"] == "DataError: 3 bad samples"
+    assert "why" not in dict(standing([failed, row()], NOW).lines()), "it trains again"
+
+
 def test_what_is_lost_shows_from_the_last_attempt_that_knew() -> None:
     rows = [row(train=TRAIN, total_steps=400, last_step=90), row(from_step=80, last_step=80)]
     found = dict(standing(rows, NOW).lines())
