@@ -40,7 +40,10 @@ class Speaker:
         if history.best is None:
             return []
         later = tuple(one for one in history.validations if one.step >= history.best.step)
-        since = replace(history, validations=later)
+        guard = history.guard
+        if guard is not None:
+            guard = replace(guard, results=tuple(one for one in guard.results if one.step >= history.best.step))
+        since = replace(history, validations=later, guard=guard)
         return passed_over(since, history.best.step, self._guard, self.rule(history))
 
     def spoken(self, history: History, step: int, interrupted: Callable[[int], bool]) -> History | None:

@@ -15,14 +15,13 @@ import numpy.typing as npt
 from indextts_job.errors import ConfigError, DataError
 from indextts_job.prepare.frames import SAMPLE_RATE
 from indextts_job.prepare.loudness import levels_of, rms_of
+from indextts_job.prepare.mpeg import with_length
 from indextts_job.prepare.records import Levels
 from indextts_job.prepare.resample import HIGHEST_RATE, resampled
 from indextts_job.storage import files
 
 Samples = npt.NDArray[np.float32]
 LARGEST_FILE_BYTES = 2**31
-ESTIMATE_RATIO, ESTIMATE_S = 1.02, 0.2
-"""Headers of compressed files estimate: one that says more than this over the limit is refused before decoding."""
 NOT_FOUND = "file not found"
 """The reason of a file that is not there."""
 UNKNOWN_SIZE = 0x7FFF0000
@@ -109,11 +108,11 @@ def _decoded(content: bytes, limits: tuple[float, float]) -> tuple[npt.NDArray[n
     """
     library = soundfile_library()
     try:
-        with library.SoundFile(io.BytesIO(content)) as file:
+        with _opened(library, content) as file:
             rate, frames = int(file.samplerate), int(file.frames)
             if not 0 < rate <= HIGHEST_RATE:
                 raise RefusedAudioError(f"{frames} samples at {rate} Hz, expected a clip")
-            if frames > (ESTIMATE_RATIO * limits[1] + ESTIMATE_S) * rate:
+            if frames > limits[1] * rate:
                 _demand_duration(frames / rate, *limits)
             samples = file.read(dtype="float32", always_2d=True)
     except (library.LibsndfileError, RuntimeError) as error:
@@ -124,6 +123,15 @@ def _decoded(content: bytes, limits: tuple[float, float]) -> tuple[npt.NDArray[n
     if len(samples) < frames:
         raise RefusedAudioError(f"decodes to {len(samples)} samples, its header says {frames}")
     return samples, rate
+
+
+def _opened(library: Any, content: bytes) -> Any:  # noqa: ANN401  # the library has no types
+    """The file, with the length that it has."""
+    file = library.SoundFile(io.BytesIO(content))
+    if file.format != "MP3" or (counted := with_length(content)) is content:
+        return file
+    file.close()
+    return library.SoundFile(io.BytesIO(counted))
 
 
 def soundfile_library() -> Any:  # noqa: ANN401  # the library has no types

@@ -56,9 +56,11 @@ class AudioFiles:
         return None if there is None else there.get(name, MISSING)
 
     def is_there(self, url: str) -> bool:
-        """Whether a file is there; asks for it where it cannot be listed."""
+        """Whether a file is there and may be read. A bucket lists objects that it denies."""
         found = self.version(url)
-        return files.exists(url) if found is None else found != MISSING
+        if found is None:
+            return files.exists(url)
+        return found != MISSING and (is_local(url) or files.may_be_read(url))
 
 
 def _listed(folder: str) -> dict[str, str] | None:

@@ -25,12 +25,12 @@ def outdated(units: Iterable[tuple[Unit, UnitRecord]], audio: AudioFiles) -> dic
         audio: The audio files as they are now.
 
     Raises:
-        DataError: All audio of a unit lies elsewhere now, and none of it is there.
+        DataError: All audio lies elsewhere now, and none of it is there.
     """
     found: dict[str, str] = {}
-    for unit, record in units:
-        pairs = list(zip(unit.utterances, record.utterances, strict=True))
-        _demand_some(pairs, audio)
+    every = [(unit, list(zip(unit.utterances, record.utterances, strict=True))) for unit, record in units]
+    _demand_some([pair for _, pairs in every for pair in pairs], audio)
+    for unit, pairs in every:
         reason = next(filter(None, (_reason(utterance, known, audio) for utterance, known in pairs)), "")
         if reason:
             found[unit.name] = reason
@@ -55,9 +55,11 @@ def _differ(version: str | None, recorded: str) -> bool:
 
 
 def _demand_some(pairs: Sequence[tuple[Utterance, UtteranceRecord]], audio: AudioFiles) -> None:
-    """Refuse a wrong folder before what was made of the right one is thrown away."""
-    moved = [one for one, known in pairs if known.audio_sha256 and known.place not in ("", place_of(one.url))]
-    if len(moved) == len(pairs) and all(audio.version(one.url) == MISSING for one in moved):
+    """Refuse a wrong folder: of all that was used, nothing lies where it did, and nothing where it should now."""
+    used = [(one, known) for one, known in pairs if known.audio_sha256]
+    moved = [one for one, known in used if known.place not in ("", place_of(one.url))]
+    # One alone may have been left behind on purpose.
+    if 1 < len(moved) == len(used) and all(audio.version(one.url) == MISSING for one in moved):
         raise nothing_there([one.url for one in moved])
 
 

@@ -120,8 +120,7 @@ class _Read:
     @property
     def missing(self) -> bool:
         """Whether the file was not there, or not readable at that time."""
-        denied = isinstance(self.error, AccessRefusedError) and not self.version
-        return denied or isinstance(self.error, MissingAudioError)
+        return isinstance(self.error, AccessRefusedError | MissingAudioError)
 
 
 def _demand_some(utterances: Sequence[Utterance], found: Sequence[_Read]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 
 from indextts_job.background import begin
-from indextts_job.errors import ConfigError, DataError, UnavailableError
+from indextts_job.errors import AccessRefusedError, ConfigError, DataError, UnavailableError
 from indextts_job.hashing import identity_hash
 from indextts_job.redaction import redacted
 from indextts_job.storage.config import StorageConfig
@@ -95,6 +95,16 @@ def exists(url: str) -> bool:
             return local_path(url).exists()
     filesystem, path = RemoteFileSystem.of(url)
     return patiently(f"looking at {url}", lambda: filesystem.exists(path), READ_PATIENCE_S)
+
+
+def may_be_read(url: str) -> bool:
+    """Whether the first byte of a remote file can be read now."""
+    filesystem, path = RemoteFileSystem.of(url)
+    try:
+        patiently(f"reading {url}", lambda: filesystem.read_range(path, 0, 1), READ_PATIENCE_S)
+    except (FileNotFoundError, AccessRefusedError):
+        return False
+    return True
 
 
 def sizes(folder: str) -> dict[str, int]:

@@ -146,11 +146,31 @@ def test_one_file_that_may_not_be_read_is_refused_and_all_of_them_are_an_error(
     monkeypatch.setattr(FaultyFileSystem, "fault", denied("s2_002"))
     assert run(settings) == 0
     assert refused(tmp_path / "out").keys() == {"u002"}
-    # The listing shows that it is there, so it is not looked for as one that was missing.
+    # The listing shows it. It is asked for, and nothing is made again while it is still denied.
     kept = records(tmp_path / "out")
     assert run(settings) == 0
     assert records(tmp_path / "out") == kept
-    assert not any(known["missing"] for known in utterance_records(tmp_path / "out"))
+    assert [known["id"] for known in utterance_records(tmp_path / "out") if known["missing"]] == ["u002"]
+    # Whoever is granted access later has it without removing anything.
+    monkeypatch.setattr(FaultyFileSystem, "fault", denied("nothing"))
+    assert run(settings) == 0
+    assert refused(tmp_path / "out") == {}
+
+
+def test_a_file_that_was_left_behind_when_the_folder_moved_changes_nothing(
+    mine: Voices, run: Run, tmp_path: Path
+) -> None:
+    """It was a unit by itself; the arrays that were made of it are as good as before."""
+    count = len(list((mine.folder / "audio").iterdir()))
+    settings = {"unit": count - 1}
+    assert run(mine.settings(tmp_path / "out", **settings)) == 0
+    before = indexes(tmp_path / "out")
+    shutil.copytree(mine.folder / "audio", tmp_path / "elsewhere/audio")
+    last = json.loads((mine.folder / "voices.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    (tmp_path / "elsewhere" / last["audio"]).unlink()
+    assert run(mine.settings(tmp_path / "out", audio__folder=str(tmp_path / "elsewhere"), **settings)) == 0
+    assert refused(tmp_path / "out") == {}
+    assert indexes(tmp_path / "out") == before
 
 
 def utterance_records(output: Path) -> list[dict[str, Any]]:

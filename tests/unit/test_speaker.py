@@ -5,7 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from indextts_job.checkpoint.history import History, Losses, SpeakingResult, Speech
+from indextts_job.checkpoint.history import (
+    Baseline,
+    GuardHistory,
+    History,
+    LanguageLoss,
+    LanguageResult,
+    Losses,
+    SpeakingResult,
+    Speech,
+)
 from indextts_job.loop.speaking import Speaker
 from indextts_job.report.events import Event, Notice, Spoke
 from indextts_job.speaking.config import SpeakingConfig
@@ -110,6 +119,25 @@ def test_a_stop_for_lack_of_improvement_tells_which_lower_losses_did_not_count()
     # The first one came before the best one, so it is none of those that were waited for in vain.
     (reason,) = speaker.why_not_better(history)
     assert reason.startswith("step 3 has a lower loss (2.5000) but speaks badly: am: no_stop 32 of 32")
+
+
+def test_beside_a_guard_too_only_what_came_behind_the_best_one_is_told() -> None:
+    guard = GuardConfig(keep=("en",), action="warn")
+    baseline = Baseline(language="en", mel=(2.0,), targets=(1,))
+    history = History(guard=GuardHistory(baselines=(baseline,)))
+    for step, target, rise in ((10, 2.0, 0.2), (20, 4.0, 0.01), (30, 3.0, 0.2)):
+        languages = (
+            LanguageLoss(language="am", samples=9, text_loss=1.0, mel_loss=target),
+            LanguageLoss(language="en", samples=9, text_loss=1.0, mel_loss=2.0 + rise, rise=rise, rise_error=0.0),
+        )
+        assert history.guard is not None
+        results = (*history.guard.results, LanguageResult(step=step, languages=languages))
+        losses = Losses(text_loss=1.0, mel_loss=target, mel_top1=0.5, total=target)
+        history = replace(history, guard=replace(history.guard, results=results))
+        history = history.after_validation(step, losses, improved=step == 20)
+    voice = Voice(1.0)
+    (reason,) = Speaker(SpeakingConfig(), guard, voice, list[Event]().append, voice.clock).why_not_better(history)
+    assert reason.startswith("step 30 has a lower loss (3.0000)")
 
 
 def test_nothing_is_spoken_where_the_check_is_off() -> None:
