@@ -128,10 +128,13 @@ def _decoded(content: bytes, limits: tuple[float, float]) -> tuple[npt.NDArray[n
 def _opened(library: Any, content: bytes) -> Any:  # noqa: ANN401  # the library has no types
     """The file, with the length that it has."""
     file = library.SoundFile(io.BytesIO(content))
-    if file.format != "MP3" or (counted := with_length(content)) is content:
+    if file.format != "MP3":
         return file
     file.close()
-    return library.SoundFile(io.BytesIO(counted))
+    try:
+        return library.SoundFile(io.BytesIO(with_length(content)))
+    except ValueError as error:
+        raise RefusedAudioError(f"{error}. Encode it again") from None
 
 
 def soundfile_library() -> Any:  # noqa: ANN401  # the library has no types

@@ -81,14 +81,26 @@ class _Header:
 
 
 def with_length(content: bytes) -> bytes:
-    """An MP3 file with the number of its frames in front; one that has it already, as it is."""
+    """An MP3 file with the number of its frames in front; one that has it already, as it is.
+
+    Raises:
+        ValueError: There is something else between its frames.
+    """
     first = _first(content)
     if first is None or _has_length(content, first):
         return content
-    wide = _Header.at(content, first).with_space()
-    count = sum(1 for _ in _frames(content, first))
+    sizes = [header.size for header in _frames(content, first)]
+    _demand_end(content, first + sum(sizes), max(sizes))
+    wide, count = _Header.at(content, first).with_space(), len(sizes)
     told = bytes(wide.side_bytes) + b"Info" + (1).to_bytes(4, "big") + count.to_bytes(4, "big")
     return (wide.bits.to_bytes(4, "big") + told).ljust(wide.size, b"\0") + content[first:]
+
+
+def _demand_end(content: bytes, end: int, frame_bytes: int) -> None:
+    """Refuse what follows the last frame of a row, unless it is a tag, nothing, or a frame that was cut off."""
+    rest = content[end:]
+    if len(rest) > frame_bytes and not rest.startswith((b"TAG", b"APETAGEX", b"LYRICSBEGIN")) and any(rest):
+        raise ValueError(f"its length is not known: behind byte {end} of {len(content)} there are no frames")
 
 
 def _has_length(content: bytes, first: int) -> bool:

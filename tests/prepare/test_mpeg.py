@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from indextts_job.prepare.audio import clip_of, soundfile_library
+from indextts_job.prepare.audio import RefusedAudioError, clip_of, soundfile_library
 from indextts_job.prepare.mpeg import _first, _Header, with_length
 
 ENCODER_S = 0.2
@@ -63,6 +63,16 @@ def test_a_tag_in_front_and_a_frame_that_was_cut_off_change_nothing() -> None:
     assert np.array_equal(tagged.samples, plain.samples)
     assert tagged.sha256 != plain.sha256  # of the file as it is
     assert clip_of(stream[:-50], 1.0, 30.0).seconds == pytest.approx(plain.seconds, abs=0.1)
+
+
+def test_a_stream_with_a_gap_is_refused_and_one_with_a_tag_behind_it_is_not() -> None:
+    stream = without_first_frame(mp3(speech(16000, 1), 16000, "VARIABLE"))
+    half = len(stream) // 2
+    with pytest.raises(RefusedAudioError, match="its length is not known: behind byte"):
+        clip_of(stream[:half] + b"\x01" * 2000 + stream[half:], 1.0, 30.0)
+    plain = clip_of(stream, 1.0, 30.0)
+    for behind in (b"TAG" + b"t" * 125, b"APETAGEX" + b"a" * 9000, bytes(5000), stream[:40]):
+        assert abs(clip_of(stream + behind, 1.0, 30.0).seconds - plain.seconds) < 0.1
 
 
 @pytest.mark.parametrize(
