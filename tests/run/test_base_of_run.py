@@ -49,7 +49,7 @@ def test_what_is_no_checkpoint_of_a_run_is_said(finished: Path, model: GPTConfig
     for wrong in (finished / "checkpoints/none.json", finished / "summary.json"):
         with pytest.raises(ConfigError, match=r"base checkpoint not found.*no checkpoint of a run"):
             load_base(str(wrong), model, {}, "")
-    with pytest.raises(ConfigError, match="is a folder .*expected a file"):
+    with pytest.raises(ConfigError, match=r"is a folder .*expected a file"):
         load_base(str(tmp_path), model, {}, "")
     (tmp_path / "gpt.pth").write_text("{}")
     with pytest.raises(DataError, match="not a readable PyTorch checkpoint"):

@@ -286,9 +286,9 @@ def test_missing_inputs_are_explained(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="not valid YAML"):
         files.read_yaml(str(tmp_path / "bad.yaml"), "x", "y")
-    with pytest.raises(ConfigError, match="x not found: .*none"):
+    with pytest.raises(ConfigError, match=r"x not found: .*none"):
         files.read_input(str(tmp_path / "none"), "x", "y")
-    with pytest.raises(ConfigError, match="is a folder .*expected a file"):
+    with pytest.raises(ConfigError, match=r"is a folder .*expected a file"):
         files.read_input(str(tmp_path), "x", "y")
 
 
