@@ -23,6 +23,7 @@ from indextts_job.attempt.machine import (
 from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.checkpoint.values import Lineage
 from indextts_job.config import RunConfig
+from indextts_job.data.named_sources import short_names
 from indextts_job.hardware.plan import HardwareFacts, Plan
 from indextts_job.loop.capacity import Capacity
 from indextts_job.model.base_checkpoint import LANGUAGE_TABLE, BaseCheckpoint
@@ -151,8 +152,8 @@ def build(  # noqa: PLR0913  # all by name
 
 
 def _sources(inputs: Inputs) -> Sources | None:
-    names = inputs.sources.names
-    return Sources(names, inputs.train_set.part_of) if names else None
+    names = short_names(inputs.sources.names)
+    return Sources(tuple(names), inputs.train_set.part_of) if names else None
 
 
 def _set_last_rate(state: TrainState, config: RunConfig, total_steps: int) -> None:

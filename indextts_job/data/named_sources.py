@@ -53,6 +53,16 @@ class NamedSources:
         )
 
 
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names for lines and curves: of paths as many parts from their ends as tell them apart."""
+    parts = [name.rstrip("/").split("/") for name in names]
+    for count in range(1, max(map(len, parts), default=0)):
+        short = ["/".join(one[-count:]) for one in parts]
+        if len(set(short)) == len(names):
+            return short
+    return list(names)
+
+
 def training_arguments(data: DataConfig) -> tuple[str, ...]:
     """Every training manifest or sharded dataset as an argument, `path::language`, in the order of the sources."""
     named = (

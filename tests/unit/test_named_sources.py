@@ -8,7 +8,7 @@ from indextts_job.config import RunConfig, build_config
 from indextts_job.data.manifest import DataConfig
 from indextts_job.data.manifest_source import ManifestSource, parse_source
 from indextts_job.data.mixture import Change, Mixture
-from indextts_job.data.named_sources import NamedSources, named_sources, training_arguments
+from indextts_job.data.named_sources import NamedSources, named_sources, short_names, training_arguments
 from indextts_job.data.order import Order
 from indextts_job.errors import ConfigError
 
@@ -215,3 +215,19 @@ def test_a_weight_of_which_nothing_is_left_is_refused() -> None:
     data = DataConfig(train_manifests=("en.jsonl@0",))
     with pytest.raises(ConfigError, match="has the weight 0 and is the only source"):
         named_sources(data, lambda path: "@" not in path)
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        ([], []),
+        (["am"], ["am"]),
+        (["am", "en"], ["am", "en"]),
+        (["s3://b/am/train.jsonl", "s3://b/en/val.jsonl"], ["train.jsonl", "val.jsonl"]),
+        (["s3://b/am/train.jsonl", "s3://b/en/train.jsonl/", "x"], ["am/train.jsonl", "en/train.jsonl", "x"]),
+        (["s3://b/train", "s3://c/train"], ["b/train", "c/train"]),
+        (["a/train", "train"], ["a/train", "train"]),
+    ],
+)
+def test_sources_have_short_names_that_tell_them_apart(names: list[str], short: list[str]) -> None:
+    assert short_names(names) == short
