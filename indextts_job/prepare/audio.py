@@ -3,6 +3,7 @@
 Nothing is made louder, trimmed or filtered, because inference does none of it. What is suspicious is reported.
 """
 
+import contextlib
 import hashlib
 import io
 import math
@@ -127,14 +128,20 @@ def _decoded(content: bytes, limits: tuple[float, float]) -> tuple[npt.NDArray[n
 
 def _opened(library: Any, content: bytes) -> Any:  # noqa: ANN401  # the library has no types
     """The file, with the length that it has."""
-    file = library.SoundFile(io.BytesIO(content))
-    if file.format != "MP3":
+    try:
+        file = library.SoundFile(io.BytesIO(content))
+    except library.LibsndfileError:
+        # A recording that begins inside of a frame is not recognised.
+        with contextlib.suppress(ValueError):
+            return library.SoundFile(io.BytesIO(with_length(content)))
+        raise
+    if file.format != "MP3" or file.subtype != "MPEG_LAYER_III":
         return file
     file.close()
     try:
         return library.SoundFile(io.BytesIO(with_length(content)))
     except ValueError as error:
-        raise RefusedAudioError(f"{error}. Encode it again") from None
+        raise RefusedAudioError(f"its length is not known: {error}. Encode it again") from None
 
 
 def soundfile_library() -> Any:  # noqa: ANN401  # the library has no types

@@ -1,11 +1,12 @@
-"""MP3 files whose length stands nowhere: recordings of streams, and files that were cut.
+"""MP3 files whose length stands nowhere, or wrongly: recordings of streams, files that were cut, or put together.
 
 libsndfile takes the length from the Xing or Info frame at the beginning. Without one it estimates it from the bit rate
-of the first frame, and reads no more than that: of a file with a variable rate, half may be lost without a word. The
-frames tell their lengths themselves, so they are counted, and a frame with the number is put in front.
-Layout of headers: ISO/IEC 11172-3 and 13818-3, layer III.
+of the first frame, and it reads no more than that: of a file with a variable rate, half may be lost without a word. The
+frames tell their sizes themselves, so they are counted, and a frame with the number is put in front of them.
+Layout of headers: ISO/IEC 11172-3 and 13818-3, layer III; of tags: id3.org, and the descriptions of APEv2 and Lyrics3.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +22,11 @@ _MPEG_1, _LAYER_III, _MONO = 3, 1, 3
 _SIDE_BYTES = {(True, True): 17, (True, False): 32, (False, True): 9, (False, False): 17}
 """By whether it is MPEG-1 and mono."""
 _MOST_JUNK = 4096
-"""Bytes in front of the first frame that are searched, behind a tag."""
+"""Bytes in front of the first frame that are searched, behind tags: a recording may begin inside of a frame."""
+_IN_A_ROW = 3
+"""Frames that have to follow one another: single headers occur in any data."""
+_COUNT_FLAG = 1
+_ZEROS = re.compile(rb"\0+")
 _WIDE_BITRATE = 9
 """Index of a rate whose frames hold the number: 128 or 80 kbit/s."""
 
@@ -80,52 +85,118 @@ class _Header:
         return type(self)(self.bits & ~0xF200 | _WIDE_BITRATE << 12)
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """The frames of a file."""
+
+    places: list[tuple[int, int]]
+    """Begin and end of each."""
+    rest: int
+    """Where they end; behind it there is nothing, padding, or a part of a frame, unless something else stands there."""
+
+
 def with_length(content: bytes) -> bytes:
-    """An MP3 file with the number of its frames in front; one that has it already, as it is.
+    """An MP3 file with the number of its frames in front of them; one that has it already, as it is.
 
     Raises:
-        ValueError: There is something else between its frames.
+        ValueError: There are no frames, or something else stands between them.
     """
     first = _first(content)
-    if first is None or _has_length(content, first):
+    if first is None:
+        raise ValueError("no frames of MPEG layer III were found")
+    row = _row(content, first)
+    told = _told(content, row.places[0])
+    frames = [(begin, end) for begin, end in row.places if not _is_about(content, begin)]
+    # More frames than are there: the file was cut off, which shows when it is decoded.
+    if told is not None and told >= len(frames):
         return content
-    sizes = [header.size for header in _frames(content, first)]
-    _demand_end(content, first + sum(sizes), max(sizes))
-    wide, count = _Header.at(content, first).with_space(), len(sizes)
-    told = bytes(wide.side_bytes) + b"Info" + (1).to_bytes(4, "big") + count.to_bytes(4, "big")
-    return (wide.bits.to_bytes(4, "big") + told).ljust(wide.size, b"\0") + content[first:]
+    _demand_end(content, row)
+    wide = _Header.at(content, first).with_space()
+    about = bytes(wide.side_bytes) + b"Info" + _COUNT_FLAG.to_bytes(4, "big") + len(frames).to_bytes(4, "big")
+    begin = (wide.bits.to_bytes(4, "big") + about).ljust(wide.size, b"\0")
+    return b"".join([begin, *(content[begin:end] for begin, end in frames)])
 
 
-def _demand_end(content: bytes, end: int, frame_bytes: int) -> None:
-    """Refuse what follows the last frame of a row, unless it is a tag, nothing, or a frame that was cut off."""
-    rest = content[end:]
-    if len(rest) > frame_bytes and not rest.startswith((b"TAG", b"APETAGEX", b"LYRICSBEGIN")) and any(rest):
-        raise ValueError(f"its length is not known: behind byte {end} of {len(content)} there are no frames")
+def _demand_end(content: bytes, row: _Row) -> None:
+    """Refuse what stands behind the frames and is no part of one, and no padding."""
+    rest = content[row.rest :]
+    most = max(end - begin for begin, end in row.places)
+    if len(rest.strip(b"\0\xff")) > most:
+        raise ValueError(f"behind byte {row.rest} of {len(content)} there are no frames")
 
 
-def _has_length(content: bytes, first: int) -> bool:
-    behind = first + 4 + _Header.at(content, first).side_bytes
-    return content[behind : behind + 4] in (b"Xing", b"Info") or content[first + 36 : first + 40] == b"VBRI"
+def _told(content: bytes, frame: tuple[int, int]) -> int | None:
+    """The number that a Xing or Info frame tells; None if the frame is none, or tells nothing."""
+    behind = frame[0] + 4 + _Header.at(content, frame[0]).side_bytes
+    if content[behind : behind + 4] not in (b"Xing", b"Info"):
+        return None
+    flags, count = (int.from_bytes(content[at : at + 4], "big") for at in (behind + 4, behind + 8))
+    return count if flags & _COUNT_FLAG and count else None
+
+
+def _is_about(content: bytes, begin: int) -> bool:
+    """Whether a frame tells about the file, and holds no sound."""
+    behind = begin + 4 + _Header.at(content, begin).side_bytes
+    return content[behind : behind + 4] in (b"Xing", b"Info") or content[begin + 36 : begin + 40] == b"VBRI"
 
 
 def _first(content: bytes) -> int | None:
-    """Place of the first frame, behind which another one begins; None where there is none."""
-    begin = _behind_tag(content)
+    """Place of the first frame; None where there is none."""
+    begin = _behind_tags(content, 0)
     places = range(begin, min(begin + _MOST_JUNK, len(content)))
-    return next((place for place in places if len(list(islice(_frames(content, place), 2))) == 2), None)
+    return next((place for place in places if len(list(islice(_frames(content, place), _IN_A_ROW))) == _IN_A_ROW), None)
 
 
-def _behind_tag(content: bytes) -> int:
-    if content[:3] != b"ID3":
-        return 0
-    # Seven bits of each byte.
-    return 10 + sum(byte << shift for byte, shift in zip(content[6:10], (21, 14, 7, 0), strict=False))
+def _row(content: bytes, place: int) -> _Row:
+    """All whole frames from a place on, also those behind tags."""
+    places: list[tuple[int, int]] = []
+    while found := list(_frames(content, place)):
+        places += found
+        place = _behind_tags(content, found[-1][1])
+    return _Row(places, place)
 
 
-def _frames(content: bytes, place: int) -> Iterator[_Header]:
-    """All whole frames, one behind the other."""
+def _frames(content: bytes, place: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of whole frames, one directly behind the other."""
     header = _Header.at(content, place)
     while header.is_one and place + header.size <= len(content):
-        yield header
+        yield place, place + header.size
         place += header.size
         header = _Header.at(content, place)
+
+
+def _behind_tags(content: bytes, place: int) -> int:
+    """The place behind all tags that begin at a place."""
+    while size := _tag_bytes(content, place):
+        place += size
+    return place
+
+
+def _tag_bytes(content: bytes, place: int) -> int:
+    """Size of the tag, or of the padding, that begins at a place; 0 if there is none."""
+    if padding := _ZEROS.match(content, place):
+        return len(padding[0])
+    if content.startswith(b"ID3", place) and len(content) > place + 10:
+        # Seven bits of each byte. A footer repeats the header.
+        size = sum(byte << shift for byte, shift in zip(content[place + 6 : place + 10], (21, 14, 7, 0), strict=True))
+        return 10 + size + (10 if content[place + 5] & 0x10 else 0)
+    if content.startswith(b"TAG+", place):
+        return 227
+    if content.startswith(b"TAG", place):
+        return 128
+    return _ape_bytes(content, place) or _lyrics_bytes(content, place)
+
+
+def _ape_bytes(content: bytes, place: int) -> int:
+    # The size counts items and footer. The flags tell whether this is the header in front of them.
+    if not content.startswith(b"APETAGEX", place):
+        return 0
+    size, flags = (int.from_bytes(content[at : at + 4], "little") for at in (place + 12, place + 20))
+    return 32 + (size if flags & 1 << 29 else 0)
+
+
+def _lyrics_bytes(content: bytes, place: int) -> int:
+    if not content.startswith(b"LYRICSBEGIN", place):
+        return 0
+    ends = (content.find(mark, place) for mark in (b"LYRICS200", b"LYRICSEND"))
+    return min((end - place + 9 for end in ends if end > 0), default=0)

@@ -65,18 +65,81 @@ def test_a_tag_in_front_and_a_frame_that_was_cut_off_change_nothing() -> None:
     assert clip_of(stream[:-50], 1.0, 30.0).seconds == pytest.approx(plain.seconds, abs=0.1)
 
 
-def test_a_stream_with_a_gap_is_refused_and_one_with_a_tag_behind_it_is_not() -> None:
-    stream = without_first_frame(mp3(speech(16000, 1), 16000, "VARIABLE"))
+ID3V1 = b"TAG" + b"t" * 125
+LYRICS = b"LYRICSBEGIN" + b"la " * 900 + b"000123LYRICS200"
+
+
+def ape(items: bytes) -> bytes:
+    size = (len(items) + 32).to_bytes(4, "little")
+    header = b"APETAGEX" + (2000).to_bytes(4, "little") + size + bytes([1, 0, 0, 0])
+    ends = [header + (flags << 29).to_bytes(4, "little") + bytes(8) for flags in (5, 4)]
+    return ends[0] + items + ends[1]
+
+
+def id3(size: int) -> bytes:
+    return b"ID3\x04\x00\x00" + bytes([size >> shift & 0x7F for shift in (21, 14, 7, 0)]) + b"\xff\xfb" * (size // 2)
+
+
+@pytest.fixture(scope="module")
+def stream() -> bytes:
+    return without_first_frame(mp3(speech(16000, 1), 16000, "VARIABLE"))
+
+
+def test_a_stream_with_a_gap_is_refused_and_one_with_tags_and_padding_is_not(stream: bytes) -> None:
     half = len(stream) // 2
     with pytest.raises(RefusedAudioError, match="its length is not known: behind byte"):
         clip_of(stream[:half] + b"\x01" * 2000 + stream[half:], 1.0, 30.0)
     plain = clip_of(stream, 1.0, 30.0)
-    for behind in (b"TAG" + b"t" * 125, b"APETAGEX" + b"a" * 9000, bytes(5000), stream[:40]):
-        assert abs(clip_of(stream + behind, 1.0, 30.0).seconds - plain.seconds) < 0.1
+    for behind in (
+        ID3V1,
+        bytes(900) + ID3V1,
+        ape(b"a" * 9000),
+        LYRICS + ID3V1,
+        bytes(5000),
+        b"\xff" * 5000,
+        stream[:40],
+    ):
+        assert np.array_equal(clip_of(stream + behind, 1.0, 30.0).samples, plain.samples)
+    for before in (id3(300), id3(300) + id3(20_000), bytes(3000), stream[50:90]):
+        assert np.array_equal(clip_of(before + stream, 1.0, 30.0).samples, plain.samples)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"ID3", b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f", b"\xff\xfb" * 3000, b"\x00" * 9000]
-)
-def test_what_is_no_stream_stays_as_it_is(content: bytes) -> None:
-    assert with_length(content) is content
+@pytest.mark.parametrize("between", [ID3V1 + id3(300), ape(b"a" * 9000), LYRICS + ID3V1, b""])
+def test_files_that_were_put_together_are_decoded_whole(stream: bytes, between: bytes) -> None:
+    seconds = clip_of(stream, 1.0, 30.0).seconds
+    assert clip_of(stream + between + stream, 1.0, 30.0).seconds == pytest.approx(2 * seconds, abs=0.1)
+    # Each of them tells its own length.
+    whole = mp3(speech(16000, 1), 16000, "VARIABLE")
+    assert clip_of(whole + between + whole, 1.0, 30.0).seconds == pytest.approx(2 * seconds, abs=0.1)
+
+
+def changed_info(whole: bytes, **values: int) -> bytes:
+    """A file whose Info frame has other flags, or another number of frames."""
+    at = next(place for place in (whole.find(b"Xing"), whole.find(b"Info")) if place > 0)
+    flags, count = (int.from_bytes(whole[begin : begin + 4], "big") for begin in (at + 4, at + 8))
+    found = {"flags": flags, "count": count} | values
+    return whole[: at + 4] + found["flags"].to_bytes(4, "big") + found["count"].to_bytes(4, "big") + whole[at + 12 :]
+
+
+def test_a_number_that_is_missing_or_too_small_is_made_good() -> None:
+    whole = mp3(speech(16000, 1), 16000, "VARIABLE")
+    assert with_length(changed_info(whole)) == whole
+    for wrong in (changed_info(whole, flags=0), changed_info(whole, count=0), changed_info(whole, count=50)):
+        assert clip_of(wrong, 1.0, 30.0).seconds == pytest.approx(10, abs=ENCODER_S)
+    with pytest.raises(RefusedAudioError, match="its header says"):
+        clip_of(whole[: len(whole) // 2], 1.0, 30.0)
+
+
+def test_the_number_of_another_encoder_is_counted_too(stream: bytes) -> None:
+    """libsndfile does not read a VBRI frame."""
+    found = _first(stream)
+    assert found is not None
+    header = _Header.at(stream, found).with_space()
+    about = (header.bits.to_bytes(4, "big") + bytes(32) + b"VBRI").ljust(header.size, b"\0")
+    assert np.array_equal(clip_of(about + stream, 1.0, 30.0).samples, clip_of(stream, 1.0, 30.0).samples)
+
+
+@pytest.mark.parametrize("content", [b"", b"ID3", id3(300)[:200], b"\xff\xfb" * 3000, bytes(9000)])
+def test_where_no_frames_are_that_is_said(content: bytes) -> None:
+    with pytest.raises(ValueError, match="no frames of MPEG layer III"):
+        with_length(content)
