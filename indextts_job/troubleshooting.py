@@ -37,7 +37,7 @@ ENTRIES: dict[str, tuple[tuple[str, ...], ...]] = {
     "the-state-that-was-loaded-is-not": (("the state that was loaded is not the one that was saved",),),
     "base-rows-hold-trained-values": (("base rows hold trained values",),),
     "the-ranks-would-start-from-different-steps": (("the ranks would start from different steps",),),
-    "a-newer-attempt": (("a newer attempt",),),
+    "the-newer-attempt-goes-on": (("the newer attempt goes on",), ("two jobs were started for the run",)),
     "is-not-finite": (("is not finite",),),
     "do-not-fit-the-memory-of": (("do not fit the memory of",),),
     "does-not-fit-the-memory-of": (("does not fit the memory of",),),
@@ -65,5 +65,5 @@ def entry_of(message: str) -> str:
     explained = ((anchor, phrases) for anchor, alternatives in ENTRIES.items() for phrases in alternatives)
     for anchor, phrases in explained:
         if all(words in message for words in phrases):
-            return f" More in {PAGE}#{anchor}"
+            return f"{'' if message.endswith('.') else '.'} More in {PAGE}#{anchor}"
     return ""

@@ -88,6 +88,8 @@ def _arguments(job: Job) -> tuple[list[str], dict[str, object]]:
 def _split(settings: list[str]) -> tuple[str, list[tuple[str, object]]]:
     """The path of the configuration (empty if there is none) and the `key=value` settings."""
     paths, overrides = split_settings(settings, os.path.exists)
+    if len(paths) > 1:
+        raise ConfigError(f"{len(paths)} configuration files given ({', '.join(paths)}), expected one.")
     return next(iter(paths), ""), overrides
 
 

@@ -167,8 +167,24 @@ def summary(store: CheckpointStore, described: Described) -> dict[str, Any]:
     }
 
 
+def tells_of_none(content: bytes) -> bool:
+    """Whether a `summary.json` says that a person has deleted all checkpoints."""
+    try:
+        return bool(json.loads(content.decode())["checkpoints"] == [])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
+def summarise_again(store: CheckpointStore) -> None:
+    """Write `summary.json` after a person has tagged or removed a checkpoint, whatever a training commits meanwhile."""
+    before: Sequence[CheckpointName] | None = None
+    while before != (names := store.names()):
+        before = names
+        write_summary(store)
+
+
 def write_summary(store: CheckpointStore, described: Described | None = None) -> None:
-    """Write `summary.json`: after a commit, and after a person has tagged or removed a checkpoint.
+    """Write `summary.json`.
 
     Args:
         store: The run's checkpoints.

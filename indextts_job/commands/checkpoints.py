@@ -212,13 +212,13 @@ def _delete(given: argparse.Namespace) -> int:
 
 
 def _keep(given: argparse.Namespace) -> int:
-    from indextts_job.checkpoint.describe import write_summary
     from indextts_job.checkpoint.manifest import file_name
+    from indextts_job.commands.delete import summarise
     from indextts_job.resume.points import locate
 
     store, name = locate(given.checkpoint, configure(given, given.checkpoint))
     if name is None:
         raise errors.ConfigError(f"{given.checkpoint} is a run. Give the .json of one of its checkpoints.")
     print(f"kept as {file_name(store.keep(name))}")  # noqa: T201
-    write_summary(store)
+    summarise(store)
     return errors.EXIT_OK

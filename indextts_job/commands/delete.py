@@ -34,7 +34,6 @@ def act(given: argparse.Namespace) -> int:
 
 def _delete_checkpoint(given: argparse.Namespace, store: "CheckpointStore", name: "CheckpointName") -> int:
     from indextts_job.checkpoint import retention
-    from indextts_job.checkpoint.describe import write_summary
     from indextts_job.checkpoint.removal import delete, size_of
     from indextts_job.report.console import human_bytes
 
@@ -44,9 +43,19 @@ def _delete_checkpoint(given: argparse.Namespace, store: "CheckpointStore", name
     then = f"the run goes on from step {left[0].step}" if left else "the run has no other: it would begin anew"
     _ask(given, f"{what}; then {then}")
     delete(store, [name])
-    write_summary(store)
     terminal.say(f"deleted {given.name}")
+    summarise(store)
     return errors.EXIT_OK
+
+
+def summarise(store: "CheckpointStore") -> None:
+    """Write summary.json again. What was asked for is done, so a failure is a warning."""
+    from indextts_job.checkpoint.describe import SUMMARY, summarise_again
+
+    try:
+        summarise_again(store)
+    except errors.IndexTTSJobError as error:
+        terminal.say(f"warning: {SUMMARY} was not written again: {error}", sys.stderr)
 
 
 def _delete_run(given: argparse.Namespace, store: "CheckpointStore", every: "list[Attempt]") -> int:

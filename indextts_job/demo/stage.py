@@ -43,6 +43,8 @@ def demand_own_folder(folder: Path) -> None:
             _empty(folder)
         folder.mkdir(parents=True, exist_ok=True)
         mark.touch()
+    except ValueError as error:  # a zero byte
+        raise ConfigError(f"--folder {str(folder)!r}: {error}. Give another one.") from error
     except OSError as error:
         # Not empty again: a process of an earlier demo is still writing there.
         raise ConfigError(f"--folder {folder}: {error.strerror}. Give another one.") from error

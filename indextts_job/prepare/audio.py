@@ -128,13 +128,7 @@ def _decoded(content: bytes, limits: tuple[float, float]) -> tuple[npt.NDArray[n
 
 def _opened(library: Any, content: bytes) -> Any:  # noqa: ANN401  # the library has no types
     """The file, with the length that it has."""
-    try:
-        file = library.SoundFile(io.BytesIO(content))
-    except library.LibsndfileError:
-        # A recording that begins inside of a frame is not recognised.
-        with contextlib.suppress(ValueError):
-            return library.SoundFile(io.BytesIO(with_length(content)))
-        raise
+    file = _recognised(library, content)
     if file.format != "MP3" or file.subtype != "MPEG_LAYER_III":
         return file
     file.close()
@@ -142,6 +136,16 @@ def _opened(library: Any, content: bytes) -> Any:  # noqa: ANN401  # the library
         return library.SoundFile(io.BytesIO(with_length(content)))
     except ValueError as error:
         raise RefusedAudioError(f"its length is not known: {error}. Encode it again") from None
+
+
+def _recognised(library: Any, content: bytes) -> Any:  # noqa: ANN401  # the library has no types
+    try:
+        return library.SoundFile(io.BytesIO(content))
+    except library.LibsndfileError:
+        # A recording that begins inside of a frame is not recognised.
+        with contextlib.suppress(ValueError):
+            return library.SoundFile(io.BytesIO(with_length(content)))
+        raise
 
 
 def soundfile_library() -> Any:  # noqa: ANN401  # the library has no types

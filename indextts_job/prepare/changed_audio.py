@@ -55,12 +55,13 @@ def _differ(version: str | None, recorded: str) -> bool:
 
 
 def _demand_some(pairs: Sequence[tuple[Utterance, UtteranceRecord]], audio: AudioFiles) -> None:
-    """Refuse a wrong folder: of all that was used, nothing lies where it did, and nothing where it should now."""
+    """Refuse a wrong folder: nothing that was used lies where it did, and next to nothing where it should now."""
     used = [(one, known) for one, known in pairs if known.audio_sha256]
     moved = [one for one, known in used if known.place not in ("", place_of(one.url))]
-    # One alone may have been left behind on purpose.
-    if 1 < len(moved) == len(used) and all(audio.version(one.url) == MISSING for one in moved):
-        raise nothing_there([one.url for one in moved])
+    missing = [one.url for one in moved if audio.version(one.url) == MISSING]
+    # A few may have been left behind on purpose, and a wrong folder may have a file of the same name.
+    if len(moved) == len(used) and 2 * len(missing) > len(moved) + 1:
+        raise nothing_there(missing)
 
 
 def nothing_there(urls: Sequence[str]) -> DataError:

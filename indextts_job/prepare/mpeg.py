@@ -176,15 +176,19 @@ def _tag_bytes(content: bytes, place: int) -> int:
     """Size of the tag, or of the padding, that begins at a place; 0 if there is none."""
     if padding := _ZEROS.match(content, place):
         return len(padding[0])
-    if content.startswith(b"ID3", place) and len(content) > place + 10:
-        # Seven bits of each byte. A footer repeats the header.
-        size = sum(byte << shift for byte, shift in zip(content[place + 6 : place + 10], (21, 14, 7, 0), strict=True))
-        return 10 + size + (10 if content[place + 5] & 0x10 else 0)
     if content.startswith(b"TAG+", place):
         return 227
     if content.startswith(b"TAG", place):
         return 128
-    return _ape_bytes(content, place) or _lyrics_bytes(content, place)
+    return _id3_bytes(content, place) or _ape_bytes(content, place) or _lyrics_bytes(content, place)
+
+
+def _id3_bytes(content: bytes, place: int) -> int:
+    if not content.startswith(b"ID3", place) or len(content) <= place + 10:
+        return 0
+    # Seven bits of each byte. A footer repeats the header.
+    size = sum(byte << shift for byte, shift in zip(content[place + 6 : place + 10], (21, 14, 7, 0), strict=True))
+    return 10 + size + (10 if content[place + 5] & 0x10 else 0)
 
 
 def _ape_bytes(content: bytes, place: int) -> int:

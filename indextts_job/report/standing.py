@@ -116,7 +116,7 @@ class Standing:
 
     def _attempts(self) -> str:
         failed = f", {self.failed_attempts} failed" if self.failed_attempts else ""
-        memory = f", {self.out_of_memory} times out of memory" if self.out_of_memory else ""
+        memory = f", out of memory {self.out_of_memory} x" if self.out_of_memory else ""
         return f"{self.attempts}, {self.steps_done_again} steps done again{failed}{memory}"
 
     def _checkpoint(self) -> str:

@@ -203,7 +203,10 @@ def _newest_of_own(own: CheckpointStore, repair: Repair | None) -> ResumePoint:
 
 def _has_had_checkpoints(own: CheckpointStore) -> bool:
     # The summary is written after the first commit; attempts also exist in a run that has never committed.
-    return describe.SUMMARY in own.storage.list("") and bool(own.storage.list(fence.FOLDER))
+    if describe.SUMMARY not in own.storage.list("") or not own.storage.list(fence.FOLDER):
+        return False
+    # `checkpoints delete` leaves an empty list behind the last one: then nobody has to put anything back.
+    return not describe.tells_of_none(own.storage.read(describe.SUMMARY))
 
 
 def _lost_checkpoints(run: str) -> DataError:

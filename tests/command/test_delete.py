@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 
-from indextts_job.checkpoint.describe import SCHEMA
+from indextts_job.checkpoint.describe import SCHEMA, summarise_again
 from indextts_job.checkpoint.manifest import file_name
+from indextts_job.checkpoint.store import CheckpointStore
 from indextts_job.cli import main
+from indextts_job.config import ResumeConfig
 from indextts_job.demo.world import World
 from indextts_job.errors import EXIT_CONFIG, EXIT_OK, EXIT_STOPPED
+from indextts_job.resume.select import select
+from indextts_job.storage.local_storage import LocalStorage
 from tests.support.attempts import attempt
 from tests.support.runs import config_for, newest, store_of
 
@@ -68,6 +72,51 @@ def test_the_summary_names_what_is_there(run: Path) -> None:
     for path in sorted((run / "checkpoints").iterdir()):
         assert main(["checkpoints", "delete", str(path), "--yes"]) == EXIT_OK
     assert summary() == {"schema": SCHEMA, "checkpoints": []}
+    # The run begins anew, as the question has said.
+    assert begins_anew(run)
+
+
+def begins_anew(run: Path) -> bool:
+    return select(ResumeConfig(), store_of(run)).point is None
+
+
+def test_what_is_deleted_is_deleted_although_another_checkpoint_is_damaged(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest_of(run, 8).write_text('{"broken')
+    assert main(["checkpoints", "delete", str(manifest_of(run, 3)), "--yes"]) == EXIT_OK
+    shown = capsys.readouterr()
+    assert "deleted " in shown.out
+    assert 3 not in {name.step for name in store_of(run).names()}
+    assert "8" in (run / "summary.json").read_text()
+
+
+def test_a_summary_that_cannot_be_written_is_a_warning(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "summary.json").unlink()
+    (run / "summary.json").mkdir()
+    (run / "summary.json/mine").touch()
+    assert main(["checkpoints", "keep", str(manifest_of(run, 3))]) == EXIT_OK
+    shown = capsys.readouterr()
+    assert "kept as" in shown.out
+    assert "warning: summary.json was not written again" in shown.err
+
+
+def test_a_summary_has_what_a_training_commits_while_it_is_written(run: Path) -> None:
+    store = store_of(run)
+    late = manifest_of(run, 8)
+    content = late.read_bytes()
+    late.unlink()
+
+    class Committing(LocalStorage):
+        """Commits a checkpoint between the listing and the write of the first summary."""
+
+        def write(self, key: str, written: Any) -> None:
+            if not late.exists():
+                late.write_bytes(content)
+            super().write(key, written)
+
+    summarise_again(CheckpointStore(Committing(store.storage.url)))
+    assert json.loads((run / "summary.json").read_text())["step"] == 8
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y", EXIT_OK), ("n", EXIT_CONFIG), ("", EXIT_CONFIG)])

@@ -224,6 +224,10 @@ def test_a_folder_without_a_single_file_of_a_unit_is_a_wrong_folder(clip: str) -
     folder, _, name = gone[0].rpartition("/")
     assert f"{folder}: not one of 2 audio files that the manifest names one after another is there" in str(found.value)
     assert f"the first is {name}. Check audio.folder" in str(found.value)
+    # A stray file of the same name does not make a folder right.
+    many = [(f"{clip}.gone-{number}", taken(str(number), place=f"/before/{number}.wav")) for number in range(5)]
+    with pytest.raises(DataError, match="not one of 5 audio files"):
+        reasons(*many, (clip, taken("c", place="/before/clip.wav")))
     # One that is there shows that the folder is right, and what was refused was not made from any file.
     assert reasons(*moved, (clip, taken("c", place="/before/clip.wav"))) == ["lies elsewhere now"]
     assert reasons(moved[0], (clip, refused("c", place=clip, audio_version="5 7"))) == []

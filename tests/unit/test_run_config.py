@@ -46,6 +46,13 @@ def test_flags_count_as_they_do_in_the_trainer(
     assert read_config(job(str(path))).written == {"run": "${STORE}/run"}
 
 
+def test_two_configurations_are_one_too_many(tmp_path: Path) -> None:
+    for name in ("a.yaml", "b.yaml"):
+        (tmp_path / name).write_text(MINIMAL, encoding="utf-8")
+    with pytest.raises(ConfigError, match="2 configuration files given"):
+        read_config(job(str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")))
+
+
 def test_a_flag_that_the_trainer_does_not_have_is_not_queued(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(MINIMAL, encoding="utf-8")
     with pytest.raises(ConfigError, match="--epoch"):

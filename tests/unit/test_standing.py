@@ -81,7 +81,7 @@ def test_troubles_are_counted_over_all_attempts() -> None:
     ]
     found = standing(rows, NOW)
     assert (found.failed_attempts, found.out_of_memory) == (2, 3)
-    assert dict(found.lines())["attempts"] == "3, 0 steps done again, 2 failed, 3 times out of memory"
+    assert dict(found.lines())["attempts"] == "3, 0 steps done again, 2 failed, out of memory 3 x"
 
 
 def test_programs_get_values() -> None:
