@@ -34,20 +34,24 @@ class Headings:
 
 def demand_own_folder(folder: Path) -> None:
     """Make an empty folder of it: remove an earlier demo, refuse anything else."""
-    # Only a folder that a demo has marked as its own may be emptied.
-    mark = folder / ".indextts-job-demo"
     try:
-        if folder.exists() and any(folder.iterdir()):
-            if not mark.exists():
-                raise ConfigError(f"{folder} is not empty and not an earlier demo. Give another one: --folder PATH.")
-            _empty(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        _take(folder)
     except ValueError as error:  # a zero byte
         raise ConfigError(f"--folder {str(folder)!r}: {error}. Give another one.") from error
     except OSError as error:
         # Not empty again: a process of an earlier demo is still writing there.
         raise ConfigError(f"--folder {folder}: {error.strerror}. Give another one.") from error
+
+
+def _take(folder: Path) -> None:
+    # Only a folder that a demo has marked as its own may be emptied.
+    mark = folder / ".indextts-job-demo"
+    if folder.exists() and any(folder.iterdir()):
+        if not mark.exists():
+            raise ConfigError(f"{folder} is not empty and not an earlier demo. Give another one: --folder PATH.")
+        _empty(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.touch()
 
 
 def _empty(folder: Path) -> None:

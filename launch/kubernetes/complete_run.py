@@ -6,12 +6,21 @@ from dataclasses import replace
 from typing import Any
 
 from indextts_job.background import begin
-from indextts_job.checkpoint.manifest import MANIFESTS, file_name, parse_file_name, parse_manifest
-from indextts_job.checkpoint.retention import FINAL, current
+from indextts_job.checkpoint.manifest import (
+    MANIFESTS,
+    OBJECTS,
+    SHARED,
+    CheckpointManifest,
+    file_name,
+    parse_file_name,
+    parse_manifest,
+)
+from indextts_job.checkpoint.retention import FINAL, CheckpointName, current
 from indextts_job.config import RunConfig, recorded_config
 from indextts_job.redaction import redacted_values
 from indextts_job.storage import files
 from indextts_job.storage.remote_storage import open_storage
+from indextts_job.storage.run_storage import RunStorage
 from indextts_job.waiting import result, settled
 
 LOOK_S = 15.0
@@ -43,13 +52,26 @@ def complete_at(config: RunConfig, written: Mapping[str, object]) -> int | None:
 def _final_step(config: RunConfig, document: Mapping[str, Any]) -> int | None:
     files.configure_object_stores(config.storage)
     storage = open_storage(config.run, replace(config.storage, retry_seconds=0))
-    found = (parse_file_name(name) for name in storage.list(MANIFESTS))
-    newest = next(iter(current(name for name in found if name)), None)
+    newest = _newest(storage)
     if newest is None or FINAL not in newest.tags:
         return None
     key = f"{MANIFESTS}/{file_name(newest)}"
     manifest = parse_manifest(storage.read(key), key)
-    return newest.step if _decisive(manifest.values.config) == _decisive(redacted_values(dict(document))) else None
+    same = _decisive(manifest.values.config) == _decisive(redacted_values(dict(document)))
+    return newest.step if same and _is_there(storage, manifest) else None
+
+
+def _newest(storage: RunStorage) -> CheckpointName | None:
+    found = (parse_file_name(name) for name in storage.list(MANIFESTS))
+    return next(iter(current(name for name in found if name)), None)
+
+
+def _is_there(storage: RunStorage, manifest: CheckpointManifest) -> bool:
+    """Whether all objects of a checkpoint are there. An attempt writes others again, or says which are lost."""
+    # Not by the store of checkpoints, which imports torch: a launcher has no second for it.
+    listed = ((folder, storage.list(folder)) for folder in (OBJECTS, SHARED))
+    there = {f"{folder}/{file}": info.size_bytes for folder, found in listed for file, info in found.items()}
+    return all(there.get(stored.key) == stored.size_bytes for stored in manifest.objects.values())
 
 
 def _decisive(document: Mapping[str, Any]) -> dict[str, Any]:

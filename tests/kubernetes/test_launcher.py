@@ -177,6 +177,8 @@ def test_a_run_that_is_complete_takes_no_gpu(
         ("inputs.base_checkpoint=file:///another.pth",),
     ):
         assert " is submitted" in submit(*changed), changed
+    next((tmp_path / "run/objects").iterdir()).unlink()
+    assert " is submitted" in submit()  # an attempt says what is lost
 
 
 def test_a_complete_run_is_known_by_what_its_file_says(
