@@ -80,16 +80,22 @@ def check_config(job: Job) -> None:
 def _arguments(job: Job) -> tuple[list[str], dict[str, object]]:
     """Files and `key=value` settings, and the keys that flags set."""
     if job.command == "train":
-        return settings_in(job.arguments)
+        settings, keys = settings_in(job.arguments)
+        _demand_one(settings)
+        return settings, keys
     # Options of `prepare` are neither, and set no keys.
     return [argument for argument in job.arguments if not argument.startswith("-")], {}
+
+
+def _demand_one(settings: list[str]) -> None:
+    paths, _ = split_settings(settings, os.path.exists)
+    if len(paths) > 1:
+        raise ConfigError(f"{len(paths)} configuration files given ({', '.join(paths)}), expected one.")
 
 
 def _split(settings: list[str]) -> tuple[str, list[tuple[str, object]]]:
     """The path of the configuration (empty if there is none) and the `key=value` settings."""
     paths, overrides = split_settings(settings, os.path.exists)
-    if len(paths) > 1:
-        raise ConfigError(f"{len(paths)} configuration files given ({', '.join(paths)}), expected one.")
     return next(iter(paths), ""), overrides
 
 

@@ -46,6 +46,12 @@ def test_flags_count_as_they_do_in_the_trainer(
     assert read_config(job(str(path))).written == {"run": "${STORE}/run"}
 
 
+def test_a_value_of_an_option_of_prepare_is_no_second_configuration(tmp_path: Path) -> None:
+    path = str(tmp_path / "prepare.yaml")
+    given = Job(command="prepare", arguments=(path, "--worker", "w1", "--assemble"))
+    assert config_argument(given) == path
+
+
 def test_two_configurations_are_one_too_many(tmp_path: Path) -> None:
     for name in ("a.yaml", "b.yaml"):
         (tmp_path / name).write_text(MINIMAL, encoding="utf-8")
