@@ -19,7 +19,7 @@ ADVICE = "Give the run's configuration: … -- RUN.yaml"
 
 
 @dataclass(frozen=True, slots=True)
-class RunFile:
+class JobConfig:
     """A local configuration of a training, and what the job's arguments make of it."""
 
     text: str
@@ -40,7 +40,7 @@ def config_argument(job: Job) -> str:
     return _split(settings)[0]
 
 
-def read_config(job: Job) -> RunFile:
+def read_config(job: Job) -> JobConfig:
     """Read the job's local configuration file.
 
     Raises:
@@ -54,7 +54,7 @@ def read_config(job: Job) -> RunFile:
     config = build_config(with_variables(document, os.environ, path), path, layers)
     given = {**flag_keys, **dict(overrides)}
     places = written_places(flatten(document)) if isinstance(document, Mapping) else {}
-    return RunFile(text, config, {key: value for key, value in places.items() if key not in given})
+    return JobConfig(text, config, {key: value for key, value in places.items() if key not in given})
 
 
 def read_prepare_config(job: Job) -> tuple[str, PrepareConfig]:
